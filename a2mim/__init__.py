@@ -1,0 +1,27 @@
+"""a2mim: masked-image-modelling pre-training for any architecture.
+
+Importing this module imports neither torch nor timm, so that `--help` and a mistyped config answer at once;
+the names below are resolved when they are first used.
+"""
+
+from importlib import import_module
+
+from a2mim import compat
+
+__version__ = "0.1.0"
+
+_PUBLIC = {
+    "MIM": "a2mim.mim",
+    "MaskedEncoder": "a2mim.encoder",
+    "open_dataset": "a2mim.data",
+    "pretrain": "a2mim.engine.run",
+}
+__all__ = ["MIM", "MaskedEncoder", "open_dataset", "pretrain"]
+
+compat.mend_torchvision_when_imported()
+
+
+def __getattr__(name: str):
+    if name in _PUBLIC:
+        return getattr(import_module(_PUBLIC[name]), name)
+    raise AttributeError(f"module 'a2mim' has no attribute {name!r}")

@@ -1,0 +1,51 @@
+"""What third parties break, mended in one place.
+
+torchvision: the wheel that pip pairs with a CPU build of torch is compiled for CUDA. Its operators do not load, its
+Python code registers a fake kernel for one of them (`torchvision::nms`) and `import torchvision`, hence `import timm`
+and mmengine's environment report, dies with "operator torchvision::nms does not exist". Declaring the missing schemas
+first lets the import pass; calling such an operator still fails, and nothing here calls one.
+"""
+
+import sys
+from importlib.machinery import PathFinder
+from pathlib import Path
+
+_SCHEMAS = {
+    "nms": "nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
+    "qnms": "qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
+}
+_libraries = []  # torch forgets a declaration when its Library object is collected
+
+
+class _TorchvisionFinder:
+    """Mends torchvision at the moment somebody imports it: doing it earlier would cost every `--help` an import of torch."""
+
+    @staticmethod
+    def find_spec(name, path=None, target=None):
+        if name == "torchvision":
+            declare_missing_operators()
+        return None  # the usual finders take over
+
+
+def mend_torchvision_when_imported() -> None:
+    """Idempotent; does nothing where torchvision is imported already."""
+    if "torchvision" not in sys.modules and _TorchvisionFinder not in sys.meta_path:
+        sys.meta_path.insert(0, _TorchvisionFinder)
+
+
+def declare_missing_operators() -> None:
+    """Declares torchvision's operator schemas unless its compiled library brings them."""
+    import torch
+
+    spec = PathFinder.find_spec("torchvision")
+    folder = Path(spec.origin).parent if spec and spec.origin else None
+    for library in folder.glob("_C*.so") if folder else ():
+        try:
+            torch.ops.load_library(library)
+        except OSError:
+            pass  # compiled for another torch: exactly the case that is mended below
+    for operator, schema in _SCHEMAS.items():
+        if not hasattr(torch.ops.torchvision, operator):
+            library = torch.library.Library("torchvision", "FRAGMENT")
+            library.define(schema)
+            _libraries.append(library)

@@ -1,0 +1,42 @@
+"""Installs a2mim. Ranges stand here; the versions that CI tests stand in constraints.txt."""
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+ROOT = Path(__file__).parent
+VERSION = re.search(r'__version__ = "(.+)"', (ROOT / "a2mim" / "__init__.py").read_text()).group(1)
+
+setup(
+    name="a2mim",
+    version=VERSION,
+    description="Masked-image-modelling pre-training for any architecture",
+    long_description=(ROOT / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.11",
+    packages=find_packages(include=["a2mim", "a2mim.*"]),
+    install_requires=[
+        "torch>=2.6",
+        "torchvision>=0.21",
+        "timm>=1.0.20",
+        "mmengine>=0.10.7",
+        "mmcv-lite>=2.2",
+        "einops>=0.8",
+        "webdataset>=1.0",
+        "safetensors>=0.4",
+        "simplejpeg>=1.7",
+        "scikit-image>=0.24",
+        "pillow>=10",
+        "numpy>=1.26",
+        "tqdm>=4.66",
+        "setuptools",  # mmengine imports distutils, which Python 3.12 took out
+        "packaging",  # mmengine imports it without declaring it
+    ],
+    extras_require={
+        "tensorboard": ["tensorboard"],
+        "test": ["pytest>=8", "pytest-xdist>=3.5", "ruff>=0.6", "tensorboard"],
+    },
+    entry_points={"console_scripts": ["a2mim=a2mim.cli:main"]},
+)
