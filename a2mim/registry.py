@@ -1,7 +1,7 @@
-"""One mmengine scope, "a2mim", with a child of every root registry.
+"""One mmengine scope, "a2mim": the parts that a config names by `type`, looked up and checked in one place."""
 
-A root without a child in our scope makes mmengine warn once for each of them.
-"""
+import inspect
+from difflib import get_close_matches
 
 from mmengine import registry as roots
 from mmengine.registry import Registry
@@ -9,5 +9,31 @@ from mmengine.registry import Registry
 SCOPE = "a2mim"
 
 
-def _child(name: str, location: str) -> Registry:
-    return Registry(name.lower(), parent=getattr(roots, name), scope=SCOPE, locations=[location])
+def build_part(cfg: dict, registry: Registry, **_):
+    """Builds `cfg["type"]` with the other keys as arguments; a wrong name or argument is one sentence with the nearest right one."""
+    arguments = dict(cfg)
+    name = arguments.pop("type", None)
+    part = registry.get(name) if name else None
+    if part is None:
+        raise ValueError(f"type={name!r} is not a part of a2mim{nearest(name, registry.module_dict)}")
+    allowed = [p for p in inspect.signature(part).parameters if p != "self"]
+    for key in arguments:
+        if key not in allowed:
+            raise ValueError(f"{name} has no argument {key!r}{nearest(key, allowed)}")
+    return part(**arguments)
+
+
+def nearest(name: str | None, allowed) -> str:
+    """The tail of an error sentence: the closest allowed names, or all of them when none is close."""
+    close = get_close_matches(str(name), list(allowed), n=3) or sorted(allowed)
+    return f"; did you mean {' or '.join(close)}?" if len(close) <= 3 else f"; allowed are {', '.join(close)}"
+
+
+MODELS = Registry("model", build_func=build_part, parent=roots.MODELS, scope=SCOPE)
+
+# mmengine's Runner asks every root registry for a child in the current scope and warns once for each that has none.
+_OTHERS = {
+    name: Registry(root.name, parent=root, scope=SCOPE)
+    for name, root in vars(roots).items()
+    if isinstance(root, Registry) and name != "MODELS"
+}

@@ -1,0 +1,32 @@
+"""From a feature map to pixels."""
+
+from torch import Tensor, nn
+
+from a2mim.registry import MODELS
+
+
+@MODELS.register_module()
+class LinearDecoder(nn.Module):
+    """One linear map a feature cell: a 1x1 convolution to its pixels, then PixelShuffle.
+
+    Args:
+        in_channels: width of the feature map.
+        stride: pixels per feature cell.
+        out_channels: channels of the target.
+
+    Source: SimMIM, https://arxiv.org/abs/2111.09886, and A²MIM. Weight truncated-normal 0.02, bias 0.
+    """
+
+    def __init__(self, in_channels: int, stride: int, out_channels: int = 3):
+        super().__init__()
+        self.proj = nn.Conv2d(in_channels, out_channels * stride**2, kernel_size=1)
+        self.shuffle = nn.PixelShuffle(stride)
+        nn.init.trunc_normal_(self.proj.weight, std=0.02)
+        nn.init.zeros_(self.proj.bias)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """(B, in_channels, h, w) -> (B, out_channels, h * stride, w * stride)."""
+        return self.shuffle(self.proj(features))
+
+
+DECODERS = {"linear": LinearDecoder}

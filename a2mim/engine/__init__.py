@@ -1,0 +1,1 @@
+"""Configuration, optimisation, hooks, the run: the only door to mmengine's Runner."""

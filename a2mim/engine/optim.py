@@ -1,0 +1,131 @@
+"""Which parameters decay, at what rate, and how a step is taken."""
+
+from contextlib import contextmanager
+
+import torch
+from mmengine.optim import OptimWrapper
+from timm.optim import create_optimizer_v2
+from timm.scheduler import CosineLRScheduler, MultiStepLRScheduler
+from torch import Tensor, nn
+
+AMP_TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+NO_DECAY = ("pos_embed", "cls_token", "dist_token", "reg_token", "temperature", "relative_position_bias_table")
+
+
+def parameter_groups(model: nn.Module, weight_decay: float, lr: float, token_lr_scale: float) -> list[dict]:
+    """Splits the trainable parameters of a MIM into: decayed, not decayed, and the mask token with its gamma.
+
+    No decay on norms, biases, LayerScale (all of them have at most one axis), tokens, position embeddings and whatever the
+    backbone itself lists; XCiT's `temperature` is ours to name, timm leaves it out.
+    """
+    backbone = model.encoder.model
+    listed = set(backbone.no_weight_decay()) if hasattr(backbone, "no_weight_decay") else set()
+    decayed, plain, token = [], [], []
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        inner = name.removeprefix("encoder.model.")
+        if name.startswith(("encoder.tokens", "encoder.gammas")):
+            token.append(parameter)
+        elif parameter.ndim <= 1 or inner in listed or inner.rsplit(".", 1)[-1] in NO_DECAY:
+            plain.append(parameter)
+        else:
+            decayed.append(parameter)
+    groups = [
+        {"params": decayed, "weight_decay": weight_decay, "lr": lr},
+        {"params": plain, "weight_decay": 0.0, "lr": lr},
+        {"params": token, "weight_decay": 0.0, "lr": lr * token_lr_scale},
+    ]
+    return [group for group in groups if group["params"]]
+
+
+def build_optimizer(model: nn.Module, settings: dict, global_batch_size: int) -> torch.optim.Optimizer:
+    """settings: the recipe's `optimizer`; lr = base_lr * global_batch_size / 256."""
+    settings = dict(settings)
+    name = settings.pop("type").lower()
+    lr = settings.pop("base_lr") * global_batch_size / 256
+    decay = settings.pop("weight_decay")
+    groups = parameter_groups(model, decay, lr, settings.pop("token_lr_scale"))
+    extra = {"fused": True} if name == "adamw" else {}
+    if name == "sgd":
+        settings.pop("betas")
+    try:
+        return create_optimizer_v2(groups, opt=name, lr=lr, weight_decay=decay, **settings, **extra)
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"optimizer.type={name!r} cannot be built by timm.optim: {error}") from error
+
+
+def build_schedule(optimizer, settings: dict, steps_per_epoch: int, total_steps: int):
+    """A timm scheduler in closed form: the rate is a function of the step, so nothing needs saving and a run may be prolonged."""
+    warmup = min(round(settings["warmup_epochs"] * steps_per_epoch), total_steps - 1)
+    common = {"warmup_t": warmup, "warmup_lr_init": 0.0, "t_in_epochs": False}
+    if settings["type"] == "step":
+        return MultiStepLRScheduler(
+            optimizer,
+            decay_t=[epoch * steps_per_epoch for epoch in settings["decay_epochs"]],
+            decay_rate=settings["decay_rate"],
+            **common,
+        )
+    return CosineLRScheduler(
+        optimizer, t_initial=total_steps - warmup, lr_min=settings["min_lr"], warmup_prefix=True, **common
+    )
+
+
+class StepWrapper(OptimWrapper):
+    """mmengine's OptimWrapper with autocast on any device, loss scaling for fp16, and a guard in front of the weights.
+
+    Args:
+        optimizer: the optimiser.
+        amp: None, "bf16" or "fp16".
+        device_type: "cpu" or "cuda".
+        accumulate: backward passes a step.
+        clip_grad: largest L2 norm of the gradient, or None.
+
+    Raises:
+        FloatingPointError: from `update_params`, before the backward pass, when the loss is not finite; from `step`, before
+            the weights change, when the gradient's norm is not.
+    """
+
+    def __init__(self, optimizer, amp: str | None, device_type: str, accumulate: int = 1, clip_grad: float | None = None):
+        super().__init__(optimizer, accumulative_counts=accumulate)
+        self.amp, self.device_type, self.max_norm = amp, device_type, clip_grad
+        self.scaler = torch.amp.GradScaler(device_type, enabled=amp == "fp16")
+        self.grad_norm: float | None = None
+
+    @contextmanager
+    def optim_context(self, model: nn.Module):
+        """Autocast, and no gradient exchange before the last piece of a step."""
+        amp = torch.autocast(self.device_type, AMP_TYPES.get(self.amp, torch.bfloat16), enabled=self.amp is not None)
+        with super().optim_context(model), amp:
+            yield
+
+    def update_params(self, loss: Tensor, **_) -> None:
+        if not torch.isfinite(loss):
+            raise FloatingPointError(f"the loss is {loss.item()}")
+        super().update_params(loss)
+
+    def backward(self, loss: Tensor, **kwargs) -> None:
+        super().backward(self.scaler.scale(loss), **kwargs)
+
+    def step(self, **_) -> None:
+        self.scaler.unscale_(self.optimizer)
+        if self.max_norm is not None:
+            parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+            norm = nn.utils.clip_grad_norm_(parameters, self.max_norm)
+            if not torch.isfinite(norm) and self.amp != "fp16":  # the scaler skips such a step by itself
+                raise FloatingPointError(f"the gradient's norm is {norm.item()}")
+            self.grad_norm = norm.item()
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+
+    def initialize_count_status(self, model: nn.Module, init_counts: int, max_counts: int) -> None:
+        """Counts are in steps here; OptimWrapper counts backward passes."""
+        self._inner_count, self._max_counts = (n * self._accumulative_counts for n in (init_counts, max_counts))
+        self._remainder_counts = 0
+
+    def state_dict(self) -> dict:
+        return {"optimizer": self.optimizer.state_dict(), "scaler": self.scaler.state_dict()}
+
+    def load_state_dict(self, state: dict) -> None:
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scaler.load_state_dict(state["scaler"])

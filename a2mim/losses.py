@@ -1,0 +1,157 @@
+"""Distances between a reconstruction and the truth, in space and in frequency.
+
+Every loss is called as loss(recon, target, hidden) with recon and target (B, C, H, W) float and hidden (B, 1, H, W) bool
+(True = hidden), computes in float32 whatever the autocast, returns a finite scalar for every finite input, and has a `name`.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from a2mim.masking import mean_colour
+from a2mim.registry import MODELS
+
+
+def absolute(distance: Tensor) -> Tensor:
+    """L1: the distance itself."""
+    return distance
+
+
+class Focal:
+    """Focal L1: |d| * (2 sigmoid(alpha |d|) - 1)^gamma; about alpha / 2 * d^2 for small d at gamma 1.
+
+    The gradient flows through the factor. 2 sigmoid(x) - 1 = tanh(x / 2), which keeps its digits near 0.
+    """
+
+    def __init__(self, alpha: float, gamma: float):
+        self.alpha, self.gamma = alpha, gamma
+
+    def __call__(self, distance: Tensor) -> Tensor:
+        # the floor keeps the derivative of x^gamma finite at 0 for gamma < 1
+        return distance * torch.tanh(self.alpha * distance / 2).clamp_min(1e-12) ** self.gamma
+
+
+class FloatLoss(nn.Module):
+    """Runs `distance` in float32, outside autocast. The one parent of the losses; it holds nothing else."""
+
+    def forward(self, recon: Tensor, target: Tensor, hidden: Tensor) -> Tensor:
+        """recon, target: (B, C, H, W) float; hidden: (B, 1, H, W) bool. Returns a float32 scalar."""
+        if recon.shape != target.shape:
+            raise ValueError(f"recon {tuple(recon.shape)} and target {tuple(target.shape)} must have the same shape")
+        with torch.autocast(recon.device.type, enabled=False):
+            return self.distance(recon.float(), target.float(), hidden)
+
+
+@MODELS.register_module()
+class MaskedL1(FloatLoss):
+    """Mean absolute difference over the hidden pixels of the whole batch.
+
+    Args:
+        visible_weight: weight of a visible pixel beside 1 for a hidden one; 0 in every published recipe.
+
+    Source: A²MIM, https://arxiv.org/abs/2205.13943: sum(l * m) / (sum(m) + 1e-5) / C.
+    """
+
+    name = "l1"
+    criterion = staticmethod(absolute)
+
+    def __init__(self, visible_weight: float = 0.0):
+        super().__init__()
+        self.visible_weight = visible_weight
+
+    def distance(self, recon: Tensor, target: Tensor, hidden: Tensor) -> Tensor:
+        weight = torch.where(hidden, 1.0, self.visible_weight)
+        error = self.criterion((recon - target).abs())
+        return (error * weight).sum() / (weight.sum() + 1e-5) / recon.shape[1]
+
+
+@MODELS.register_module()
+class MaskedFocalL1(MaskedL1):
+    """`MaskedL1` with the focal factor (2 sigmoid(alpha |d|) - 1)^gamma: what the published CNN recipes use.
+
+    Args:
+        alpha, gamma: the factor's steepness (per unit of normalised pixel value) and exponent, both >= 0.
+        visible_weight: as in `MaskedL1`.
+    """
+
+    name = "focal_l1"
+
+    def __init__(self, alpha: float = 0.2, gamma: float = 1.0, visible_weight: float = 0.0):
+        super().__init__(visible_weight)
+        self.criterion = Focal(alpha, gamma)
+
+
+CRITERIA = {"l1": absolute, "focal_l1": Focal(0.2, 1.0)}
+VISIBLE = {
+    "target": lambda recon, target: target,
+    "prediction": lambda recon, target: recon.detach(),
+    "mean": lambda recon, target: mean_colour(target).expand_as(target),
+    "mixed": lambda recon, target: 0.5 * recon.detach() + 0.5 * target,
+}
+
+
+@MODELS.register_module()
+class FourierLoss(FloatLoss):
+    """Squared spectral distance, weighted towards the frequencies reconstructed worst.
+
+    The spectrum is of a composite: the reconstruction at hidden pixels, and at visible ones `visible` with a share `leak` of
+    the reconstruction. The transform is over the whole image, orthonormal. As F is linear, F(y) - F(x) = F(y - x): one
+    transform; as the input is real, half of the spectrum, with its inner columns counted twice.
+
+    Args:
+        alpha: exponent of the weight log(1 + |F(y) - F(x)|^alpha); 0 is plain L2. Dimensionless, >= 0.
+        average: "image" compares each image's spectrum (the paper); "batch" averages the complex spectra first (the
+            reference code), so that opposite errors cancel and the term shrinks about as 1/B.
+        visible: what stands at visible pixels: "target", "prediction" (no gradient), "mean" (the target's mean colour) or
+            "mixed" (half prediction without gradient, half target).
+        leak: share of the reconstruction, with gradient, in the visible pixels; 0..1.
+        criterion: None for the weighted squares; "l1" or "focal_l1" for that criterion applied to |F(y) - F(x)| without a
+            weight (the published ResNet-101 recipe).
+
+    Source: A²MIM, https://arxiv.org/abs/2205.13943; the weighting from https://arxiv.org/abs/2012.12821.
+    """
+
+    name = "fourier"
+
+    def __init__(
+        self,
+        alpha: float = 1.0,
+        average: str = "image",
+        visible: str = "mixed",
+        leak: float = 0.0,
+        criterion: str | None = None,
+    ):
+        super().__init__()
+        for key, value, allowed in (
+            ("average", average, ("image", "batch")),
+            ("visible", visible, VISIBLE),
+            ("criterion", criterion, (None, *CRITERIA)),
+        ):
+            if value not in allowed:
+                raise ValueError(f"FourierLoss: {key}={value!r} is not one of {', '.join(map(repr, allowed))}")
+        self.alpha, self.average, self.visible, self.leak, self.criterion = alpha, average, visible, leak, criterion
+
+    def distance(self, recon: Tensor, target: Tensor, hidden: Tensor) -> Tensor:
+        visible = VISIBLE[self.visible](recon, target)
+        if self.leak:
+            visible = self.leak * recon + (1 - self.leak) * visible
+        composite = torch.where(hidden, recon, visible)
+        delta = torch.fft.rfft2(composite - target, norm="ortho")  # (B, C, H, W // 2 + 1) complex
+        if self.average == "batch":
+            delta = delta.mean(dim=0, keepdim=True)
+        if self.criterion:
+            error = CRITERIA[self.criterion](delta.abs())
+        else:
+            power = delta.real.square() + delta.imag.square()
+            error = self.focus(power.detach()) * power
+        return full_spectrum_mean(error, recon.shape[-1])
+
+    def focus(self, power: Tensor) -> Tensor:
+        """(B, C, H, W // 2 + 1) squared distance -> weight in [0, 1], the worst frequency of each image (or batch) at 1."""
+        weight = torch.log1p(power.sqrt() ** self.alpha)
+        return (weight / weight.amax(dim=(1, 2, 3), keepdim=True)).nan_to_num(0.0).clamp(0, 1)
+
+
+def full_spectrum_mean(half: Tensor, width: int) -> Tensor:
+    """Mean over the full spectrum of a real image, from its half (..., H, width // 2 + 1): inner columns stand for two."""
+    inner = half[..., 1 : (width + 1) // 2]
+    return (half.sum() + inner.sum()) / (half[..., 0].numel() * width)
