@@ -1,0 +1,135 @@
+"""Frozen features of a labelled set: one pass, in evaluation mode, the model left as it was found."""
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from a2mim.pixels import IMAGENET_MEAN, IMAGENET_STD, normalize
+
+POOLINGS = ("default", "cls", "avg")
+
+
+def extract_features(
+    model: nn.Module, loader: Iterable, pooling: str = "default", mean=IMAGENET_MEAN, std=IMAGENET_STD
+) -> tuple[Tensor, Tensor]:
+    """Features and labels of every image, in the loader's order: (N, D) float32 and (N,) int64, on the CPU.
+
+    Args:
+        model: a timm model, on the device where the pass shall run; its modes are restored afterwards.
+        loader: batches that are dicts with "images" and "labels", or (images, labels) pairs. Images are (B, C, H, W):
+            uint8 is normalised here, float is taken as it is.
+        pooling: "default" is what timm hands to a classifier; "cls" the class token; "avg" the mean over patch tokens
+            or over the last feature map.
+        mean, std: per channel, in units of the 0..1 range.
+
+    Raises:
+        ValueError: unknown pooling, no class token to take, or a loader without batches.
+    """
+    pool = pooling_of(model, pooling)
+    return run_frozen(model, loader, pool, mean, std)
+
+
+def run_frozen(
+    model: nn.Module, loader: Iterable, pool: Callable[[Tensor], Tensor], mean, std
+) -> tuple[Tensor, Tensor]:
+    """(N, D) float32 and (N,) int64 on the CPU: `pool` of every normalised batch, without gradients."""
+    device = next(model.parameters()).device
+    features, labels = [], []
+    with frozen(model):
+        for batch in tqdm(loader, desc="features", leave=False, unit="batch"):
+            images, targets = images_and_labels(batch)
+            features.append(pool(normalize(images.to(device, non_blocking=True), mean, std)).float().cpu())
+            labels.append(torch.as_tensor(targets, dtype=torch.int64).cpu())
+    if not features:
+        raise ValueError("the loader handed out no batch: give a set with at least one image.")
+    return torch.cat(features), torch.cat(labels)
+
+
+def images_and_labels(batch) -> tuple[Tensor, Tensor]:
+    """The two of either kind of batch."""
+    if isinstance(batch, dict):
+        return batch["images"], batch["labels"]
+    return batch[0], batch[1]
+
+
+@contextmanager
+def frozen(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode without gradients; every module's own mode comes back, also after an error."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+def pooling_of(model: nn.Module, pooling: str) -> Callable[[Tensor], Tensor]:
+    """The function from normalised images (B, C, H, W) to features (B, D)."""
+    if pooling not in POOLINGS:
+        raise ValueError(f"pooling={pooling!r} is unknown: choose one of {', '.join(POOLINGS)}.")
+    if pooling == "cls" and getattr(model, "cls_token", None) is None:
+        raise ValueError(f"{type(model).__name__} has no class token: choose pooling='default' or pooling='avg'.")
+    if pooling == "default":
+        return lambda images: model.forward_head(model.forward_features(images), pre_logits=True)
+    if pooling == "cls":
+        return lambda images: model.forward_features(images)[:, 0]
+    return lambda images: _average(model, model.forward_features(images))
+
+
+def _average(model: nn.Module, features: Tensor) -> Tensor:
+    """(B, N, D) tokens, (B, D, h, w) or (B, h, w, D) -> (B, D); class and register tokens are left out."""
+    if features.ndim == 3:
+        # XCiT adds its class token late and does not count it as a prefix token
+        prefix = getattr(model, "num_prefix_tokens", int(getattr(model, "cls_token", None) is not None))
+        return features[:, prefix:].mean(dim=1)
+    if getattr(model, "output_fmt", "NCHW") == "NHWC":
+        features = rearrange(features, "b h w d -> b d h w")
+    return features.mean(dim=(2, 3))
+
+
+def check_features(train_features: Tensor, train_labels: Tensor, test_features: Tensor, test_labels: Tensor) -> None:
+    """Refuses, in one sentence, what no protocol can judge.
+
+    Raises:
+        ValueError: shapes that do not belong together, an empty set, a missing label (negative), features that are not
+            finite, or training features that are all the same.
+    """
+    for split, features, labels in (("training", train_features, train_labels), ("test", test_features, test_labels)):
+        if features.ndim != 2 or labels.shape != features.shape[:1]:
+            raise ValueError(
+                f"{split} features {tuple(features.shape)} and labels {tuple(labels.shape)} do not belong together: "
+                "give (N, D) and (N,)."
+            )
+        if len(features) == 0:
+            raise ValueError(f"the {split} set is empty: give at least one image.")
+        if (labels < 0).any():
+            missing = int((labels < 0).sum())
+            raise ValueError(f"{missing} of {len(labels)} {split} images have no label: give a labelled set.")
+        if not torch.isfinite(features).all():
+            bad = int((~torch.isfinite(features)).any(dim=1).sum())
+            raise ValueError(
+                f"the features of {bad} of {len(features)} {split} images are not finite: the encoder has diverged."
+            )
+    if train_features.shape[1] != test_features.shape[1]:
+        raise ValueError(
+            f"training features have {train_features.shape[1]} dimensions and test features {test_features.shape[1]}: "
+            "take both from one encoder with one pooling."
+        )
+    spread = (train_features - train_features[0]).abs().max()
+    if len(train_features) > 1 and spread <= 1e-6 * train_features.abs().max():
+        raise ValueError(
+            f"all {len(train_features)} training images have the same features: the encoder has collapsed "
+            "or its weights were not loaded."
+        )
+
+
+def class_positions(classes: Tensor, labels: Tensor) -> Tensor:
+    """(M,) position of each label in the sorted `classes`, -1 where it is not among them."""
+    position = torch.searchsorted(classes, labels).clamp(max=len(classes) - 1)
+    return torch.where(classes[position] == labels, position, -1)

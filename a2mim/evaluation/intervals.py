@@ -1,0 +1,62 @@
+"""How sure a percentage is: an interval for one number, a paired interval for the difference of two."""
+
+import numpy as np
+from torch import Tensor
+
+Z_95 = 1.959964  # two-sided 95 % of the normal distribution
+FEWEST_DIFFERENT = 6  # five answers that all changed the same way still happen by chance in 2 / 2^5 > 5 % of cases
+
+
+def wilson_interval(correct: int, total: int) -> tuple[float, float]:
+    """95 % interval of a proportion, in percent; stays inside 0..100 and has a width also at 0 % and 100 %.
+
+    Source: E. B. Wilson, JASA 22 (1927).
+    """
+    if total < 1 or not 0 <= correct <= total:
+        raise ValueError(f"{correct} right of {total} images is no proportion: give 0 <= correct <= total, total >= 1.")
+    share, z2 = correct / total, Z_95**2 / total
+    centre = share + z2 / 2
+    half = Z_95 * (share * (1 - share) / total + z2 / (4 * total)) ** 0.5
+    low, high = (centre - half) / (1 + z2), (centre + half) / (1 + z2)
+    return 100 * max(0.0, low), 100 * min(1.0, high)
+
+
+def paired_difference(
+    correct_a: Tensor, correct_b: Tensor, seed: int = 0, resamples: int = 10_000
+) -> tuple[float, float, float]:
+    """Accuracy of b minus accuracy of a on the same test images, with its 95 % bootstrap interval, in points.
+
+    Args:
+        correct_a, correct_b: (M,) bool, image by image in the same order.
+
+    Returns:
+        (difference, low, high).
+    """
+    change = _change(correct_a, correct_b)
+    total = len(change)
+    # an image counts -1, 0 or 1, so drawing images with replacement is drawing these three counts
+    counts = np.array([(change == value).sum() for value in (-1, 0, 1)])
+    draws = np.random.default_rng(seed).multinomial(total, counts / total, size=resamples)
+    low, high = np.percentile((draws[:, 2] - draws[:, 0]) / total, [2.5, 97.5])
+    return 100 * float(change.mean()), 100 * float(low), 100 * float(high)
+
+
+def verdict(what: str, correct_before: Tensor, correct_after: Tensor, seed: int = 0) -> str:
+    """One sentence: gain, loss, or no difference that this test set can show."""
+    difference, low, high = paired_difference(correct_before, correct_after, seed)
+    different = int((_change(correct_before, correct_after) != 0).sum())
+    if different < FEWEST_DIFFERENT or low <= 0 <= high:
+        word = f"no difference that {len(correct_before)} test images can show"
+    else:
+        word = "a gain" if difference > 0 else "a loss"
+    return f"{what}: {word} ({difference:+.1f} points, 95 % interval {low:+.1f} to {high:+.1f})."
+
+
+def _change(correct_a: Tensor, correct_b: Tensor) -> np.ndarray:
+    """(M,) int in {-1, 0, 1}: b minus a, image by image."""
+    if correct_a.shape != correct_b.shape or correct_a.ndim != 1 or len(correct_a) == 0:
+        raise ValueError(
+            "a paired difference needs answers to the same images: "
+            f"got {tuple(correct_a.shape)} and {tuple(correct_b.shape)}."
+        )
+    return correct_b.cpu().numpy().astype(np.int64) - correct_a.cpu().numpy().astype(np.int64)

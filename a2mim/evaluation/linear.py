@@ -1,0 +1,144 @@
+"""Linear probe on cached frozen features; the learning rate is chosen inside the training set, never by the test."""
+
+import math
+
+import torch
+from torch import Tensor
+
+from a2mim.evaluation.features import check_features, class_positions
+from a2mim.evaluation.heads import LinearHeads
+
+# DINOv2's 13 rates per 256 images, and three above them for features that are standardised and sets that are small
+BASE_LRS = (1e-5, 2e-5, 5e-5, 1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 5e-2, 0.1, 0.2, 0.5, 1.0)
+PROTOCOLS = ("linear-cached",)
+
+
+def linear_probe(
+    train_features: Tensor,
+    train_labels: Tensor,
+    test_features: Tensor,
+    test_labels: Tensor,
+    protocol: str = "linear-cached",
+    epochs: int = 100,
+    batch_size: int = 256,
+    base_lrs=BASE_LRS,
+    held_out: float = 0.2,
+    seed: int = 0,
+) -> dict:
+    """Softmax regression on standardised features: rates swept in one pass, the winner refitted on all training images.
+
+    SGD momentum 0.9, no weight decay, weights N(0, 0.01), biases 0, cosine to 0 per step. Each dimension is
+    standardised by the training set's mean and deviation. Of equally accurate rates the one with the lower held-out
+    loss wins.
+
+    Args:
+        train_features, test_features: (N, D) and (M, D) float.
+        train_labels, test_labels: (N,) and (M,) int64 >= 0, any values.
+        protocol: only "linear-cached" takes cached features; see `linear_probe_dino` for the one with augmentation.
+        base_lrs: rates per 256 images; those used are scaled by batch_size / 256.
+        held_out: share of each class that chooses the rate, in (0, 1).
+        seed: of the split, the initial weights and the order.
+
+    Returns:
+        "top1" and "top5" in percent, "correct" (M,) bool, the chosen "lr", and the constants that decide the numbers.
+    """
+    check_features(train_features, train_labels, test_features, test_labels)
+    if protocol not in PROTOCOLS:
+        raise ValueError(f"protocol={protocol!r} is unknown: choose one of {', '.join(PROTOCOLS)}.")
+    classes, targets = torch.unique(train_labels, return_inverse=True)
+    features, test_features = standardize(train_features.float(), test_features.float())
+    batch_size = min(batch_size, len(features))
+    lrs = [lr * batch_size / 256 for lr in base_lrs]
+    lr, validation, note = choose_lr(features, targets, lrs, epochs, batch_size, held_out, seed)
+    final = fit(features, targets, [lr], epochs, batch_size, len(classes), seed)
+    rank = final.ranks(test_features, class_positions(classes, test_labels.to(classes.device)))[0].cpu()
+    correct = rank == 0
+    result = {
+        "protocol": protocol,
+        "top1": 100 * correct.double().mean().item(),
+        "top5": 100 * (rank < 5).double().mean().item(),
+        "lr": lr,
+        "lrs": lrs,
+        "held_out_top1": validation,
+        "epochs": epochs,
+        "batch_size": batch_size,
+        "standardized": True,
+        "seed": seed,
+        "n_train": len(features),
+        "n_test": len(test_features),
+        "n_classes": len(classes),
+        "correct": correct,
+    }
+    return result | ({"note": note} if note else {})
+
+
+def choose_lr(features, targets, lrs, epochs, batch_size, held_out, seed) -> tuple[float, float | None, str]:
+    """(rate, its held-out accuracy in percent, a note): features (N, D) standardised, targets (N,) in 0..C-1."""
+    n_classes = int(targets.max()) + 1
+    chosen = hold_out(targets, held_out, seed)
+    if len(chosen) == 0:  # one image a class: nothing can be spared
+        heads = fit(features, targets, lrs, epochs, batch_size, n_classes, seed)
+        note = "no class has two training images, so the rate with the lowest training loss was taken"
+        return lrs[heads.losses(features, targets).argmin().item()], None, note
+    kept = torch.ones(len(targets), dtype=torch.bool, device=targets.device)
+    kept[chosen] = False
+    heads = fit(features[kept], targets[kept], lrs, epochs, batch_size, n_classes, seed)
+    best, accuracy = best_head(heads, features[chosen], targets[chosen])
+    note = ""
+    if len(lrs) > 1 and best in (0, len(lrs) - 1):
+        note = "the chosen rate is at the end of the grid"
+    return lrs[best], accuracy, note
+
+
+def best_head(heads: LinearHeads, features: Tensor, targets: Tensor) -> tuple[int, float]:
+    """Index of the most accurate head and its accuracy in percent; ties go to the lower loss."""
+    accuracy = (heads.ranks(features, targets) == 0).double().mean(dim=1)
+    losses = heads.losses(features, targets).nan_to_num(torch.inf)
+    losses[accuracy < accuracy.max()] = torch.inf
+    return int(losses.argmin()), 100 * accuracy.max().item()
+
+
+def fit(features, targets, lrs, epochs: int, batch_size: int, n_classes: int, seed: int) -> LinearHeads:
+    """Heads after `epochs` shuffled passes over features (N, D), targets (N,); a pass's last batch may be short."""
+    heads = LinearHeads(lrs, features.shape[1], n_classes, seed, features.device)
+    generator = torch.Generator().manual_seed(seed + 1)
+    total = epochs * math.ceil(len(features) / batch_size)
+    step = 0
+    for _ in range(epochs):
+        order = torch.randperm(len(features), generator=generator).to(features.device)
+        for rows in order.split(batch_size):
+            heads.step(features[rows], targets[rows], cosine(step / total))
+            step += 1
+    return heads
+
+
+def cosine(progress: float) -> float:
+    """1 at progress 0, 0 at progress 1."""
+    return 0.5 * (1 + math.cos(math.pi * progress))
+
+
+def standardize(train: Tensor, test: Tensor) -> tuple[Tensor, Tensor]:
+    """Both by the training set's mean and deviation; a dimension that is constant in training becomes 0 in both."""
+    mean, std = train.mean(dim=0), train.std(dim=0, correction=0)
+    alive = std > 1e-6 * torch.maximum(mean.abs(), std.max())
+    scale = torch.where(alive, 1 / torch.where(alive, std, 1), 0)
+    return (train - mean) * scale, (test.to(train.device) - mean) * scale
+
+
+def hold_out(labels: Tensor, fraction: float, seed: int = 0) -> Tensor:
+    """Indices, ascending, of a share of each class; at least one of a class with two or more, none of a class with one.
+
+    Args:
+        labels: (N,) int64.
+        fraction: in (0, 1).
+    """
+    if not 0 < fraction < 1:
+        raise ValueError(f"held_out={fraction} was given: the held-out share must lie between 0 and 1.")
+    generator = torch.Generator().manual_seed(seed)
+    shuffled = torch.randperm(len(labels), generator=generator).to(labels.device)
+    order = shuffled[labels[shuffled].argsort(stable=True)]  # classes one after another, shuffled inside
+    _, counts = torch.unique_consecutive(labels[order], return_counts=True)
+    wanted = (counts * fraction).round().long().clamp(min=1)
+    wanted = torch.minimum(wanted, counts - 1)
+    place = torch.arange(len(labels), device=labels.device) - (counts.cumsum(0) - counts).repeat_interleave(counts)
+    return order[place < wanted.repeat_interleave(counts)].sort().values
