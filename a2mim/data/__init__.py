@@ -1,0 +1,22 @@
+"""Images, from where they are to uint8 batches in an order that resumes exactly. Knows no model.
+
+The names are resolved when first used: listing a folder must not cost an import of torch.
+"""
+
+from importlib import import_module
+
+_PUBLIC = {
+    "ImageDataset": "a2mim.data.dataset",
+    "open_dataset": "a2mim.data.sources",
+    "TrainLoader": "a2mim.data.loader",
+    "EvalLoader": "a2mim.data.loader",
+    "make_shards": "a2mim.data.write_shards",
+    "check_shards": "a2mim.data.check_shards",
+}
+__all__ = ["EvalLoader", "ImageDataset", "TrainLoader", "check_shards", "make_shards", "open_dataset"]
+
+
+def __getattr__(name: str):
+    if name in _PUBLIC:
+        return getattr(import_module(_PUBLIC[name]), name)
+    raise AttributeError(f"module 'a2mim.data' has no attribute {name!r}")

@@ -1,0 +1,107 @@
+"""What runs in a worker: from the ids of a batch to one finished uint8 batch, and nothing kept from one to the next.
+
+An image that cannot be read is replaced by another, chosen by (seed, epoch, its key, attempt) and so the same in every
+run, and the fault travels with the batch to be counted.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from a2mim.data import keyed
+from a2mim.data.crops import DRAWS, center_crop, random_crop
+from a2mim.data.dataset import ImageDataset
+from a2mim.data.decode import UnreadableImage
+from a2mim.data.transforms import Transforms
+
+MAX_IN_A_ROW = 9  # unreadable images, each drawn to replace the one before: then the data is broken, not an image
+
+
+class UnreadableData(ValueError):
+    """Too many images cannot be read."""
+
+
+@dataclass
+class RandomCrops:
+    """Training: transforms on the whole image, RandomResizedCrop, flip; keyed by (seed, epoch, sample).
+
+    Args:
+        size: (H, W) in pixels; scale, ratio, hflip, interpolation: as TrainLoader's.
+    """
+
+    size: tuple[int, int]
+    scale: tuple[float, float]
+    ratio: tuple[float, float]
+    hflip: float
+    interpolation: str
+    transforms: Transforms
+    seed: int
+
+    def __call__(self, pixels: np.ndarray, epoch: int, key: np.ndarray) -> torch.Tensor:
+        """(H, W, 3) uint8 and a (1,) uint64 key -> (3, *size) uint8."""
+        pixels = self.transforms(pixels, self.seed, epoch, key)
+        u = keyed.uniforms(self.seed, epoch, key, DRAWS)[0]
+        return random_crop(pixels, u, self.size, self.scale, self.ratio, self.hflip, self.interpolation)
+
+
+@dataclass
+class CenterCrops:
+    """Evaluation: short side to `short_side` pixels, then the central `size`."""
+
+    size: tuple[int, int]
+    short_side: int
+    interpolation: str
+    seed: int = 0
+
+    def __call__(self, pixels: np.ndarray, epoch: int, key: np.ndarray) -> torch.Tensor:
+        """(H, W, 3) uint8 -> (3, *size) uint8."""
+        return center_crop(pixels, self.size, self.short_side, self.interpolation)
+
+
+class Batches:
+    """A map-style data set whose items are whole batches, asked for by (epoch, ids).
+
+    Args:
+        dataset: the images.
+        crop: RandomCrops or CenterCrops.
+        candidates: the ids that may replace an unreadable image; None: all.
+    """
+
+    def __init__(self, dataset: ImageDataset, crop, candidates: np.ndarray | None = None):
+        self.dataset, self.crop, self.candidates = dataset, crop, candidates
+
+    def __getitem__(self, request: tuple[int, np.ndarray]) -> dict:
+        """images (B, 3, H, W) uint8; labels, ids (B,) int64, of the images shown; faults: list of (reason, sentence).
+
+        An error that ends the run comes back under "error": raised in a worker it would reach the user as a traceback.
+        """
+        epoch, ids = request
+        images = torch.empty((len(ids), 3, *self.crop.size), dtype=torch.uint8)
+        shown, faults = np.array(ids, np.int64), []
+        for row, i in enumerate(ids):
+            try:
+                images[row], shown[row] = self._image(epoch, int(i), faults)
+            except ValueError as error:
+                if type(error).__module__.startswith("a2mim."):
+                    return {"error": error, "faults": faults}
+                raise
+        labels = torch.from_numpy(self.dataset.labels[shown])
+        return {"images": images, "labels": labels, "ids": torch.from_numpy(shown), "faults": faults}
+
+    def _image(self, epoch: int, i: int, faults: list) -> tuple[torch.Tensor, int]:
+        key, first = self.dataset.keys[i : i + 1], len(faults)
+        for attempt in range(MAX_IN_A_ROW):
+            try:
+                return self.crop(self.dataset.read(i), epoch, self.dataset.keys[i : i + 1]), i
+            except UnreadableImage as error:
+                faults.append((error.reason, f"{self.dataset.name(i)} ({error})"))
+                i = self._replacement(epoch, key, attempt)
+        names = "; ".join(sentence for _, sentence in faults[first : first + 3])
+        raise UnreadableData(f"{MAX_IN_A_ROW} images in a row cannot be read, first: {names}")
+
+    def _replacement(self, epoch: int, key: np.ndarray, attempt: int) -> int:
+        count = len(self.dataset) if self.candidates is None else len(self.candidates)
+        u = keyed.uniforms(self.crop.seed, epoch, key, attempt + 1, keyed.REPLACEMENT)[0, -1]
+        chosen = int(u * count)
+        return chosen if self.candidates is None else int(self.candidates[chosen])

@@ -1,0 +1,68 @@
+"""From a decoded image to a square: keyed random crops for training, the centre for evaluation, all in uint8."""
+
+import math
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import interpolate
+
+TRIES = 10  # torchvision's RandomResizedCrop
+DRAWS = 2 * TRIES + 3  # (area, log ratio) per try, then x, y and the flip
+INTERPOLATIONS = ("bilinear", "bicubic")
+
+
+def random_box(u: np.ndarray, width: int, height: int, scale, ratio) -> tuple[int, int, int, int]:
+    """RandomResizedCrop's box (x, y, width, height) in pixels.
+
+    Args:
+        u: (DRAWS,) uniforms; a number is taken by its position, so that the number of tries shifts no later one.
+        scale: least and greatest share of the area.
+        ratio: least and greatest width / height.
+
+    Source: torchvision.transforms.RandomResizedCrop: ten tries, then the largest centred box within the ratio.
+    """
+    low, high = math.log(ratio[0]), math.log(ratio[1])
+    for k in range(TRIES):
+        area = width * height * (scale[0] + (scale[1] - scale[0]) * u[2 * k])
+        aspect = math.exp(low + (high - low) * u[2 * k + 1])
+        w, h = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
+        if 0 < w <= width and 0 < h <= height:
+            return int(u[2 * TRIES] * (width - w + 1)), int(u[2 * TRIES + 1] * (height - h + 1)), w, h
+    w, h = width, height
+    if width / height < ratio[0]:
+        h = round(width / ratio[0])
+    elif width / height > ratio[1]:
+        w = round(height * ratio[1])
+    return (width - w) // 2, (height - h) // 2, w, h
+
+
+def random_crop(pixels: np.ndarray, u: np.ndarray, size, scale, ratio, hflip: float, interpolation: str) -> Tensor:
+    """(H, W, 3) uint8 -> (3, *size) uint8."""
+    x, y, w, h = random_box(u, pixels.shape[1], pixels.shape[0], scale, ratio)
+    crop = resize(pixels[y : y + h, x : x + w], size, interpolation)
+    return crop.flip(-1) if u[-1] < hflip else crop
+
+
+def center_crop(pixels: np.ndarray, size, short_side: int, interpolation: str) -> Tensor:
+    """Short side to `short_side`, then the central `size`: (H, W, 3) uint8 -> (3, *size) uint8."""
+    height, width = pixels.shape[:2]
+    if height <= width:
+        height, width = short_side, max(short_side, int(short_side * width / height))
+    else:
+        height, width = max(short_side, int(short_side * height / width)), short_side
+    image = resize(pixels, (height, width), interpolation)
+    top, left = round((height - size[0]) / 2), round((width - size[1]) / 2)
+    return image[:, top : top + size[0], left : left + size[1]]
+
+
+def resize(pixels: np.ndarray, size, interpolation: str) -> Tensor:
+    """Antialiased, as Pillow's: (H, W, 3) uint8 -> (3, *size) uint8, at most 1 of 255 away from Pillow.
+
+    torch takes its fast uint8 path only for channels-last memory, which a one-image batch does not tell by itself:
+    the strides are spelt out.
+    """
+    pixels = np.array(pixels, order="C")  # a copy: torch wants writable, gapless memory
+    h, w, c = pixels.shape
+    image = torch.from_numpy(pixels).permute(2, 0, 1)[None].as_strided((1, c, h, w), (h * w * c, 1, w * c, c))
+    return interpolate(image, size=tuple(size), mode=interpolation, antialias=True, align_corners=False)[0]

@@ -1,0 +1,64 @@
+"""Indexed images: the one type that loaders read, whatever the images are stored in.
+
+A store knows where pixels lie and answers two questions, `pixels(i)` and `name(i)`; it must survive pickling (spawned
+workers) and forking. Everything that the order and the randomness depend on stands here, as arrays.
+"""
+
+import hashlib
+from typing import Protocol
+
+import numpy as np
+
+
+class Store(Protocol):
+    """Where the pixels are."""
+
+    def pixels(self, i: int) -> np.ndarray:
+        """(H, W, 3) uint8; raises UnreadableImage when this one image is at fault."""
+
+    def name(self, i: int) -> str:
+        """What a person would look for: a path, or shard and member."""
+
+
+class ImageDataset:
+    """Images by number.
+
+    Args:
+        store: where the pixels are.
+        title: the source, as the user named it.
+        keys: (N,) uint64, one per image, independent of where the data lies: what random crops are keyed by.
+        labels: (N,) int64, -1 = none.
+        shard_sizes: images in each shard, in order; a folder is one shard.
+        class_names: name of label 0, 1, ..., or None.
+        splits: the splits that the source has; empty when there is but one set, returned for every split.
+    """
+
+    def __init__(self, store: Store, title: str, keys, labels, shard_sizes, class_names=None, splits=()):
+        self.store, self.title = store, title
+        self.keys = np.asarray(keys, np.uint64)
+        self.labels = np.asarray(labels, np.int64)
+        self.shard_sizes = np.asarray(shard_sizes, np.int64)
+        self.class_names, self.splits = class_names, tuple(splits)
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def read(self, i: int) -> np.ndarray:
+        """(H, W, 3) uint8 RGB; raises UnreadableImage."""
+        return self.store.pixels(int(i))
+
+    def name(self, i: int) -> str:
+        return self.store.name(int(i))
+
+    @property
+    def fingerprint(self) -> str:
+        """Changes when images come, go, change their order, name, shard or label; not when the data moves."""
+        columns = (self.shard_sizes, self.keys, self.labels)
+        return hashlib.blake2b(b"".join(column.tobytes() for column in columns), digest_size=8).hexdigest()
+
+    def describe(self) -> str:
+        """One line for the log."""
+        classes = len(np.unique(self.labels[self.labels >= 0]))
+        labelled = f"{classes} classes" if classes else "no labels"
+        shards = f" in {len(self.shard_sizes)} shards" if len(self.shard_sizes) > 1 else ""
+        return f"{self.title}: {len(self):,} images{shards}, {labelled}"

@@ -1,0 +1,85 @@
+"""A folder of images, nested as it likes: one shard, in sorted order, labelled by its first-level folders."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+
+from a2mim.data.dataset import ImageDataset
+from a2mim.data.decode import UnreadableImage, decode
+from a2mim.data.keyed import key_of
+
+SUFFIXES = ("jpg", "jpeg", "png", "webp", "bmp", "tif", "tiff")
+_SPLITS = {"train": ("train",), "test": ("test", "val", "validation")}
+
+
+class FolderStore:
+    """Image files under one root."""
+
+    def __init__(self, root: Path, paths: list[str]):
+        self.root, self.paths = str(root), paths
+
+    def pixels(self, i: int) -> np.ndarray:
+        try:
+            data = Path(self.name(i)).read_bytes()
+        except FileNotFoundError:
+            raise UnreadableImage("missing", "the file has gone since the folder was listed") from None
+        return decode(data)
+
+    def name(self, i: int) -> str:
+        return os.path.join(self.root, self.paths[i])
+
+
+def open_folder(folder: str | os.PathLike, split: str = "train") -> ImageDataset:
+    """All images under a folder, or under its split's folder when it has both train/ and test/ (val/, validation/)."""
+    root, splits = Path(folder), ()
+    found = {name: [root / p for p in places if (root / p).is_dir()] for name, places in _SPLITS.items()}
+    if all(found.values()):
+        splits = tuple(_SPLITS)
+        if split not in splits:
+            raise ValueError(f"split={split!r} of {str(folder)!r} is unknown; choose one of {', '.join(splits)}")
+        root = found[split][0]
+    paths = list_images(root)
+    if not paths:
+        raise ValueError(f"no images in {str(root)!r}: {_what_is_there(root)}")
+    labels, class_names = labels_from_paths(paths)
+    return ImageDataset(
+        store=FolderStore(root, paths),
+        title=str(root),
+        keys=[key_of(path) for path in paths],
+        labels=labels,
+        shard_sizes=[len(paths)],
+        class_names=class_names,
+        splits=splits,
+    )
+
+
+def list_images(root: Path) -> list[str]:
+    """Relative paths, '/' between folders, sorted; hidden files and folders are left out; links are followed."""
+    paths = []
+    for folder, subfolders, files in os.walk(root, followlinks=True):
+        subfolders[:] = [name for name in subfolders if not name.startswith(".")]
+        inside = Path(folder).relative_to(root)
+        paths += [(inside / name).as_posix() for name in files if is_image(name) and not name.startswith(".")]
+    return sorted(paths)
+
+
+def is_image(name: str) -> bool:
+    return name.rpartition(".")[2].lower() in SUFFIXES and "." in name
+
+
+def labels_from_paths(paths: list[str]) -> tuple[np.ndarray, list[str] | None]:
+    """Labels by first-level folder when every image lies in one and there are at least two; else -1 and None."""
+    first = [path.partition("/")[0] if "/" in path else None for path in paths]
+    names = sorted(set(first) - {None})
+    if None in first or len(names) < 2:
+        return np.full(len(paths), -1), None
+    number = {name: k for k, name in enumerate(names)}
+    return np.array([number[name] for name in first]), names
+
+
+def _what_is_there(root: Path) -> str:
+    tars = sorted(root.glob("*.tar"))
+    if tars:
+        return f"it holds {len(tars)} tar files; give them as '{root}/*.tar'"
+    return f"looked for {', '.join(SUFFIXES)} files in it and in all folders below"

@@ -1,0 +1,223 @@
+"""Batches in an order that can be taken up anywhere: TrainLoader for training, EvalLoader for features.
+
+Workers change how fast batches come and nothing else: ids are sent out, finished uint8 batches come back, and every
+number in them is a function of the ids, the epoch and the seed. A position is therefore one integer.
+"""
+
+from collections import Counter
+from collections.abc import Iterator
+
+import numpy as np
+from torch.utils.data import DataLoader
+
+from a2mim.data import plan
+from a2mim.data.batches import Batches, CenterCrops, RandomCrops, UnreadableData
+from a2mim.data.crops import INTERPOLATIONS
+from a2mim.data.dataset import ImageDataset
+from a2mim.data.transforms import Transforms
+
+FEW_FAULTS, FAULT_SHARE = 10, 0.01  # more than both unreadable images among those handed out end the run
+
+
+class TrainLoader:
+    """Random crops, shuffled, for ever resumable.
+
+    Args:
+        dataset: from open_dataset.
+        img_size: side of a crop in pixels, or (H, W).
+        global_batch_size: images per step over all processes; a batch here holds global_batch_size / world_size.
+        scale: least and greatest share of the image's area in a crop.
+        ratio: least and greatest width / height of a crop.
+        hflip: chance of a left-right flip, in [0, 1].
+        interpolation: "bilinear" or "bicubic", antialiased.
+        transforms: see data/transforms.py; applied to the whole image before the crop.
+        seed: of order and crops.
+        rank, world_size: this process and how many there are.
+        num_workers: processes that prepare batches; 0: this one. Does not change the batches.
+        lanes, block: how the order is shuffled, see data/plan.py.
+        prefetch: batches a worker prepares ahead.
+
+    Iterating goes from the current position to the end of its epoch. `position` counts the batches handed out since
+    the first epoch. Batches: images (B, 3, H, W) uint8, labels (B,) int64, ids (B,) int64.
+    """
+
+    def __init__(
+        self,
+        dataset: ImageDataset,
+        img_size,
+        global_batch_size: int,
+        scale=(0.67, 1.0),
+        ratio=(3 / 4, 4 / 3),
+        hflip: float = 0.5,
+        interpolation: str = "bilinear",
+        transforms=(),
+        seed: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+        num_workers: int = 0,
+        lanes: int = 64,
+        block: int | None = None,
+        prefetch: int = 2,
+    ):
+        _check_range("scale", scale, 1.0)
+        _check_range("ratio", ratio, float("inf"))
+        self.dataset = dataset
+        self.plan = plan.Plan(dataset.shard_sizes, global_batch_size, seed, lanes, block)
+        self.rank, self.world_size = rank, world_size
+        self.position = 0
+        self.faults = Counter()
+        self._plan_batch(0)  # refuses a world size that does not divide the batch before any worker starts
+        size, interpolation = _size(img_size), _interpolation(interpolation)
+        crop = RandomCrops(size, tuple(scale), tuple(ratio), hflip, interpolation, Transforms(transforms), seed)
+        self._requests = _Requests()
+        self._workers = _start(Batches(dataset, crop), self._requests, num_workers, prefetch)
+
+    def __len__(self) -> int:
+        """Steps of a whole epoch, wherever the position is."""
+        return self.plan.steps
+
+    @property
+    def epoch(self) -> int:
+        return self.position // len(self)
+
+    def __iter__(self) -> Iterator[dict]:
+        end = (self.epoch + 1) * len(self)
+        self._requests.make = lambda first=self.position: (self._plan_batch(p) for p in range(first, end))
+        for batch in self._workers:
+            self.position += 1  # before the batch is used: a state saved during its step is the state after it
+            rank_images = self.position * (self.plan.global_batch_size // self.world_size)
+            yield _unpack(batch, self.faults, rank_images)
+
+    def seek(self, step: int) -> None:
+        """The next batch will be number `step`, counted from the first of epoch 0. Takes effect at the next `iter`."""
+        if step < 0:
+            raise ValueError(f"step={step} must not be negative")
+        self.position = int(step)
+
+    def state_dict(self) -> dict:
+        """Plain values: the position, and what must be the same for it to mean the same."""
+        epoch, step = divmod(self.position, len(self))
+        return {**self._identity(), "epoch": epoch, "step": step, "faults": dict(self.faults)}
+
+    def load_state_dict(self, state: dict) -> None:
+        """Takes up the position; raises ValueError naming what differs. Costs nothing, whatever the position."""
+        for field, now in self._identity().items():
+            if state.get(field) != now:
+                raise ValueError(
+                    f"the data cannot be resumed: {field} was {state.get(field)!r} when the state was saved and is "
+                    f"{now!r} now; resume with what it was, or start anew"
+                )
+        self.seek(state["epoch"] * len(self) + state["step"])
+        self.faults = Counter(state["faults"])
+
+    def _identity(self) -> dict:
+        return {
+            "plan": plan.VERSION,
+            "data": self.dataset.fingerprint,
+            "global_batch_size": self.plan.global_batch_size,
+            "seed": self.plan.seed,
+            "lanes": self.plan.lanes,
+            "block": self.plan.block,
+        }
+
+    def _plan_batch(self, position: int) -> tuple[int, np.ndarray]:
+        epoch, step = divmod(position, len(self))
+        return epoch, self.plan.batch(epoch, step, self.rank, self.world_size)
+
+
+class EvalLoader:
+    """The whole set once, in order, central crops.
+
+    Args:
+        dataset: from open_dataset.
+        img_size: side of the crop in pixels, or (H, W).
+        resize: short side before the crop, in pixels; None: no larger than the crop.
+        interpolation: "bilinear" or "bicubic", antialiased.
+        batch_size: images per batch; the last may have fewer.
+        num_workers: processes that prepare batches; 0: this one.
+        indices: the images to show, in this order; None: all.
+    """
+
+    def __init__(
+        self,
+        dataset: ImageDataset,
+        img_size=224,
+        resize: int | None = 256,
+        interpolation: str = "bicubic",
+        batch_size: int = 64,
+        num_workers: int = 0,
+        indices=None,
+    ):
+        size = _size(img_size)
+        short_side = max(size) if resize is None else resize
+        if short_side < max(size):
+            raise ValueError(f"resize={resize} is smaller than img_size={img_size}; the crop would leave the image")
+        if batch_size < 1:
+            raise ValueError(f"batch_size={batch_size} must be at least 1")
+        self.dataset, self.batch_size = dataset, batch_size
+        self.indices = np.arange(len(dataset)) if indices is None else np.asarray(indices, np.int64)
+        self.faults = Counter()
+        crop = CenterCrops(size, short_side, _interpolation(interpolation))
+        self._requests = _Requests()
+        self._workers = _start(Batches(dataset, crop, self.indices), self._requests, num_workers, 2)
+
+    def __len__(self) -> int:
+        return -(-len(self.indices) // self.batch_size)
+
+    def __iter__(self) -> Iterator[dict]:
+        self.faults = Counter()
+        starts = range(0, len(self.indices), self.batch_size)
+        self._requests.make = lambda: ((0, self.indices[a : a + self.batch_size]) for a in starts)
+        for batch in self._workers:
+            yield _unpack(batch, self.faults, len(self.indices))
+
+
+class _Requests:
+    """A sampler whose sequence is set anew for each pass. The sequence runs ahead of the batches handed out."""
+
+    make = staticmethod(lambda: iter(()))
+
+    def __iter__(self):
+        return self.make()
+
+
+def _start(batches: Batches, requests: _Requests, num_workers: int, prefetch: int) -> DataLoader:
+    """Workers stay over epochs, and torch gives each of them one thread."""
+    many = {"prefetch_factor": prefetch, "persistent_workers": True} if num_workers else {}
+    return DataLoader(batches, sampler=requests, batch_size=None, num_workers=num_workers, collate_fn=_as_it_is, **many)
+
+
+def _as_it_is(batch):
+    return batch
+
+
+def _unpack(batch: dict, faults: Counter, images: int) -> dict:
+    """Counts the faults of a batch; raises when it carries an error or when there are too many for `images` images."""
+    new = batch.pop("faults")
+    faults.update(reason for reason, _ in new)
+    if "error" in batch:
+        raise batch["error"]
+    if new and faults.total() > max(FEW_FAULTS, FAULT_SHARE * images):
+        counts = ", ".join(f"{count} {reason}" for reason, count in faults.most_common())
+        names = "; ".join(sentence for _, sentence in new[:3])
+        raise UnreadableData(f"too many of {images} images cannot be read ({counts}), last: {names}")
+    return batch
+
+
+def _size(img_size) -> tuple[int, int]:
+    size = (img_size, img_size) if isinstance(img_size, int) else tuple(img_size)
+    if len(size) != 2 or min(size) < 1:
+        raise ValueError(f"img_size={img_size} must be a positive number of pixels, or (height, width)")
+    return size
+
+
+def _interpolation(name: str) -> str:
+    if name not in INTERPOLATIONS:
+        raise ValueError(f"interpolation={name!r} is unknown; choose {' or '.join(INTERPOLATIONS)}")
+    return name
+
+
+def _check_range(name: str, pair, most: float) -> None:
+    if len(pair) != 2 or not 0 < pair[0] <= pair[1] <= most:
+        limit = "" if most == float("inf") else f" <= {most:g}"
+        raise ValueError(f"{name}={tuple(pair)} must be (least, greatest) with 0 < least <= greatest{limit}")

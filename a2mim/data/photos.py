@@ -1,0 +1,84 @@
+"""The built-in photographs: real ones, from the scikit-image wheel, so that everything runs without data.
+
+Each photograph is cut down the middle: training crops come from its left half and test crops from its right half, so
+no pixel is shared. The label of a crop is the photograph. Crops are cut when they are read, at places keyed by their
+number, from halves that are held in memory.
+"""
+
+import functools
+import importlib.util
+from pathlib import Path
+
+import numpy as np
+
+from a2mim.data import keyed
+from a2mim.data.dataset import ImageDataset
+
+PHOTOGRAPHS = (
+    *("astronaut.png", "brick.png", "camera.png", "cell.png", "chelsea.png", "clock_motion.png", "coffee.png"),
+    *("coins.png", "grass.png", "gravel.png", "hubble_deep_field.jpg", "ihc.png", "moon.png", "motorcycle_left.png"),
+    *("retina.jpg", "rocket.jpg"),
+)
+SIZES = {"train": 4096, "test": 1024}
+SIDES = (80, 144)  # of a crop, in pixels of the photograph
+_SEED = 2205_13943  # of the places, for ever the same
+
+
+class PhotoStore:
+    """Crops of photographs, cut when read."""
+
+    def __init__(self, halves: list[np.ndarray], names: list[str], boxes: np.ndarray):
+        self.halves, self.names, self.boxes = halves, names, boxes
+
+    def pixels(self, i: int) -> np.ndarray:
+        photo, x, y, side = self.boxes[i]
+        return self.halves[photo][y : y + side, x : x + side].copy()
+
+    def name(self, i: int) -> str:
+        photo, x, y, side = self.boxes[i]
+        return f"{self.names[photo]}[{y}:{y + side}, {x}:{x + side}]"
+
+
+def open_photos(split: str = "train") -> ImageDataset:
+    """4,096 crops of the left halves to train on, 1,024 of the right halves to test on, as many of each photograph."""
+    if split not in SIZES:
+        raise ValueError(f"split={split!r} of the built-in photographs is unknown; choose train or test")
+    names = [Path(photo).stem for photo in PHOTOGRAPHS]
+    halves = [half(photo, split) for photo in PHOTOGRAPHS]
+    keys = np.array([keyed.key_of(f"photos/{split}/{i}") for i in range(SIZES[split])], np.uint64)
+    labels = np.arange(len(keys)) % len(halves)
+    boxes = _cut(keys, labels, halves)
+    return ImageDataset(
+        PhotoStore(halves, names, boxes), f"photos ({split})", keys, labels, [len(keys)], names, tuple(SIZES)
+    )
+
+
+def half(photo: str, split: str) -> np.ndarray:
+    """The left (train) or right (test) half of a photograph: (H, W // 2, 3) uint8."""
+    pixels = _photograph(photo)
+    middle = pixels.shape[1] // 2
+    return pixels[:, :middle] if split == "train" else pixels[:, middle:]
+
+
+def _cut(keys: np.ndarray, labels: np.ndarray, halves: list[np.ndarray]) -> np.ndarray:
+    """(photo, x, y, side) of every crop: (N, 4) int64."""
+    u = keyed.uniforms(_SEED, 0, keys, 3, keyed.PHOTOGRAPH)
+    sides = np.rint(SIDES[0] * (SIDES[1] / SIDES[0]) ** u[:, 0]).astype(np.int64)
+    heights, widths = np.array([h.shape[:2] for h in halves])[labels].T
+    x, y = u[:, 1] * (widths - sides + 1), u[:, 2] * (heights - sides + 1)
+    return np.stack([labels, x.astype(np.int64), y.astype(np.int64), sides], axis=1)
+
+
+@functools.cache
+def _photograph(photo: str) -> np.ndarray:
+    """(H, W, 3) uint8; found in the installed wheel without importing scikit-image, which takes a second."""
+    from PIL import Image
+
+    spec = importlib.util.find_spec("skimage")
+    path = Path(spec.origin).parent / "data" / photo if spec and spec.origin else None
+    if path is None or not path.exists():
+        raise FileNotFoundError(
+            f"the photograph {photo} of scikit-image is missing: pip install scikit-image, or give data"
+        )
+    with Image.open(path) as image:
+        return np.asarray(image.convert("RGB"))

@@ -1,0 +1,86 @@
+"""The order of samples: a pure function of (shard sizes, seed, epoch), without any reading.
+
+Shards are permuted, the list of samples is cut into lanes, each lane is shuffled in blocks, and the lanes are
+interleaved. Global batch t is positions [t * B, (t + 1) * B) of the result; rank r of R takes every R-th of them from
+the r-th on. As position p belongs to lane p % lanes, this gives rank r the lanes l with l % R = r whenever R divides
+the number of lanes. So every rank has the same number of steps, a global batch does not depend on R, and no sample
+comes twice in an epoch.
+"""
+
+import numpy as np
+
+from a2mim.data import keyed
+
+VERSION = 1  # of the order: raised when the same arguments give another one
+
+
+class Plan:
+    """Who comes when.
+
+    Args:
+        shard_sizes: samples in each shard.
+        global_batch_size: images in a step over all ranks.
+        seed: of the order.
+        lanes: how many places of the data a batch is drawn from; at most the global batch size is used.
+        block: samples shuffled together inside a lane, hence how far apart reads are; None shuffles whole lanes.
+
+    An epoch has N // global_batch_size steps; the rest of the samples, others in each epoch, is left out.
+    """
+
+    def __init__(self, shard_sizes, global_batch_size: int, seed: int = 0, lanes: int = 64, block: int | None = None):
+        self.shard_sizes = np.asarray(shard_sizes, np.int64)
+        self.size = int(self.shard_sizes.sum())
+        if not 1 <= global_batch_size <= self.size:
+            raise ValueError(
+                f"the data has {self.size} images and global_batch_size is {global_batch_size}: "
+                "an epoch would have no step; lower global_batch_size or give more images"
+            )
+        if lanes < 1 or (block is not None and block < 1):
+            raise ValueError(f"lanes={lanes} and block={block} must be at least 1 (block=None: whole lanes)")
+        self.global_batch_size, self.seed, self.block = global_batch_size, seed, block
+        self.lanes = min(lanes, global_batch_size)
+        self.steps = self.size // global_batch_size
+        self._epoch, self._order = None, None
+
+    def batch(self, epoch: int, step: int, rank: int = 0, world_size: int = 1) -> np.ndarray:
+        """The ids of one rank's part of a global batch: (global_batch_size / world_size,) int64."""
+        if self.global_batch_size % world_size:
+            raise ValueError(
+                f"global_batch_size={self.global_batch_size} cannot be divided among {world_size} processes; "
+                "choose a multiple"
+            )
+        first = step * self.global_batch_size
+        return self.order(epoch)[first : first + self.global_batch_size][rank::world_size]
+
+    def order(self, epoch: int) -> np.ndarray:
+        """All ids in the order of the epoch: (N,) int64. The last epoch asked for is kept."""
+        if self._epoch != epoch:
+            self._epoch, self._order = epoch, self._interleave(epoch)
+        return self._order
+
+    def _interleave(self, epoch: int) -> np.ndarray:
+        """Lane l's j-th sample goes to position j * lanes + l; the first N % lanes lanes are one sample longer."""
+        samples = self._permute_shards(epoch)
+        rank_of = keyed.hashes(self.seed, epoch, np.arange(self.size), 1, keyed.ORDER)[:, 0]
+        order = np.empty(self.size, np.int64)
+        length, longer = divmod(self.size, self.lanes)
+        start = 0
+        for lane in range(self.lanes):
+            stop = start + length + (lane < longer)
+            order[lane :: self.lanes] = self._shuffle(samples[start:stop], rank_of[start:stop])
+            start = stop
+        return order
+
+    def _permute_shards(self, epoch: int) -> np.ndarray:
+        """Ids shard by shard; the list begins at a random place of itself, so lanes are cut elsewhere each epoch."""
+        draws = keyed.hashes(self.seed, epoch, np.arange(len(self.shard_sizes) + 1), 2, keyed.ORDER)[:, 1]
+        starts = np.cumsum(self.shard_sizes) - self.shard_sizes
+        shards = np.argsort(draws[:-1], kind="stable")
+        ids = np.concatenate([np.arange(starts[s], starts[s] + self.shard_sizes[s]) for s in shards])
+        return np.roll(ids, -int(draws[-1] % np.uint64(self.size)))
+
+    def _shuffle(self, samples: np.ndarray, rank_of: np.ndarray) -> np.ndarray:
+        block = self.block or len(samples)
+        starts = range(0, len(samples), block)
+        orders = [a + np.argsort(rank_of[a : a + block], kind="stable") for a in starts]
+        return samples[np.concatenate(orders)]

@@ -1,0 +1,86 @@
+"""Extra image transforms from mmcv's registry or the user's own, made a function of the sample like everything else.
+
+A transform gets mmcv's usual dictionary: results["img"] is the whole decoded image, (H, W, 3) uint8 in RGB order, and
+must be such an array again afterwards; H and W may change. Transforms draw from numpy's, Python's or torch's
+global generators: these are seeded from the sample's key around the call and restored after it.
+"""
+
+import difflib
+import random
+from collections.abc import Sequence
+from contextlib import contextmanager
+
+import numpy as np
+
+from a2mim.data import keyed
+
+
+class TransformError(ValueError):
+    """A configured transform cannot be used."""
+
+
+class Transforms:
+    """Applies a list of transforms.
+
+    Args:
+        configs: dictionaries for mmcv's TRANSFORMS registry (`dict(type="RandomGrayscale", prob=0.2)`) or objects
+            that take and return the results dictionary. mmcv is imported only when the list is not empty.
+    """
+
+    def __init__(self, configs: Sequence = ()):
+        self.transforms = [_build(config) if isinstance(config, dict) else config for config in configs]
+
+    def __call__(self, pixels: np.ndarray, seed: int, epoch: int, key: np.ndarray) -> np.ndarray:
+        """(H, W, 3) uint8 and a (1,) uint64 key -> (H', W', 3) uint8."""
+        if not self.transforms:
+            return pixels
+        draws = keyed.hashes(seed, epoch, key, len(self.transforms), keyed.TRANSFORM)[0]
+        results = {"img": pixels, "img_shape": pixels.shape[:2], "ori_shape": pixels.shape[:2]}
+        for transform, draw in zip(self.transforms, draws, strict=True):
+            with seeded(int(draw)):
+                results = transform(results)
+            _check(results, transform, pixels.shape[2])
+        return results["img"]
+
+
+@contextmanager
+def seeded(seed: int):
+    """Seeds the global generators of Python, numpy and torch (CPU) and gives them back as they were."""
+    import torch
+
+    states = random.getstate(), np.random.get_state(), torch.default_generator.get_state()
+    random.seed(seed)
+    np.random.seed(seed & 0xFFFFFFFF)
+    torch.default_generator.manual_seed(seed >> 1)  # not torch.manual_seed, which reseeds the GPU as well
+    try:
+        yield
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])
+        torch.default_generator.set_state(states[2])
+
+
+def _build(config: dict):
+    from mmcv.transforms import TRANSFORMS
+
+    name = config.get("type")
+    if isinstance(name, str) and TRANSFORMS.get(name) is None:
+        near = difflib.get_close_matches(name, TRANSFORMS.module_dict, n=3, cutoff=0.4)
+        hint = f"; did you mean {' or '.join(near)}?" if near else ""
+        raise TransformError(f"the transform {name!r} is not in mmcv's registry{hint}")
+    try:
+        return TRANSFORMS.build(config)
+    except (TypeError, AssertionError, KeyError, ValueError) as error:
+        raise TransformError(f"the transform {dict(config)} cannot be built: {error}") from error
+
+
+def _check(results, transform, channels: int) -> None:
+    name = type(transform).__name__
+    image = results.get("img") if isinstance(results, dict) else None
+    if not isinstance(image, np.ndarray):
+        raise TransformError(f"the transform {name} returned no results['img'] array; it must return the dictionary")
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != channels or 0 in image.shape:
+        raise TransformError(
+            f"the transform {name} made an image of {image.dtype} {image.shape}; it must stay uint8 "
+            f"(H, W, {channels}): normalisation happens later, on the device"
+        )
