@@ -1,0 +1,199 @@
+"""Where the cells of the image are in a feature tensor, whatever the axes and the order of its positions.
+
+Invariant: `Layout.to_map` and `Layout.spread` are each other's view of one table, so what `spread` marks as hidden is what
+`to_map` shows at the same raster cell.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+
+def leaves(output, path: tuple = ()) -> Iterator[tuple[tuple, Tensor]]:
+    """The tensors in nested lists, tuples and dicts, each with its path from the root."""
+    if isinstance(output, Tensor):
+        yield path, output
+    elif isinstance(output, list | tuple):
+        for i, item in enumerate(output):
+            yield from leaves(item, (*path, i))
+    elif isinstance(output, dict):
+        for key, item in output.items():
+            yield from leaves(item, (*path, key))
+
+
+def replace_leaves(output, new: dict[tuple, Tensor], path: tuple = ()):
+    """The same nest with the tensors at the paths in `new` replaced."""
+    if isinstance(output, Tensor):
+        return new.get(path, output)
+    if isinstance(output, list | tuple):
+        items = [replace_leaves(item, new, (*path, i)) for i, item in enumerate(output)]
+        return type(output)(*items) if hasattr(output, "_fields") else type(output)(items)
+    if isinstance(output, dict):
+        return type(output)((key, replace_leaves(item, new, (*path, key))) for key, item in output.items())
+    return output
+
+
+class Layout(nn.Module):
+    """The channel axis, the position axes, and which raster cell of the grid each flat position holds.
+
+    Args:
+        channel: axis of the channels in the feature tensor; axis 0 is the batch.
+        positions: the other axes, in the order in which they are flattened.
+        shape: lengths of the position axes.
+        grid: (h, w) of the feature map.
+        table: (P,) long, P = product of `shape`: raster cell of each flat position, -1 for none (class token, registers).
+            Every cell occurs once.
+
+    NCHW, NHWC, tokens with a prefix and permuted or windowed tokens differ in these values only. Runs of cells in raster
+    order (nearly all architectures) are sliced; other orders are gathered.
+    """
+
+    def __init__(
+        self, channel: int, positions: Sequence[int], shape: Sequence[int], grid: tuple[int, int], table: Tensor
+    ):
+        super().__init__()
+        self.channel, self.positions, self.shape = channel, tuple(positions), tuple(shape)
+        self.grid = (int(grid[0]), int(grid[1]))
+        cells = torch.argsort(table, stable=True)[-math.prod(self.grid) :]  # flat position of each raster cell
+        assert table[cells].equal(torch.arange(math.prod(self.grid), device="cpu")), (
+            "every cell must occur exactly once"
+        )
+        self.first = int(cells[0])
+        self.raster = bool((cells == self.first + torch.arange(len(cells), device="cpu")).all())
+        self.register_buffer("cells", None if self.raster else cells, persistent=False)
+        self.register_buffer("table", None if self.raster else table, persistent=False)
+
+    def same_as(self, other: "Layout") -> bool:
+        """Whether both describe the same cells in the same places."""
+        facts = [(m.channel, m.positions, m.shape, m.grid, m.first, m.raster) for m in (self, other)]
+        return facts[0] == facts[1] and (self.raster or self.table.equal(other.table))
+
+    def to_map(self, features: Tensor) -> Tensor:
+        """Any layout -> (B, D, h, w); prefix tokens are left out."""
+        flat = features.movedim(self.channel, 1).flatten(2)
+        number = math.prod(self.grid)
+        if self.raster:
+            flat = flat if flat.shape[2] == number else flat[:, :, self.first : self.first + number]
+        else:
+            flat = flat[:, :, self.cells]
+        return rearrange(flat, "b d (h w) -> b d h w", h=self.grid[0])
+
+    def spread(self, values: Tensor) -> Tensor:
+        """(B, h, w) -> the same values where the feature tensor holds these cells, 0 elsewhere; broadcasts over channels."""
+        flat = values.flatten(1)
+        number = math.prod(self.shape)
+        if not self.raster:
+            flat = torch.where(self.table >= 0, flat[:, self.table.clamp(min=0)], torch.zeros_like(flat[:, :1]))
+        elif flat.shape[1] != number:
+            flat = F.pad(flat, (self.first, number - self.first - flat.shape[1]))
+        return self.write(flat)
+
+    def write(self, flat: Tensor) -> Tensor:
+        """(B, P) one value per flat position -> broadcastable to the feature tensor."""
+        shape = [flat.shape[0]] + [1] * (len(self.shape) + 1)
+        for axis, length in zip(self.positions, self.shape, strict=True):
+            shape[axis] = length
+        return flat.reshape(shape)
+
+    def write_channels(self, vector: Tensor) -> Tensor:
+        """(D,) -> broadcastable to the feature tensor."""
+        shape = [1] * (len(self.shape) + 2)
+        shape[self.channel] = -1
+        return vector.reshape(shape)
+
+
+def raster_table(number: int, prefix: int = 0, positions: int | None = None) -> Tensor:
+    """`prefix` positions without a cell, then `number` cells in raster order, then none up to `positions`."""
+    table = torch.full((positions or prefix + number,), -1, dtype=torch.long, device="cpu")
+    table[prefix : prefix + number] = torch.arange(number, device="cpu")
+    return table
+
+
+def guess_layouts(shape: Sequence[int], img_size: tuple[int, int], prefix: int = 0) -> list[Layout]:
+    """Layouts that the shape of a feature tensor allows, likeliest first; empty for a tensor that is no map of the image.
+
+    Args:
+        shape: of the whole tensor, batch first.
+        img_size: (H, W) in pixels.
+        prefix: the number of prefix tokens that the model declares (timm's `num_prefix_tokens`).
+
+    A guess is not knowledge: PiT's class token of 256 channels looks like 16 x 16, Hiera's tokens are not in raster order.
+    `a2mim.sites` measures.
+    """
+    found = []
+    if len(shape) == 4:
+        for channel, positions in ((1, (2, 3)), (3, (1, 2))):
+            grid = tuple(shape[axis] for axis in positions)
+            if _plausible(grid, img_size):
+                found.append(Layout(channel, positions, grid, grid, raster_table(math.prod(grid))))
+    elif len(shape) == 3:
+        for number_before in dict.fromkeys((prefix, 0, 1, 2, 5)):
+            for grid in _grids(shape[1] - number_before, img_size):
+                found.append(Layout(2, (1,), shape[1:2], grid, raster_table(math.prod(grid), number_before)))
+    return found
+
+
+def _plausible(grid: tuple[int, int], img_size: tuple[int, int]) -> bool:
+    """Whether a grid of these cells can tile the image with nearly square cells of at most 128 pixels."""
+    if min(grid) < 1 or (img_size[0] == img_size[1] and grid[0] != grid[1]):
+        return False
+    strides = [size / cells for size, cells in zip(img_size, grid, strict=True)]
+    uneven = abs(strides[0] - strides[1]) / max(strides)
+    return all(1 <= s <= 128 for s in strides) and uneven < max(1.2 / min(grid), 0.02)
+
+
+def _grids(number: int, img_size: tuple[int, int]) -> list[tuple[int, int]]:
+    """Grids of `number` cells that tile the image plausibly, squarest cells first."""
+    if number < 1:
+        return []
+    rows = [h for h in range(1, number + 1) if number % h == 0 and _plausible((h, number // h), img_size)]
+    ideal = math.sqrt(number * img_size[0] / img_size[1])
+    return [(h, number // h) for h in sorted(rows, key=lambda h: abs(math.log(h / ideal)))]
+
+
+def cell_stride(size: int, cells: int, declared: Sequence[int] = ()) -> float:
+    """Pixels per feature cell along one axis of `size` pixels.
+
+    Args:
+        declared: the model's own strides (feature_info), which decide when the size is no multiple: a grid may be the
+            ceiling (XCiT: 72 px -> 5 cells of 16) or the floor (ViT: 72 px -> 4 cells of 16) of size / stride.
+    """
+    for stride in declared:
+        if cells in (math.ceil(size / stride), size // stride):
+            return stride
+    if size % cells == 0:
+        return size // cells
+    stride = 2 ** round(math.log2(size / cells))
+    return stride if cells in (math.ceil(size / stride), size // stride) else size / cells
+
+
+def pool_mask(mask: Tensor, grid: tuple[int, int], strides: tuple[float, float], img_size: tuple[int, int]) -> Tensor:
+    """(B, rows, cols) bool mask -> (B, h, w): bool where cells and grid align, else the hidden fraction of each feature cell.
+
+    Args:
+        strides: pixels per feature cell (vertical, horizontal); the last cell may reach over the edge of the image.
+        img_size: (H, W) in pixels, tiled by the cells of the mask.
+    """
+    sides = [size / cells for size, cells in zip(img_size, mask.shape[1:], strict=True)]
+    repeats = [side / stride for side, stride in zip(sides, strides, strict=True)]
+    exact = [r == int(r) and r * n == g for r, n, g in zip(repeats, mask.shape[1:], grid, strict=True)]
+    if all(exact):
+        return mask.repeat_interleave(int(repeats[0]), dim=1).repeat_interleave(int(repeats[1]), dim=2)
+    rows, cols = (
+        _overlap(size, stride, cells, side, number, mask.device)
+        for size, stride, cells, side, number in zip(img_size, strides, grid, sides, mask.shape[1:], strict=True)
+    )
+    return torch.einsum("hr,brc,wc->bhw", rows, mask.float(), cols)
+
+
+def _overlap(size: int, stride: float, cells: int, side: float, number: int, device) -> Tensor:
+    """(cells, number): the fraction of each feature cell that each mask cell covers, along one axis."""
+    start = torch.arange(cells, device=device)[:, None] * stride
+    end = (start + stride).clamp(max=size)
+    left = torch.arange(number, device=device)[None] * side
+    shared = torch.minimum(end, left + side) - torch.maximum(start, left)
+    return shared.clamp(min=0) / (end - start)
