@@ -4,6 +4,7 @@ import glob
 import os
 
 from a2mim.data.dataset import ImageDataset
+from a2mim.data.remote import is_remote
 
 
 def open_dataset(source, split: str = "train", in_chans: int = 3) -> ImageDataset:
@@ -51,7 +52,3 @@ def expand(source) -> list[str]:
             raise FileNotFoundError(f"nothing matches {shard!r}; give a folder, tar shards, a URL or 'photos'")
         shards += matches
     return shards
-
-
-def is_remote(shard: str) -> bool:
-    return shard.startswith(("http://", "https://"))
