@@ -1,0 +1,225 @@
+"""What happens around a step: the rate, the log, the pictures, the checkpoints, the signals."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from pathlib import Path
+
+import torch
+from mmengine.dist import is_main_process
+from mmengine.hooks import Hook
+from tqdm import tqdm
+
+from a2mim.analysis.reconstructions import draw, save
+from a2mim.engine.checkpoint import (
+    checkpoint_path,
+    keep_newest,
+    list_checkpoints,
+    refuse_broken_weights,
+    state_of,
+    write_checkpoint,
+)
+from a2mim.engine.runner import step_seed
+
+
+class ScheduleHook(Hook):
+    """Sets the learning rate of the coming step, from a timm scheduler in closed form."""
+
+    def __init__(self, scheduler):
+        self.scheduler = scheduler
+
+    def before_train_iter(self, runner, batch_idx, data_batch=None) -> None:
+        self.scheduler.step_update(runner.iter)
+
+
+class LogHook(Hook):
+    """A progress bar, and a line of log.jsonl every few steps.
+
+    Args:
+        every: steps between two lines.
+    """
+
+    priority = "LOW"
+
+    def __init__(self, every: int):
+        self.every = every
+        self.first: dict | None = None
+        self.last: dict = {}
+
+    def before_train(self, runner) -> None:
+        self.path = runner.run_dir / "log.jsonl"
+        if is_main_process():
+            keep_lines_until(self.path, runner.iter)
+        self.bar = tqdm(
+            total=runner.max_iters,
+            initial=runner.iter,
+            unit="step",
+            disable=not is_main_process(),
+            dynamic_ncols=True,
+            mininterval=0.5 if os.isatty(2) else 15,
+            bar_format="{percentage:3.0f}% |{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}] {postfix}",
+        )
+
+    def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None) -> None:
+        step, loop = runner.iter, runner.train_loop
+        self.bar.update(1)
+        if step % self.every and step != 1 and step != runner.max_iters:
+            return
+        line = self.measure(runner, data_batch, outputs)
+        loop.waited = loop.spent = 0.0
+        self.logged = step
+        self.last = line
+        self.first = self.first or line
+        if is_main_process():
+            with self.path.open("a") as file:
+                file.write(json.dumps(line) + "\n")
+            runner.visualizer.add_scalars({k: v for k, v in line.items() if isinstance(v, float)}, step=step)
+        self.bar.set_postfix_str(
+            f"loss {line['loss']:.4f} (mean colour {line['baseline']:.4f}), {line['images_per_second']:.0f} images/s,"
+            f" {line['data_share']:.0%} waiting for data",
+            refresh=False,
+        )
+
+    def measure(self, runner, batch: dict, outputs: dict) -> dict:
+        """One line of the log. Losses are those of this very step, not an average, so that a resumed run's log is the same."""
+        loop, images = runner.train_loop, batch["images"]
+        steps = runner.iter - getattr(self, "logged", runner.iter - 1)
+        line = {"step": runner.iter, "epoch": round(runner.iter / len(runner.loader), 3)}
+        line |= {name: float(value) for name, value in outputs.items()}
+        line["baseline"] = mean_colour_loss(runner, images)
+        line["lr"] = runner.optim_wrapper.optimizer.param_groups[0]["lr"]
+        if runner.optim_wrapper.grad_norm is not None:
+            line["grad_norm"] = runner.optim_wrapper.grad_norm
+        line["images_per_second"] = round(steps * len(images) * runner.world_size / max(loop.spent, 1e-9), 1)
+        line["data_share"] = round(loop.waited / max(loop.spent, 1e-9), 4)
+        if runner.device.type == "cuda":
+            line["gpu_memory_gb"] = round(torch.cuda.max_memory_allocated() / 2**30, 2)
+        return line
+
+    def after_train(self, runner) -> None:
+        self.bar.close()
+
+
+def mean_colour_loss(runner, images) -> float:
+    """The loss that this step would have had, had the network answered every image's mean colour."""
+    model = getattr(runner.model, "module", runner.model)
+    with torch.no_grad():
+        generator = runner.mask_generator(runner.iter - 1)
+        losses = model(runner.to_device(images), mode="baseline", generator=generator)
+    return float(sum(losses.values()))
+
+
+def keep_lines_until(path: Path, step: int) -> None:
+    """Drops what a killed run logged after the checkpoint that it resumes from; a half-written last line too."""
+    if not path.exists():
+        return
+    kept = []
+    for text in path.read_text().splitlines():
+        try:
+            if json.loads(text)["step"] > step:
+                break
+        except (json.JSONDecodeError, KeyError):
+            break
+        kept.append(text + "\n")
+    partial = path.with_suffix(".partial")
+    partial.write_text("".join(kept))
+    os.replace(partial, path)
+
+
+class PictureHook(Hook):
+    """Draws the same few images, with the same masks, at the start, now and then, and at the end.
+
+    Args:
+        images: (N, C, H, W) uint8.
+        how_many: pictures in a run, the first and the last included.
+    """
+
+    def __init__(self, images: torch.Tensor, how_many: int):
+        self.images, self.how_many = images, max(how_many, 2)
+
+    def before_train(self, runner) -> None:
+        between = self.how_many - 1
+        self.steps = {runner.max_iters * i // between for i in range(1, self.how_many)}
+        if runner.iter == 0:
+            self.draw(runner)
+
+    def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None) -> None:
+        if runner.iter in self.steps:
+            self.draw(runner)
+
+    def draw(self, runner) -> None:
+        if not is_main_process():
+            return
+        model = getattr(runner.model, "module", runner.model)
+        generator = torch.Generator(runner.device).manual_seed(step_seed(runner.seed, 0, 0, "picture"))
+        model.eval()
+        with torch.no_grad():
+            shown = model(runner.to_device(self.images), mode="predict", generator=generator)
+        model.train()
+        path = runner.run_dir / "reconstructions" / f"step_{runner.iter:08d}.png"
+        save(draw(shown, model.mean, model.std), path)
+
+
+class CheckpointHook(Hook):
+    """Saves every few steps and at the end, then deletes what is too old.
+
+    Args:
+        every: steps between two checkpoints.
+        keep: how many of the newest stay.
+    """
+
+    priority = "VERY_LOW"
+
+    def __init__(self, every: int, keep: int):
+        self.every, self.keep = every, keep
+
+    def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None) -> None:
+        if runner.iter % self.every == 0 or runner.iter == runner.max_iters:
+            self.save(runner)
+
+    def save(self, runner) -> None:
+        path = checkpoint_path(runner.checkpoints, runner.iter)
+        if path in list_checkpoints(runner.checkpoints):
+            return
+        refuse_broken_weights(runner.model)
+        checkpoint = state_of(runner)  # on every process: hooks may exchange something
+        if is_main_process():
+            write_checkpoint(path, checkpoint)
+            keep_newest(runner.checkpoints, self.keep)
+
+    def after_train(self, runner) -> None:
+        self.save(runner)
+
+
+class SignalHook(Hook):
+    """SIGTERM and Ctrl-C let the step finish and the run save; a second one ends it at once."""
+
+    priority = "VERY_HIGH"
+    signals = (signal.SIGINT, signal.SIGTERM)
+
+    def __init__(self):
+        self.received: int | None = None
+
+    def before_train(self, runner) -> None:
+        self.previous = {number: signal.signal(number, self.note) for number in self.signals}
+
+    def note(self, number, frame) -> None:
+        if self.received is not None:
+            raise SystemExit(128 + number)
+        self.received = number
+
+    def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None) -> None:
+        received = self.received or 0
+        if runner.distributed:  # all processes stop after the same step
+            flag = torch.tensor(received, device=runner.device)
+            torch.distributed.all_reduce(flag, op=torch.distributed.ReduceOp.MAX)
+            received = int(flag)
+        if received:
+            self.received = received
+            runner.train_loop.stop = True
+
+    def after_train(self, runner) -> None:
+        for number, handler in self.previous.items():
+            signal.signal(number, handler)

@@ -1,0 +1,82 @@
+"""The encoder before and after pre-training, judged on labelled images in the same way."""
+
+from __future__ import annotations
+
+import copy
+
+import numpy as np
+import torch
+
+from a2mim.batchnorm import calibrate_batchnorm
+from a2mim.data import EvalLoader
+from a2mim.evaluation import judge, verdict
+from a2mim.pixels import normalize
+
+
+class Judge:
+    """k-NN and linear probe of frozen features, at the recipe's own image size.
+
+    A network with BatchNorm is calibrated on the training images first, before and after alike: running statistics that fit
+    the images are worth points by themselves, and would otherwise pass for learning.
+    """
+
+    def __init__(self, settings: dict, train_set, test_set, device: torch.device, batch_size: int = 64):
+        self.settings, self.device, self.batch_size = settings["judge"], device, batch_size
+        self.pixels = {k: settings["data"][k] for k in ("mean", "std")}
+        self.img_size, self.seed = settings["data"]["img_size"], settings["seed"]
+        self.train = self.loader(train_set, self.settings["train_images"])
+        labelled = test_set is not None and (train_set.labels >= 0).any() and (test_set.labels >= 0).any()
+        self.test = self.loader(test_set, self.settings["test_images"]) if labelled else None
+
+    def loader(self, dataset, at_most: int) -> EvalLoader:
+        """All images, or a random `at_most` of them, the same ones every time."""
+        chosen = np.arange(len(dataset))
+        if len(dataset) > at_most:
+            chosen = np.sort(np.random.default_rng(self.seed).permutation(len(dataset))[:at_most])
+        return EvalLoader(dataset, self.img_size, resize=None, batch_size=self.batch_size, indices=chosen)
+
+    def calibration_batches(self, at_most: int = 1024):
+        """Normalised training images on the device, for BatchNorm's running statistics."""
+        seen = 0
+        for batch in self.train:
+            if seen >= at_most:
+                return
+            seen += len(batch["images"])
+            yield normalize(batch["images"].to(self.device), **self.pixels)
+
+    def __call__(self, encoder, when: str) -> dict | None:
+        """Results of `a2mim.evaluation.judge`, or None where there is nothing to judge on."""
+        if self.test is None:
+            return None
+        model = copy.deepcopy(encoder.model).to(self.device)
+        calibrate_batchnorm(model, self.calibration_batches())
+        results = judge(model, self.train, self.test, k=self.settings["k"], seed=self.seed, **self.pixels)
+        print(f"{when:>6} pre-training: {sentence(results)}", flush=True)
+        return results
+
+
+def sentence(results: dict) -> str:
+    """Both protocols with their 95 % intervals."""
+    return ", ".join(
+        f"{name} {r['top1']:.1f} % ({r['interval'][0]:.1f}–{r['interval'][1]:.1f})"
+        for name, r in (("linear probe", results["linear"]), ("k-NN", results["knn"]))
+    )
+
+
+def compare(before: dict | None, after: dict | None) -> dict:
+    """For the summary: both results, plain, and what may honestly be said of the difference."""
+    if before is None or after is None:
+        return {"judged": None}
+    verdicts = [
+        verdict(name, before[key]["correct"], after[key]["correct"])
+        for name, key in (("linear probe", "linear"), ("k-NN", "knn"))
+    ]
+    return {"judged": {"before": _plain(before), "after": _plain(after), "verdicts": verdicts}}
+
+
+def _plain(results: dict) -> dict:
+    return {
+        key: _plain(value) if isinstance(value, dict) else value
+        for key, value in results.items()
+        if not isinstance(value, torch.Tensor)
+    }

@@ -1,0 +1,194 @@
+"""mmengine's Runner with a training loop that seeks, and without the parts that a run here does better itself."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import time
+from itertools import count
+
+import torch
+from mmengine.config import Config
+from mmengine.model import MMDistributedDataParallel
+from mmengine.runner import BaseLoop, Runner
+
+from a2mim.engine.checkpoint import list_checkpoints, restore
+from a2mim.registry import SCOPE
+
+
+class PretrainLoop(BaseLoop):
+    """One optimiser step an iteration, from any step on.
+
+    mmengine's own loops read the data again up to the step where they resume, and need a loader's length; this one asks the
+    loader to go there. The random numbers of step n are a function of (seed, n, rank), so a resumed run draws the same.
+    """
+
+    def __init__(self, runner, loader, max_steps: int, accumulate: int):
+        super().__init__(runner, loader)
+        self.max_steps, self.accumulate = max_steps, accumulate
+        self.step = 0
+        self.stop = False  # set by a hook: finish this step, then leave
+        self.waited = self.spent = 0.0  # seconds waiting for data, and in all, since a hook last set them to 0
+
+    iter = property(lambda self: self.step)
+    max_iters = property(lambda self: self.max_steps)
+    epoch = property(lambda self: self.step // len(self.dataloader))
+    max_epochs = property(lambda self: self.max_steps // len(self.dataloader))
+
+    def seek(self, step: int) -> None:
+        """Goes on at `step`: optimiser steps since the start of the run."""
+        self.step = step
+        self.dataloader.seek(step)
+
+    def run(self) -> torch.nn.Module:
+        runner = self.runner
+        runner.call_hook("before_train")
+        runner.model.train()
+        try:
+            while self.step < self.max_steps and not self.stop:
+                self.run_epoch()
+        except FloatingPointError as error:
+            raise FloatingPointError(self.describe(error)) from error
+        runner.call_hook("after_train")
+        return runner.model
+
+    def run_epoch(self) -> None:
+        """To the end of the epoch, of the run, or until a hook stops it."""
+        self.runner.call_hook("before_train_epoch")
+        started = time.perf_counter()
+        for batch in self.dataloader:
+            waited = time.perf_counter() - started
+            self.run_iter(batch)
+            now = time.perf_counter()
+            self.waited, self.spent, started = self.waited + waited, self.spent + now - started, now
+            self.runner.call_hook("after_train_iter", batch_idx=self.step - 1, data_batch=batch, outputs=self.outputs)
+            if self.stop or self.step >= self.max_steps:
+                break
+        self.runner.call_hook("after_train_epoch")
+
+    def run_iter(self, batch: dict) -> None:
+        """One step, in `accumulate` pieces."""
+        runner = self.runner
+        runner.call_hook("before_train_iter", batch_idx=self.step, data_batch=batch)
+        torch.manual_seed(step_seed(runner.seed, self.step, runner.rank, "dropout"))
+        generator = runner.mask_generator(self.step)
+        for images in batch["images"].chunk(self.accumulate):
+            data = {"images": runner.to_device(images), "generator": generator}
+            self.outputs = runner.model.train_step(data, optim_wrapper=runner.optim_wrapper)
+        self.step += 1
+
+    def describe(self, error: FloatingPointError) -> str:
+        """What happened, what is safe, what to try."""
+        saved = list_checkpoints(self.runner.checkpoints)
+        last = f"the last good checkpoint is {saved[-1]}" if saved else "there is no checkpoint yet"
+        return (
+            f"step {self.step + 1}: {error}; stopped before the weights changed, {last};"
+            " try a lower optimizer.base_lr, clip_grad=1.0 or amp=None"
+        )
+
+
+class PretrainRunner(Runner):
+    """Runner over parts that are built already.
+
+    Args:
+        model: a MIM.
+        loader: a TrainLoader.
+        optim_wrapper: a StepWrapper.
+        hooks: hook instances, in mmengine's order of priority.
+        run_dir: the run's folder.
+        settings: the recipe, from `a2mim.engine.config.load_config`.
+        max_steps: optimiser steps in all.
+        device: where the model runs.
+        meta: plain values for the checkpoint.
+        resume_from: a checkpoint's content, or None.
+    """
+
+    def __init__(self, model, loader, optim_wrapper, hooks, run_dir, settings, max_steps, device, meta, resume_from=None):
+        self.loader, self.max_steps, self.device = loader, max_steps, device
+        self.meta, self.resume_from = meta, resume_from
+        self.run_dir, self.checkpoints = run_dir, run_dir / "checkpoints"
+        self.accumulate = settings["accumulate"]
+        self.channels_last = settings["channels_last"]
+        visualizer = {"type": "Visualizer", "vis_backends": [{"type": "TensorboardVisBackend"}]}
+        super().__init__(
+            model=model,
+            work_dir=str(run_dir / "logs"),
+            train_dataloader=loader,
+            train_cfg={},  # the loop is built below
+            optim_wrapper=optim_wrapper,
+            default_hooks=dict.fromkeys(
+                ("runtime_info", "timer", "sampler_seed", "logger", "param_scheduler", "checkpoint")
+            ),
+            custom_hooks=hooks,
+            resume=resume_from is not None,
+            launcher="pytorch" if torch.distributed.is_initialized() else "none",
+            log_level="WARNING",
+            visualizer=visualizer if settings["log"]["tensorboard"] else None,
+            default_scope=SCOPE,
+            randomness={"seed": settings["seed"]},
+            experiment_name=run_dir.name,
+            cfg=Config({"_": run_dir.name}) if settings["log"]["tensorboard"] else None,
+        )
+
+    def build_train_loop(self, loop) -> PretrainLoop:
+        if not isinstance(loop, PretrainLoop):
+            loop = PretrainLoop(self, self.loader, self.max_steps, self.accumulate)
+        return loop
+
+    def wrap_model(self, model_wrapper_cfg, model):
+        """mmengine moves every model to the GPU where there is one, and needs a GPU for several processes; we obey --device."""
+        model.to(self.device)
+        if not self.distributed:
+            return model
+        ids = [self.device.index] if self.device.type == "cuda" else None
+        return MMDistributedDataParallel(module=model, device_ids=ids, broadcast_buffers=False)
+
+    def load_or_resume(self) -> None:
+        if self.resume_from is not None:
+            restore(self, self.resume_from)
+
+    def _init_model_weights(self) -> None:
+        """timm has done it."""
+
+    def _log_env(self, env_cfg: dict) -> None:
+        """Ours is two lines in summary.json; mmengine's starts compilers to ask for their versions."""
+
+    def dump_config(self) -> None:
+        """Written by the run, in a form that can be given to it again."""
+
+    def to_device(self, images: torch.Tensor) -> torch.Tensor:
+        """(B, C, H, W) uint8, as the recipe's memory format asks."""
+        layout = torch.channels_last if self.channels_last else torch.contiguous_format
+        return images.to(self.device, non_blocking=True, memory_format=layout)
+
+    def mask_generator(self, step: int) -> torch.Generator:
+        """The generator that draws the masks of a step on this process, on the model's device."""
+        return torch.Generator(self.device).manual_seed(step_seed(self.seed, step, self.rank, "mask"))
+
+
+def step_seed(seed: int, step: int, rank: int, purpose: str) -> int:
+    """63 bits, a pure function of its arguments."""
+    text = f"{seed}/{step}/{rank}/{purpose}".encode()
+    return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "big") >> 1
+
+
+def start_processes(device: str | None) -> torch.device:
+    """The device of this process; joins the process group when torchrun has started several.
+
+    mmengine's own start needs a GPU: it calls torch.cuda.set_device whatever the backend.
+    """
+    name = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    if name.startswith("cuda") and not torch.cuda.is_available():
+        raise ValueError(f"--device {name}: torch {torch.__version__} sees no GPU here; use --device cpu")
+    chosen = torch.device(name)
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1 and not torch.distributed.is_initialized():
+        if chosen.type == "cuda":
+            chosen = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+            torch.cuda.set_device(chosen)
+        torch.distributed.init_process_group("nccl" if chosen.type == "cuda" else "gloo")
+    return chosen
+
+
+def free_run_dir(root, name: str):
+    """root/name, or root/name-2, -3, … : the first that does not exist."""
+    return next(p for n in count(1) if not (p := root / (name if n == 1 else f"{name}-{n}")).exists())
