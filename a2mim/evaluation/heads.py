@@ -1,7 +1,6 @@
 """Many linear classifiers, one learning rate each, trained in one pass over the same features."""
 
 import torch
-from einops import einsum
 from torch import Tensor
 
 MOMENTUM = 0.9
@@ -10,7 +9,8 @@ MOMENTUM = 0.9
 class LinearHeads:
     """H softmax classifiers under SGD, momentum 0.9, no weight decay; weights start N(0, 0.01), alike in all, biases 0.
 
-    The gradient of softmax regression is written out: H heads are three batched products a step, without autograd.
+    Side by side they are one wide matrix, and the gradient of softmax regression is written out: a step of all heads is
+    two matrix products, without autograd.
 
     Args:
         lrs: (H,) peak learning rates.
@@ -22,34 +22,39 @@ class LinearHeads:
     def __init__(self, lrs, dim: int, n_classes: int, seed: int = 0, device="cpu"):
         generator = torch.Generator().manual_seed(seed)
         start = torch.randn(dim, n_classes, generator=generator) * 0.01
-        self.lrs = torch.as_tensor(lrs, dtype=torch.float32, device=device)[:, None, None]
-        self.weight = start.to(device).repeat(len(self.lrs), 1, 1)
-        self.bias = torch.zeros(len(self.lrs), 1, n_classes, device=device)
+        self.lrs = torch.as_tensor(lrs, dtype=torch.float32, device=device)[:, None]
+        self.weight = start.to(device)[:, None].repeat(1, len(self.lrs), 1)  # (D, H, C)
+        self.bias = torch.zeros(len(self.lrs), n_classes, device=device)
         self._velocity = [torch.zeros_like(self.weight), torch.zeros_like(self.bias)]
 
     def step(self, features: Tensor, targets: Tensor, factor: float) -> None:
         """One SGD step of every head on features (B, D), targets (B,) in 0..C-1, at `factor` times its peak rate."""
         error = self.logits(features).softmax(dim=-1)
-        error[:, torch.arange(len(targets)), targets] -= 1
+        error[torch.arange(len(targets), device=targets.device), :, targets] -= 1
         error /= len(targets)
-        gradients = einsum(features, error, "b d, h b c -> h d c"), error.sum(dim=1, keepdim=True)
+        gradients = (features.T @ error.flatten(1)).view_as(self.weight), error.sum(dim=0)
         for value, velocity, gradient in zip((self.weight, self.bias), self._velocity, gradients, strict=True):
             velocity.mul_(MOMENTUM).add_(gradient)
-            value.addcmul_(self.lrs, velocity, value=-factor)
+            value.addcmul_(velocity, self.lrs, value=-factor)
 
     def logits(self, features: Tensor) -> Tensor:
-        """(B, D) -> (H, B, C)."""
-        return einsum(features, self.weight, "b d, h d c -> h b c") + self.bias
+        """(B, D) -> (B, H, C)."""
+        return (features.to(self.weight.device) @ self.weight.flatten(1)).view(-1, *self.bias.shape) + self.bias
 
     def ranks(self, features: Tensor, targets: Tensor) -> Tensor:
-        """(H, B) int64: how many classes score above the true one; targets outside 0..C-1 are never reached."""
+        """(B, H) int64, on the CPU: how many classes score above the true one.
+
+        A target of -1 (a class that training did not have) comes after all of them; so does the only one of a head
+        whose scores are not finite.
+        """
         logits = self.logits(features)
-        known = (targets >= 0) & (targets < logits.shape[-1])
-        own = logits[:, torch.arange(len(targets)), torch.where(known, targets, 0)][..., None]
-        rank = (logits > own).sum(dim=-1)
-        return torch.where(known, rank, logits.shape[-1] + 5)
+        targets = targets.to(logits.device)[:, None, None].expand(-1, logits.shape[1], 1)
+        own = logits.gather(2, targets.clamp(min=0))
+        above = (~(logits <= own)).sum(dim=2)
+        return torch.where(targets[..., 0] >= 0, above, logits.shape[2] + 5).cpu()
 
     def losses(self, features: Tensor, targets: Tensor) -> Tensor:
-        """(H,) mean cross-entropies."""
-        picked = self.logits(features).log_softmax(dim=-1)[:, torch.arange(len(targets)), targets]
-        return -picked.mean(dim=1)
+        """(H,) mean cross-entropies, on the CPU; infinite where a head has diverged."""
+        log_likelihood = self.logits(features).log_softmax(dim=-1)
+        targets = targets.to(log_likelihood.device)[:, None, None].expand(-1, log_likelihood.shape[1], 1)
+        return -log_likelihood.gather(2, targets).mean(dim=(0, 2)).nan_to_num(-torch.inf).cpu()

@@ -51,7 +51,7 @@ def linear_probe(
     lrs = [lr * batch_size / 256 for lr in base_lrs]
     lr, validation, note = choose_lr(features, targets, lrs, epochs, batch_size, held_out, seed)
     final = fit(features, targets, [lr], epochs, batch_size, len(classes), seed)
-    rank = final.ranks(test_features, class_positions(classes, test_labels.to(classes.device)))[0].cpu()
+    rank = final.ranks(test_features, class_positions(classes, test_labels.to(classes.device)))[:, 0]
     correct = rank == 0
     result = {
         "protocol": protocol,
@@ -92,8 +92,8 @@ def choose_lr(features, targets, lrs, epochs, batch_size, held_out, seed) -> tup
 
 def best_head(heads: LinearHeads, features: Tensor, targets: Tensor) -> tuple[int, float]:
     """Index of the most accurate head and its accuracy in percent; ties go to the lower loss."""
-    accuracy = (heads.ranks(features, targets) == 0).double().mean(dim=1)
-    losses = heads.losses(features, targets).nan_to_num(torch.inf)
+    accuracy = (heads.ranks(features, targets) == 0).double().mean(dim=0)
+    losses = heads.losses(features, targets)
     losses[accuracy < accuracy.max()] = torch.inf
     return int(losses.argmin()), 100 * accuracy.max().item()
 
@@ -120,7 +120,7 @@ def cosine(progress: float) -> float:
 def standardize(train: Tensor, test: Tensor) -> tuple[Tensor, Tensor]:
     """Both by the training set's mean and deviation; a dimension that is constant in training becomes 0 in both."""
     mean, std = train.mean(dim=0), train.std(dim=0, correction=0)
-    alive = std > 1e-6 * torch.maximum(mean.abs(), std.max())
+    alive = std > 1e-6 * mean.abs()  # less is the rounding of a constant
     scale = torch.where(alive, 1 / torch.where(alive, std, 1), 0)
     return (train - mean) * scale, (test.to(train.device) - mean) * scale
 

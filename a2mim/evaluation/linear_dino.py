@@ -14,9 +14,7 @@ from a2mim.pixels import IMAGENET_MEAN, IMAGENET_STD, normalize
 
 # DINO's default is the first; its published ResNet-50 log used about 0.3
 BASE_LRS = (1e-3, 3e-3, 1e-2, 3e-2, 0.1, 0.3, 1.0)
-SMALL_WIDTH = (
-    384  # of ViT-S: up to here DINO takes the class tokens of four blocks, above it one and the mean patch token
-)
+SMALL_WIDTH = 384  # of ViT-S: up to here DINO takes four class tokens, above it one and the mean patch token
 
 
 def linear_probe_dino(
@@ -67,7 +65,7 @@ def linear_probe_dino(
             batch_size = max(batch_size, size)
         history.append(heads.ranks(test_features, test_targets))
     chosen, held_accuracy = best_head(heads, held_features, class_positions(classes, held_labels))
-    rank = torch.stack([ranks[chosen] for ranks in history])
+    rank = torch.stack([ranks[:, chosen] for ranks in history])
     top1 = 100 * (rank == 0).double().mean(dim=1)
     return {
         "protocol": "dino-linear",

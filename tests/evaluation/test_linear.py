@@ -1,0 +1,144 @@
+"""Linear probe on cached features: equal to torch's own SGD head by head, and blind to the test set."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from a2mim.evaluation import hold_out, linear_probe
+from a2mim.evaluation.heads import LinearHeads
+from a2mim.evaluation.linear import choose_lr, fit, standardize
+
+
+def clusters(n_train=300, n_test=200, dim=16, n_classes=5, noise=2.0, seed=0):
+    """Features that a linear classifier separates well but not perfectly."""
+    generator = torch.Generator().manual_seed(seed)
+    centres = torch.randn(n_classes, dim, generator=generator)
+    sets = []
+    for n in (n_train, n_test):
+        labels = torch.randint(n_classes, (n,), generator=generator)
+        sets += [centres[labels] + noise * torch.randn(n, dim, generator=generator), labels]
+    return sets
+
+
+def torch_sgd(features, targets, lr, epochs, batch_size, n_classes, start, seed):
+    """One linear layer under torch's cross-entropy and SGD, in the same order of images: (weight (C, D), bias (C,))."""
+    layer = torch.nn.Linear(features.shape[1], n_classes)
+    with torch.no_grad():
+        layer.weight.copy_(start.T)
+        layer.bias.zero_()
+    optimiser = torch.optim.SGD(layer.parameters(), lr=lr, momentum=0.9)
+    steps = epochs * math.ceil(len(features) / batch_size)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda i: 0.5 * (1 + math.cos(math.pi * i / steps)))
+    generator = torch.Generator().manual_seed(seed + 1)
+    for _ in range(epochs):
+        for rows in torch.randperm(len(features), generator=generator).split(batch_size):
+            optimiser.zero_grad()
+            F.cross_entropy(layer(features[rows]), targets[rows]).backward()
+            optimiser.step()
+            schedule.step()
+    return layer.weight.detach(), layer.bias.detach()
+
+
+def test_many_heads_in_one_pass_equal_separate_runs_of_torch_sgd():
+    features, targets, *_ = clusters(n_train=90)
+    lrs, epochs, batch_size = [1e-3, 0.05, 0.5], 7, 32  # 90 / 32: the last batch of a pass is short
+    start = LinearHeads([0.1], 16, 5, seed=4).weight[:, 0]
+    heads = fit(features, targets, lrs, epochs, batch_size, 5, seed=4)
+    for i, lr in enumerate(lrs):
+        weight, bias = torch_sgd(features, targets, lr, epochs, batch_size, 5, start, seed=4)
+        torch.testing.assert_close(heads.weight[:, i], weight.T, atol=2e-5, rtol=1e-4)
+        torch.testing.assert_close(heads.bias[i], bias, atol=2e-5, rtol=1e-4)
+
+
+def test_the_initial_weights_are_those_of_the_protocol():
+    heads = LinearHeads([0.1, 0.2], 400, 50)
+    assert heads.weight.std().item() == pytest.approx(0.01, rel=0.02)
+    assert torch.equal(heads.weight[:, 0], heads.weight[:, 1])
+    assert not heads.bias.any()
+
+
+def test_it_separates_what_is_separable_and_repeats_to_the_bit():
+    sets = clusters()
+    result = linear_probe(*sets, epochs=30)
+    assert 70 < result["top1"] < 100
+    assert result["top1"] == pytest.approx(100 * result["correct"].double().mean().item())
+    assert result["top5"] == 100  # five classes
+    again = linear_probe(*sets, epochs=30)
+    assert torch.equal(result.pop("correct"), again.pop("correct"))
+    assert result == again
+
+
+def test_top5_counts_the_five_best_of_many_classes():
+    result = linear_probe(*clusters(600, 300, n_classes=20, noise=3.0), epochs=20)
+    assert result["top1"] + 5 < result["top5"] < 100
+
+
+def test_the_rate_is_chosen_without_the_test_labels():
+    sets = clusters()
+    chosen = linear_probe(*sets, epochs=10)
+    wrong = linear_probe(*sets[:3], (sets[3] + 1) % 5, epochs=10)
+    assert wrong["lr"] == chosen["lr"]
+    assert wrong["top1"] < 30 < chosen["top1"]
+
+
+def test_a_rate_that_cannot_learn_loses_to_one_that_can():
+    features, targets, *_ = clusters()
+    lr, accuracy, note = choose_lr(features, targets, [1e-9, 0.05, 1e6], 20, 64, 0.2, seed=0)
+    assert lr == 0.05 and accuracy > 70 and note == ""
+    assert "end of the grid" in choose_lr(features, targets, [1e-9, 0.05], 20, 64, 0.2, seed=0)[2]
+
+
+def test_the_length_and_offset_of_a_dimension_do_not_matter():
+    train, train_labels, test, test_labels = clusters()
+    scale, offset = torch.logspace(-4, 4, 16), torch.linspace(-3, 3, 16)
+    moved = [(features + offset) * scale for features in (train, test)]
+    moved = linear_probe(moved[0], train_labels, moved[1], test_labels, epochs=5)
+    plain = linear_probe(train, train_labels, test, test_labels, epochs=5)
+    assert (moved["correct"] != plain["correct"]).sum() <= 2  # rounding only
+
+
+def test_standardising_uses_the_training_set_only_and_drops_constant_dimensions():
+    train = torch.tensor([[1.0, 5.0], [3.0, 5.0]])
+    scaled_train, scaled_test = standardize(train, torch.tensor([[5.0, 9.0]]))
+    assert scaled_train.tolist() == [[-1, 0], [1, 0]]
+    assert scaled_test.tolist() == [[3, 0]]
+
+
+def test_holding_out_takes_a_share_of_each_class_and_never_the_last_image():
+    labels = torch.tensor([7] * 50 + [3] * 10 + [1] * 2 + [9])
+    chosen = hold_out(labels, 0.2)
+    counts = {label: int((labels[chosen] == label).sum()) for label in (7, 3, 1, 9)}
+    assert counts == {7: 10, 3: 2, 1: 1, 9: 0}
+    assert len(set(chosen.tolist())) == 13
+    assert torch.equal(hold_out(labels, 0.2), chosen)
+    assert not torch.equal(hold_out(labels, 0.2, seed=1), chosen)
+    with pytest.raises(ValueError, match="between 0 and 1"):
+        hold_out(labels, 1.0)
+
+
+def test_one_image_a_class_still_gives_a_result_and_says_how_the_rate_was_chosen():
+    features = torch.randn(4, 8, generator=torch.Generator().manual_seed(0))
+    result = linear_probe(features, torch.arange(4), features, torch.arange(4), epochs=30)
+    assert result["top1"] == 100 and result["held_out_top1"] is None
+    assert "lowest training loss" in result["note"]
+
+
+def test_two_classes_with_odd_labels_and_an_unknown_test_class():
+    train, labels, test, test_labels = clusters(n_classes=2, noise=0.3)
+    names = torch.tensor([12, 10_000])
+    test_names = names[test_labels]
+    test_names[0] = 500
+    result = linear_probe(train, names[labels], test, test_names, epochs=10)
+    assert result["correct"].tolist() == [False] + [True] * 199
+    assert result["top5"] == pytest.approx(100 * 199 / 200)
+
+
+def test_unknown_protocols_and_bad_features_are_refused():
+    train, labels, test, test_labels = clusters()
+    with pytest.raises(ValueError, match="linear-cached"):
+        linear_probe(train, labels, test, test_labels, protocol="mae-linaer")
+    test[1, 1] = float("nan")
+    with pytest.raises(ValueError, match="not finite"):
+        linear_probe(train, labels, test, test_labels)
