@@ -1,6 +1,6 @@
 """Any timm model as feature maps (B, D, h, w), with the mask token put in at a chosen map.
 
-Invariant: the timm model stays timm's, key for key; without a mask the features equal plain timm bit for bit.
+Invariant: the timm model stays timm's, key for key; without a mask the features equal plain timm's bit for bit.
 """
 
 import difflib
@@ -10,8 +10,8 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from a2mim.layout import Layout, cell_stride, guess_layouts, leaves, pool_mask, replace_leaves
-from a2mim.sites import choose_site, feature_modules, find_site, hook_target, trace, trial_copy, unreached
+from a2mim.layout import cell_stride, leaves, replace_leaves
+from a2mim.sites import feature_modules, study
 
 TOKEN_MODES = ("add", "replace", "scaled")
 
@@ -24,15 +24,17 @@ def insert_token(
     Args:
         features: (B, D, h, w).
         token: (D,) or (1, D, 1, 1).
-        mask: (B, h, w) bool, True = hidden, or the hidden fraction of each cell in [0, 1], which blends.
-        mode: "add": z + token; "replace": token (SimMIM); "scaled": gamma * z + token (A²MIM's CNNs, gamma from 1e-6).
-        gamma: as `token`; for "scaled" only.
+        mask: (B, h, w) bool, True = hidden; or float, the hidden fraction of each cell in [0, 1], which blends.
+        mode: "add": z + token; "replace": token (SimMIM); "scaled": gamma * z + token (A²MIM's CNNs).
+        gamma: as `token`; "scaled" only.
 
     Source: A²MIM, https://arxiv.org/abs/2205.13943.
     """
     check_mode(mode)
-    vectors = [None if v is None else v.reshape(1, -1, 1, 1) for v in (token, gamma)]
-    return _mix(features, vectors[0], mask[:, None], mode, vectors[1])
+    if mode == "scaled" and gamma is None:
+        raise ValueError('token mode "scaled" needs gamma, one factor per channel (A²MIM starts it at 1e-6).')
+    token, gamma = (None if vector is None else vector.reshape(1, -1, 1, 1) for vector in (token, gamma))
+    return _mix(features, token, mask[:, None], mode, gamma)
 
 
 def _mix(features: Tensor, token: Tensor, hidden: Tensor, mode: str, gamma: Tensor | None) -> Tensor:
@@ -49,7 +51,7 @@ def _mix(features: Tensor, token: Tensor, hidden: Tensor, mode: str, gamma: Tens
 
 def check_mode(mode: str) -> None:
     if mode not in TOKEN_MODES:
-        raise ValueError(f"token {mode!r} is not a mode of the mask token; choose one of {', '.join(TOKEN_MODES)}.")
+        raise ValueError(f"token {mode!r} is no mode of the mask token; choose one of {', '.join(TOKEN_MODES)}.")
 
 
 class MaskedEncoder(nn.Module):
@@ -57,22 +59,27 @@ class MaskedEncoder(nn.Module):
 
     Args:
         name: any name that timm.create_model takes.
-        site: the module whose output takes the token, e.g. "layer3", "blocks.5", "patch_embed"; "auto" is the last map of half
-            the final stride of a hierarchical network, the middle block of an isotropic one.
+        site: the module whose output takes the token, e.g. "layer3", "blocks.5", "patch_embed"; "auto" is the last map
+            of half the final stride in a hierarchical network, the middle block of an isotropic one.
         token: "add", "replace" or "scaled", see `insert_token`.
         img_size: pixels, one number or (height, width); None is the model's own size.
         in_chans: channels of the images.
         mask_patch_size: side of a hidden square in pixels; "auto" prefers a site whose cells are no larger.
-        drop_path_rate: stochastic depth while pre-training.
-        pretrained: start from timm's published weights (downloads).
+        drop_path_rate: stochastic depth in pre-training.
+        pretrained: start from timm's published weights, which it downloads.
 
-    Attributes: `model` (timm's, num_classes=0), `site`, `channels` and `strides` (pixels) of the maps, `img_size` (H, W),
-    `frozen`: parameters of `model` that no loss on the maps reaches (class attention, heads): they ask for no gradient, so
-    that weight decay does not shrink them and DistributedDataParallel does not wait for them.
+    Attributes:
+        model: timm's, with num_classes=0.
+        site: name of the module that takes the token.
+        channels, strides: of each map that forward returns; strides in pixels.
+        img_size: (H, W) in pixels.
+        frozen: parameters of `model` that no loss on the maps reaches (class attention, a head's norm). They ask for no
+            gradient, so that weight decay does not shrink them and DistributedDataParallel does not wait for them.
+        tokens, gammas: one vector (D,) for each map tensor at the site.
 
-    Gradient checkpointing runs the site again during backward, after forward has ended; the mask of the last forward is kept for that
-    and used only inside a backward pass, so `encoder.model(images)` alone never sees a token. With checkpointing on, one
-    forward must be followed by its backward before the next masked forward.
+    Gradient checkpointing runs the site a second time, in backward. The mask of the last forward is kept for that and used
+    only inside a backward pass: `encoder.model(images)` alone never sees a token. So with checkpointing on, backward must
+    come before the next forward, as it does in any training step and in gradient accumulation.
     """
 
     def __init__(
@@ -90,77 +97,55 @@ class MaskedEncoder(nn.Module):
         check_mode(token)
         self.name, self.in_chans, self.token_mode = name, in_chans, token
         self.model, self.img_size, self.model_args = build_model(name, img_size, in_chans, drop_path_rate, pretrained)
-        trial = trial_copy(self.model)
-        weight = next(trial.parameters())
-        images = torch.randn(2, in_chans, *self.img_size, generator=torch.Generator().manual_seed(0), device="cpu").to(
-            weight
-        )
-        calls, output = trace(trial, images)
-        declared = [reduction for _, reduction in feature_modules(self.model)]
-        prefix = getattr(self.model, "num_prefix_tokens", 0)
+        found = _study(self.model, name, self.img_size, in_chans, site, mask_patch_size)
 
-        outputs = {path: (guess_layouts(t.shape, self.img_size, prefix), t) for path, t in leaves(output)}
-        outputs = {path: (found[0], t) for path, (found, t) in outputs.items() if found}
-        self.output_paths = list(outputs)
-        self.output_layouts = nn.ModuleList(layout for layout, _ in outputs.values())
-        maps = [layout.to_map(t) for layout, t in outputs.values()]
-        self.channels = [m.shape[1] for m in maps]
-        self.strides = [math.ceil(cell_stride(self.img_size[0], m.shape[2], declared)) for m in maps]
+        self.site = found.site
+        self.site_paths, self.final_paths = list(found.site_layouts), list(found.final_layouts)
+        self.site_layouts = nn.ModuleList(found.site_layouts.values())
+        self.final_layouts = nn.ModuleList(found.final_layouts.values())
+        self.site_strides = [self._strides(layout) for layout in self.site_layouts]
+        self.channels = found.channels
+        self.strides = [math.ceil(max(self._strides(layout))) for layout in self.final_layouts]
 
-        if site == "auto":
-            call = choose_site(trial, calls, max(self.strides), mask_patch_size, self.img_size)
-        else:
-            call = find_site(trial, calls, site)
-        self.site = call.name
-        self.site_paths = list(call.layouts)
-        self.site_layouts = nn.ModuleList(found[0] for found in call.layouts.values())
-        self._mask = self._active = None
         self.tokens, self.gammas = nn.ParameterList(), nn.ParameterList()
-        for path, layout in zip(self.site_paths, self.site_layouts, strict=True):
-            width = call.shapes[path][layout.channel]
+        for width in found.site_widths:
             self.tokens.append(nn.Parameter(nn.init.trunc_normal_(torch.empty(width), std=0.02)))
             if token == "scaled":
                 self.gammas.append(nn.Parameter(torch.full((width,), 1e-6)))
-        self.site_strides = [
-            tuple(cell_stride(s, g, declared) for s, g in zip(self.img_size, layout.grid, strict=True))
-            for layout in self.site_layouts
-        ]
 
-        self.frozen = unreached(trial, maps)
-        for parameter_name in self.frozen:
-            self.model.get_parameter(parameter_name).requires_grad_(False)
-        self.model.get_submodule(hook_target(self.model, self.site)).register_forward_hook(self._insert)
+        self.frozen = found.frozen
+        for parameter in self.frozen:
+            self.model.get_parameter(parameter).requires_grad_(False)
+        if found.pool and _can_rebuild(name, self.model, {**self.model_args, "global_pool": found.pool}):
+            self.model.reset_classifier(0, found.pool)
+            self.model_args["global_pool"] = found.pool
 
-    def _insert(self, module, inputs, output):
-        recomputing = not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
-        if self._mask is None or not (self._active or recomputing):
-            return None
-        features, new = dict(leaves(output)), {}
-        for i, (path, layout) in enumerate(zip(self.site_paths, self.site_layouts, strict=True)):
-            hidden = layout.spread(pool_mask(self._mask, layout.grid, self.site_strides[i], self.img_size))
-            token = layout.write_channels(self.tokens[i])
-            gamma = layout.write_channels(self.gammas[i]) if self.gammas else None
-            new[path] = _mix(features[path], token, hidden, self.token_mode, gamma)
-        return replace_leaves(output, new)
+        # Bound methods, so that a deep copy of the encoder (EMA) hooks its own model to its own tokens.
+        self._mask, self._inserting, self._tapped = None, False, None
+        self.model.get_submodule(found.site_module).register_forward_hook(self._insert)
+        self.tapping = bool(found.final_module)
+        if self.tapping:
+            self.model.get_submodule(found.final_module).register_forward_hook(self._tap)
 
     def forward(self, images: Tensor, mask: Tensor | None = None) -> list[Tensor]:
         """images: (B, C, H, W) float; mask: (B, rows, cols) bool, True = hidden. Returns maps, each (B, D, h, w)."""
-        if tuple(images.shape[-2:]) != self.img_size:
-            given = " x ".join(map(str, images.shape[-2:]))
+        if tuple(images.shape[2:]) != self.img_size:
+            given, built = (" x ".join(str(side) for side in size) for size in (images.shape[2:], self.img_size))
             raise ValueError(
-                f"images of {given} px given to an encoder built for {self.img_size}; build it with that img_size."
+                f"images of {given} px given to an encoder built for {built} px; build it with that img_size."
             )
-        self._mask, self._active = mask, mask is not None
+        self._mask, self._inserting = mask, mask is not None
         try:
-            output = dict(leaves(self.model.forward_features(images)))
+            output = self.model.forward_features(images)
         finally:
-            self._active = False
-        return [
-            layout.to_map(output[path]) for path, layout in zip(self.output_paths, self.output_layouts, strict=True)
-        ]
+            self._inserting = False
+        if self.tapping:
+            output, self._tapped = self._tapped, None
+        tensors = dict(leaves(output))
+        return [layout.to_map(tensors[path]) for path, layout in zip(self.final_paths, self.final_layouts, strict=True)]
 
     def arguments(self) -> dict:
-        """Plain values: timm.create_model(name, num_classes=0, **model_args) rebuilds `model`."""
+        """Plain values; timm.create_model(name, num_classes=0, **model_args) rebuilds `model`."""
         return {
             "name": self.name,
             "img_size": list(self.img_size),
@@ -170,26 +155,93 @@ class MaskedEncoder(nn.Module):
             "site": self.site,
         }
 
+    def _strides(self, layout) -> tuple[float, float]:
+        declared = [stride for _, stride in feature_modules(self.model)]
+        return tuple(cell_stride(size, cells, declared) for size, cells in zip(self.img_size, layout.grid, strict=True))
+
+    def _insert(self, module, inputs, output):
+        """Forward hook of the site."""
+        # torch.utils.checkpoint asks the same function whether it runs inside a backward pass.
+        if not self._inserting and (torch.compiler.is_compiling() or torch._C._current_graph_task_id() == -1):
+            return None
+        if self._mask is None:
+            return None
+        features, new = dict(leaves(output)), {}
+        for i, (path, layout) in enumerate(zip(self.site_paths, self.site_layouts, strict=True)):
+            hidden = layout.spread(pool_mask(self._mask, layout.grid, self.site_strides[i], self.img_size))
+            token = layout.write_channels(self.tokens[i])
+            gamma = layout.write_channels(self.gammas[i]) if self.token_mode == "scaled" else None
+            new[path] = _mix(features[path], token, hidden, self.token_mode, gamma)
+        return replace_leaves(output, new)
+
+    def _tap(self, module, inputs, output):
+        """Forward hook of the last map, for models whose `forward_features` returns none."""
+        self._tapped = output
+
+
+def pool_mask(mask: Tensor, grid: tuple[int, int], strides: tuple[float, float], img_size: tuple[int, int]) -> Tensor:
+    """(B, rows, cols) bool mask -> (B, h, w): bool where cells and grid align, else the hidden fraction of each feature cell.
+
+    Args:
+        strides: pixels per feature cell (vertical, horizontal); the last cell may reach over the edge of the image.
+        img_size: (H, W) in pixels, tiled by the cells of the mask.
+    """
+    sides = [size / cells for size, cells in zip(img_size, mask.shape[1:], strict=True)]
+    repeats = [side / stride for side, stride in zip(sides, strides, strict=True)]
+    exact = [r == int(r) and r * n == g for r, n, g in zip(repeats, mask.shape[1:], grid, strict=True)]
+    if all(exact):
+        return mask.repeat_interleave(int(repeats[0]), dim=1).repeat_interleave(int(repeats[1]), dim=2)
+    rows, cols = (
+        _overlap(size, stride, cells, side, number, mask.device)
+        for size, stride, cells, side, number in zip(img_size, strides, grid, sides, mask.shape[1:], strict=True)
+    )
+    return torch.einsum("hr,brc,wc->bhw", rows, mask.float(), cols)
+
+
+def _overlap(size: int, stride: float, cells: int, side: float, number: int, device) -> Tensor:
+    """(cells, number): the fraction of each feature cell that each mask cell covers, along one axis."""
+    start = torch.arange(cells, device=device)[:, None] * stride
+    end = (start + stride).clamp(max=size)
+    left = torch.arange(number, device=device)[None] * side
+    shared = torch.minimum(end, left + side) - torch.maximum(start, left)
+    return shared.clamp(min=0) / (end - start)
+
 
 def build_model(name: str, img_size=None, in_chans: int = 3, drop_path_rate: float = 0.0, pretrained: bool = False):
-    """(timm model without classifier, (H, W), the create_model arguments that it needs beyond its name)."""
+    """Returns the timm model without classifier, (H, W), and the create_model arguments it needs beyond its name."""
     if ":" not in name and not timm.is_model(name):
         near = difflib.get_close_matches(name.split(".")[0], timm.list_models(), n=4, cutoff=0.3)
         raise ValueError(f"{name!r} is not a model that timm knows; the nearest names: {', '.join(near)}.")
     model_args = {} if in_chans == 3 else {"in_chans": in_chans}
-    extra = {"drop_path_rate": drop_path_rate} if drop_path_rate else {}
+    training = {"drop_path_rate": drop_path_rate} if drop_path_rate else {}
 
-    def create(**kwargs):
-        return timm.create_model(name, pretrained=pretrained, num_classes=0, **model_args, **extra, **kwargs)
+    def create(**size):
+        return timm.create_model(name, pretrained=pretrained, num_classes=0, **model_args, **training, **size)
 
     if img_size is None:
         model = create()
         return model, tuple(model.pretrained_cfg["input_size"][1:]), model_args
-    size = (img_size, img_size) if isinstance(img_size, int) else tuple(img_size)
+    height, width = (img_size, img_size) if isinstance(img_size, int) else img_size
     try:
-        model = create(img_size=size)
-        return model, size, {**model_args, "img_size": list(size)}
-    except TypeError as error:
+        model = create(img_size=(height, width))
+        model_args["img_size"] = [height, width]
+    except TypeError as error:  # a network that takes images of any size has no such argument
         if "img_size" not in str(error):
             raise
-    return create(), size, model_args
+        model = create()
+    return model, (height, width), model_args
+
+
+def _study(model: nn.Module, name: str, img_size: tuple[int, int], in_chans: int, site: str, mask_patch_size: int):
+    """`a2mim.sites.study` on noise images, from a random stream of its own; a size that the model refuses is a ValueError."""
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randn(2, in_chans, *img_size, generator=generator, device="cpu").to(next(model.parameters()))
+    return study(model, images, site, mask_patch_size)
+
+
+def _can_rebuild(name: str, model: nn.Module, model_args: dict) -> bool:
+    """Whether timm builds the same keys and shapes from these arguments."""
+    with torch.device("meta"):
+        other = timm.create_model(name, num_classes=0, **model_args)
+    shapes = [{key: value.shape for key, value in m.state_dict().items()} for m in (model, other)]
+    return shapes[0] == shapes[1]

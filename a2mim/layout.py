@@ -6,6 +6,7 @@ Invariant: `Layout.to_map` and `Layout.spread` are each other's view of one tabl
 
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -171,29 +172,157 @@ def cell_stride(size: int, cells: int, declared: Sequence[int] = ()) -> float:
     return stride if cells in (math.ceil(size / stride), size // stride) else size / cells
 
 
-def pool_mask(mask: Tensor, grid: tuple[int, int], strides: tuple[float, float], img_size: tuple[int, int]) -> Tensor:
-    """(B, rows, cols) bool mask -> (B, h, w): bool where cells and grid align, else the hidden fraction of each feature cell.
+def guess_all(output, images: Tensor, model: nn.Module) -> dict[tuple, list[Layout]]:
+    """Path -> guessed layouts, for the tensors of a module's output that can be maps of `images`."""
+    prefix, img_size = getattr(model, "num_prefix_tokens", 0), tuple(images.shape[-2:])
+    guesses = {path: guess_layouts(t.shape, img_size, prefix) for path, t in leaves(output) if len(t) == len(images)}
+    return {path: found for path, found in guesses.items() if found}
+
+
+@dataclass
+class Place:
+    """A module's output with what is guessed about it."""
+
+    module: str
+    guesses: dict[tuple, list[Layout]]
+
+
+def read_intermediates(model: nn.Module, images: Tensor, places: list[Place]) -> list[dict[tuple, Layout]]:
+    """Measures layouts against timm's own `forward_intermediates`, which returns NCHW maps; one forward where all is usual.
+
+    Every flat position of a place is overwritten with its own number; the raster cell of timm's map that shows the number
+    is where this position belongs. What timm does not show is left as guessed.
 
     Args:
-        strides: pixels per feature cell (vertical, horizontal); the last cell may reach over the edge of the image.
-        img_size: (H, W) in pixels, tiled by the cells of the mask.
+        images: (1, C, H, W).
+
+    Returns:
+        for each place, path -> layout.
     """
-    sides = [size / cells for size, cells in zip(img_size, mask.shape[1:], strict=True)]
-    repeats = [side / stride for side, stride in zip(sides, strides, strict=True)]
-    exact = [r == int(r) and r * n == g for r, n, g in zip(repeats, mask.shape[1:], grid, strict=True)]
-    if all(exact):
-        return mask.repeat_interleave(int(repeats[0]), dim=1).repeat_interleave(int(repeats[1]), dim=2)
-    rows, cols = (
-        _overlap(size, stride, cells, side, number, mask.device)
-        for size, stride, cells, side, number in zip(img_size, strides, grid, sides, mask.shape[1:], strict=True)
-    )
-    return torch.einsum("hr,brc,wc->bhw", rows, mask.float(), cols)
+    layouts = [{path: found[0] for path, found in place.guesses.items()} for place in places]
+    if images.is_meta or not hasattr(model, "forward_intermediates"):
+        return layouts
+    unread = {(i, path): list(found) for i, place in enumerate(places) for path, found in place.guesses.items()}
+    while unread:
+        trial = {key: found.pop(0) for key, found in unread.items()}
+        for (i, path), layout in _show_numbers(model, images, [place.module for place in places], trial).items():
+            layouts[i][path] = layout
+            del unread[i, path]
+        unread = {key: found for key, found in unread.items() if found}
+    return layouts
 
 
-def _overlap(size: int, stride: float, cells: int, side: float, number: int, device) -> Tensor:
-    """(cells, number): the fraction of each feature cell that each mask cell covers, along one axis."""
-    start = torch.arange(cells, device=device)[:, None] * stride
-    end = (start + stride).clamp(max=size)
-    left = torch.arange(number, device=device)[None] * side
-    shared = torch.minimum(end, left + side) - torch.maximum(start, left)
-    return shared.clamp(min=0) / (end - start)
+def _show_numbers(model: nn.Module, images: Tensor, modules: list[str], layouts: dict) -> dict:
+    """(place, path) -> the layout that timm's maps show, for those that they show."""
+    starts, handles, start = {}, [], 1
+    for key, layout in layouts.items():
+        starts[key], start = start, start + math.prod(layout.shape)
+
+    def overwrite(i: int):
+        def hook(module, inputs, output):
+            tensors, new = dict(leaves(output)), {}
+            for (place, path), layout in layouts.items():
+                if place == i:
+                    numbers = torch.arange(math.prod(layout.shape), device=images.device) + starts[place, path]
+                    new[path] = layout.write(numbers[None]).to(tensors[path].dtype).expand_as(tensors[path])
+            return replace_leaves(output, new)
+
+        return hook
+
+    for i, name in enumerate(modules):
+        handles.append(model.get_submodule(name).register_forward_hook(overwrite(i)))
+    try:
+        with torch.no_grad():
+            maps = model.forward_intermediates(images, output_fmt="NCHW", intermediates_only=True)
+    finally:
+        for handle in handles:
+            handle.remove()
+    shown = {}
+    for _, feature_map in leaves(maps):
+        numbers = feature_map[0, 0].flatten()
+        if not (feature_map[0].flatten(1) == numbers).all():
+            continue
+        for key, layout in layouts.items():
+            positions = (numbers - starts[key]).long().cpu()
+            inside = (positions >= 0) & (positions < math.prod(layout.shape))
+            if inside.all() and len(positions.unique()) == len(positions):
+                table = torch.full((math.prod(layout.shape),), -1, dtype=torch.long, device="cpu")
+                table[positions] = torch.arange(len(positions), device="cpu")
+                shown[key] = Layout(layout.channel, layout.positions, layout.shape, feature_map.shape[-2:], table)
+    return shown
+
+
+def verify_outputs(
+    model: nn.Module, images: Tensor, module: str, known: dict[tuple, Layout], guesses: dict[tuple, list[Layout]]
+) -> dict[tuple, Layout]:
+    """Measures the layouts of `forward_features`' output with coded impulses on the last map of known layout.
+
+    Cells of the known map are disturbed in the second of two equal samples, first a random half of them, then, for an
+    output that does not answer in raster order, those whose number has bit 0, 1, 2, ... set: log2(cells) forwards, exact.
+
+    Args:
+        images: (2, C, H, W).
+        module: name of the module whose output holds the known map.
+        known: path -> layout there; the first is used.
+
+    Returns:
+        path -> layout; outputs that do not answer cell by cell (a later stage mixes them) keep their likeliest guess.
+    """
+    path, layout = next(iter(known.items()))
+    best = {key: found[0] for key, found in guesses.items()}
+    if images.is_meta or not guesses:
+        return best
+    number = math.prod(layout.grid)
+    generator = torch.Generator().manual_seed(2)
+    half = torch.rand(number, generator=generator, device="cpu") < 0.5
+    half[0], half[-1] = True, False
+    answers = _disturb(model, images, module, path, layout, half, best)
+    permuted = []
+    for key, found in guesses.items():
+        fits = [g for g in found if g.grid == layout.grid and answers[key][_cells(g)].equal(half)]
+        if fits:
+            best[key] = fits[0]
+        elif len(answers[key]) >= number and answers[key].sum() in range(int(half.sum()), number):
+            permuted.append(key)
+    if not permuted:
+        return best
+    codes = torch.arange(1, number + 1, device="cpu")
+    bits = [(codes >> k) & 1 for k in range(int(number + 1).bit_length())]
+    read = [_disturb(model, images, module, path, layout, bit.bool(), best) for bit in bits]
+    for key in permuted:
+        table = sum(answer[key].long() << k for k, answer in enumerate(read)) - 1
+        table[table >= number] = -1  # prefix tokens answer to every bit
+        if table[table >= 0].sort().values.equal(torch.arange(number, device="cpu")):
+            old = best[key]
+            best[key] = Layout(old.channel, old.positions, old.shape, layout.grid, table)
+    return best
+
+
+def _cells(layout: Layout) -> Tensor | slice:
+    """What picks the raster cells out of the flat positions."""
+    return slice(layout.first, layout.first + math.prod(layout.grid)) if layout.raster else layout.cells
+
+
+def _disturb(model: nn.Module, images: Tensor, module: str, path: tuple, layout: Layout, cells: Tensor, outputs: dict):
+    """Path -> (P,) bool on the CPU: which flat positions of the output change when these cells of the map are disturbed."""
+    generator = torch.Generator().manual_seed(3)
+
+    def hook(submodule, inputs, output):
+        features = dict(leaves(output))[path]
+        first = features[:1]
+        where = layout.spread(cells.to(first).view(1, *layout.grid))
+        vector = torch.randn(first.shape[layout.channel], generator=generator, device="cpu").to(first)
+        impulse = 3 * first.std() * layout.write_channels(vector) * where
+        return replace_leaves(output, {path: torch.cat([first, first + impulse])})
+
+    handle = model.get_submodule(module).register_forward_hook(hook)
+    try:
+        with torch.no_grad():
+            output = dict(leaves(model.forward_features(images)))
+    finally:
+        handle.remove()
+    changed = {}
+    for key, guess in outputs.items():
+        difference = (output[key][1] - output[key][0]).abs().movedim(guess.channel - 1, 0).flatten(1).amax(0)
+        changed[key] = (difference > 1e-3 * difference.max()).cpu()
+    return changed

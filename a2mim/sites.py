@@ -1,6 +1,7 @@
-"""Which module's output takes the mask token, and where its cells are: traced and measured on a throw-away copy of the model.
+"""Which module's output takes the mask token, and what pre-training reaches: traced on a throw-away copy of the model.
 
-Invariant: the model that is studied here is never trained or kept; nothing that happens here touches the real one.
+Invariant: what is studied here is a copy; the model itself, its BatchNorm statistics and torch's random state stay as
+they are. On the meta device nothing is measured: layouts follow from shapes, and only gradients that are None are dead.
 """
 
 import copy
@@ -11,7 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from a2mim.layout import Layout, cell_stride, guess_layouts, leaves, replace_leaves
+from a2mim.layout import Layout, Place, cell_stride, guess_all, leaves, read_intermediates, verify_outputs
+
+MAX_LEAK = 0.1  # share of what feeds a site that may also reach the output around it; branches measure 0.88 to 1
 
 
 @dataclass
@@ -20,12 +23,73 @@ class Call:
 
     name: str
     depth: float
-    shapes: dict[tuple, tuple[int, ...]]  # path of each output tensor -> its shape
-    layouts: dict[tuple, list[Layout]]  # path -> what the shape allows, likeliest first
+    guesses: dict[tuple, list[Layout]]  # path in its output -> layouts that the shape allows
+    widths: dict[tuple, int]  # path in its output -> channels, for the likeliest layout
+    nodes: list  # the autograd nodes that made its outputs
+
+
+@dataclass
+class Study:
+    """What `study` finds out about a model.
+
+    `site_module` carries the hook for the site; `final_module` is "" where `forward_features` returns the final maps itself.
+    """
+
+    site: str
+    site_module: str
+    site_layouts: dict[tuple, Layout]
+    site_widths: list[int]
+    final_module: str
+    final_layouts: dict[tuple, Layout]
+    channels: list[int]
+    frozen: list[str]
+    pool: str | None  # "avg" where the model's pooling reads frozen parameters and averaging does not
+
+
+def study(model: nn.Module, images: Tensor, site: str, max_stride: float) -> Study:
+    """Traces and measures `model` on two images (2, C, H, W); `site` is a module's name or "auto".
+
+    Costs a forward and a backward of two images, then two forwards (three images) that measure.
+    """
+    trial = trial_copy(model)
+    calls, output, tensors = trace(trial, images)
+    trial.eval()
+    declared = [call for name, _ in feature_modules(model) for call in calls if call.name == name]
+    last = max(declared or calls, key=lambda call: call.depth, default=None)
+    if last is None:
+        raise ValueError("no module of the model has a feature map of the image, so the mask token has no place.")
+    final_guesses = guess_all(output, images, model)
+    finals = {path: t for path, t in leaves(output) if path in final_guesses}
+    widest = final_guesses or last.guesses
+    final_stride = max(_stride(model, guesses[0], images) for guesses in widest.values())
+    roots = [t.grad_fn for t in (finals or tensors[last.name]).values()]
+    if site == "auto":
+        call = choose_site(model, calls, declared, final_stride, max_stride, images, roots)
+    else:
+        call = find_site(trial, calls, site)
+
+    places = [Place(hook_target(trial, c.name), c.guesses) for c in (call, last)]
+    at_site, at_last = read_intermediates(trial, images[:1], places)
+    final_module, final_layouts = "", verify_outputs(trial, images, places[1].module, at_last, final_guesses)
+    if not final_layouts:
+        final_module, final_layouts, finals = places[1].module, at_last, tensors[last.name]
+    maps = [layout.to_map(finals[path]) for path, layout in final_layouts.items()]
+    frozen = unreached(trial, maps)
+    return Study(
+        site=call.name,
+        site_module=places[0].module,
+        site_layouts=at_site,
+        site_widths=[call.widths[path] for path in at_site],
+        final_module=final_module,
+        final_layouts=final_layouts,
+        channels=[m.shape[1] for m in maps],
+        frozen=frozen,
+        pool=better_pool(trial, output, frozen),
+    )
 
 
 def trial_copy(model: nn.Module) -> nn.Module:
-    """A copy in which no gradient is zero by initialisation alone: constant parameters (LayerScale, residual gammas) get noise.
+    """A copy in which no gradient is zero by initialisation alone: constant parameters (LayerScale, gammas) get noise.
 
     Dropout and drop path are off; BatchNorm normalises by, and keeps, the statistics of the batch it sees.
     """
@@ -33,10 +97,8 @@ def trial_copy(model: nn.Module) -> nn.Module:
     generator = torch.Generator().manual_seed(0)
     for parameter in trial.parameters():
         if not parameter.is_meta and (parameter == parameter.flatten()[0]).all():
-            noise = torch.randn(parameter.shape, generator=generator, device="cpu").to(
-                parameter.device, parameter.dtype
-            )
-            parameter.data.add_(noise, alpha=0.1)
+            noise = torch.randn(parameter.shape, generator=generator, device="cpu")
+            parameter.data.add_(noise.to(parameter), alpha=0.1)
     for module in trial.modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
             module.train()
@@ -44,9 +106,14 @@ def trial_copy(model: nn.Module) -> nn.Module:
     return trial
 
 
-def trace(model: nn.Module, images: Tensor) -> tuple[list[Call], Any]:
-    """Runs `forward_features` once: the calls of all modules with parameters that run exactly once, in order, and the output."""
-    finished, counts, handles = [], {}, []
+def trace(model: nn.Module, images: Tensor) -> tuple[list[Call], Any, dict[str, dict[tuple, Tensor]]]:
+    """Runs `forward_features` once under hooks.
+
+    Returns:
+        the calls of all modules that have parameters, run exactly once and return a map of the image, in order;
+        the output; and the output tensors of each of these modules.
+    """
+    finished, counts, tensors, handles = [], {}, {}, []
     leaf_calls = 0
 
     def watch(name: str, is_leaf: bool):
@@ -54,7 +121,10 @@ def trace(model: nn.Module, images: Tensor) -> tuple[list[Call], Any]:
             nonlocal leaf_calls
             leaf_calls += is_leaf
             counts[name] = counts.get(name, 0) + 1
-            finished.append((name, leaf_calls, {path: tuple(t.shape) for path, t in leaves(output)}))
+            tensors[name] = dict(leaves(output))
+            # Read at once: an in-place operation that follows gives the tensor another node.
+            nodes = [t.grad_fn for t in tensors[name].values() if t.grad_fn is not None]
+            finished.append((name, leaf_calls, guess_all(output, images, model), nodes))
 
         return hook
 
@@ -67,43 +137,79 @@ def trace(model: nn.Module, images: Tensor) -> tuple[list[Call], Any]:
     finally:
         for handle in handles:
             handle.remove()
-    prefix = getattr(model, "num_prefix_tokens", 0)
-    img_size = tuple(images.shape[-2:])
     calls = []
-    for name, done, shapes in finished:
-        layouts = {path: guess_layouts(shape, img_size, prefix) for path, shape in shapes.items()}
-        layouts = {path: found for path, found in layouts.items() if found}
-        if layouts and counts[name] == 1:
-            calls.append(Call(name, done / max(1, leaf_calls), shapes, layouts))
-    return calls, output
+    for name, done, guesses, nodes in finished:
+        if guesses and counts[name] == 1:
+            widths = {path: tensors[name][path].shape[found[0].channel] for path, found in guesses.items()}
+            calls.append(Call(name, done / max(1, leaf_calls), guesses, widths, nodes))
+    return calls, output, tensors
 
 
 def feature_modules(model: nn.Module) -> list[tuple[str, int]]:
-    """(module name, stride) of the maps that timm declares; empty where it declares none."""
+    """(module name, stride in pixels) of the maps that timm declares; empty where it declares none."""
     info = getattr(model, "feature_info", None) or []
-    info = getattr(info, "info", info)
-    return [(entry["module"], entry["reduction"]) for entry in info if entry.get("module")]
+    return [(entry["module"], entry["reduction"]) for entry in getattr(info, "info", info) if entry.get("module")]
 
 
-def choose_site(model: nn.Module, calls: list[Call], final_stride: float, max_stride: float, img_size) -> Call:
-    """The module whose output takes the token, by rule.
+def _stride(model: nn.Module, layout: Layout, images: Tensor) -> float:
+    return cell_stride(images.shape[2], layout.grid[0], [stride for _, stride in feature_modules(model)])
 
-    A hierarchical network gets it on the last map of half the final stride (the input of the last stage, as A²MIM's ResNet),
-    an isotropic one nearest to half its depth. Maps coarser than the mask cell (`max_stride` pixels) are the last resort.
+
+def choose_site(
+    model: nn.Module,
+    calls: list[Call],
+    declared: list[Call],
+    final_stride: float,
+    max_stride: float,
+    images: Tensor,
+    roots: list,
+) -> Call:
+    """The call whose output takes the token, by rule.
+
+    A hierarchical network gets it on the last map of half the final stride (the input of the last stage, as A²MIM's
+    ResNet), an isotropic one nearest to half its depth; maps coarser than the mask cell (`max_stride` pixels) only where
+    there is no other. timm's declared maps come first; where those sit in a branch that the image also passes by (NASNet,
+    Xception), the traced module that is passed by least.
     """
-    declared = feature_modules(model)
-    by_name = {call.name: call for call in calls}
-    candidates = [by_name[name] for name, _ in declared if name in by_name] or calls
+    strides = {id(c): max(_stride(model, found[0], images) for found in c.guesses.values()) for c in calls}
 
-    def stride(call: Call) -> float:
-        strides = [reduction for _, reduction in declared]
-        return max(cell_stride(img_size[0], found[0].grid[0], strides) for found in call.layouts.values())
+    def ranked(candidates: list[Call]) -> list[Call]:
+        fine = [c for c in candidates if strides[id(c)] <= max_stride] or candidates
+        halves = [c for c in fine if 2 * strides[id(c)] == final_stride and 0.25 <= c.depth <= 0.97]
+        return halves[::-1] or sorted(fine, key=lambda c: abs(c.depth - 0.5))
 
-    fine = [call for call in candidates if stride(call) <= max_stride] or candidates
-    halves = [call for call in fine if 2 * stride(call) == final_stride and 0.25 <= call.depth <= 0.97]
-    if halves:
-        return halves[-1]
-    return min(fine, key=lambda call: abs(call.depth - 0.5))
+    first = ranked(declared)[:1]
+    if first and leak(first[0], roots) <= MAX_LEAK:
+        return first[0]
+    # Outer modules first, so that a stage comes before the layers of its last block.
+    traced = sorted(ranked(calls), key=lambda c: c.name.count("."))
+    leaks = [(leak(c, roots), c) for c in first + traced[:24]]
+    return min(leaks, key=lambda pair: pair[0])[1]
+
+
+def leak(call: Call, roots: list) -> float:
+    """The share of the parameters that feed a module's output which also reach the roots around it.
+
+    Args:
+        roots: autograd nodes of the final maps.
+    """
+    through, around = _sources(call.nodes, set()), _sources(roots, set(call.nodes))
+    total = sum(number for number in through.values())
+    return sum(number for node, number in through.items() if node in around) / max(1, total)
+
+
+def _sources(starts: list, walls: set) -> dict[Any, int]:
+    """Leaf nodes of the autograd graph reachable from `starts` without passing `walls`, with their numbers of elements."""
+    found, seen, todo = {}, set(walls), [node for node in starts if node not in walls]
+    while todo:
+        node = todo.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if hasattr(node, "variable"):
+            found[node] = node.variable.numel()
+        todo.extend(following for following, _ in node.next_functions)
+    return found
 
 
 def find_site(model: nn.Module, calls: list[Call], name: str) -> Call:
@@ -111,16 +217,16 @@ def find_site(model: nn.Module, calls: list[Call], name: str) -> Call:
     by_name = {call.name: call for call in calls}
     if name in by_name:
         return by_name[name]
-    near = difflib.get_close_matches(name, by_name, n=4, cutoff=0.3) or [c.name for c in calls if "." not in c.name]
+    near = difflib.get_close_matches(name, by_name, n=4, cutoff=0.3) or [n for n in by_name if "." not in n]
     known = name in dict(model.named_modules())
-    why = "has no feature map that is computed once" if known else "is not a module of the model"
-    raise ValueError(f"site {name!r} {why}; the nearest names that can take the mask token: {', '.join(near[:8])}.")
+    why = "has no feature map that is computed once" if known else "is no module of this model"
+    raise ValueError(f"site {name!r} {why}; names nearest to it that can take the mask token: {', '.join(near[:8])}.")
 
 
 def hook_target(model: nn.Module, name: str) -> str:
     """The last child of a plain nn.Sequential, which has the same output.
 
-    timm's gradient checkpointing calls the children of such a stage and never the stage, so a hook on it would not run.
+    timm's gradient checkpointing calls the children of such a stage and never the stage: a hook on it would not run.
     """
     module = model.get_submodule(name)
     while type(module) is nn.Sequential and len(module):
@@ -129,11 +235,33 @@ def hook_target(model: nn.Module, name: str) -> str:
     return name
 
 
-def unreached(model: nn.Module, maps: list[Tensor]) -> list[str]:
-    """Names of the parameters whose gradient from a random functional of the maps is None or exactly zero."""
+def unreached(model: nn.Module, tensors: list[Tensor], among: list[str] | None = None) -> list[str]:
+    """Names of the parameters whose gradient from a random functional of the tensors is None or exactly zero."""
     generator = torch.Generator().manual_seed(1)
-    loss = sum((m * torch.randn(m.shape, generator=generator, device="cpu").to(m)).sum() for m in maps)
-    named = list(model.named_parameters())
-    gradients = torch.autograd.grad(loss, [parameter for _, parameter in named], allow_unused=True)
+    loss = sum((t * torch.randn(t.shape, generator=generator, device="cpu").to(t)).sum() for t in tensors)
+    named = [(name, p) for name, p in model.named_parameters() if among is None or name in among]
+    gradients = torch.autograd.grad(loss, [p for _, p in named], retain_graph=True, allow_unused=True)
     dead = [g is None or (not g.is_meta and not g.any()) for g in gradients]
     return [name for (name, _), is_dead in zip(named, dead, strict=True) if is_dead]
+
+
+def better_pool(model: nn.Module, output: Any, frozen: list[str]) -> str | None:
+    """ "avg" where the model's own pooling reads parameters that pre-training never reaches and averaging does not.
+
+    XCiT's class token passes through class attention that stays random; the mean of its patch tokens does not. Models whose
+    keys change with the pooling keep theirs.
+    """
+    if not frozen or getattr(model, "global_pool", "avg") in ("avg", "", None):
+        return None
+
+    def reads_frozen() -> bool:
+        return len(unreached(model, [model.forward_head(output, pre_logits=True)], frozen)) < len(frozen)
+
+    keys = list(model.state_dict())
+    if not reads_frozen():
+        return None
+    try:
+        model.reset_classifier(0, "avg")
+    except (TypeError, ValueError, AssertionError):  # this model knows no other pooling
+        return None
+    return "avg" if list(model.state_dict()) == keys and not reads_frozen() else None
