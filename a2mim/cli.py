@@ -25,7 +25,9 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="a2mim", description="Masked-image-modelling pre-training for any architecture.")
+    parser = argparse.ArgumentParser(
+        prog="a2mim", description="Masked-image-modelling pre-training for any architecture."
+    )
     commands = parser.add_subparsers(metavar="command", required=True)
     add_pretrain(commands)
     return parser
@@ -34,7 +36,10 @@ def build_parser() -> argparse.ArgumentParser:
 def add_pretrain(commands) -> None:
     p = commands.add_parser("pretrain", help="pre-train an encoder from a recipe")
     p.add_argument("config", help="a recipe, e.g. configs/a2mim_xcit.py")
-    p.add_argument("--data", help="folder, tar shards (brace pattern, glob, URL) or photos; none: laptop scale, built-in photographs")
+    p.add_argument(
+        "--data",
+        help="folder, tar shards (brace pattern, glob, URL) or photos; none: laptop scale, built-in photographs",
+    )
     p.add_argument("--test-data", help="labelled images to judge the encoder on, before and after")
     p.add_argument("--laptop", action="store_true", default=None, help="the recipe's laptop scale, also with --data")
     p.add_argument("--work-dir", help="the run's folder (default: the first free runs/<recipe>)")

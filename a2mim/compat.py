@@ -6,6 +6,7 @@ and mmengine's environment report, dies with "operator torchvision::nms does not
 first lets the import pass; calling such an operator still fails, and nothing here calls one.
 """
 
+import contextlib
 import sys
 from importlib.machinery import PathFinder
 from pathlib import Path
@@ -18,7 +19,9 @@ _libraries = []  # torch forgets a declaration when its Library object is collec
 
 
 class _TorchvisionFinder:
-    """Mends torchvision at the moment somebody imports it: doing it earlier would cost every `--help` an import of torch."""
+    """Mends torchvision at the moment somebody imports it: doing it earlier would cost every `--help` an import of
+    torch.
+    """
 
     @staticmethod
     def find_spec(name, path=None, target=None):
@@ -40,10 +43,8 @@ def declare_missing_operators() -> None:
     spec = PathFinder.find_spec("torchvision")
     folder = Path(spec.origin).parent if spec and spec.origin else None
     for library in folder.glob("_C*.so") if folder else ():
-        try:
+        with contextlib.suppress(OSError):  # compiled for another torch: exactly the case that is mended below
             torch.ops.load_library(library)
-        except OSError:
-            pass  # compiled for another torch: exactly the case that is mended below
     for operator, schema in _SCHEMAS.items():
         if not hasattr(torch.ops.torchvision, operator):
             library = torch.library.Library("torchvision", "FRAGMENT")

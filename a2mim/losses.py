@@ -1,7 +1,8 @@
 """Distances between a reconstruction and the truth, in space and in frequency.
 
-Every loss is called as loss(recon, target, hidden) with recon and target (B, C, H, W) float and hidden (B, 1, H, W) bool
-(True = hidden), computes in float32 whatever the autocast, returns a finite scalar for every finite input, and has a `name`.
+Every loss is called as loss(recon, target, hidden) with recon and target (B, C, H, W) float and hidden (B, 1, H, W)
+bool (True = hidden), computes in float32 whatever the autocast, returns a finite scalar for every finite input, and
+has a `name`.
 """
 
 import torch
@@ -93,19 +94,19 @@ VISIBLE = {
 class FourierLoss(FloatLoss):
     """Squared spectral distance, weighted towards the frequencies reconstructed worst.
 
-    The spectrum is of a composite: the reconstruction at hidden pixels, and at visible ones `visible` with a share `leak` of
-    the reconstruction. The transform is over the whole image, orthonormal. As F is linear, F(y) - F(x) = F(y - x): one
-    transform; as the input is real, half of the spectrum, with its inner columns counted twice.
+    The spectrum is of a composite: the reconstruction at hidden pixels, and at visible ones `visible` with a share
+    `leak` of the reconstruction. The transform is over the whole image, orthonormal. As F is linear, F(y) - F(x) = F(y
+    - x): one transform; as the input is real, half of the spectrum, with its inner columns counted twice.
 
     Args:
         alpha: exponent of the weight log(1 + |F(y) - F(x)|^alpha); 0 is plain L2. Dimensionless, >= 0.
         average: "image" compares each image's spectrum (the paper); "batch" averages the complex spectra first (the
             reference code), so that opposite errors cancel and the term shrinks about as 1/B.
-        visible: what stands at visible pixels: "target", "prediction" (no gradient), "mean" (the target's mean colour) or
-            "mixed" (half prediction without gradient, half target).
+        visible: what stands at visible pixels: "target", "prediction" (no gradient), "mean" (the target's mean colour)
+            or "mixed" (half prediction without gradient, half target).
         leak: share of the reconstruction, with gradient, in the visible pixels; 0..1.
-        criterion: None for the weighted squares; "l1" or "focal_l1" for that criterion applied to |F(y) - F(x)| without a
-            weight (the published ResNet-101 recipe).
+        criterion: None for the weighted squares; "l1" or "focal_l1" for that criterion applied to |F(y) - F(x)|
+            without a weight (the published ResNet-101 recipe).
 
     Source: A²MIM, https://arxiv.org/abs/2205.13943; the weighting from https://arxiv.org/abs/2012.12821.
     """
@@ -146,12 +147,16 @@ class FourierLoss(FloatLoss):
         return full_spectrum_mean(error, recon.shape[-1])
 
     def focus(self, power: Tensor) -> Tensor:
-        """(B, C, H, W // 2 + 1) squared distance -> weight in [0, 1], the worst frequency of each image (or batch) at 1."""
+        """(B, C, H, W // 2 + 1) squared distance -> weight in [0, 1], the worst frequency of each image (or batch) at
+        1.
+        """
         weight = torch.log1p(power.sqrt() ** self.alpha)
         return (weight / weight.amax(dim=(1, 2, 3), keepdim=True)).nan_to_num(0.0).clamp(0, 1)
 
 
 def full_spectrum_mean(half: Tensor, width: int) -> Tensor:
-    """Mean over the full spectrum of a real image, from its half (..., H, width // 2 + 1): inner columns stand for two."""
+    """Mean over the full spectrum of a real image, from its half (..., H, width // 2 + 1): inner columns stand for
+    two.
+    """
     inner = half[..., 1 : (width + 1) // 2]
     return (half.sum() + inner.sum()) / (half[..., 0].numel() * width)

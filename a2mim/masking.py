@@ -17,7 +17,8 @@ class BlockMask:
         mask_patch_size: side of a cell, pixels; must divide the image's height and width.
         mask_ratio: fraction hidden, in (0, 1).
 
-    Source: A²MIM, https://arxiv.org/abs/2205.13943; the block of 32 px at 60 % is SimMIM's, https://arxiv.org/abs/2111.09886.
+    Source: A²MIM, https://arxiv.org/abs/2205.13943; the block of 32 px at 60 % is SimMIM's,
+        https://arxiv.org/abs/2111.09886.
     """
 
     def __init__(self, mask_patch_size: int = 32, mask_ratio: float = 0.6):
@@ -56,7 +57,8 @@ def expand_mask(mask: Tensor, height: int, width: int) -> Tensor:
 
 
 def fill_mean(images: Tensor, hidden: Tensor) -> Tensor:
-    """Hidden pixels take the image's own mean colour: per image, per channel, over the whole crop, hidden pixels included.
+    """Hidden pixels take the image's own mean colour: per image, per channel, over the whole crop, hidden pixels
+    included.
 
     images: (B, C, H, W) normalised float; hidden: (B, 1, H, W) bool.
     """

@@ -20,7 +20,8 @@ class MIM(BaseModel):
         encoder: a `MaskedEncoder` or its config.
         masking: which cells are hidden: a callable like `BlockMask`, or its config.
         losses: losses, or their configs; a config may carry `weight` (default 1), and weight 0 leaves the loss out.
-        decoder: "linear", or a config whose in_channels and stride are filled in, one decoder for each map of the encoder.
+        decoder: "linear", or a config whose in_channels and stride are filled in, one decoder for each map of the
+            encoder.
         target: "pixels", or a config of a target.
         fill: what stands in hidden pixels: "mean" or "none".
         mean, std: normalisation of uint8 images, per channel, in units of 0..1.
@@ -66,10 +67,12 @@ class MIM(BaseModel):
             self.weights.append(weight)
 
     def forward(self, images: Tensor, mode: str = "loss", mask: Tensor | None = None, generator=None) -> dict:
-        """images: (B, C, H, W) uint8, or normalised float; mask: (B, rows, cols) bool, drawn from `generator` when None.
+        """images: (B, C, H, W) uint8, or normalised float; mask: (B, rows, cols) bool, drawn from `generator` when
+        None.
 
         mode "loss" returns {"loss_<name>": scalar}; "baseline" the same scalars for the answer "the image's mean colour
-        everywhere", without running the encoder; "predict" returns {"target", "masked", "recon"} (B, C, H, W) and "hidden".
+        everywhere", without running the encoder; "predict" returns {"target", "masked", "recon"} (B, C, H, W) and
+        "hidden".
         """
         images = normalize(images, self.mean, self.std)
         height, width = images.shape[-2:]
@@ -86,7 +89,9 @@ class MIM(BaseModel):
         return self.compare(recon, target, hidden)
 
     def decode(self, features: list[Tensor], height: int, width: int) -> Tensor:
-        """One (B, D, h, w) map a decoder -> (B, C, height, width): cropped where the grid overhangs, averaged over maps."""
+        """One (B, D, h, w) map a decoder -> (B, C, height, width): cropped where the grid overhangs, averaged over
+        maps.
+        """
         recons = [decoder(x)[..., :height, :width] for decoder, x in zip(self.decoders, features, strict=True)]
         return torch.stack(recons).mean(dim=0) if len(recons) > 1 else recons[0]
 

@@ -8,7 +8,8 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 def normalize(images: Tensor, mean=IMAGENET_MEAN, std=IMAGENET_STD) -> Tensor:
-    """(B, C, H, W) uint8 -> float32 (images / 255 - mean) / std, on the same device; float images are returned as they are.
+    """(B, C, H, W) uint8 -> float32 (images / 255 - mean) / std, on the same device; float images are returned as they
+    are.
 
     Args:
         mean, std: per channel, in units of the 0..1 range; a tensor stays where it is.

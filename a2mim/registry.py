@@ -10,7 +10,9 @@ SCOPE = "a2mim"
 
 
 def build_part(cfg: dict, registry: Registry, default_args: dict | None = None):
-    """Builds `cfg["type"]` with the other keys as arguments; a wrong one is one sentence with the nearest right ones."""
+    """Builds `cfg["type"]` with the other keys as arguments; a wrong one is one sentence with the nearest right
+    ones.
+    """
     arguments = {**(default_args or {}), **cfg}
     name = arguments.pop("type", None)
     part = registry.get(name) if name else None

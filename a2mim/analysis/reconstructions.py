@@ -19,8 +19,8 @@ def draw(shown: dict[str, Tensor], mean, std) -> np.ndarray:
     """MIM's mode "predict" -> (H, W, 3) uint8 RGB.
 
     Args:
-        shown: "target", "masked", "recon": (B, C, h, w) normalised; "hidden": (B, 1, h, w) bool. More than three channels
-            show their first three, one channel is shown grey.
+        shown: "target", "masked", "recon": (B, C, h, w) normalised; "hidden": (B, 1, h, w) bool. More than three
+            channels show their first three, one channel is shown grey.
         mean, std: of the normalisation.
     """
     grey = mid_grey(shown["target"], mean, std)
@@ -40,7 +40,9 @@ def draw(shown: dict[str, Tensor], mean, std) -> np.ndarray:
 
 
 def mid_grey(like: Tensor, mean, std) -> Tensor:
-    """Mid-grey in normalised units, in the shape of `like` (B, C, h, w): what stands for a hidden pixel in a picture."""
+    """Mid-grey in normalised units, in the shape of `like` (B, C, h, w): what stands for a hidden pixel in a
+    picture.
+    """
     mean, std = (torch.as_tensor(v, dtype=like.dtype, device=like.device).view(1, -1, 1, 1) for v in (mean, std))
     return ((0.5 - mean) / std).expand_as(like)
 

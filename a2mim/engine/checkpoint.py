@@ -1,7 +1,7 @@
 """Checkpoints: plain, atomic, and enough to go on as if nothing had happened.
 
-A checkpoint holds tensors and plain values only, so it loads with `weights_only=True`. Randomness needs no saving: masks,
-augmentations and dropout are functions of (seed, step).
+A checkpoint holds tensors and plain values only, so it loads with `weights_only=True`. Randomness needs no saving:
+masks, augmentations and dropout are functions of (seed, step).
 """
 
 from __future__ import annotations
@@ -44,7 +44,8 @@ def keep_newest(folder: Path, keep: int) -> None:
 
 
 def read_newest(folder: Path) -> tuple[Path, dict] | None:
-    """The newest checkpoint that can be read, with a warning for each newer one that cannot; None where there is none at all.
+    """The newest checkpoint that can be read, with a warning for each newer one that cannot; None where there is none
+    at all.
 
     Raises:
         ValueError: there are checkpoints and none of them is readable.
@@ -59,7 +60,9 @@ def read_newest(folder: Path) -> tuple[Path, dict] | None:
         except Exception as error:  # a damaged file may fail in any way; each is reported, the last resort raises
             warnings.warn(f"{path} cannot be read ({_first_line(error)}); trying the one before it", stacklevel=2)
     if paths:
-        raise ValueError(f"none of the {len(paths)} checkpoints in {folder} can be read; start anew in another --work-dir")
+        raise ValueError(
+            f"none of the {len(paths)} checkpoints in {folder} can be read; start anew in another --work-dir"
+        )
     return None
 
 

@@ -1,7 +1,7 @@
 """A recipe: read, checked and overridden, without importing torch.
 
-Every key that a recipe may set stands in `DEFAULTS`; anything else is an error with the nearest right name. Parts (dicts with
-`type`) are checked against their class when they are built.
+Every key that a recipe may set stands in `DEFAULTS`; anything else is an error with the nearest right name. Parts
+(dicts with `type`) are checked against their class when they are built.
 """
 
 from __future__ import annotations
@@ -190,7 +190,9 @@ def check_values(config: dict) -> None:
             raise ValueError(f"{key}={value!r} must be a number of at least 0")
     mean, std, chans = (_get(config, f"data.{k}") for k in ("mean", "std", "in_chans"))
     if not len(mean) == len(std) == chans:
-        raise ValueError(f"data.mean has {len(mean)} and data.std {len(std)} values for data.in_chans={chans}; give one each")
+        raise ValueError(
+            f"data.mean has {len(mean)} and data.std {len(std)} values for data.in_chans={chans}; give one each"
+        )
     check_cell(config)
 
 

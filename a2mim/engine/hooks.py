@@ -83,7 +83,9 @@ class LogHook(Hook):
         )
 
     def measure(self, runner, batch: dict, outputs: dict) -> dict:
-        """One line of the log. Losses are those of this very step, not an average, so that a resumed run's log is the same."""
+        """One line of the log. Losses are those of this very step, not an average, so that a resumed run's log is the
+        same.
+        """
         loop, images = runner.train_loop, batch["images"]
         steps = runner.iter - getattr(self, "logged", runner.iter - 1)
         line = {"step": runner.iter, "epoch": round(runner.iter / len(runner.loader), 3)}

@@ -16,8 +16,8 @@ from a2mim.pixels import normalize
 class Judge:
     """k-NN and linear probe of frozen features, at the recipe's own image size.
 
-    A network with BatchNorm is calibrated on the training images first, before and after alike: running statistics that fit
-    the images are worth points by themselves, and would otherwise pass for learning.
+    A network with BatchNorm is calibrated on the training images first, before and after alike: running statistics
+    that fit the images are worth points by themselves, and would otherwise pass for learning.
     """
 
     def __init__(self, settings: dict, train_set, test_set, device: torch.device, batch_size: int = 64):

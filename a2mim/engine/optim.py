@@ -15,8 +15,8 @@ NO_DECAY = ("pos_embed", "cls_token", "dist_token", "reg_token", "temperature", 
 def parameter_groups(model: nn.Module, weight_decay: float, lr: float, token_lr_scale: float) -> list[dict]:
     """Splits the trainable parameters of a MIM into: decayed, not decayed, and the mask token with its gamma.
 
-    No decay on norms, biases, LayerScale (all of them have at most one axis), tokens, position embeddings and whatever the
-    backbone itself lists; XCiT's `temperature` is ours to name, timm leaves it out.
+    No decay on norms, biases, LayerScale (all of them have at most one axis), tokens, position embeddings and whatever
+    the backbone itself lists; XCiT's `temperature` is ours to name, timm leaves it out.
     """
     backbone = model.encoder.model
     listed = set(backbone.no_weight_decay()) if hasattr(backbone, "no_weight_decay") else set()
@@ -56,7 +56,9 @@ def build_optimizer(model: nn.Module, settings: dict, global_batch_size: int) ->
 
 
 def build_schedule(optimizer, settings: dict, steps_per_epoch: int, total_steps: int):
-    """A timm scheduler in closed form: the rate is a function of the step, so nothing needs saving and a run may be prolonged."""
+    """A timm scheduler in closed form: the rate is a function of the step, so nothing needs saving and a run may be
+    prolonged.
+    """
     warmup = min(round(settings["warmup_epochs"] * steps_per_epoch), total_steps - 1)
     common = {"warmup_t": warmup, "warmup_lr_init": 0.0, "t_in_epochs": False}
     if settings["type"] == "step":
@@ -82,11 +84,13 @@ class StepWrapper(OptimWrapper):
         clip_grad: largest L2 norm of the gradient, or None.
 
     Raises:
-        FloatingPointError: from `update_params`, before the backward pass, when the loss is not finite; from `step`, before
-            the weights change, when the gradient's norm is not.
+        FloatingPointError: from `update_params`, before the backward pass, when the loss is not finite; from `step`,
+            before the weights change, when the gradient's norm is not.
     """
 
-    def __init__(self, optimizer, amp: str | None, device_type: str, accumulate: int = 1, clip_grad: float | None = None):
+    def __init__(
+        self, optimizer, amp: str | None, device_type: str, accumulate: int = 1, clip_grad: float | None = None
+    ):
         super().__init__(optimizer, accumulative_counts=accumulate)
         self.amp, self.device_type, self.max_norm = amp, device_type, clip_grad
         self.scaler = torch.amp.GradScaler(device_type, enabled=amp == "fp16")

@@ -23,12 +23,18 @@ def announce(config, settings: dict, laptop: bool, built_in: bool, dataset, mode
     total = sum(p.numel() for p in encoder.model.parameters())
     lines = [f"a2mim {a2mim.__version__}: {Path(config).stem}{' at laptop scale' if laptop else ''}, on {device}"]
     if built_in:
-        lines.append("  no --data given: the laptop scale of this recipe, on built-in photographs (not the recipe as written;")
+        lines.append(
+            "  no --data given: the laptop scale of this recipe, on built-in photographs (not the recipe as written;"
+        )
         lines.append("  for that, add --data FOLDER or --data 'shards-{000000..000099}.tar')")
     lines.append(f"  data     {dataset.describe()}")
-    lines.append(f"  encoder  {encoder.name} at {size} px, {total / 1e6:.2f} M parameters, mask token at {encoder.site!r}")
+    lines.append(
+        f"  encoder  {encoder.name} at {size} px, {total / 1e6:.2f} M parameters, mask token at {encoder.site!r}"
+    )
     if frozen:
-        lines.append(f"           {frozen / total:.1%} of them are out of the loss's reach and stay frozen (listed in summary.json)")
+        lines.append(
+            f"           {frozen / total:.1%} of them are out of the loss's reach and stay frozen (listed in summary.json)"
+        )
     lines.append(
         f"  plan     {settings['schedule']['epochs']} epochs = {max_steps} steps of {settings['global_batch_size']} images"
     )

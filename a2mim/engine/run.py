@@ -108,7 +108,9 @@ def choose_run_dir(work_dir, name: str, resume: bool) -> Path:
         if not resume:
             return _agree(free_run_dir(root, name))
         if not newest:
-            raise FileNotFoundError(f"--resume: there is no run of {name} in {root.absolute()}; name its folder with --work-dir")
+            raise FileNotFoundError(
+                f"--resume: there is no run of {name} in {root.absolute()}; name its folder with --work-dir"
+            )
         return newest[-1].parent
     folder = Path(work_dir)
     if resume and not (folder / "config.py").exists():
@@ -213,7 +215,9 @@ def build_runner(model, loader, settings, run_dir, max_steps, device, found, pic
 
 
 def choose_amp(amp: str | None, device: torch.device) -> str | None:
-    """"auto" is bf16 on a GPU that computes in it, and float32 elsewhere: on a CPU without AVX-512 bf16 is 10–22 times slower."""
+    """ "auto" is bf16 on a GPU that computes in it, and float32 elsewhere: on a CPU without AVX-512 bf16 is 10–22
+    times slower.
+    """
     if amp == "auto":
         return "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else None
     if amp and device.type == "cpu" and "avx512" not in _cpu_flags():

@@ -19,8 +19,9 @@ from a2mim.registry import SCOPE
 class PretrainLoop(BaseLoop):
     """One optimiser step an iteration, from any step on.
 
-    mmengine's own loops read the data again up to the step where they resume, and need a loader's length; this one asks the
-    loader to go there. The random numbers of step n are a function of (seed, n, rank), so a resumed run draws the same.
+    mmengine's own loops read the data again up to the step where they resume, and need a loader's length; this one
+    asks the loader to go there. The random numbers of step n are a function of (seed, n, rank), so a resumed run draws
+    the same.
     """
 
     def __init__(self, runner, loader, max_steps: int, accumulate: int):
@@ -103,7 +104,9 @@ class PretrainRunner(Runner):
         resume_from: a checkpoint's content, or None.
     """
 
-    def __init__(self, model, loader, optim_wrapper, hooks, run_dir, settings, max_steps, device, meta, resume_from=None):
+    def __init__(
+        self, model, loader, optim_wrapper, hooks, run_dir, settings, max_steps, device, meta, resume_from=None
+    ):
         self.loader, self.max_steps, self.device = loader, max_steps, device
         self.meta, self.resume_from = meta, resume_from
         self.run_dir, self.checkpoints = run_dir, run_dir / "checkpoints"
@@ -136,7 +139,9 @@ class PretrainRunner(Runner):
         return loop
 
     def wrap_model(self, model_wrapper_cfg, model):
-        """mmengine moves every model to the GPU where there is one, and needs a GPU for several processes; we obey --device."""
+        """mmengine moves every model to the GPU where there is one, and needs a GPU for several processes; we obey
+        --device.
+        """
         model.to(self.device)
         if not self.distributed:
             return model
