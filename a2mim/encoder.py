@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from a2mim.layout import cell_stride, leaves, replace_leaves
-from a2mim.sites import feature_modules, study
+from a2mim.sites import feature_modules, refusal, study
 
 TOKEN_MODES = ("add", "replace", "scaled")
 
@@ -77,9 +77,9 @@ class MaskedEncoder(nn.Module):
             gradient, so that weight decay does not shrink them and DistributedDataParallel does not wait for them.
         tokens, gammas: one vector (D,) for each map tensor at the site.
 
-    Gradient checkpointing runs the site a second time, in backward. The mask of the last forward is kept for that and used
-    only inside a backward pass: `encoder.model(images)` alone never sees a token. So with checkpointing on, backward must
-    come before the next forward, as it does in any training step and in gradient accumulation.
+    Gradient checkpointing runs the site a second time, in backward. The mask of the last forward is kept for that and
+    used only inside a backward pass: `encoder.model(images)` alone never sees a token. So with checkpointing on,
+    backward must come before the next forward, as it does in any training step and in gradient accumulation.
     """
 
     def __init__(
@@ -97,7 +97,7 @@ class MaskedEncoder(nn.Module):
         check_mode(token)
         self.name, self.in_chans, self.token_mode = name, in_chans, token
         self.model, self.img_size, self.model_args = build_model(name, img_size, in_chans, drop_path_rate, pretrained)
-        found = _study(self.model, name, self.img_size, in_chans, site, mask_patch_size)
+        found = _study(self.model, self.img_size, in_chans, site, mask_patch_size)
 
         self.site = found.site
         self.site_paths, self.final_paths = list(found.site_layouts), list(found.final_layouts)
@@ -180,7 +180,7 @@ class MaskedEncoder(nn.Module):
 
 
 def pool_mask(mask: Tensor, grid: tuple[int, int], strides: tuple[float, float], img_size: tuple[int, int]) -> Tensor:
-    """(B, rows, cols) bool mask -> (B, h, w): bool where cells and grid align, else the hidden fraction of each feature cell.
+    """(B, rows, cols) bool mask -> (B, h, w): bool where cells and grid align, else the hidden share of each cell.
 
     Args:
         strides: pixels per feature cell (vertical, horizontal); the last cell may reach over the edge of the image.
@@ -229,11 +229,13 @@ def build_model(name: str, img_size=None, in_chans: int = 3, drop_path_rate: flo
         if "img_size" not in str(error):
             raise
         model = create()
+    except (AssertionError, RuntimeError, ValueError) as error:
+        raise ValueError(refusal((height, width), error)) from error
     return model, (height, width), model_args
 
 
-def _study(model: nn.Module, name: str, img_size: tuple[int, int], in_chans: int, site: str, mask_patch_size: int):
-    """`a2mim.sites.study` on noise images, from a random stream of its own; a size that the model refuses is a ValueError."""
+def _study(model: nn.Module, img_size: tuple[int, int], in_chans: int, site: str, mask_patch_size: int):
+    """`a2mim.sites.study` on noise images from a random stream of its own."""
     generator = torch.Generator().manual_seed(0)
     images = torch.randn(2, in_chans, *img_size, generator=generator, device="cpu").to(next(model.parameters()))
     return study(model, images, site, mask_patch_size)

@@ -1,7 +1,7 @@
 """Where the cells of the image are in a feature tensor, whatever the axes and the order of its positions.
 
-Invariant: `Layout.to_map` and `Layout.spread` are each other's view of one table, so what `spread` marks as hidden is what
-`to_map` shows at the same raster cell.
+Invariant: `Layout.to_map` and `Layout.spread` read one table, so that what `spread` writes at a cell is what `to_map`
+shows there.
 """
 
 import math
@@ -46,11 +46,11 @@ class Layout(nn.Module):
         positions: the other axes, in the order in which they are flattened.
         shape: lengths of the position axes.
         grid: (h, w) of the feature map.
-        table: (P,) long, P = product of `shape`: raster cell of each flat position, -1 for none (class token, registers).
-            Every cell occurs once.
+        table: (P,) long, P = product of `shape`: raster cell of each flat position, -1 for none (class token,
+            registers). Every cell occurs once.
 
-    NCHW, NHWC, tokens with a prefix and permuted or windowed tokens differ in these values only. Runs of cells in raster
-    order (nearly all architectures) are sliced; other orders are gathered.
+    NCHW, NHWC, tokens with a prefix and permuted or windowed tokens differ in these values only. Runs of cells in
+    raster order (nearly all architectures) are sliced; other orders are gathered.
     """
 
     def __init__(
@@ -84,7 +84,7 @@ class Layout(nn.Module):
         return rearrange(flat, "b d (h w) -> b d h w", h=self.grid[0])
 
     def spread(self, values: Tensor) -> Tensor:
-        """(B, h, w) -> the same values where the feature tensor holds these cells, 0 elsewhere; broadcasts over channels."""
+        """(B, h, w) -> the same values where the tensor holds these cells, 0 elsewhere; broadcasts over channels."""
         flat = values.flatten(1)
         number = math.prod(self.shape)
         if not self.raster:
@@ -115,15 +115,14 @@ def raster_table(number: int, prefix: int = 0, positions: int | None = None) -> 
 
 
 def guess_layouts(shape: Sequence[int], img_size: tuple[int, int], prefix: int = 0) -> list[Layout]:
-    """Layouts that the shape of a feature tensor allows, likeliest first; empty for a tensor that is no map of the image.
+    """Layouts that the shape of a tensor allows, likeliest first; none for a tensor that is no map of the image.
 
     Args:
         shape: of the whole tensor, batch first.
         img_size: (H, W) in pixels.
         prefix: the number of prefix tokens that the model declares (timm's `num_prefix_tokens`).
 
-    A guess is not knowledge: PiT's class token of 256 channels looks like 16 x 16, Hiera's tokens are not in raster order.
-    `a2mim.sites` measures.
+    A guess is not knowledge (Hiera's tokens are permuted): `read_intermediates` and `verify_outputs` measure.
     """
     found = []
     if len(shape) == 4:
@@ -188,10 +187,10 @@ class Place:
 
 
 def read_intermediates(model: nn.Module, images: Tensor, places: list[Place]) -> list[dict[tuple, Layout]]:
-    """Measures layouts against timm's own `forward_intermediates`, which returns NCHW maps; one forward where all is usual.
+    """Measures layouts against timm's own `forward_intermediates`, which returns NCHW maps, as a rule in one forward.
 
-    Every flat position of a place is overwritten with its own number; the raster cell of timm's map that shows the number
-    is where this position belongs. What timm does not show is left as guessed.
+    Every flat position of a place is overwritten with its own number; the raster cell of timm's map that shows the
+    number is where this position belongs. What timm does not show is left as guessed.
 
     Args:
         images: (1, C, H, W).
@@ -258,7 +257,7 @@ def verify_outputs(
     """Measures the layouts of `forward_features`' output with coded impulses on the last map of known layout.
 
     Cells of the known map are disturbed in the second of two equal samples, first a random half of them, then, for an
-    output that does not answer in raster order, those whose number has bit 0, 1, 2, ... set: log2(cells) forwards, exact.
+    output that does not answer in raster order, those whose number has bit 0, 1, 2, ... set: log2(cells) forwards.
 
     Args:
         images: (2, C, H, W).
@@ -304,7 +303,7 @@ def _cells(layout: Layout) -> Tensor | slice:
 
 
 def _disturb(model: nn.Module, images: Tensor, module: str, path: tuple, layout: Layout, cells: Tensor, outputs: dict):
-    """Path -> (P,) bool on the CPU: which flat positions of the output change when these cells of the map are disturbed."""
+    """Path -> (P,) bool: which flat positions of the output change when these cells of the map are disturbed."""
     generator = torch.Generator().manual_seed(3)
 
     def hook(submodule, inputs, output):

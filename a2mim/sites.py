@@ -6,6 +6,7 @@ they are. On the meta device nothing is measured: layouts follow from shapes, an
 
 import copy
 import difflib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,7 +33,7 @@ class Call:
 class Study:
     """What `study` finds out about a model.
 
-    `site_module` carries the hook for the site; `final_module` is "" where `forward_features` returns the final maps itself.
+    `site_module` carries the hook for the site; `final_module` is "" where `forward_features` returns the final maps.
     """
 
     site: str
@@ -134,6 +135,8 @@ def trace(model: nn.Module, images: Tensor) -> tuple[list[Call], Any, dict[str, 
             handles.append(module.register_forward_hook(watch(name, is_leaf)))
     try:
         output = model.forward_features(images)
+    except (AssertionError, RuntimeError, TypeError, ValueError) as error:
+        raise ValueError(refusal(images.shape[2:], error)) from error
     finally:
         for handle in handles:
             handle.remove()
@@ -143,6 +146,15 @@ def trace(model: nn.Module, images: Tensor) -> tuple[list[Call], Any, dict[str, 
             widths = {path: tensors[name][path].shape[found[0].channel] for path, found in guesses.items()}
             calls.append(Call(name, done / max(1, leaf_calls), guesses, widths, nodes))
     return calls, output, tensors
+
+
+def refusal(img_size: Sequence[int], error: Exception) -> str:
+    """The sentence for an image size that a model does not take."""
+    height, width = img_size
+    reason = (str(error) or type(error).__name__).splitlines()[0].rstrip(".")
+    return (
+        f"the model takes no images of {height} x {width} px ({reason}); leave img_size out for the model's own size."
+    )
 
 
 def feature_modules(model: nn.Module) -> list[tuple[str, int]]:
@@ -167,9 +179,9 @@ def choose_site(
     """The call whose output takes the token, by rule.
 
     A hierarchical network gets it on the last map of half the final stride (the input of the last stage, as A²MIM's
-    ResNet), an isotropic one nearest to half its depth; maps coarser than the mask cell (`max_stride` pixels) only where
-    there is no other. timm's declared maps come first; where those sit in a branch that the image also passes by (NASNet,
-    Xception), the traced module that is passed by least.
+    ResNet), an isotropic one nearest to half its depth; maps coarser than the mask cell (`max_stride` pixels) only
+    where there is no other. timm's declared maps come first; where such a map sits in a branch that the image also
+    passes by (NASNet, Xception), the traced module that is passed by least.
     """
     strides = {id(c): max(_stride(model, found[0], images) for found in c.guesses.values()) for c in calls}
 
@@ -199,7 +211,7 @@ def leak(call: Call, roots: list) -> float:
 
 
 def _sources(starts: list, walls: set) -> dict[Any, int]:
-    """Leaf nodes of the autograd graph reachable from `starts` without passing `walls`, with their numbers of elements."""
+    """Autograd leaves reachable from `starts` without passing `walls`, with their numbers of elements."""
     found, seen, todo = {}, set(walls), [node for node in starts if node not in walls]
     while todo:
         node = todo.pop()
@@ -248,8 +260,8 @@ def unreached(model: nn.Module, tensors: list[Tensor], among: list[str] | None =
 def better_pool(model: nn.Module, output: Any, frozen: list[str]) -> str | None:
     """ "avg" where the model's own pooling reads parameters that pre-training never reaches and averaging does not.
 
-    XCiT's class token passes through class attention that stays random; the mean of its patch tokens does not. Models whose
-    keys change with the pooling keep theirs.
+    XCiT's class token passes through class attention that stays random; the mean of its patch tokens does not. Models
+    whose keys change with the pooling keep theirs.
     """
     if not frozen or getattr(model, "global_pool", "avg") in ("avg", "", None):
         return None

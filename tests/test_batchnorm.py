@@ -1,0 +1,89 @@
+import pytest
+import torch
+from torch import nn
+
+from a2mim.batchnorm import calibrate_batchnorm
+
+
+def small_network() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.BatchNorm2d(3), nn.Conv2d(3, 5, 3, stride=2), nn.BatchNorm2d(5, momentum=0.3), nn.ReLU(), nn.Dropout(0.5)
+    )
+
+
+def unequal_batches() -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    return [torch.randn(n, 3, 9, 9, generator=generator) * (1 + n) + n for n in (4, 1, 7)]
+
+
+def exact_statistics(model: nn.Module, batches: list[torch.Tensor]) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """Slow reference: all values that reach each layer, side by side, each batch normalised by its own statistics."""
+    first, second = [], []
+    for x in batches:
+        first.append(x)
+        normal = (x - x.mean((0, 2, 3), keepdim=True)) / (x.var((0, 2, 3), unbiased=False, keepdim=True) + 1e-5).sqrt()
+        second.append(model[1](normal))
+    found = []
+    for inputs in (first, second):
+        values = torch.cat(inputs).double().movedim(1, 0).flatten(1)
+        found.append((values.mean(1).float(), values.var(1).float()))
+    return found
+
+
+def test_statistics_equal_those_of_all_values_together():
+    model, batches = small_network(), unequal_batches()
+    expected = exact_statistics(model, batches)
+    assert calibrate_batchnorm(model, batches) == 12
+    for layer, (mean, variance) in zip((model[0], model[2]), expected, strict=True):
+        torch.testing.assert_close(layer.running_mean, mean, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(layer.running_var, variance, rtol=1e-5, atol=1e-5)
+
+
+def test_old_statistics_leave_no_trace():
+    one, other = small_network(), small_network()
+    other[0].running_mean.fill_(100)
+    other[2].running_var.fill_(100)
+    for model in (one, other):
+        calibrate_batchnorm(model, unequal_batches())
+    assert all(torch.equal(a, b) for a, b in zip(one.buffers(), other.buffers(), strict=True))
+
+
+def test_modes_momentum_and_gradients_are_left_as_they_were():
+    model = small_network()
+    model[4].eval()
+    calibrate_batchnorm(model, unequal_batches())
+    assert [m.training for m in model] == [True, True, True, True, False]
+    assert [model[0].momentum, model[2].momentum] == [0.1, 0.3]
+    assert all(p.grad is None for p in model.parameters())
+    assert not any(m._forward_hooks for m in model)
+
+
+def test_dropout_is_off_while_statistics_are_taken():
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.Dropout(0.9), nn.BatchNorm2d(4))
+    batch = unequal_batches()[0]
+    calibrate_batchnorm(model, [batch])
+    torch.testing.assert_close(model[2].running_mean, model[0](batch).mean((0, 2, 3)).detach())
+
+
+def test_a_model_without_batchnorm_is_not_fed():
+    def refuse():
+        raise AssertionError("the batches were read")
+        yield
+
+    assert calibrate_batchnorm(nn.Conv2d(3, 4, 1), refuse()) == 0
+
+
+def test_no_batch_is_an_error_and_changes_nothing():
+    model = small_network()
+    model[0].running_mean.fill_(3)
+    with pytest.raises(ValueError, match="at least one batch"):
+        calibrate_batchnorm(model, [])
+    assert (model[0].running_mean == 3).all()
+
+
+def test_a_failing_batch_leaves_the_old_statistics():
+    model = small_network()
+    with pytest.raises(RuntimeError):
+        calibrate_batchnorm(model, [unequal_batches()[0], torch.randn(2, 7, 9, 9)])
+    assert (model[0].running_mean == 0).all() and model[0].momentum == 0.1
