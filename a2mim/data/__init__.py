@@ -11,7 +11,7 @@ _PUBLIC = {
     "TrainLoader": "a2mim.data.loader",
     "EvalLoader": "a2mim.data.loader",
     "make_shards": "a2mim.data.write_shards",
-    "check_shards": "a2mim.data.check_shards",
+    "check_shards": "a2mim.data.shard_check",
 }
 __all__ = ["EvalLoader", "ImageDataset", "TrainLoader", "check_shards", "make_shards", "open_dataset"]
 

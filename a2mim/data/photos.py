@@ -3,6 +3,11 @@
 Each photograph is cut down the middle: training crops come from its left half and test crops from its right half, so
 no pixel is shared. The label of a crop is the photograph. Crops are cut when they are read, at places keyed by their
 number, from halves that are held in memory.
+
+Straight from the files this would be a test of colour: the nearest neighbour by mean colour names the photograph of
+66 % of the test crops. So every half is balanced by itself, each channel multiplied to the same mean (the gray-world
+rule of cameras, Buchsbaum 1980, https://doi.org/10.1016/0016-0032(80)90058-7). By mean colour it is 42 % then, and
+features of networks with random weights reach 47 % (XCiT-nano) and 57 % (ResNet-18), by 20-NN at 64 px.
 """
 
 import functools
@@ -14,12 +19,13 @@ import numpy as np
 from a2mim.data import keyed
 from a2mim.data.dataset import ImageDataset
 
+# Left out: drawings and diagrams, the other eye of the motorcycle, and what is mostly blank (cell, clock_motion).
 PHOTOGRAPHS = (
-    *("astronaut.png", "brick.png", "camera.png", "cell.png", "chelsea.png", "clock_motion.png", "coffee.png"),
-    *("coins.png", "grass.png", "gravel.png", "hubble_deep_field.jpg", "ihc.png", "moon.png", "motorcycle_left.png"),
-    *("retina.jpg", "rocket.jpg"),
+    *("astronaut.png", "brick.png", "camera.png", "chelsea.png", "coffee.png", "coins.png", "grass.png", "gravel.png"),
+    *("hubble_deep_field.jpg", "ihc.png", "moon.png", "motorcycle_left.png", "retina.jpg", "rocket.jpg"),
 )
 SIZES = {"train": 4096, "test": 1024}
+MEAN = 110  # of each channel of each half, of 255
 SIDES = (80, 144)  # of a crop, in pixels of the photograph
 _SEED = 2205_13943  # of the places, for ever the same
 
@@ -54,10 +60,13 @@ def open_photos(split: str = "train") -> ImageDataset:
 
 
 def half(photo: str, split: str) -> np.ndarray:
-    """The left (train) or right (test) half of a photograph: (H, W // 2, 3) uint8."""
+    """The left (train) or right (test) half of a photograph, balanced: (H, W // 2, 3) uint8."""
     pixels = _photograph(photo)
     middle = pixels.shape[1] // 2
-    return pixels[:, :middle] if split == "train" else pixels[:, middle:]
+    pixels = pixels[:, :middle] if split == "train" else pixels[:, middle:]
+    levels = np.arange(256)
+    balanced = [(levels * (MEAN / pixels[:, :, c].mean())).round().clip(0, 255).astype(np.uint8) for c in range(3)]
+    return np.stack([balanced[c][pixels[:, :, c]] for c in range(3)], axis=2)
 
 
 def _cut(keys: np.ndarray, labels: np.ndarray, halves: list[np.ndarray]) -> np.ndarray:

@@ -62,7 +62,7 @@ class TarStore:
 
 def open_shards(shards: list[str], title: str) -> ImageDataset:
     """Indexes shards (paths and URLs); refuses when any is missing, damaged, named twice, or when none has an image."""
-    _refuse_missing(shards)
+    refuse_missing(shards)
     if len(set(shards)) < len(shards):
         twice = next(shard for shard in shards if shards.count(shard) > 1)
         raise ValueError(f"the shard {twice!r} is named more than once; its images would be too")
@@ -80,7 +80,7 @@ def open_shards(shards: list[str], title: str) -> ImageDataset:
     return ImageDataset(store, title, index["key"], index["label"], sizes, _class_names(paths[0]))
 
 
-def _refuse_missing(shards: list[str]) -> None:
+def refuse_missing(shards: list[str]) -> None:
     missing = [s for s in shards if not (remote.exists(s) if remote.is_remote(s) else os.path.isfile(s))]
     if missing:
         named = ", ".join(missing[:5]) + (f" and {len(missing) - 5} more" if len(missing) > 5 else "")
