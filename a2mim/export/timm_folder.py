@@ -1,0 +1,77 @@
+"""The two files of a timm folder: config.json, which rebuilds the model without a classifier, and its weights."""
+
+import math
+from pathlib import Path
+
+import timm
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from a2mim.export.receipt import write_json
+
+CROP_PCT = 0.875  # 224 of a short side of 256, as the evaluation protocols crop
+FROM_TIMM = ("fixed_input_size", "first_conv", "classifier", "crop_mode")  # facts of the architecture
+
+
+def write_timm_folder(model: nn.Module, arguments: dict, preprocessing: dict, folder: Path, license: str) -> dict:
+    """Writes both files and returns the config; for the arguments see `export_timm_folder`."""
+    tensors = {key: value.detach().cpu().contiguous().clone() for key, value in model.state_dict().items()}
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    cfg = model.pretrained_cfg
+    channels = len(preprocessing["mean"])
+    size = list(preprocessing["img_size"])
+    config = {
+        "architecture": cfg["architecture"],
+        "num_classes": 0,
+        "num_features": model.num_features,
+        "global_pool": _global_pool(model),
+        "model_args": _model_args(model, arguments, channels),
+        "pretrained_cfg": {
+            **{key: cfg.get(key) for key in FROM_TIMM},
+            "input_size": [channels, *size],
+            "mean": list(preprocessing["mean"]),
+            "std": list(preprocessing["std"]),
+            "interpolation": preprocessing["interpolation"],
+            "crop_pct": preprocessing.get("crop_pct", CROP_PCT),
+            "num_classes": 0,
+            "pool_size": _pool_size(cfg, size),
+            "custom_load": False,
+            "license": license,
+        },
+    }
+    write_json(folder / "config.json", config)
+    return config
+
+
+def _model_args(model: nn.Module, arguments: dict, channels: int) -> dict:
+    """What timm.create_model needs beyond the name; never num_classes: transformers forbids it there."""
+    args = {key: value for key, value in arguments["model_args"].items() if key != "num_classes"}
+    if channels != 3:
+        args["in_chans"] = channels
+    pool = _global_pool(model)
+    if "global_pool" in args or not pool:
+        return args
+    try:
+        with torch.device("meta"):
+            timm.create_model(model.pretrained_cfg["architecture"], num_classes=0, **args, global_pool=pool)
+    except Exception:  # some architectures fix their pooling; the check in a fresh process decides
+        return args
+    return args | {"global_pool": pool}
+
+
+def _global_pool(model: nn.Module) -> str:
+    """timm's name of the pooling before the classifier, "" where it has none."""
+    for owner in (model, getattr(model, "head", None)):
+        pool = getattr(owner, "global_pool", None)
+        name = getattr(pool, "pool_type", pool)
+        if isinstance(name, str):
+            return name
+    return ""
+
+
+def _pool_size(cfg: dict, size: list[int]) -> list[int] | None:
+    """The last feature map at this image size, where timm states it for its own."""
+    if not cfg.get("pool_size"):
+        return None
+    return [math.ceil(p * s / own) for p, s, own in zip(cfg["pool_size"], size, cfg["input_size"][1:], strict=True)]
