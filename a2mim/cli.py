@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
+
+# OpenMP's threads spin while they wait for one another: beside any other busy process that costs a multiple of the work.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 USER_ERRORS = (ValueError, OSError, FloatingPointError)
 

@@ -31,7 +31,9 @@ def nearest(name: str | None, allowed) -> str:
     return f"; did you mean {' or '.join(close)}?" if len(close) <= 3 else f"; allowed are {', '.join(close)}"
 
 
-MODELS = Registry("model", build_func=build_part, parent=roots.MODELS, scope=SCOPE)
+# the modules that register parts, imported when a part is first asked for
+_PARTS = [f"a2mim.{module}" for module in ("decoders", "losses", "masking", "mim", "targets")]
+MODELS = Registry("model", build_func=build_part, parent=roots.MODELS, scope=SCOPE, locations=_PARTS)
 
 # mmengine's Runner asks every root registry for a child in the current scope and warns once for each that has none.
 _OTHERS = {

@@ -204,8 +204,8 @@ def check_cell(config: dict) -> None:
         fits = [c for c in range(1, size + 1) if size % c == 0]
         near = sorted(fits, key=lambda c: abs(c - cell))[:2]
         raise ValueError(
-            f"model.masking.mask_patch_size={cell} does not divide data.img_size={size}; set the cell to"
-            f" {' or '.join(map(str, near))}, or the image to {size // cell * cell or cell} or {(size // cell + 1) * cell} pixels"
+            f"model.masking.mask_patch_size={cell} does not divide data.img_size={size};"
+            f" set the cell to {' or '.join(map(str, near))}, or the image to {(size // cell + 1) * cell} pixels"
         )
 
 

@@ -59,7 +59,7 @@ class LogHook(Hook):
             disable=not is_main_process(),
             dynamic_ncols=True,
             mininterval=0.5 if os.isatty(2) else 15,
-            bar_format="{percentage:3.0f}% |{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}] {postfix}",
+            bar_format="{percentage:3.0f}% |{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}]{postfix}",
         )
 
     def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None) -> None:
@@ -89,7 +89,7 @@ class LogHook(Hook):
         loop, images = runner.train_loop, batch["images"]
         steps = runner.iter - getattr(self, "logged", runner.iter - 1)
         line = {"step": runner.iter, "epoch": round(runner.iter / len(runner.loader), 3)}
-        line |= {name: float(value) for name, value in outputs.items()}
+        line |= {name: value.item() for name, value in outputs.items()}
         line["baseline"] = mean_colour_loss(runner, images)
         line["lr"] = runner.optim_wrapper.optimizer.param_groups[0]["lr"]
         if runner.optim_wrapper.grad_norm is not None:
@@ -110,7 +110,7 @@ def mean_colour_loss(runner, images) -> float:
     with torch.no_grad():
         generator = runner.mask_generator(runner.iter - 1)
         losses = model(runner.to_device(images), mode="baseline", generator=generator)
-    return float(sum(losses.values()))
+    return sum(losses.values()).item()
 
 
 def keep_lines_until(path: Path, step: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import time
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from mmengine.dist import is_main_process
 
 import a2mim
 from a2mim.engine.hooks import LogHook
+from a2mim.engine.judging import sentence
 
 
 def announce(config, settings: dict, laptop: bool, built_in: bool, dataset, model, max_steps: int, device) -> None:
@@ -21,37 +23,36 @@ def announce(config, settings: dict, laptop: bool, built_in: bool, dataset, mode
     encoder, size = model.encoder, settings["data"]["img_size"]
     frozen = sum(encoder.model.get_parameter(name).numel() for name in encoder.frozen)
     total = sum(p.numel() for p in encoder.model.parameters())
+    epochs, batch = settings["schedule"]["epochs"], settings["global_batch_size"]
     lines = [f"a2mim {a2mim.__version__}: {Path(config).stem}{' at laptop scale' if laptop else ''}, on {device}"]
     if built_in:
-        lines.append(
-            "  no --data given: the laptop scale of this recipe, on built-in photographs (not the recipe as written;"
-        )
-        lines.append("  for that, add --data FOLDER or --data 'shards-{000000..000099}.tar')")
-    lines.append(f"  data     {dataset.describe()}")
-    lines.append(
-        f"  encoder  {encoder.name} at {size} px, {total / 1e6:.2f} M parameters, mask token at {encoder.site!r}"
-    )
+        lines += [
+            "  no --data given: this is the recipe's laptop scale on built-in photographs, not the recipe as written;",
+            "  for that, add --data FOLDER or --data 'shards-{000000..000099}.tar'",
+        ]
+    lines += [
+        f"  data     {dataset.describe()}",
+        f"  encoder  {encoder.name} at {size} px, {total / 1e6:.2f} M parameters, mask token at {encoder.site!r}",
+        f"  plan     {epochs} epochs = {max_steps} steps of {batch} images",
+    ]
     if frozen:
-        lines.append(
-            f"           {frozen / total:.1%} of them are out of the loss's reach and stay frozen (listed in summary.json)"
-        )
-    lines.append(
-        f"  plan     {settings['schedule']['epochs']} epochs = {max_steps} steps of {settings['global_batch_size']} images"
-    )
+        share = f"{frozen / total:.1%} of the parameters ({len(encoder.frozen)} tensors)"
+        lines.append(f"  frozen   {share}: no loss on the feature map reaches them; names in summary.json")
     print("\n".join(lines), flush=True)
 
 
 def describe_run(runner, settings: dict, config, dataset, started: float) -> dict:
     """The part of summary.json that every run has."""
     log = next(hook for hook in runner.hooks if isinstance(hook, LogHook))
+    first, last = log.first or {}, log.last
     encoder = getattr(runner.model, "module", runner.model).encoder
     return {
         "recipe": str(config),
         "steps": runner.iter,
         "of_steps": runner.max_iters,
         "seconds": round(time.time() - started, 1),
-        "loss": {"first": (log.first or {}).get("loss"), **{k: log.last.get(k) for k in ("loss", "baseline")}},
-        "images_per_second": log.last.get("images_per_second"),
+        "loss": {"first": first.get("loss"), "last": last.get("loss"), "mean_colour": last.get("baseline")},
+        "images_per_second": last.get("images_per_second"),
         "data": {"source": dataset.describe(), "images": len(dataset), "unreadable": dict(runner.loader.faults)},
         "encoder": encoder.arguments(),
         "device": str(runner.device),
@@ -63,49 +64,47 @@ def describe_run(runner, settings: dict, config, dataset, started: float) -> dic
 
 def report(summary: dict, run_dir: Path, config, data, test_data) -> None:
     """The last lines on the screen."""
-    if summary["status"] == "stopped":
-        where = f" --data {_quoted(data)}" if data is not None else ""
-        print(
-            f"stopped by a signal after step {summary['steps']} of {summary['of_steps']}, saved as {summary['checkpoint']};"
-            f" go on with: python tools/pretrain.py {config}{where} --work-dir {run_dir} --resume",
-            flush=True,
-        )
-        return
-    loss = summary["loss"]
-    lines = [f"finished {summary['steps']} steps in {summary['seconds']:.0f} s"]
-    if loss["loss"] is not None:
-        lines.append(
-            f"  loss     {loss['first']:.4f} -> {loss['loss']:.4f} (always answering the mean colour: {loss['baseline']:.4f})"
-        )
-    lines += judged_lines(summary["judged"])
-    pictures = sorted((run_dir / "reconstructions").glob("*.png"))
-    lines += [
-        f"  picture  {pictures[-1] if pictures else '-'}",
-        f"  summary  {run_dir / 'summary.json'}",
-        f"  encoder  {run_dir / 'encoder'} (timm loads it with equal features: {summary['export'].get('largest_difference', 0):.1e})",
-        "next:",
-        f'  timm.create_model("local-dir:{run_dir / "encoder"}", pretrained=True, num_classes=0)',
-        f"  python tools/linear_probe.py {run_dir} --data {_quoted(data or 'photos')} --test-data {_quoted(test_data or 'photos' if data is None else test_data or 'TEST')}",
-        f"  python tools/knn.py {run_dir} --data {_quoted(data or 'photos')} --test-data {_quoted(test_data or 'photos' if data is None else test_data or 'TEST')}",
+    lines = stopped_lines(summary, run_dir, config, data) if summary["status"] == "stopped" else []
+    print("\n".join(lines or finished_lines(summary, run_dir, data, test_data)), flush=True)
+
+
+def stopped_lines(summary: dict, run_dir: Path, config, data) -> list[str]:
+    source = [] if data is None else ["--data", str(data)]
+    again = shlex.join(["python", "tools/pretrain.py", str(config), *source, "--work-dir", str(run_dir), "--resume"])
+    return [
+        f"stopped by a signal after step {summary['steps']} of {summary['of_steps']}, saved in {summary['checkpoint']}",
+        f"go on with: {again}",
     ]
-    print("\n".join(lines), flush=True)
+
+
+def finished_lines(summary: dict, run_dir: Path, data, test_data) -> list[str]:
+    encoder, loss = run_dir / "encoder", summary["loss"]
+    pictures = sorted((run_dir / "reconstructions").glob("*.png"))
+    data, test_data = (data or "photos", test_data or ("photos" if data is None else "TEST_DATA"))
+    judging = ["--data", str(data), "--test-data", str(test_data)]
+    lines = [f"finished {summary['steps']} steps in {summary['seconds']:.0f} s"]
+    if loss["first"] is not None:
+        baseline = f"always answering the image's mean colour: {loss['mean_colour']:.4f}"
+        lines.append(f"  loss     {loss['first']:.4f} -> {loss['last']:.4f} ({baseline})")
+    return [
+        *lines,
+        *judged_lines(summary["judged"]),
+        f"  picture  {pictures[-1]}",
+        f"  summary  {run_dir / 'summary.json'}",
+        f"  encoder  {encoder}",
+        "next:",
+        f'  timm.create_model("local-dir:{encoder}", pretrained=True, num_classes=0)',
+        "  " + shlex.join(["python", "tools/linear_probe.py", str(run_dir), *judging]),
+        "  " + shlex.join(["python", "tools/knn.py", str(run_dir), *judging]),
+    ]
 
 
 def judged_lines(judged: dict | None) -> list[str]:
-    """Before and after, and one honest sentence."""
+    """Before and after, and what may honestly be said of the difference."""
     if judged is None:
-        return ["  judged   not: that needs labels in --data and a labelled --test-data"]
-    lines = []
-    for when in ("before", "after"):
-        r = judged[when]
-        lines.append(
-            f"  {when:<8} linear probe {r['linear']['top1']:.1f} % ({r['linear']['interval'][0]:.1f}–{r['linear']['interval'][1]:.1f}),"
-            f" k-NN {r['knn']['top1']:.1f} % ({r['knn']['interval'][0]:.1f}–{r['knn']['interval'][1]:.1f}),"
-            f" 95 % intervals, {r['knn']['n_test']} test images"
-        )
-    return [*lines, *(f"  {sentence}" for sentence in judged["verdicts"])]
-
-
-def _quoted(source) -> str:
-    text = str(source)
-    return f"'{text}'" if any(c in text for c in "{}* ") else text
+        return ["  judged   not at all: that needs labels in --data and a labelled --test-data"]
+    return [
+        f"  before   {sentence(judged['before'])}",
+        f"  after    {sentence(judged['after'])}",
+        *(f"  {verdict}" for verdict in judged["verdicts"]),
+    ]

@@ -108,9 +108,7 @@ def choose_run_dir(work_dir, name: str, resume: bool) -> Path:
         if not resume:
             return _agree(free_run_dir(root, name))
         if not newest:
-            raise FileNotFoundError(
-                f"--resume: there is no run of {name} in {root.absolute()}; name its folder with --work-dir"
-            )
+            raise FileNotFoundError(f"--resume: {root.absolute()} holds no run of {name}; name one with --work-dir")
         return newest[-1].parent
     folder = Path(work_dir)
     if resume and not (folder / "config.py").exists():
@@ -146,7 +144,7 @@ def build_loader(dataset, settings: dict, device: torch.device, num_workers: int
     pieces = world * settings["accumulate"]
     if batch % pieces:
         raise ValueError(
-            f"global_batch_size={batch} is not divisible by {pieces} ({world} processes x accumulate={settings['accumulate']});"
+            f"global_batch_size={batch} is not divisible by {world} processes x accumulate={settings['accumulate']};"
             f" choose {batch // pieces * pieces or pieces} or {(batch // pieces + 1) * pieces}"
         )
     if num_workers is None:
