@@ -13,7 +13,7 @@ from a2mim.data import keyed
 from a2mim.data.crops import DRAWS, center_crop, random_crop
 from a2mim.data.dataset import ImageDataset
 from a2mim.data.decode import UnreadableImage
-from a2mim.data.transforms import Transforms
+from a2mim.data.transforms import TransformError, Transforms
 
 MAX_IN_A_ROW = 9  # unreadable images, each drawn to replace the one before: then the data is broken, not an image
 
@@ -37,12 +37,12 @@ class RandomCrops:
     interpolation: str
     transforms: Transforms
     seed: int
+    draws = DRAWS + 1  # uniforms per sample; the last one seeds the transforms
 
-    def __call__(self, pixels: np.ndarray, epoch: int, key: np.ndarray) -> torch.Tensor:
-        """(H, W, 3) uint8 and a (1,) uint64 key -> (3, *size) uint8."""
-        pixels = self.transforms(pixels, self.seed, epoch, key)
-        u = keyed.uniforms(self.seed, epoch, key, DRAWS)[0]
-        return random_crop(pixels, u, self.size, self.scale, self.ratio, self.hflip, self.interpolation)
+    def __call__(self, pixels: np.ndarray, u: np.ndarray) -> torch.Tensor:
+        """(H, W, 3) uint8 and (draws,) uniforms of the sample -> (3, *size) uint8."""
+        pixels = self.transforms(pixels, seed=int(u[-1] * 2**53))
+        return random_crop(pixels, u[:DRAWS], self.size, self.scale, self.ratio, self.hflip, self.interpolation)
 
 
 @dataclass
@@ -53,8 +53,9 @@ class CenterCrops:
     short_side: int
     interpolation: str
     seed: int = 0
+    draws = 0
 
-    def __call__(self, pixels: np.ndarray, epoch: int, key: np.ndarray) -> torch.Tensor:
+    def __call__(self, pixels: np.ndarray, u: np.ndarray) -> torch.Tensor:
         """(H, W, 3) uint8 -> (3, *size) uint8."""
         return center_crop(pixels, self.size, self.short_side, self.interpolation)
 
@@ -74,29 +75,33 @@ class Batches:
     def __getitem__(self, request: tuple[int, np.ndarray]) -> dict:
         """images (B, 3, H, W) uint8; labels, ids (B,) int64, of the images shown; faults: list of (reason, sentence).
 
-        An error that ends the run comes back under "error": raised in a worker it would reach the user as a traceback.
+        An error for the user comes back under "error": raised in a worker it would arrive as a page of traceback.
         """
         epoch, ids = request
         images = torch.empty((len(ids), 3, *self.crop.size), dtype=torch.uint8)
         shown, faults = np.array(ids, np.int64), []
+        uniforms = self._uniforms(epoch, shown)
         for row, i in enumerate(ids):
             try:
-                images[row], shown[row] = self._image(epoch, int(i), faults)
-            except ValueError as error:
-                if type(error).__module__.startswith("a2mim."):
-                    return {"error": error, "faults": faults}
-                raise
+                images[row], shown[row] = self._image(epoch, int(i), uniforms[row], faults)
+            except (UnreadableData, TransformError) as error:
+                return {"error": error, "faults": faults}
         labels = torch.from_numpy(self.dataset.labels[shown])
         return {"images": images, "labels": labels, "ids": torch.from_numpy(shown), "faults": faults}
 
-    def _image(self, epoch: int, i: int, faults: list) -> tuple[torch.Tensor, int]:
+    def _uniforms(self, epoch: int, ids: np.ndarray) -> np.ndarray:
+        return keyed.uniforms(self.crop.seed, epoch, self.dataset.keys[ids], self.crop.draws, keyed.CROP)
+
+    def _image(self, epoch: int, i: int, u: np.ndarray, faults: list) -> tuple[torch.Tensor, int]:
+        """The crop and the id of image i, or of the first readable one of its replacements."""
         key, first = self.dataset.keys[i : i + 1], len(faults)
         for attempt in range(MAX_IN_A_ROW):
             try:
-                return self.crop(self.dataset.read(i), epoch, self.dataset.keys[i : i + 1]), i
+                return self.crop(self.dataset.read(i), u), i
             except UnreadableImage as error:
                 faults.append((error.reason, f"{self.dataset.name(i)} ({error})"))
                 i = self._replacement(epoch, key, attempt)
+                u = self._uniforms(epoch, np.array([i]))[0]
         names = "; ".join(sentence for _, sentence in faults[first : first + 3])
         raise UnreadableData(f"{MAX_IN_A_ROW} images in a row cannot be read, first: {names}")
 

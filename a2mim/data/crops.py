@@ -46,6 +46,7 @@ def random_crop(pixels: np.ndarray, u: np.ndarray, size, scale, ratio, hflip: fl
 
 def center_crop(pixels: np.ndarray, size, short_side: int, interpolation: str) -> Tensor:
     """Short side to `short_side`, then the central `size`: (H, W, 3) uint8 -> (3, *size) uint8."""
+    pixels = _without_far_ends(pixels)
     height, width = pixels.shape[:2]
     if height <= width:
         height, width = short_side, max(short_side, int(short_side * width / height))
@@ -54,6 +55,13 @@ def center_crop(pixels: np.ndarray, size, short_side: int, interpolation: str) -
     image = resize(pixels, (height, width), interpolation)
     top, left = round((height - size[0]) / 2), round((width - size[1]) / 2)
     return image[:, top : top + size[0], left : left + size[1]]
+
+
+def _without_far_ends(pixels: np.ndarray) -> np.ndarray:
+    """The middle of a panorama, at most 8:1: the rest would be resized, at any cost in memory, to be cut off."""
+    height, width = pixels.shape[:2]
+    top, left = max(0, height - 8 * width) // 2, max(0, width - 8 * height) // 2
+    return pixels[top : height - top, left : width - left]
 
 
 def resize(pixels: np.ndarray, size, interpolation: str) -> Tensor:

@@ -4,6 +4,7 @@ A store knows where pixels lie and answers two questions, `pixels(i)` and `name(
 workers) and forking. Everything that the order and the randomness depend on stands here, as arrays.
 """
 
+import functools
 import hashlib
 from typing import Protocol
 
@@ -50,7 +51,7 @@ class ImageDataset:
     def name(self, i: int) -> str:
         return self.store.name(int(i))
 
-    @property
+    @functools.cached_property
     def fingerprint(self) -> str:
         """Changes when images come, go, change their order, name, shard or label; not when the data moves."""
         columns = (self.shard_sizes, self.keys, self.labels)

@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 from urllib.request import Request, urlopen
 
 from a2mim.data.shard_index import cache_folder
+from a2mim.data.tarfiles import TarError, members
 
 TIMEOUT = 30.0  # seconds without a byte
 TRIES = 4
@@ -46,11 +47,21 @@ def fetch(url: str) -> str:
     try:
         with os.fdopen(descriptor, "wb") as file:
             _download(url, file)
+        _check(url, part)
         os.replace(part, place)
     finally:
         if os.path.exists(part):
             os.unlink(part)
     return str(place)
+
+
+def _check(url: str, part: str) -> None:
+    """A damaged archive, or a web page in its place, must not enter the cache."""
+    try:
+        for _ in members(part):
+            pass
+    except TarError as error:
+        raise TarError(str(error).replace(part, url)) from None
 
 
 def _download(url: str, file) -> None:

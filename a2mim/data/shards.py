@@ -24,8 +24,8 @@ class TarStore:
     """
 
     def __init__(self, paths: list[str], ends: np.ndarray, offsets: np.ndarray, sizes: np.ndarray):
-        self.paths, self.ends, self.offsets, self.sizes = paths, ends, offsets, sizes
         self._open = OrderedDict()
+        self.paths, self.ends, self.offsets, self.sizes = paths, ends, offsets, sizes
 
     def pixels(self, i: int) -> np.ndarray:
         shard = int(np.searchsorted(self.ends, i, side="right"))
@@ -62,6 +62,8 @@ class TarStore:
 
 def open_shards(shards: list[str], title: str) -> ImageDataset:
     """Indexes shards (paths and URLs); refuses when any is missing, damaged, named twice, or when none has an image."""
+    if not shards:
+        raise ValueError("an empty list of shards was given; name at least one")
     refuse_missing(shards)
     if len(set(shards)) < len(shards):
         twice = next(shard for shard in shards if shards.count(shard) > 1)
@@ -77,7 +79,7 @@ def open_shards(shards: list[str], title: str) -> ImageDataset:
         )
     index = np.concatenate(indices)
     store = TarStore(paths, np.cumsum(sizes), index["offset"].copy(), index["size"].copy())
-    return ImageDataset(store, title, index["key"], index["label"], sizes, _class_names(paths[0]))
+    return ImageDataset(store, title, index["key"], index["label"], sizes, _class_names(paths[0], index["label"].max()))
 
 
 def refuse_missing(shards: list[str]) -> None:
@@ -89,10 +91,11 @@ def refuse_missing(shards: list[str]) -> None:
         )
 
 
-def _class_names(path: str) -> list[str] | None:
-    """From classes.txt beside the shards, a name per line."""
+def _class_names(path: str, greatest_label: int) -> list[str] | None:
+    """From classes.txt beside the shards, a name per line; None when it is not there or too short to be about them."""
     listed = os.path.join(os.path.dirname(path), "classes.txt")
     if not os.path.isfile(listed):
         return None
     with open(listed, encoding="utf-8") as file:
-        return file.read().splitlines()
+        names = file.read().splitlines()
+    return names if 0 <= greatest_label < len(names) else None

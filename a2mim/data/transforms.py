@@ -12,8 +12,6 @@ from contextlib import contextmanager
 
 import numpy as np
 
-from a2mim.data import keyed
-
 
 class TransformError(ValueError):
     """A configured transform cannot be used."""
@@ -30,16 +28,15 @@ class Transforms:
     def __init__(self, configs: Sequence = ()):
         self.transforms = [_build(config) if isinstance(config, dict) else config for config in configs]
 
-    def __call__(self, pixels: np.ndarray, seed: int, epoch: int, key: np.ndarray) -> np.ndarray:
-        """(H, W, 3) uint8 and a (1,) uint64 key -> (H', W', 3) uint8."""
+    def __call__(self, pixels: np.ndarray, seed: int) -> np.ndarray:
+        """(H, W, 3) uint8 -> (H', W', 3) uint8; `seed` is the sample's, below 2 ** 53."""
         if not self.transforms:
             return pixels
-        draws = keyed.hashes(seed, epoch, key, len(self.transforms), keyed.TRANSFORM)[0]
         results = {"img": pixels, "img_shape": pixels.shape[:2], "ori_shape": pixels.shape[:2]}
-        for transform, draw in zip(self.transforms, draws, strict=True):
-            with seeded(int(draw)):
+        with seeded(seed):
+            for transform in self.transforms:
                 results = transform(results)
-            _check(results, transform, pixels.shape[2])
+                _check(results, transform, pixels.shape[2])
         return results["img"]
 
 
@@ -51,7 +48,7 @@ def seeded(seed: int):
     states = random.getstate(), np.random.get_state(), torch.default_generator.get_state()
     random.seed(seed)
     np.random.seed(seed & 0xFFFFFFFF)
-    torch.default_generator.manual_seed(seed >> 1)  # not torch.manual_seed, which reseeds the GPU as well
+    torch.default_generator.manual_seed(seed)  # not torch.manual_seed, which reseeds the GPU as well
     try:
         yield
     finally:
