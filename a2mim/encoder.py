@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from a2mim.layout import cell_stride, leaves, replace_leaves
-from a2mim.sites import feature_modules, refusal, study
+from a2mim.sites import feature_modules, study
 
 TOKEN_MODES = ("add", "replace", "scaled")
 
@@ -208,7 +208,7 @@ def _overlap(size: int, stride: float, cells: int, side: float, number: int, dev
 
 
 def build_model(name: str, img_size=None, in_chans: int = 3, drop_path_rate: float = 0.0, pretrained: bool = False):
-    """Returns the timm model without classifier, (H, W), and the create_model arguments it needs beyond its name."""
+    """The timm model without classifier, (H, W), and the create_model arguments it needs beyond its name."""
     if ":" not in name and not timm.is_model(name):
         near = difflib.get_close_matches(name.split(".")[0], timm.list_models(), n=4, cutoff=0.3)
         raise ValueError(f"{name!r} is not a model that timm knows; the nearest names: {', '.join(near)}.")
@@ -216,26 +216,27 @@ def build_model(name: str, img_size=None, in_chans: int = 3, drop_path_rate: flo
     training = {"drop_path_rate": drop_path_rate} if drop_path_rate else {}
 
     def create(**size):
-        return timm.create_model(name, pretrained=pretrained, num_classes=0, **model_args, **training, **size)
+        try:
+            return timm.create_model(name, pretrained=pretrained, num_classes=0, **model_args, **training, **size)
+        except TypeError as error:
+            if "drop_path_rate" not in str(error):
+                raise
+            raise ValueError(f"{name} has no stochastic depth; leave drop_path_rate at 0.") from error
 
     if img_size is None:
         model = create()
         return model, tuple(model.pretrained_cfg["input_size"][1:]), model_args
-    height, width = (img_size, img_size) if isinstance(img_size, int) else img_size
+    size = (img_size, img_size) if isinstance(img_size, int) else tuple(img_size)
     try:
-        model = create(img_size=(height, width))
-        model_args["img_size"] = [height, width]
-    except TypeError as error:  # a network that takes images of any size has no such argument
-        if "img_size" not in str(error):
-            raise
-        model = create()
-    except (AssertionError, RuntimeError, ValueError) as error:
-        raise ValueError(refusal((height, width), error)) from error
-    return model, (height, width), model_args
+        return create(img_size=size), size, {**model_args, "img_size": list(size)}
+    except (AssertionError, RuntimeError, TypeError, ValueError):
+        # No such argument, or a size that only the argument refuses (XCiT takes any): whether the network itself takes
+        # it shows when it is traced.
+        return create(), size, model_args
 
 
 def _study(model: nn.Module, img_size: tuple[int, int], in_chans: int, site: str, mask_patch_size: int):
-    """`a2mim.sites.study` on noise images from a random stream of its own."""
+    """`a2mim.sites.study` on noise images from a stream of their own."""
     generator = torch.Generator().manual_seed(0)
     images = torch.randn(2, in_chans, *img_size, generator=generator, device="cpu").to(next(model.parameters()))
     return study(model, images, site, mask_patch_size)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from a2mim.layout import Layout, Place, cell_stride, guess_all, leaves, read_intermediates, verify_outputs
 
+DEPTHS = (0.25, 0.97)  # share of the network that has run at a site
 MAX_LEAK = 0.1  # share of what feeds a site that may also reach the output around it; branches measure 0.88 to 1
 
 
@@ -65,7 +66,7 @@ def study(model: nn.Module, images: Tensor, site: str, max_stride: float) -> Stu
     final_stride = max(_stride(model, guesses[0], images) for guesses in widest.values())
     roots = [t.grad_fn for t in (finals or tensors[last.name]).values()]
     if site == "auto":
-        call = choose_site(model, calls, declared, final_stride, max_stride, images, roots)
+        call = choose_site(model, calls, final_stride, max_stride, images, roots)
     else:
         call = find_site(trial, calls, site)
 
@@ -111,8 +112,8 @@ def trace(model: nn.Module, images: Tensor) -> tuple[list[Call], Any, dict[str, 
     """Runs `forward_features` once under hooks.
 
     Returns:
-        the calls of all modules that have parameters, run exactly once and return a map of the image, in order;
-        the output; and the output tensors of each of these modules.
+        the calls, in order, of all modules that have parameters or are declared by timm, run exactly once and return a
+        map of the image; the output; and the output tensors of each module.
     """
     finished, counts, tensors, handles = [], {}, {}, []
     leaf_calls = 0
@@ -129,9 +130,10 @@ def trace(model: nn.Module, images: Tensor) -> tuple[list[Call], Any, dict[str, 
 
         return hook
 
+    declared = {name for name, _ in feature_modules(model)}
     for name, module in model.named_modules():
-        if name and any(True for _ in module.parameters()):
-            is_leaf = not any(True for _ in module.children())
+        if name in declared or (name and any(True for _ in module.parameters())):
+            is_leaf = not any(True for _ in module.children()) and any(True for _ in module.parameters())
             handles.append(module.register_forward_hook(watch(name, is_leaf)))
     try:
         output = model.forward_features(images)
@@ -168,35 +170,36 @@ def _stride(model: nn.Module, layout: Layout, images: Tensor) -> float:
 
 
 def choose_site(
-    model: nn.Module,
-    calls: list[Call],
-    declared: list[Call],
-    final_stride: float,
-    max_stride: float,
-    images: Tensor,
-    roots: list,
+    model: nn.Module, calls: list[Call], final_stride: float, max_stride: float, images: Tensor, roots: list
 ) -> Call:
     """The call whose output takes the token, by rule.
 
     A hierarchical network gets it on the last map of half the final stride (the input of the last stage, as A²MIM's
     ResNet), an isotropic one nearest to half its depth; maps coarser than the mask cell (`max_stride` pixels) only
-    where there is no other. timm's declared maps come first; where such a map sits in a branch that the image also
-    passes by (NASNet, Xception), the traced module that is passed by least.
+    where there is no other. timm's declared maps come before those found by the trace; a map that sits in a branch,
+    which the image also passes by (NASNet, Xception), is taken only where no other is left.
     """
     strides = {id(c): max(_stride(model, found[0], images) for found in c.guesses.values()) for c in calls}
+    inside = [c for c in calls if DEPTHS[0] <= c.depth <= DEPTHS[1]] or calls
+    fine = [c for c in inside if strides[id(c)] <= max_stride] or inside
+    names = {name for name, _ in feature_modules(model)}
+    deepest_first = fine[::-1]
+    outer_first = sorted(deepest_first, key=lambda c: c.name.count("."))  # a stage before the layers of its last block
+    declared = [c for c in deepest_first if c.name in names]
 
-    def ranked(candidates: list[Call]) -> list[Call]:
-        fine = [c for c in candidates if strides[id(c)] <= max_stride] or candidates
-        halves = [c for c in fine if 2 * strides[id(c)] == final_stride and 0.25 <= c.depth <= 0.97]
-        return halves[::-1] or sorted(fine, key=lambda c: abs(c.depth - 0.5))
+    def halves(candidates: list[Call]) -> list[Call]:
+        return [c for c in candidates if abs(2 * strides[id(c)] / final_stride - 1) < 0.15]
 
-    first = ranked(declared)[:1]
-    if first and leak(first[0], roots) <= MAX_LEAK:
-        return first[0]
-    # Outer modules first, so that a stage comes before the layers of its last block.
-    traced = sorted(ranked(calls), key=lambda c: c.name.count("."))
-    leaks = [(leak(c, roots), c) for c in first + traced[:24]]
-    return min(leaks, key=lambda pair: pair[0])[1]
+    def middle(candidates: list[Call]) -> list[Call]:
+        return sorted(candidates, key=lambda c: (abs(c.depth - 0.5), -c.depth))
+
+    tried = []
+    for candidates in (halves(declared), halves(outer_first), middle(declared), middle(outer_first)):
+        for call in candidates[:16]:
+            tried.append((leak(call, roots), call))
+            if tried[-1][0] <= MAX_LEAK:
+                return call
+    return min(tried, key=lambda pair: pair[0])[1]
 
 
 def leak(call: Call, roots: list) -> float:
