@@ -138,12 +138,13 @@ def guess_layouts(shape: Sequence[int], img_size: tuple[int, int], prefix: int =
 
 
 def _plausible(grid: tuple[int, int], img_size: tuple[int, int]) -> bool:
-    """Whether a grid of these cells can tile the image with nearly square cells of at most 128 pixels."""
+    """Whether one stride, 1 or about 2 to 128 pixels, explains both sides of the grid, rounded up or down."""
     if min(grid) < 1 or (img_size[0] == img_size[1] and grid[0] != grid[1]):
         return False
-    strides = [size / cells for size, cells in zip(img_size, grid, strict=True)]
-    uneven = abs(strides[0] - strides[1]) / max(strides)
-    return all(1 <= s <= 128 for s in strides) and uneven < max(1.2 / min(grid), 0.02)
+    sides = list(zip(img_size, grid, strict=True))
+    least = max(size / (cells + 1) for size, cells in sides)
+    most = min(size / max(cells - 1, 1e-9) for size, cells in sides)
+    return least < most and all(cells == size or 1.9 <= size / cells <= 128 for size, cells in sides)
 
 
 def _grids(number: int, img_size: tuple[int, int]) -> list[tuple[int, int]]:
