@@ -8,6 +8,7 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 import tempfile
 import zipfile
 from pathlib import Path
@@ -20,6 +21,7 @@ from a2mim.data.tarfiles import TarError, members
 
 VERSION = 1  # of the cached file
 SAMPLE = np.dtype([("offset", "<i8"), ("size", "<i8"), ("label", "<i8"), ("key", "<u8")])
+_NO_SAMPLE = re.compile(r"^__[^/]*__($|/)|(^|/)\._[^/]*$")  # webdataset's own members, and notes of macOS
 _UNREADABLE = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile)  # a cached file, half written or foreign
 
 
@@ -28,7 +30,7 @@ def read_index(path: str) -> np.ndarray:
     stat = os.stat(path)
     stamp = np.array([VERSION, stat.st_size, stat.st_mtime_ns], np.int64)
     for cached in _places(path):
-        with contextlib.suppress(*_UNREADABLE), np.load(cached) as stored:
+        with contextlib.suppress(*_UNREADABLE), open(cached, "rb") as file, np.load(file) as stored:
             if np.array_equal(stored["stamp"], stamp):
                 return stored["samples"]
     rows = [
@@ -54,9 +56,8 @@ def samples(path: str) -> list[tuple[str, int, int, int]]:
     with open(path, "rb") as file:
         for name, offset, size in members(path):
             key, suffix = base_plus_ext(name)
-            hidden = os.path.basename(name)
-            if key is None or hidden.startswith("._") or (hidden.startswith("__") and hidden.endswith("__")):
-                continue  # notes of macOS, and webdataset's own
+            if key is None or _NO_SAMPLE.search(name):
+                continue
             suffix = suffix.lower()
             if suffix in SUFFIXES:
                 images.setdefault(key, (offset, size))

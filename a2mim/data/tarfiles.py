@@ -55,14 +55,14 @@ class _Headers:
     def _header(self, offset: int) -> bytes | None:
         """The header block at an offset, checked; None at the end of the archive."""
         header = self._read(offset, BLOCK)
+        if offset == 0 and header[:2] == b"\x1f\x8b":
+            self._fail(0, "compressed with gzip; unpack it with gunzip: members cannot be read at random")
         if len(header) < BLOCK:
             self._fail(offset, "no end-of-archive marker: cut short" if offset else "empty or cut short")
         if not any(header):
             self._check_end(offset)
             return None
         if not _checksum_holds(header):
-            if header[:2] == b"\x1f\x8b" and offset == 0:
-                self._fail(0, "compressed with gzip; unpack it with gunzip: members cannot be read at random")
             self._fail(offset, "bad header checksum: damaged, or not a tar file")
         return header
 
