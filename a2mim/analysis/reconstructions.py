@@ -11,7 +11,7 @@ from torch import Tensor
 
 from a2mim.pixels import denormalize
 
-COLUMNS = ("image", "masked", "reconstruction", "hidden part only")
+COLUMNS = ("image", "masked", "reconstruction", "hidden part filled in")
 _GAP, _HEADER, _SIDE = 4, 24, 160  # pixels: between panels, above them, and the side that small panels are enlarged to
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import re
 import warnings
+import zipfile
 from pathlib import Path
 
 import torch
@@ -53,10 +54,7 @@ def read_newest(folder: Path) -> tuple[Path, dict] | None:
     paths = list_checkpoints(folder)
     for path in reversed(paths):
         try:
-            checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-            if checkpoint["format"] != FORMAT:
-                raise ValueError(f"its format is {checkpoint['format']}, this version reads {FORMAT}")
-            return path, checkpoint
+            return path, read_checkpoint(path)
         except Exception as error:  # a damaged file may fail in any way; each is reported, the last resort raises
             warnings.warn(f"{path} cannot be read ({_first_line(error)}); trying the one before it", stacklevel=2)
     if paths:
@@ -64,6 +62,20 @@ def read_newest(folder: Path) -> tuple[Path, dict] | None:
             f"none of the {len(paths)} checkpoints in {folder} can be read; start anew in another --work-dir"
         )
     return None
+
+
+def read_checkpoint(path: Path) -> dict:
+    """The content of one file, every byte checked: torch.load itself does not look at the checksums that torch.save
+    wrote.
+    """
+    with zipfile.ZipFile(path) as archive:
+        damaged = archive.testzip()
+    if damaged:
+        raise ValueError(f"wrong checksum of {damaged}")
+    checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    if checkpoint["format"] != FORMAT:
+        raise ValueError(f"its format is {checkpoint['format']}, this version reads {FORMAT}")
+    return checkpoint
 
 
 def state_of(runner) -> dict:

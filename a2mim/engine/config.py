@@ -50,6 +50,7 @@ DEFAULTS = {
     "checkpoint": {"every_steps": None, "every_epochs": 1, "keep": 3},
     "log": {"every_steps": 10, "pictures": 5, "rows": 6, "tensorboard": False},  # pictures: how many in a run
     "judge": {"train_images": 5000, "test_images": 2000, "k": 20},  # at most; needs labels and a test set
+    "export": ["timm"],  # what the encoder is written for at the end, with a receipt each
     "seed": 0,
     "laptop": {},  # dotted key -> value: what changes when the recipe runs at laptop scale
     "custom_imports": None,  # mmengine's: modules that register your own parts

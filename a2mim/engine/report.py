@@ -78,7 +78,7 @@ def stopped_lines(summary: dict, run_dir: Path, config, data) -> list[str]:
 
 
 def finished_lines(summary: dict, run_dir: Path, data, test_data) -> list[str]:
-    encoder, loss = run_dir / "encoder", summary["loss"]
+    encoder, loss = run_dir / "encoder" if summary["export"] else None, summary["loss"]
     pictures = sorted((run_dir / "reconstructions").glob("*.png"))
     data, test_data = (data or "photos", test_data or ("photos" if data is None else "TEST_DATA"))
     judging = ["--data", str(data), "--test-data", str(test_data)]
@@ -86,11 +86,11 @@ def finished_lines(summary: dict, run_dir: Path, data, test_data) -> list[str]:
     if loss["first"] is not None:
         baseline = f"always answering the image's mean colour: {loss['mean_colour']:.4f}"
         lines.append(f"  loss     {loss['first']:.4f} -> {loss['last']:.4f} ({baseline})")
+    lines += [*judged_lines(summary["judged"]), f"  picture  {pictures[-1]}", f"  summary  {run_dir / 'summary.json'}"]
+    if encoder is None:
+        return lines
     return [
         *lines,
-        *judged_lines(summary["judged"]),
-        f"  picture  {pictures[-1]}",
-        f"  summary  {run_dir / 'summary.json'}",
         f"  encoder  {encoder}",
         "next:",
         f'  timm.create_model("local-dir:{encoder}", pretrained=True, num_classes=0)',

@@ -245,13 +245,15 @@ def averaged_encoder(runner):
     return model.encoder
 
 
-def export_encoder(encoder, judge, settings: dict, run_dir: Path) -> dict:
+def export_encoder(encoder, judge, settings: dict, run_dir: Path) -> dict | None:
     """Writes run_dir/encoder, loaded back and compared in a fresh process; returns the receipt."""
+    if not settings["export"]:
+        return None
     data = settings["data"]
     preprocessing = {k: data[k] for k in ("mean", "std", "interpolation")} | {"img_size": encoder.img_size}
-    return export_timm_folder(
-        encoder.model, encoder.arguments(), preprocessing, run_dir / "encoder", batches=judge.calibration_batches()
-    )
+    calibration = judge.calibration_batches()
+    folder = run_dir / "encoder"
+    return export_timm_folder(encoder.model, encoder.arguments(), preprocessing, folder, calibration, str(run_dir))
 
 
 def write_config(run_dir: Path, settings: dict) -> None:

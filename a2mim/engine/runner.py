@@ -15,6 +15,8 @@ from mmengine.runner import BaseLoop, Runner
 from a2mim.engine.checkpoint import list_checkpoints, restore
 from a2mim.registry import SCOPE
 
+_runs = count()
+
 
 class PretrainLoop(BaseLoop):
     """One optimiser step an iteration, from any step on.
@@ -129,7 +131,7 @@ class PretrainRunner(Runner):
             visualizer=visualizer if settings["log"]["tensorboard"] else None,
             default_scope=SCOPE,
             randomness={"seed": settings["seed"]},
-            experiment_name=run_dir.name,
+            experiment_name=f"{run_dir.name}-{next(_runs)}",  # mmengine keys its globals by this name
             cfg=Config({"_": run_dir.name}) if settings["log"]["tensorboard"] else None,
         )
 

@@ -1,0 +1,35 @@
+"""What tools/export.py calls: an export whose BatchNorm is calibrated on images that the user names."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from a2mim.data import EvalLoader, open_dataset
+from a2mim.export.targets import export
+from a2mim.loading import read_source
+from a2mim.pixels import normalize
+
+CALIBRATION_IMAGES = 2048
+
+
+def export_calibrated(source: str | Path, to: list[str], out_dir=None, data=None, num_workers: int = 0) -> list[dict]:
+    """`export` with batches from `data`; None leaves BatchNorm's statistics as they are. Returns the receipts."""
+    batches = None if data is None else calibration_batches(source, data, num_workers)
+    return export(source, to, out_dir, batches)
+
+
+def calibration_batches(source, data, num_workers: int = 0) -> Iterator[Tensor]:
+    """Normalised central crops (B, C, H, W) at the encoder's own size, of up to 2,048 images spread over the set."""
+    preprocessing = read_source(source).preprocessing
+    if preprocessing is None:
+        raise ValueError(f"{source} is a name with random weights: there is nothing to calibrate, leave out --data")
+    mean, std = (torch.tensor(preprocessing[key]) for key in ("mean", "std"))
+    dataset = open_dataset(data, "train", len(mean))
+    chosen = np.unique(np.linspace(0, len(dataset) - 1, CALIBRATION_IMAGES).round().astype(np.int64))
+    loader = EvalLoader(
+        dataset, preprocessing["img_size"], None, preprocessing["interpolation"], 64, num_workers, indices=chosen
+    )
+    return (normalize(batch["images"], mean, std) for batch in loader)

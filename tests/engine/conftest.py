@@ -1,0 +1,54 @@
+"""A tiny recipe on a tiny folder of images: a step takes milliseconds."""
+
+import numpy as np
+import pytest
+
+import a2mim
+
+RECIPE = """
+model = dict(
+    encoder=dict(name="xcit_nano_12_p16_224", drop_path_rate=0.3),
+    masking=dict(type="BlockMask", mask_patch_size=16, mask_ratio=0.5),
+    losses=[dict(type="MaskedL1"), dict(type="FourierLoss", weight=0.1)],
+)
+data = dict(img_size=32)
+global_batch_size = 8
+optimizer = dict(base_lr=0.05)
+schedule = dict(epochs=3, warmup_epochs=1)
+clip_grad = 5.0
+checkpoint = dict(every_steps=1, keep=100)
+log = dict(every_steps=1, rows=2, pictures=2)
+export = []
+laptop = {"schedule.epochs": 1}
+"""
+
+
+@pytest.fixture
+def recipe(tmp_path):
+    path = tmp_path / "tiny.py"
+    path.write_text(RECIPE)
+    return path
+
+
+@pytest.fixture(scope="session")
+def images(tmp_path_factory):
+    """A folder of 24 unlabelled PNGs: three steps of eight an epoch."""
+    import mmcv
+
+    folder = tmp_path_factory.mktemp("images")
+    generator = np.random.default_rng(0)
+    for i in range(24):
+        coarse = generator.integers(0, 256, (6, 6, 3), np.uint8)
+        mmcv.imwrite(mmcv.imresize(coarse, (48, 40)), str(folder / f"{i:02d}.png"))
+    return folder
+
+
+@pytest.fixture
+def run(recipe, images, tmp_path):
+    """run("name", **overrides): pre-trains in tmp_path/name and returns (its folder, its summary)."""
+
+    def start(name, **arguments):
+        arguments = {"data": images, "device": "cpu", "num_workers": 0} | arguments
+        return tmp_path / name, a2mim.pretrain(recipe, work_dir=tmp_path / name, **arguments)
+
+    return start

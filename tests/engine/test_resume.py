@@ -1,0 +1,206 @@
+"""Interrupted + resumed = uninterrupted, bit for bit."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import warnings
+
+import pytest
+import torch
+
+from a2mim.engine.checkpoint import list_checkpoints, read_newest, write_checkpoint
+from a2mim.engine.hooks import keep_lines_until
+
+
+def log_of(folder):
+    """Everything but the speeds."""
+    lines = [json.loads(text) for text in (folder / "log.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in line.items() if k not in ("images_per_second", "data_share")} for line in lines]
+
+
+def weights_of(folder):
+    return torch.load(list_checkpoints(folder / "checkpoints")[-1], weights_only=True)
+
+
+def assert_same_run(a, b):
+    assert log_of(a) == log_of(b)
+    first, second = weights_of(a), weights_of(b)
+    assert first["meta"]["step"] == second["meta"]["step"]
+    assert first["loader"] == second["loader"]
+    for part in ("state_dict", "ema_state_dict"):
+        for key, value in first.get(part, {}).items():
+            assert torch.equal(value, second[part][key]), key
+    for state in zip(*(c["optimizer"]["optimizer"]["state"].values() for c in (first, second)), strict=True):
+        assert all(torch.equal(state[0][k], state[1][k]) for k in state[0])
+
+
+def kill_after(folder, step, copy):
+    """What a run killed in step + 1 leaves: checkpoints up to `step`, a log that is ahead of them, half a file."""
+    shutil.copytree(folder, copy)
+    for path in list_checkpoints(copy / "checkpoints")[step:]:
+        path.unlink()
+    (copy / "checkpoints" / f"step_{step + 1:08d}.partial").write_bytes(b"half")
+    (copy / "summary.json").unlink()
+    with (copy / "log.jsonl").open("a") as file:
+        file.write('{"step": 99, "lo')
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [{}, {"ema": 0.1, "accumulate": 2}, {"amp": "bf16", "channels_last": True}],
+    ids=["plain", "ema+accumulate", "bf16"],
+)
+@pytest.mark.filterwarnings("ignore:amp='bf16' on this CPU")
+def test_a_resumed_run_equals_the_uninterrupted_one_bit_for_bit(run, tmp_path, overrides):
+    whole, _ = run("whole", **overrides)
+    kill_after(whole, 4, tmp_path / "resumed")  # in the middle of the second epoch
+    resumed, summary = run("resumed", resume=True, **overrides)
+    assert summary["steps"] == 9
+    assert_same_run(whole, resumed)
+
+
+def test_another_number_of_workers_resumes_the_same_run(run, tmp_path):
+    whole, _ = run("whole")
+    kill_after(whole, 5, tmp_path / "resumed")
+    resumed, _ = run("resumed", resume=True, num_workers=2)
+    assert_same_run(whole, resumed)
+
+
+def test_a_corrupt_newest_checkpoint_falls_back_to_the_one_before_with_a_warning(run, tmp_path):
+    whole, _ = run("whole")
+    kill_after(whole, 5, tmp_path / "resumed")
+    newest = list_checkpoints(tmp_path / "resumed" / "checkpoints")[-1]
+    content = bytearray(newest.read_bytes())
+    content[len(content) // 2 :] = bytes(len(content) - len(content) // 2)  # the second half is zeros
+    newest.write_bytes(content)
+    with pytest.warns(UserWarning, match=r"step_00000005.pth cannot be read .* trying the one before"):
+        resumed, _ = run("resumed", resume=True)
+    assert_same_run(whole, resumed)
+
+
+def test_one_flipped_bit_in_a_checkpoint_is_noticed(run, tmp_path):
+    folder, _ = run("whole")
+    newest = list_checkpoints(folder / "checkpoints")[-1]
+    content = bytearray(newest.read_bytes())
+    content[len(content) // 2] ^= 1  # in the middle of a tensor
+    newest.write_bytes(content)
+    with pytest.warns(UserWarning, match="cannot be read"):
+        path, _ = read_newest(folder / "checkpoints")
+    assert path.name == "step_00000008.pth"
+
+
+def test_when_no_checkpoint_can_be_read_resuming_is_refused(run):
+    folder, _ = run("whole")
+    for path in list_checkpoints(folder / "checkpoints"):
+        path.write_bytes(b"nothing")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with pytest.raises(ValueError, match="none of the 9 checkpoints"):
+            run("whole", resume=True)
+
+
+def test_a_run_killed_before_its_first_checkpoint_resumes_from_the_start(run, tmp_path):
+    whole, _ = run("whole")
+    kill_after(whole, 0, tmp_path / "resumed")
+    resumed, _ = run("resumed", resume=True)
+    assert_same_run(whole, resumed)
+
+
+def test_resuming_with_other_data_or_another_batch_is_refused_by_name(run, tmp_path, images):
+    run("whole")
+    with pytest.raises(ValueError, match="global_batch_size was 8"):
+        run("whole", resume=True, global_batch_size=4)
+    fewer = tmp_path / "fewer"
+    shutil.copytree(images, fewer)
+    (fewer / "03.png").unlink()
+    with pytest.raises(ValueError, match="data was"):
+        run("whole", resume=True, data=fewer)
+
+
+def test_a_longer_schedule_can_be_resumed(run):
+    folder, _ = run("whole")
+    _, summary = run("whole", resume=True, **{"schedule.epochs": 4})
+    assert summary["steps"] == 12
+    assert [line["step"] for line in log_of(folder)] == list(range(1, 13))
+
+
+def test_only_the_newest_k_checkpoints_are_kept(run):
+    folder, _ = run("whole", **{"checkpoint.keep": 2})
+    assert [p.name for p in list_checkpoints(folder / "checkpoints")] == ["step_00000008.pth", "step_00000009.pth"]
+
+
+def test_checkpoints_hold_plain_values_and_tensors_only(run):
+    folder, _ = run("whole", ema=0.1)
+    path = list_checkpoints(folder / "checkpoints")[-1]
+    assert torch.serialization.get_unsafe_globals_in_checkpoint(path) == []
+    assert torch.load(path, weights_only=True)["meta"]["encoder"]["name"] == "xcit_nano_12_p16_224"
+
+
+def test_a_checkpoint_appears_whole_or_not_at_all(tmp_path, monkeypatch):
+    def break_half_way(checkpoint, file):
+        file.write(b"half")
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(torch, "save", break_half_way)
+    with pytest.raises(OSError, match="no space"):
+        write_checkpoint(tmp_path / "step_00000001.pth", {})
+    assert list_checkpoints(tmp_path) == []
+
+
+def test_the_log_is_cut_back_to_the_step_that_is_resumed_and_half_a_line_goes(tmp_path):
+    path = tmp_path / "log.jsonl"
+    path.write_text('{"step": 1}\n{"step": 2}\n{"step": 3}\n{"st')
+    keep_lines_until(path, 2)
+    assert path.read_text() == '{"step": 1}\n{"step": 2}\n'
+
+
+def command(recipe, images, folder, *more):
+    return [
+        *(sys.executable, "-m", "a2mim.cli", "pretrain", str(recipe), "--data", str(images)),
+        *("--work-dir", str(folder), "--device", "cpu", "--num-workers", "0", *more),
+    ]
+
+
+def start_and_wait_for_step(arguments, folder, step):
+    process = subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    deadline = time.monotonic() + 120
+    while not (folder / "checkpoints" / f"step_{step:08d}.pth").exists():
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    return process
+
+
+@pytest.mark.slow
+def test_killed_at_any_moment_and_resumed_equals_the_uninterrupted_run(run, recipe, images, tmp_path):
+    longer = {"schedule.epochs": 12}
+    whole, _ = run("whole", **longer)
+    folder, arguments = tmp_path / "killed", ["--cfg-options", "schedule.epochs=12"]
+    for step, resume in ((2, []), (17, ["--resume"])):
+        process = start_and_wait_for_step(command(recipe, images, folder, *resume, *arguments), folder, step)
+        process.send_signal(signal.SIGKILL)
+        assert process.wait() == -signal.SIGKILL
+        process.communicate()
+        assert len(list_checkpoints(folder / "checkpoints")) < 36
+    run("killed", resume=True, **longer)
+    assert_same_run(whole, folder)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_finishes_the_step_saves_and_exits_with_its_code(run, recipe, images, tmp_path, number):
+    folder = tmp_path / "stopped"
+    arguments = command(recipe, images, folder, "--cfg-options", "schedule.epochs=2000", "checkpoint.every_steps=3")
+    process = start_and_wait_for_step(arguments, folder, 3)
+    os.kill(process.pid, number)
+    printed, _ = process.communicate(timeout=60)
+    assert process.returncode == 128 + number
+    last = list_checkpoints(folder / "checkpoints")[-1]
+    assert f"saved in {last}" in printed
+    assert "--resume" in printed
+    assert torch.load(last, weights_only=True)["meta"]["step"] == log_of(folder)[-1]["step"]
+    assert json.loads((folder / "summary.json").read_text())["status"] == "stopped"

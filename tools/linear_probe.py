@@ -1,0 +1,11 @@
+"""Linear probe of an encoder: python tools/linear_probe.py RUN --data TRAIN --test-data TEST"""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that a checkout runs without being installed
+
+from a2mim.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main(["linear-probe", *sys.argv[1:]]))

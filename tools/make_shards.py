@@ -1,0 +1,11 @@
+"""Writes and checks tar shards: python tools/make_shards.py FOLDER OUT"""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that a checkout runs without being installed
+
+from a2mim.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main(["shards", "make", *sys.argv[1:]]))
