@@ -134,7 +134,7 @@ class MaskedEncoder(nn.Module):
             raise ValueError(
                 f"images of {given} px given to an encoder built for {built} px; build it with that img_size."
             )
-        self._mask, self._inserting = mask, mask is not None
+        self._mask, self._inserting = mask, True
         try:
             output = self.model.forward_features(images)
         finally:

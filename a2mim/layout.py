@@ -68,11 +68,6 @@ class Layout(nn.Module):
         self.register_buffer("cells", None if self.raster else cells, persistent=False)
         self.register_buffer("table", None if self.raster else table, persistent=False)
 
-    def same_as(self, other: "Layout") -> bool:
-        """Whether both describe the same cells in the same places."""
-        facts = [(m.channel, m.positions, m.shape, m.grid, m.first, m.raster) for m in (self, other)]
-        return facts[0] == facts[1] and (self.raster or self.table.equal(other.table))
-
     def to_map(self, features: Tensor) -> Tensor:
         """Any layout -> (B, D, h, w); prefix tokens are left out."""
         flat = features.movedim(self.channel, 1).flatten(2)

@@ -144,17 +144,28 @@ def test_pooling_that_reads_trained_parameters_stays():
     assert all("global_pool" not in built(name).model_args for name in NAMES[1:])
 
 
-def test_building_leaves_statistics_and_the_random_state_as_timm_does():
+@pytest.mark.parametrize(("name", "width"), [("resnet18", 256), ("xcit_nano_12_p16_224", 128)])
+def test_building_leaves_statistics_and_the_random_state_as_timm_does(name, width):
     torch.manual_seed(3)
-    encoder = MaskedEncoder("resnet18", img_size=64)
+    encoder = MaskedEncoder(name, img_size=64)
     after = torch.rand(1)
     torch.manual_seed(3)
-    plain = timm.create_model("resnet18", num_classes=0)
-    torch.nn.init.trunc_normal_(torch.empty(256), std=0.02)
+    plain = timm.create_model(name, num_classes=0)
+    torch.nn.init.trunc_normal_(torch.empty(width), std=0.02)
     assert torch.equal(after, torch.rand(1))
     for (key, a), b in zip(encoder.model.state_dict().items(), plain.state_dict().values(), strict=True):
         assert torch.equal(a, b), key
-    assert encoder.model.training and all(m.momentum == 0.1 for m in encoder.modules() if hasattr(m, "momentum"))
+    assert all(m.training for m in encoder.modules())
+    assert {m.momentum for m in encoder.modules() if hasattr(m, "momentum")} == {0.1}
+
+
+def test_stochastic_depth_is_for_training_only_and_freezes_nothing_more():
+    encoder = MaskedEncoder("xcit_nano_12_p16_224", img_size=64, drop_path_rate=0.5)
+    assert encoder.frozen == built("xcit_nano_12_p16_224").frozen
+    assert encoder.model_args == built("xcit_nano_12_p16_224").model_args
+    images = some_images()
+    assert not torch.equal(encoder(images)[0], encoder(images)[0])
+    assert torch.equal(encoder.eval()(images)[0], encoder(images)[0])
 
 
 def test_the_state_dictionary_is_timms_plus_the_tokens():
@@ -193,6 +204,7 @@ def test_a_deep_copy_inserts_its_own_token():
     encoder, images, mask = built("vit_tiny_patch16_224"), some_images(), one_cell_hidden()
     before = encoder(images, mask)[0]
     other = copy.deepcopy(encoder)
+    assert torch.equal(other(images, mask)[0], before)
     other.tokens[0].data += 1
     assert torch.equal(encoder(images, mask)[0], before)
     assert not torch.equal(other(images, mask)[0], before)
