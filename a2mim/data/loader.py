@@ -5,15 +5,15 @@ number in them is a function of the ids, the epoch and the seed. A position is t
 """
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 from torch.utils.data import DataLoader
 
-from a2mim.data import plan
 from a2mim.data.batches import Batches, CenterCrops, RandomCrops, UnreadableData
 from a2mim.data.crops import INTERPOLATIONS
 from a2mim.data.dataset import ImageDataset
+from a2mim.data.plan import VERSION, Plan
 from a2mim.data.transforms import Transforms
 
 FEW_FAULTS, FAULT_SHARE = 10, 0.01  # more than both unreadable images among those handed out end the run
@@ -62,11 +62,13 @@ class TrainLoader:
         _check_range("scale", scale, 1.0)
         _check_range("ratio", ratio, float("inf"))
         self.dataset = dataset
-        self.plan = plan.Plan(dataset.shard_sizes, global_batch_size, seed, lanes, block)
+        self.plan = Plan(dataset.shard_sizes, global_batch_size, seed, lanes, block)
         self.rank, self.world_size = rank, world_size
         self.position = 0
         self.faults = Counter()
-        self._plan_batch(0)  # refuses a world size that does not divide the batch before any worker starts
+        self.plan.batch(
+            0, 0, rank, world_size
+        )  # refuses a world size that does not divide the batch, before any worker
         size, interpolation = _size(img_size), _interpolation(interpolation)
         crop = RandomCrops(size, tuple(scale), tuple(ratio), hflip, interpolation, Transforms(transforms), seed)
         self._requests = _Requests()
@@ -82,7 +84,7 @@ class TrainLoader:
 
     def __iter__(self) -> Iterator[dict]:
         end = (self.epoch + 1) * len(self)
-        self._requests.make = lambda first=self.position: (self._plan_batch(p) for p in range(first, end))
+        self._requests.items = _planned(self.plan, range(self.position, end), self.rank, self.world_size)
         for batch in self._workers:
             self.position += 1  # before the batch is used: a state saved during its step is the state after it
             rank_images = self.position * (self.plan.global_batch_size // self.world_size)
@@ -112,17 +114,13 @@ class TrainLoader:
 
     def _identity(self) -> dict:
         return {
-            "plan": plan.VERSION,
+            "plan": VERSION,
             "data": self.dataset.fingerprint,
             "global_batch_size": self.plan.global_batch_size,
             "seed": self.plan.seed,
             "lanes": self.plan.lanes,
             "block": self.plan.block,
         }
-
-    def _plan_batch(self, position: int) -> tuple[int, np.ndarray]:
-        epoch, step = divmod(position, len(self))
-        return epoch, self.plan.batch(epoch, step, self.rank, self.world_size)
 
 
 class EvalLoader:
@@ -166,19 +164,30 @@ class EvalLoader:
 
     def __iter__(self) -> Iterator[dict]:
         self.faults = Counter()
-        starts = range(0, len(self.indices), self.batch_size)
-        self._requests.make = lambda: ((0, self.indices[a : a + self.batch_size]) for a in starts)
+        self._requests.items = [
+            (0, part) for part in np.split(self.indices, range(self.batch_size, len(self.indices), self.batch_size))
+        ]
         for batch in self._workers:
             yield _unpack(batch, self.faults, len(self.indices))
 
 
 class _Requests:
-    """A sampler whose sequence is set anew for each pass. The sequence runs ahead of the batches handed out."""
+    """A sampler of (epoch, ids), set anew for each pass; it is read ahead of the batches handed out.
 
-    make = staticmethod(lambda: iter(()))
+    It does not know its loader: in a cycle, the garbage collector would close the workers' pipes before they are told
+    to stop, and every loader that is dropped would wait five seconds for each.
+    """
+
+    items: Iterable[tuple[int, np.ndarray]] = ()
 
     def __iter__(self):
-        return self.make()
+        return iter(self.items)
+
+
+def _planned(plan: Plan, positions: range, rank: int, world_size: int) -> Iterator[tuple[int, np.ndarray]]:
+    for position in positions:
+        epoch, step = divmod(position, plan.steps)
+        yield epoch, plan.batch(epoch, step, rank, world_size)
 
 
 def _start(batches: Batches, requests: _Requests, num_workers: int, prefetch: int) -> DataLoader:

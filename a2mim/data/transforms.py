@@ -1,8 +1,9 @@
 """Extra image transforms from mmcv's registry or the user's own, made a function of the sample like everything else.
 
 A transform gets mmcv's usual dictionary: results["img"] is the whole decoded image, (H, W, 3) uint8 in RGB order, and
-must be such an array again afterwards; H and W may change. Transforms draw from numpy's, Python's or torch's
-global generators: these are seeded from the sample's key around the call and restored after it.
+must be such an array again afterwards; H and W may change. mmcv itself assumes BGR: where a transform has an argument
+for it (color_format), say "rgb". Transforms draw from numpy's, Python's or torch's global generators: these are seeded
+from the sample's key around the call and restored after it.
 """
 
 import difflib
@@ -21,8 +22,9 @@ class Transforms:
     """Applies a list of transforms.
 
     Args:
-        configs: dictionaries for mmcv's TRANSFORMS registry (`dict(type="RandomGrayscale", prob=0.2)`) or objects
-            that take and return the results dictionary. mmcv is imported only when the list is not empty.
+        configs: dictionaries for mmcv's TRANSFORMS registry, as dict(type="RandomGrayscale", prob=0.2,
+            keep_channels=True), or objects that take and return the results dictionary. mmcv is imported only when
+            there is a dictionary.
     """
 
     def __init__(self, configs: Sequence = ()):
