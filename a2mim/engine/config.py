@@ -132,7 +132,7 @@ def complete(given: dict, path="the config") -> dict:
 def assign(config: dict, dotted: str, value):
     """Sets config[a][b]... for the key "a.b..." (numbers index lists) and returns what stood there before.
 
-    A new key is allowed only inside a part, whose class checks it when it is built.
+    A new key is allowed only inside `model`, whose parts check their arguments when they are built.
     """
     *path, last = dotted.split(".")
     place = config
