@@ -139,8 +139,8 @@ def assign(config: dict, dotted: str, value):
     for depth, name in enumerate([*path, last]):
         keys = range(len(place)) if isinstance(place, list) else place
         index = int(name) if isinstance(place, list) and name.isdigit() else name
-        within_part = isinstance(place, dict) and "type" in place and path[:1] == ["model"]
-        if index not in keys and not (within_part and depth == len(path)):
+        argument_of_part = isinstance(place, dict) and path[:1] == ["model"] and depth == len(path)
+        if index not in keys and not argument_of_part:
             known = [".".join([*path[:depth], str(k)]) for k in keys] if isinstance(place, dict | list) else []
             raise ValueError(f"there is no setting {dotted!r}{_nearest(dotted, known)}")
         if depth < len(path):
