@@ -142,6 +142,8 @@ def build(found: Source, **overrides) -> tuple[nn.Module, dict]:
     source_size, source_channels = found.preprocessing["img_size"], found.model_args.get("in_chans", 3)
     overlay = {
         "state_dict": dict(found.tensors),  # timm adapts these to another img_size or in_chans
+        "source": None,  # where the name's own weights would come from
+        "file": None,
         "input_size": (source_channels, *source_size),
         "num_classes": 0,
         **{key: found.preprocessing[key] for key in ("mean", "std", "interpolation")},

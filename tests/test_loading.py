@@ -3,6 +3,7 @@
 import json
 
 import pytest
+import timm
 import torch
 from safetensors.torch import load_file, save_file
 
@@ -46,7 +47,7 @@ def test_a_checkpoint_gives_the_same_features_and_its_preprocessing(tmp_path, na
 
 def test_a_run_folder_gives_its_encoder_else_its_newest_checkpoint(tmp_path):
     old, new = encoder_of(), encoder_of(drop_path_rate=0.1)
-    torch.nn.init.normal_(new.model.cls_token)
+    torch.nn.init.normal_(new.model.norm.weight)
     write_checkpoint(old, tmp_path / "checkpoints" / "step_000900.pth")
     write_checkpoint(new, tmp_path / "checkpoints" / "step_001000.pth")
     assert same_features(load_encoder(tmp_path)[0], new.model)
@@ -73,6 +74,27 @@ def test_weights_that_are_not_exactly_the_models_are_refused_with_counts_and_nam
     with pytest.raises(ValueError, match=words) as caught:
         load_encoder(path)
     assert "\n" not in str(caught.value)
+
+
+def test_keys_that_timm_itself_would_leave_random_are_refused(tmp_path):
+    # timm loads a siglip ViT without its pooling head non-strictly, and says nothing
+    model_args = {"embed_dim": 32, "depth": 1, "num_heads": 1, "img_size": [SIZE, SIZE], "global_pool": "avg"}
+    name = "vit_base_patch16_siglip_224"
+    state = timm.create_model(name, num_classes=0, **model_args).state_dict()
+    state = {f"encoder.model.{key}": value for key, value in state.items() if key != "blocks.0.norm1.bias"}
+    arguments = {"name": name, "img_size": [SIZE, SIZE], "in_chans": 3, "model_args": model_args, "frozen": []}
+    torch.save({"state_dict": state, "meta": {"encoder": arguments, "pixels": PIXELS}}, tmp_path / "c.pth")
+    with pytest.raises(ValueError, match=r"1 missing \(blocks.0.norm1.bias\)"):
+        load_encoder(tmp_path / "c.pth")
+
+
+def test_a_checkpoint_wins_over_the_folder_that_its_encoder_started_from(tmp_path):
+    start = encoder_of("resnet18")
+    write_timm_folder(start.model, start.arguments(), PIXELS | {"img_size": [SIZE, SIZE]}, tmp_path, "mit")
+    trained = encoder_of(f"local-dir:{tmp_path}")
+    torch.nn.init.normal_(trained.model.bn1.weight)
+    model, _ = load_encoder(write_checkpoint(trained, tmp_path / "c.pth"))
+    assert same_features(model, trained.model)
 
 
 def test_a_wrong_key_in_an_exported_folder_is_refused(tmp_path):

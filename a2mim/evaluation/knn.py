@@ -41,8 +41,8 @@ def knn(
     if k < 1 or temperature <= 0:
         raise ValueError(f"k={k} and temperature={temperature} were given: k must be at least 1, temperature above 0.")
     used_k = min(k, len(train_features))
-    classes, train_targets = torch.unique(train_labels, return_inverse=True)
     bank = F.normalize(train_features.float(), dim=1)
+    classes, train_targets = torch.unique(train_labels.to(bank.device), return_inverse=True)
     queries = F.normalize(test_features.float(), dim=1).to(bank.device)
     test_labels = test_labels.to(bank.device)
     ranks = []

@@ -45,7 +45,7 @@ def linear_probe(
     check_features(train_features, train_labels, test_features, test_labels)
     if protocol not in PROTOCOLS:
         raise ValueError(f"protocol={protocol!r} is unknown: choose one of {', '.join(PROTOCOLS)}.")
-    classes, targets = torch.unique(train_labels, return_inverse=True)
+    classes, targets = torch.unique(train_labels.to(train_features.device), return_inverse=True)
     features, test_features = standardize(train_features.float(), test_features.float())
     batch_size = min(batch_size, len(features))
     lrs = [lr * batch_size / 256 for lr in base_lrs]

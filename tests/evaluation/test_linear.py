@@ -90,6 +90,13 @@ def test_a_rate_that_cannot_learn_loses_to_one_that_can():
     assert "end of the grid" in choose_lr(features, targets, [1e-9, 0.05], 20, 64, 0.2, seed=0)[2]
 
 
+def test_held_out_images_are_not_trained_on():
+    # more dimensions than images: every image that is trained on is learnt by heart, the others are left to chance
+    generator = torch.Generator().manual_seed(0)
+    features, targets = torch.randn(60, 100, generator=generator), torch.randint(5, (60,), generator=generator)
+    assert choose_lr(features, targets, [0.1], 50, 60, 0.5, seed=0)[1] < 50
+
+
 def test_the_length_and_offset_of_a_dimension_do_not_matter():
     train, train_labels, test, test_labels = clusters()
     scale, offset = torch.logspace(-4, 4, 16), torch.linspace(-3, 3, 16)

@@ -162,6 +162,12 @@ def test_the_check_fails_on_one_wrong_tensor(tmp_path, name, tamper, words):
     assert re.search(words, outcome["problem"]), outcome
 
 
+def test_a_number_of_classes_never_reaches_the_config(tmp_path):
+    model = timm.create_model("resnet18", num_classes=0)
+    arguments = {"name": "resnet18", "model_args": {"num_classes": 0}, "frozen": []}
+    assert write_timm_folder(model, arguments, PREPROCESSING, tmp_path, "mit")["model_args"] == {"global_pool": "avg"}
+
+
 def test_a_wrong_config_fails_the_check(tmp_path):
     folder, reference = written("xcit_nano_12_p16_224", tmp_path)
     config = json.loads((folder / "config.json").read_text())
