@@ -51,10 +51,16 @@ class Study:
 def study(model: nn.Module, images: Tensor, site: str, max_stride: float) -> Study:
     """Traces and measures `model` on two images (2, C, H, W); `site` is a module's name or "auto".
 
-    Costs a forward and a backward of two images, then two forwards (three images) that measure.
+    Costs, as a rule, a forward and a backward and two forwards more, each of one image.
     """
     trial = trial_copy(model)
-    calls, output, tensors = trace(trial, images)
+    both = images
+    try:
+        images = both[:1].clone().requires_grad_()
+        calls, output, tensors = trace(trial, images)
+    except ValueError:  # BatchNorm cannot normalise a single value per channel; another cause raises again
+        images = both.clone().requires_grad_()
+        calls, output, tensors = trace(trial, images)
     trial.eval()
     declared = [call for name, _ in feature_modules(model) for call in calls if call.name == name]
     last = max(declared or calls, key=lambda call: call.depth, default=None)
@@ -71,8 +77,8 @@ def study(model: nn.Module, images: Tensor, site: str, max_stride: float) -> Stu
         call = find_site(trial, calls, site)
 
     places = [Place(hook_target(trial, c.name), c.guesses) for c in (call, last)]
-    at_site, at_last = read_intermediates(trial, images[:1], places)
-    final_module, final_layouts = "", verify_outputs(trial, images, places[1].module, at_last, final_guesses)
+    at_site, at_last = read_intermediates(trial, both[:1], places)
+    final_module, final_layouts = "", verify_outputs(trial, both, places[1].module, at_last, final_guesses)
     if not final_layouts:
         final_module, final_layouts, finals = places[1].module, at_last, tensors[last.name]
     maps = [layout.to_map(finals[path]) for path, layout in final_layouts.items()]
@@ -196,21 +202,23 @@ def choose_site(
     tried = []
     for candidates in (halves(declared), halves(outer_first), middle(declared), middle(outer_first)):
         for call in candidates[:16]:
-            tried.append((leak(call, roots), call))
+            tried.append((leak(call, roots, images), call))
             if tried[-1][0] <= MAX_LEAK:
                 return call
     return min(tried, key=lambda pair: pair[0])[1]
 
 
-def leak(call: Call, roots: list) -> float:
-    """The share of the parameters that feed a module's output which also reach the roots around it.
+def leak(call: Call, roots: list, images: Tensor) -> float:
+    """The share of what feeds a module's output (parameters, image) that also reaches the roots around it.
 
     Args:
         roots: autograd nodes of the final maps.
+        images: what the model was traced on; 1 is returned for an output that does not depend on them (positions).
     """
     through, around = _sources(call.nodes, set()), _sources(roots, set(call.nodes))
-    total = sum(number for number in through.values())
-    return sum(number for node, number in through.items() if node in around) / max(1, total)
+    if not any(node.variable is images for node in through):
+        return 1.0
+    return sum(number for node, number in through.items() if node in around) / sum(through.values())
 
 
 def _sources(starts: list, walls: set) -> dict[Any, int]:
