@@ -110,7 +110,7 @@ def _begin(out: Path, manifest: dict, paths: list[str], class_names: list[str] |
 
 
 def _write_shard(out: Path, number: int, members: list[tuple[int, Path, int]], progress: tqdm) -> None:
-    """ShardWriter is no context manager here: leaving it on an exception would give an unfinished shard its name."""
+    """Closing a ShardWriter runs `post`, also after an exception, when the shard must not get its name."""
     from webdataset import ShardWriter
 
     pattern = str(out.absolute() / NAME).replace("%", "%%").replace("{:06d}", "%06d") + ".part"
@@ -124,13 +124,18 @@ def _write_shard(out: Path, number: int, members: list[tuple[int, Path, int]], p
         encoder=False,
         mtime=0,
     )
-    for i, path, label in members:
-        sample = {"__key__": f"{i:09d}", path.suffix[1:].lower(): path.read_bytes()}
-        if label >= 0:
-            sample["cls"] = str(label).encode()
-        writer.write(sample)
-        progress.update()
-    writer.close()
+    try:
+        for i, path, label in members:
+            sample = {"__key__": f"{i:09d}", path.suffix[1:].lower(): path.read_bytes()}
+            if label >= 0:
+                sample["cls"] = str(label).encode()
+            writer.write(sample)
+            progress.update()
+    except BaseException:
+        writer.post = None
+        raise
+    finally:
+        writer.close()
 
 
 def _write_text(path: Path, text: str) -> None:
