@@ -64,7 +64,7 @@ def build_schedule(optimizer, settings: dict, steps_per_epoch: int, total_steps:
     if settings["type"] == "step":
         return MultiStepLRScheduler(
             optimizer,
-            decay_t=[epoch * steps_per_epoch for epoch in settings["decay_epochs"]],
+            decay_t=[epoch * steps_per_epoch + 1 for epoch in settings["decay_epochs"]],  # timm decays a step early
             decay_rate=settings["decay_rate"],
             **common,
         )

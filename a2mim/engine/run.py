@@ -21,8 +21,8 @@ from a2mim.engine.checkpoint import list_checkpoints, read_newest
 from a2mim.engine.config import load_config
 from a2mim.engine.optim import StepWrapper, build_optimizer, build_schedule
 from a2mim.engine.report import announce, describe_run, report
-from a2mim.engine.runner import PretrainRunner, free_run_dir, start_processes
-from a2mim.export import export_timm_folder
+from a2mim.engine.runner import PretrainRunner, free_run_dir, start_processes, stop_processes
+from a2mim.export import TARGETS, export_timm_folder
 from a2mim.mim import MIM
 from a2mim.registry import MODELS
 
@@ -61,6 +61,7 @@ def pretrain(
     settings = load_config(config, overrides, laptop)
     chosen = start_processes(device)
     set_up_torch(settings)
+    check_targets(settings["export"])
     run_dir = choose_run_dir(work_dir, Path(config).stem, resume)
     train_set, test_set = open_sets(data, test_data, settings)
     loader = build_loader(train_set, settings, chosen, num_workers)
@@ -80,17 +81,19 @@ def pretrain(
     runner.train()
 
     summary = describe_run(runner, settings, config, train_set, started)
-    stopped = runner.signal_hook.received
-    if stopped:
-        summary |= {"status": "stopped", "signal": stopped, "checkpoint": str(list_checkpoints(runner.checkpoints)[-1])}
-    elif is_main_process():
-        encoder = averaged_encoder(runner)
-        after = judge(encoder, "after")
-        summary |= judging.compare(before, after)
-        summary |= {"status": "finished", "export": export_encoder(encoder, judge, settings, run_dir)}
+    if runner.signal_hook.received:
+        saved = str(list_checkpoints(runner.checkpoints)[-1])
+        summary |= {"status": "stopped", "signal": runner.signal_hook.received, "checkpoint": saved}
+    else:
+        summary |= {"status": "finished"}
+        if is_main_process():
+            encoder = averaged_encoder(runner)
+            summary |= judging.compare(before, judge(encoder, "after"))
+            summary |= {"export": export_encoder(encoder, judge, settings, run_dir)}
     if is_main_process():
         write_json(run_dir / "summary.json", summary)
         report(summary, run_dir, config, data, test_data)
+    stop_processes()
     return summary
 
 
@@ -98,6 +101,12 @@ def set_up_torch(settings: dict) -> None:
     """Settings of the process that do not change results beyond rounding."""
     torch.set_float32_matmul_precision("high")  # TF32 on GPUs that have it; nothing on a CPU
     torch.backends.cudnn.benchmark = True
+
+
+def check_targets(names: list[str]) -> None:
+    unknown = set(names) - set(TARGETS)
+    if unknown:
+        raise ValueError(f"export={names}: {', '.join(unknown)} is no target; choose from {', '.join(TARGETS)}, or []")
 
 
 def choose_run_dir(work_dir, name: str, resume: bool) -> Path:

@@ -1,0 +1,174 @@
+"""A run end to end on a tiny recipe: its folder, its errors, its options, its processes."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+
+import pytest
+import timm
+import torch
+
+import a2mim
+from a2mim.cli import main
+from a2mim.engine.checkpoint import list_checkpoints
+from a2mim.engine.run import build_mim, choose_amp
+from a2mim.engine.runner import step_seed
+
+
+def test_a_run_leaves_the_folder_that_the_documentation_names(run):
+    folder, summary = run("whole", **{"export": ["timm"], "schedule.epochs": 1})
+    assert {p.name for p in folder.iterdir()} >= {
+        "config.py",
+        "log.jsonl",
+        "summary.json",
+        "reconstructions",
+        "checkpoints",
+        "encoder",
+    }
+    assert json.loads((folder / "summary.json").read_text()) == summary
+    assert summary["status"] == "finished"
+    assert summary["steps"] == 3
+    assert len(list((folder / "reconstructions").glob("*.png"))) == 2
+    line = json.loads((folder / "log.jsonl").read_text().splitlines()[0])
+    assert line["loss"] == pytest.approx(line["loss_l1"] + line["loss_fourier"])
+    assert 0 <= line["data_share"] <= 1
+    encoder = timm.create_model(f"local-dir:{folder / 'encoder'}", pretrained=True, num_classes=0)
+    trained = torch.load(list_checkpoints(folder / "checkpoints")[-1], weights_only=True)["state_dict"]
+    key = "blocks.11.mlp.fc1.weight"
+    assert torch.equal(encoder.state_dict()[key], trained[f"encoder.model.{key}"])
+
+
+def test_the_written_config_runs_again_and_gives_the_same(run, images, tmp_path):
+    folder, first = run("whole")
+    second = a2mim.pretrain(folder / "config.py", images, tmp_path / "again", device="cpu", num_workers=0)
+    assert second["loss"] == first["loss"]
+
+
+def test_accumulating_in_pieces_takes_as_many_steps(run):
+    _, whole = run("whole", **{"schedule.epochs": 1})
+    _, pieces = run("pieces", accumulate=4, **{"schedule.epochs": 1})
+    assert pieces["steps"] == whole["steps"]
+
+
+def test_labels_and_a_test_set_are_judged_before_and_after(run, images, tmp_path, capsys):
+    labelled = tmp_path / "labelled"
+    for split in ("train", "test"):
+        for i, path in enumerate(sorted(images.iterdir())):
+            target = labelled / split / "ab"[i % 2] / path.name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.symlink_to(path)
+    _, summary = run("whole", data=labelled / "train", test_data=labelled / "test")
+    judged = summary["judged"]
+    assert judged["before"]["knn"]["n_test"] == 24
+    assert len(judged["verdicts"]) == 2
+    assert "before pre-training: linear probe" in capsys.readouterr().out
+
+
+def test_a_loss_that_is_not_a_number_stops_with_the_last_good_checkpoint(run, tmp_path):
+    with pytest.raises(FloatingPointError) as caught:
+        run("broken", **{"optimizer.base_lr": 1e30, "optimizer.type": "sgd", "clip_grad": None})
+    saved = list_checkpoints(tmp_path / "broken" / "checkpoints")
+    assert "stopped before the weights changed" in str(caught.value)
+    assert f"the last good checkpoint is {saved[-1]}" in str(caught.value)
+    state = torch.load(saved[-1], weights_only=True)["state_dict"]
+    assert all(torch.isfinite(v).all() for v in state.values())
+
+
+def test_every_step_draws_its_own_random_numbers_and_each_purpose_its_own():
+    seeds = {step_seed(0, step, rank, p) for step in range(50) for rank in range(4) for p in ("mask", "dropout")}
+    assert len(seeds) == 400
+    assert step_seed(0, 3, 1, "mask") != step_seed(1, 3, 1, "mask")
+
+
+def test_amp_is_float32_by_default_on_a_cpu():
+    assert choose_amp("auto", torch.device("cpu")) is None
+    assert choose_amp(None, torch.device("cpu")) is None
+
+
+def test_a_recipe_s_own_row_wins_over_what_is_derived(recipe):
+    from a2mim.engine.config import load_config
+
+    settings = load_config(recipe, {"model.encoder.mask_patch_size": 8})
+    assert build_mim(settings).encoder.img_size == (32, 32)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--cfg-options", "schedule.epochs=3"], "error: schedule.epochs=3 changes nothing"),
+        (["--cfg-options", "model.encoder.name=xcit_nanoo_12_p16_224"], "xcit_nano_12_p16_224"),
+        (["--cfg-options", "model.encoder.sight=layer3"], "has no argument 'sight'; did you mean site"),
+        (["--cfg-options", "data.img_size=40"], "does not divide data.img_size=40"),
+        (["--cfg-options", "global_batch_size=7", "accumulate=2"], "not divisible by 1 processes x accumulate=2"),
+        (["--cfg-options", "global_batch_size=64"], "24"),
+        (["--cfg-options", "export=['timmm']"], "export=['timmm']"),
+        (["--data", "nowhere-{000..002}.tar"], "nowhere-000.tar"),
+        (["--resume"], "holds no run"),
+        (["--device", "cuda:7"], "sees no GPU here"),
+    ],
+)
+def test_a_mistake_is_one_sentence_a_non_zero_exit_and_leaves_nothing(
+    recipe, images, tmp_path, capsys, arguments, message
+):
+    if torch.cuda.is_available() and "cuda:7" in arguments:
+        pytest.skip("this machine has a GPU")
+    folder = tmp_path / "run"
+    code = main(["pretrain", str(recipe), "--data", str(images), "--work-dir", str(folder), *arguments])
+    printed = capsys.readouterr().err.strip()
+    assert code == 1
+    assert message in printed
+    assert printed.startswith("error: ")
+    assert printed.count("\n") == 0
+    assert not folder.exists()
+
+
+def test_an_empty_folder_and_an_unknown_flag_are_refused(recipe, tmp_path, capsys):
+    (tmp_path / "empty").mkdir()
+    assert main(["pretrain", str(recipe), "--data", str(tmp_path / "empty")]) == 1
+    assert "error: " in capsys.readouterr().err
+    with pytest.raises(SystemExit) as stopped:
+        main(["pretrain", str(recipe), "--works-dir", "x"])
+    assert stopped.value.code == 2
+    assert "--works-dir" in capsys.readouterr().err
+
+
+def test_a_folder_that_holds_a_run_is_never_overwritten(run):
+    run("whole", **{"schedule.epochs": 1})
+    with pytest.raises(ValueError, match="holds a run already; add --resume"):
+        run("whole")
+
+
+def test_help_answers_without_importing_torch():
+    code = (
+        "import sys; from a2mim.cli import main\n"
+        "try: main(['pretrain', '--help'])\n"
+        "except SystemExit: sys.exit('torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True)
+    assert done.returncode == 0
+    assert "--cfg-options" in done.stdout
+
+
+@pytest.mark.slow
+def test_two_processes_take_the_same_steps_over_the_same_data_and_one_goes_on(run, recipe, images, tmp_path):
+    alone, summary = run("alone", **{"schedule.epochs": 2})
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [
+        *(sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", str(port)),
+        *("-m", "a2mim.cli", "pretrain", str(recipe), "--data", str(images), "--work-dir", str(tmp_path / "pair")),
+        *("--device", "cpu", "--num-workers", "0", "--cfg-options", "schedule.epochs=2"),
+    ]
+    done = subprocess.run(
+        command, check=False, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}
+    )
+    assert done.returncode == 0, done.stderr
+    pair = json.loads((tmp_path / "pair" / "summary.json").read_text())
+    assert (pair["processes"], pair["steps"]) == (2, summary["steps"])
+    saved = [torch.load(list_checkpoints(f / "checkpoints")[-1], weights_only=True) for f in (alone, tmp_path / "pair")]
+    assert saved[0]["loader"] == saved[1]["loader"]
+    _, longer = run("pair", resume=True)
+    assert (longer["processes"], longer["steps"]) == (1, 9)
