@@ -35,9 +35,9 @@ class _Moments:
 def calibrate_batchnorm(model: nn.Module, batches: Iterable[Tensor]) -> int:
     """Sets every running mean and variance to that of all values the layer sees over the batches.
 
-    Each batch is normalised by its own statistics (train mode, for BatchNorm layers only; dropout and the rest stay in eval
-    mode), and the running statistics become those of the union of the batches, whatever their sizes. Modes and momentum
-    are as before afterwards. Layers that the forward does not reach keep what they have.
+    Each batch is normalised by its own statistics (train mode, for BatchNorm layers only; dropout and the rest stay in
+    eval mode), and the running statistics become those of the union of the batches, whatever their sizes. Modes and
+    momentum are as before afterwards. Layers that the forward does not reach keep what they have.
 
     Args:
         batches: (B, C, H, W) float, normalised, moved to the model's device here.
