@@ -80,7 +80,7 @@ class Batches:
         epoch, ids = request
         images = torch.empty((len(ids), 3, *self.crop.size), dtype=torch.uint8)
         shown, faults = np.array(ids, np.int64), []
-        uniforms = self._uniforms(epoch, shown)
+        uniforms = keyed.uniforms(self.crop.seed, epoch, self.dataset.keys[shown], self.crop.draws, keyed.CROP)
         for row, i in enumerate(ids):
             try:
                 images[row], shown[row] = self._image(epoch, int(i), uniforms[row], faults)
@@ -89,11 +89,11 @@ class Batches:
         labels = torch.from_numpy(self.dataset.labels[shown])
         return {"images": images, "labels": labels, "ids": torch.from_numpy(shown), "faults": faults}
 
-    def _uniforms(self, epoch: int, ids: np.ndarray) -> np.ndarray:
-        return keyed.uniforms(self.crop.seed, epoch, self.dataset.keys[ids], self.crop.draws, keyed.CROP)
-
     def _image(self, epoch: int, i: int, u: np.ndarray, faults: list) -> tuple[torch.Tensor, int]:
-        """The crop and the id of image i, or of the first readable one of its replacements."""
+        """The crop and the id of image i, or of the first readable one of its replacements.
+
+        A replacement is cropped as the image it stands for would have been, hence otherwise than in its own turn.
+        """
         key, first = self.dataset.keys[i : i + 1], len(faults)
         for attempt in range(MAX_IN_A_ROW):
             try:
@@ -101,7 +101,6 @@ class Batches:
             except UnreadableImage as error:
                 faults.append((error.reason, f"{self.dataset.name(i)} ({error})"))
                 i = self._replacement(epoch, key, attempt)
-                u = self._uniforms(epoch, np.array([i]))[0]
         names = "; ".join(sentence for _, sentence in faults[first : first + 3])
         raise UnreadableData(f"{MAX_IN_A_ROW} images in a row cannot be read, first: {names}")
 

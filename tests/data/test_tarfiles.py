@@ -37,10 +37,24 @@ def test_sizes_in_base_256_are_understood(tmp_path):
     path = write_tar(tmp_path / "x.tar", FILES)
     archive = bytearray(path.read_bytes())
     archive[124:136] = b"\x80" + (700).to_bytes(11, "big")
+    path.write_bytes(with_checksum(archive))
+    assert contents(path) == FILES
+
+
+def test_times_in_a_gnu_header_are_no_part_of_the_name(tmp_path):
+    """GNU tar's incremental archives keep atime and ctime where POSIX has the front of a long name."""
+    path = write_tar(tmp_path / "x.tar", FILES[:1], tarfile.GNU_FORMAT)
+    archive = bytearray(path.read_bytes())
+    archive[345:369] = b"14701234567\0" * 2
+    path.write_bytes(with_checksum(archive))
+    assert contents(path) == FILES[:1]
+
+
+def with_checksum(archive: bytearray) -> bytearray:
+    """The first header's."""
     archive[148:156] = b" " * 8
     archive[148:156] = b"%06o\0 " % sum(archive[:BLOCK])
-    path.write_bytes(archive)
-    assert contents(path) == FILES
+    return archive
 
 
 def test_a_pax_size_goes_before_the_headers(tmp_path):
@@ -59,8 +73,9 @@ def test_a_pax_size_goes_before_the_headers(tmp_path):
 def test_a_cut_anywhere_is_found(tmp_path, length):
     path = write_tar(tmp_path / "x.tar", FILES[:2] + FILES[:1])
     os.truncate(path, length)
-    with pytest.raises(TarError, match=r"x\.tar: byte \d+: .*cut short"):
+    with pytest.raises(TarError, match=r"x\.tar: byte \d+: .*cut short") as error:
         contents(path)
+    assert int(str(error.value).partition("byte ")[2].partition(":")[0]) <= length
 
 
 @pytest.mark.parametrize("byte", [0, 124, 150, 1536 + 3])
