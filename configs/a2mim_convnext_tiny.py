@@ -1,0 +1,26 @@
+"""A²MIM, ConvNeXt-T, ImageNet-1k, 300 epochs at 224 px: the reference's recipe.
+
+python tools/pretrain.py configs/a2mim_convnext_tiny.py --data 'imagenet-train-{000000..001023}.tar'
+
+The token enters after the last downsampling (stride 32), the reference's place; site="auto" would take the map before
+it. No Fourier term: its weight is 0 in every run that the reference released.
+"""
+
+_base_ = "_base_/a2mim.py"
+
+model = dict(
+    encoder=dict(name="convnext_tiny", site="stages.3.downsample", token="scaled"),
+    losses=[dict(type="MaskedFocalL1")],
+)
+data = dict(img_size=224, scale=(0.8, 1.0))
+optimizer = dict(base_lr=1.5e-4, token_lr_scale=0.1)
+schedule = dict(epochs=300)
+laptop = {
+    "model.encoder.name": "convnext_atto",
+    "model.masking.mask_patch_size": 16,
+    "data.img_size": 64,
+    "global_batch_size": 64,
+    "optimizer.base_lr": 4e-3,
+    "schedule.epochs": 2,
+    "schedule.warmup_epochs": 1,
+}

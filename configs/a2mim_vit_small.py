@@ -1,0 +1,26 @@
+"""A²MIM, DeiT-S/16, 800 epochs at 224 px: the reference's recipe for ImageNet-100.
+
+python tools/pretrain.py configs/a2mim_vit_small.py --data 'imagenet-train-{000000..001023}.tar'
+
+The token is added before the eighth block (the reference's layer 8, the better of its two choices by the paper's text).
+"""
+
+_base_ = "_base_/a2mim.py"
+
+model = dict(
+    encoder=dict(name="deit_small_patch16_224", site="blocks.6", token="add"),
+    losses=[dict(type="MaskedL1"), dict(type="FourierLoss", weight=0.1)],
+)
+data = dict(img_size=224, scale=(0.67, 1.0))
+optimizer = dict(base_lr=1e-4)
+schedule = dict(epochs=800)
+clip_grad = 5.0
+laptop = {
+    "model.encoder.name": "deit_tiny_patch16_224",
+    "model.masking.mask_patch_size": 16,
+    "data.img_size": 64,
+    "global_batch_size": 64,
+    "optimizer.base_lr": 2e-3,
+    "schedule.epochs": 4,
+    "schedule.warmup_epochs": 1,
+}
