@@ -194,9 +194,7 @@ def run_export(chosen) -> None:
 
     for receipt in export_calibrated(chosen.source, chosen.to.split(","), chosen.out, chosen.data, chosen.num_workers):
         difference = f"largest difference {receipt['largest_difference']:.1e}"
-        print(
-            f"{receipt['folder']}: {receipt['target']} computes the same features ({difference}); see receipt.json there"
-        )
+        print(f"{receipt['folder']}: {receipt['target']} computes the same features ({difference}, see receipt.json)")
 
 
 def run_make_shards(chosen) -> int:

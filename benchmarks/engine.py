@@ -13,10 +13,12 @@ import statistics
 import time
 from pathlib import Path
 
+import a2mim  # before timm: it mends torchvision
+
+# isort: split
 import timm
 import torch
 
-import a2mim
 from a2mim.engine.config import load_config
 from a2mim.engine.optim import StepWrapper, build_optimizer
 from a2mim.engine.run import build_mim, choose_amp

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 
 import numpy as np
+import torch
 from torch.utils.data import DataLoader
 
 from a2mim.data.batches import Batches, CenterCrops, RandomCrops, UnreadableData
@@ -65,7 +66,7 @@ class TrainLoader:
         self.plan = Plan(dataset.shard_sizes, global_batch_size, seed, lanes, block)
         self.rank, self.world_size = rank, world_size
         self.position = 0
-        self.faults = Counter()
+        self.faults = Faults()
         self.plan.batch(
             0, 0, rank, world_size
         )  # refuses a world size that does not divide the batch, before any worker
@@ -110,7 +111,7 @@ class TrainLoader:
                     f"{now!r} now; resume with what it was, or start anew"
                 )
         self.seek(state["epoch"] * len(self) + state["step"])
-        self.faults = Counter(state["faults"])
+        self.faults = Faults(state["faults"])
 
     def _identity(self) -> dict:
         return {
@@ -154,7 +155,7 @@ class EvalLoader:
             raise ValueError(f"batch_size={batch_size} must be at least 1")
         self.dataset, self.batch_size = dataset, batch_size
         self.indices = np.arange(len(dataset)) if indices is None else np.asarray(indices, np.int64)
-        self.faults = Counter()
+        self.faults = Faults()
         crop = CenterCrops(size, short_side, _interpolation(interpolation))
         self._requests = _Requests()
         self._workers = _start(Batches(dataset, crop, self.indices), self._requests, num_workers, 2)
@@ -163,7 +164,7 @@ class EvalLoader:
         return -(-len(self.indices) // self.batch_size)
 
     def __iter__(self) -> Iterator[dict]:
-        self.faults = Counter()
+        self.faults = Faults()
         self._requests.items = [
             (0, part) for part in np.split(self.indices, range(self.batch_size, len(self.indices), self.batch_size))
         ]
@@ -191,25 +192,47 @@ def _planned(plan: Plan, positions: range, rank: int, world_size: int) -> Iterat
 
 
 def _start(batches: Batches, requests: _Requests, num_workers: int, prefetch: int) -> DataLoader:
-    """Workers stay over epochs, and torch gives each of them one thread."""
+    """Workers stay over epochs, and torch gives each of them one thread.
+
+    Each pass draws a number for the workers; from a generator of its own, lest it shift those of the network.
+    """
     many = {"prefetch_factor": prefetch, "persistent_workers": True} if num_workers else {}
-    return DataLoader(batches, sampler=requests, batch_size=None, num_workers=num_workers, collate_fn=_as_it_is, **many)
+    return DataLoader(
+        batches,
+        sampler=requests,
+        batch_size=None,
+        num_workers=num_workers,
+        collate_fn=_as_it_is,
+        generator=torch.Generator(),
+        **many,
+    )
 
 
 def _as_it_is(batch):
     return batch
 
 
-def _unpack(batch: dict, faults: Counter, images: int) -> dict:
+class Faults(Counter):
+    """How many images could not be read, by reason; `names` has the first few with what was wrong."""
+
+    def __init__(self, counts=()):
+        super().__init__(counts)
+        self.names = []
+
+    def add(self, faults: list[tuple[str, str]]) -> None:
+        self.update(reason for reason, _ in faults)
+        self.names += [sentence for _, sentence in faults][: 3 - len(self.names)]
+
+
+def _unpack(batch: dict, faults: Faults, images: int) -> dict:
     """Counts the faults of a batch; raises when it carries an error or when there are too many for `images` images."""
     new = batch.pop("faults")
-    faults.update(reason for reason, _ in new)
+    faults.add(new)
     if "error" in batch:
         raise batch["error"]
     if new and faults.total() > max(FEW_FAULTS, FAULT_SHARE * images):
         counts = ", ".join(f"{count} {reason}" for reason, count in faults.most_common())
-        names = "; ".join(sentence for _, sentence in new[:3])
-        raise UnreadableData(f"too many of {images} images cannot be read ({counts}), last: {names}")
+        raise UnreadableData(f"too many of {images} images cannot be read ({counts}), first: {'; '.join(faults.names)}")
     return batch
 
 

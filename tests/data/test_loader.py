@@ -180,8 +180,11 @@ def test_unreadable_images_are_replaced_alike_and_counted_by_reason(tmp_path):
 
 def test_too_many_unreadable_images_end_the_run_with_names(tmp_path):
     dataset = damaged(tmp_path, 60, 20)
-    with pytest.raises(UnreadableData, match=r"too many of \d+ images cannot be read .*damaged\.tar/00\d\d"):
-        list(loader(dataset))
+    train = loader(dataset)
+    with pytest.raises(UnreadableData, match=r"too many of \d+ images cannot be read .*damaged\.tar/00\d\d") as error:
+        list(train)
+    assert train.faults.total() >= 11 and len(train.faults.names) == 3
+    assert all(name in str(error.value) for name in train.faults.names)
 
 
 @pytest.mark.parametrize("num_workers", [0, 1])
@@ -189,6 +192,15 @@ def test_nothing_but_unreadable_images_is_one_sentence(tmp_path, num_workers):
     dataset = damaged(tmp_path, 0, 12)
     with pytest.raises(UnreadableData, match=r"^9 images in a row cannot be read, first: .*damaged\.tar/00"):
         list(loader(dataset, 4, num_workers=num_workers))
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_iterating_leaves_the_global_generator_alone(dataset, num_workers):
+    """A network's own random numbers come from it: a resumed run starts one more pass than an uninterrupted one."""
+    train, test = loader(dataset, num_workers=num_workers), EvalLoader(dataset, 16, num_workers=num_workers)
+    before = torch.get_rng_state()
+    next(iter(train)), next(iter(test))
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_evaluation_shows_the_whole_set_in_order(dataset):

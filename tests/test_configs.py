@@ -1,0 +1,90 @@
+"""Every recipe that is shipped builds, is short, and states the numbers of its paper."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from a2mim.engine.config import load_config
+from a2mim.engine.run import build_mim
+
+CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.py"))
+
+CONVNEXT = "stages.3.downsample"
+# recipe: (lr at 2,048 images, epochs, schedule, crop scale, clip, token's rate, losses, token mode, site, grid at 224 px)
+REFERENCE = {
+    "a2mim_resnet50": (1.2e-3, 300, "cosine", (0.8, 1), None, 0.1, ["focal_l1", "fourier"], "scaled", "layer3", 14),
+    "a2mim_resnet18": (1.2e-3, 300, "cosine", (0.8, 1), None, 0.1, ["focal_l1", "fourier"], "scaled", "layer3", 14),
+    "a2mim_convnext_tiny": (
+        1.2e-3,
+        300,
+        "cosine",
+        (0.8, 1),
+        None,
+        0.1,
+        ["focal_l1"],
+        "scaled",
+        "stages.3.downsample",
+        7,
+    ),
+    "a2mim_vit_small": (8e-4, 800, "cosine", (0.67, 1), 5.0, 1.0, ["l1", "fourier"], "add", "blocks.6", 14),
+    "a2mim_xcit": (8e-4, 300, "cosine", (0.67, 1), 5.0, 1.0, ["l1", "fourier"], "add", "blocks.5", 14),
+    "simmim_vit_base": (4e-4, 800, "step", (0.67, 1), 5.0, 1.0, ["l1"], "replace", "patch_embed", 14),
+}
+
+
+@pytest.fixture(scope="module", params=CONFIGS, ids=lambda p: p.stem)
+def built(request):
+    """(name, settings, model on the meta device) of a recipe as written."""
+    settings = load_config(request.param)
+    with torch.device("meta"):
+        return request.param.stem, settings, build_mim(settings)
+
+
+def test_every_recipe_is_in_the_table_of_this_test():
+    assert {p.stem for p in CONFIGS} == set(REFERENCE)
+
+
+def test_the_settings_are_the_paper_s(built):
+    name, settings, model = built
+    lr, epochs, schedule, scale, clip, token_lr, losses, token, site, grid = REFERENCE[name]
+    optimizer, plan = settings["optimizer"], settings["schedule"]
+    assert settings["global_batch_size"] == 2048
+    assert optimizer["base_lr"] * 2048 / 256 == pytest.approx(lr)
+    assert (optimizer["type"], optimizer["weight_decay"]) == ("adamw", 0.05)
+    assert tuple(optimizer["betas"]) == (0.9, 0.999)
+    assert optimizer["token_lr_scale"] == token_lr
+    assert (plan["type"], plan["epochs"], plan["warmup_epochs"], plan["min_lr"]) == (schedule, epochs, 10, 1e-5)
+    assert tuple(settings["data"]["scale"]) == scale
+    assert (settings["data"]["hflip"], settings["data"]["interpolation"]) == (0.5, "bilinear")
+    assert settings["clip_grad"] == clip
+    assert [loss.name for loss in model.losses] == losses
+    assert (model.encoder.token_mode, model.encoder.site) == (token, site)
+    assert model.encoder.site_layouts[0].grid == (grid, grid)
+    assert (model.masking.mask_patch_size, model.masking.mask_ratio) == (32, 0.6)
+
+
+def test_the_frequency_term_has_the_reference_s_weight_leak_and_fill():
+    def fourier(name):
+        return load_config(CONFIGS[0].parent / f"{name}.py")["model"]["losses"][1]
+
+    assert fourier("a2mim_resnet50") == {"type": "FourierLoss", "weight": 0.5, "leak": 1e-3}
+    assert fourier("a2mim_vit_small") == {"type": "FourierLoss", "weight": 0.1}
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)
+def test_the_laptop_scale_builds_too(path):
+    settings = load_config(path, laptop=True)
+    with torch.device("meta"):
+        model = build_mim(settings)
+    size = settings["data"]["img_size"]
+    recon = model.decode(model.encoder(torch.zeros(2, 3, size, size, device="meta")), size, size)
+    assert recon.shape == (2, 3, size, size)
+    assert sum(p.numel() for p in model.encoder.model.parameters()) < 20e6
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)
+def test_a_recipe_is_one_short_file_that_says_how_it_is_run(path):
+    text = path.read_text()
+    assert len(text.splitlines()) <= 60
+    assert f"python tools/pretrain.py configs/{path.name} --data" in text
