@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from a2mim.layout import cell_stride, leaves, replace_leaves
+from a2mim.registry import MODELS
 from a2mim.sites import feature_modules, study
 
 TOKEN_MODES = ("add", "replace", "scaled")
@@ -54,6 +55,7 @@ def check_mode(mode: str) -> None:
         raise ValueError(f"token {mode!r} is no mode of the mask token; choose one of {', '.join(TOKEN_MODES)}.")
 
 
+@MODELS.register_module()
 class MaskedEncoder(nn.Module):
     """A timm model whose hidden cells carry a learned token from a chosen feature map on.
 

@@ -11,8 +11,6 @@ from a2mim.pixels import IMAGENET_MEAN, IMAGENET_STD, normalize
 from a2mim.registry import MODELS, nearest
 from a2mim.targets import TARGETS
 
-MODELS.register_module(module=MaskedEncoder)
-
 
 @MODELS.register_module()
 class MIM(BaseModel):

@@ -72,7 +72,7 @@ def pretrain(
 
     found = read_newest(run_dir / "checkpoints") if resume else None
     judge = judging.Judge(settings, train_set, test_set, chosen)
-    before = judge(model.encoder, "before") if is_main_process() else None
+    untrained = copy.deepcopy(model.encoder)  # judged at the end, so that training starts at once
     write_config(run_dir, settings)
     pictures = first_images(test_set or train_set, settings)
     runner = build_runner(model, loader, settings, run_dir, max_steps, chosen, found, pictures)
@@ -88,7 +88,7 @@ def pretrain(
         summary |= {"status": "finished"}
         if is_main_process():
             encoder = averaged_encoder(runner)
-            summary |= judging.compare(before, judge(encoder, "after"))
+            summary |= judging.compare(judge(untrained, "before"), judge(encoder, "after"))
             summary |= {"export": export_encoder(encoder, judge, settings, run_dir)}
     if is_main_process():
         write_json(run_dir / "summary.json", summary)
@@ -137,14 +137,14 @@ def _agree(folder: Path) -> Path:
 
 
 def open_sets(data, test_data, settings: dict):
-    """(training set, labelled test set or None)."""
-    chans = settings["data"]["in_chans"]
-    if data is None:
-        return open_dataset("photos", "train", chans), open_dataset("photos", "test", chans)
-    if data == "photos" and test_data is None:
-        test_data = "photos"
-    test = open_dataset(test_data, "test", chans) if test_data is not None else None
-    return open_dataset(data, "train", chans), test
+    """(training set, test set or None): the test set is the one named, else the source's own test split where it has
+    one.
+    """
+    chans, source = settings["data"]["in_chans"], "photos" if data is None else data
+    train = open_dataset(source, "train", chans)
+    if test_data is None and "test" in train.splits:
+        test_data = source
+    return train, None if test_data is None else open_dataset(test_data, "test", chans)
 
 
 def build_loader(dataset, settings: dict, device: torch.device, num_workers: int | None) -> TrainLoader:
