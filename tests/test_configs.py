@@ -11,7 +11,7 @@ from a2mim.engine.run import build_mim
 CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.py"))
 
 CONVNEXT = "stages.3.downsample"
-# recipe: (lr at 2,048 images, epochs, schedule, crop scale, clip, token's rate, losses, token mode, site, grid at 224 px)
+# recipe: (lr at 2,048 images, epochs, schedule, crop scale, clip, token's rate, losses, token mode, site, its grid)
 REFERENCE = {
     "a2mim_resnet50": (1.2e-3, 300, "cosine", (0.8, 1), None, 0.1, ["focal_l1", "fourier"], "scaled", "layer3", 14),
     "a2mim_resnet18": (1.2e-3, 300, "cosine", (0.8, 1), None, 0.1, ["focal_l1", "fourier"], "scaled", "layer3", 14),

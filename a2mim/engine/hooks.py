@@ -51,7 +51,8 @@ class LogHook(Hook):
     def before_train(self, runner) -> None:
         self.path = runner.run_dir / "log.jsonl"
         if is_main_process():
-            keep_lines_until(self.path, runner.iter)
+            lines = keep_lines_until(self.path, runner.iter)
+            self.first, self.last = (lines[0], lines[-1]) if lines else (None, {})
         self.bar = tqdm(
             total=runner.max_iters,
             initial=runner.iter,
@@ -113,21 +114,24 @@ def mean_colour_loss(runner, images) -> float:
     return sum(losses.values()).item()
 
 
-def keep_lines_until(path: Path, step: int) -> None:
-    """Drops what a killed run logged after the checkpoint that it resumes from; a half-written last line too."""
-    if not path.exists():
-        return
+def keep_lines_until(path: Path, step: int) -> list[dict]:
+    """Drops what a killed run logged after the checkpoint that it resumes from, a half-written last line too.
+
+    Returns the lines that stay.
+    """
     kept = []
-    for text in path.read_text().splitlines():
+    for text in path.read_text().splitlines() if path.exists() else ():
         try:
-            if json.loads(text)["step"] > step:
-                break
-        except (json.JSONDecodeError, KeyError):
+            line = json.loads(text)
+        except json.JSONDecodeError:
             break
-        kept.append(text + "\n")
+        if line["step"] > step:
+            break
+        kept.append(line)
     partial = path.with_suffix(".partial")
-    partial.write_text("".join(kept))
+    partial.write_text("".join(json.dumps(line) + "\n" for line in kept))
     os.replace(partial, path)
+    return kept
 
 
 class PictureHook(Hook):

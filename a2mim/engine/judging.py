@@ -29,10 +29,13 @@ class Judge:
         self.test = self.loader(test_set, self.settings["test_images"]) if labelled else None
 
     def loader(self, dataset, at_most: int) -> EvalLoader:
-        """All images, or a random `at_most` of them, the same ones every time."""
-        chosen = np.arange(len(dataset))
-        if len(dataset) > at_most:
-            chosen = np.sort(np.random.default_rng(self.seed).permutation(len(dataset))[:at_most])
+        """The labelled images (all, where none has a label), or a random `at_most` of them, the same ones every
+        time.
+        """
+        chosen = np.flatnonzero(dataset.labels >= 0)
+        chosen = chosen if len(chosen) else np.arange(len(dataset))
+        if len(chosen) > at_most:
+            chosen = np.sort(np.random.default_rng(self.seed).permutation(chosen)[:at_most])
         return EvalLoader(dataset, self.img_size, resize=None, batch_size=self.batch_size, indices=chosen)
 
     def calibration_batches(self, at_most: int = 1024):

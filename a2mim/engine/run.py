@@ -6,8 +6,10 @@ import copy
 import json
 import os
 import pprint
+import re
 import time
 import warnings
+from itertools import count
 from pathlib import Path
 
 import torch
@@ -21,7 +23,7 @@ from a2mim.engine.checkpoint import list_checkpoints, read_newest
 from a2mim.engine.config import load_config
 from a2mim.engine.optim import StepWrapper, build_optimizer, build_schedule
 from a2mim.engine.report import announce, describe_run, report
-from a2mim.engine.runner import PretrainRunner, free_run_dir, start_processes, stop_processes
+from a2mim.engine.runner import PretrainRunner, start_processes, stop_processes
 from a2mim.export import TARGETS, export_timm_folder
 from a2mim.mim import MIM
 from a2mim.registry import MODELS
@@ -110,30 +112,43 @@ def check_targets(names: list[str]) -> None:
 
 
 def choose_run_dir(work_dir, name: str, resume: bool) -> Path:
-    """The run's folder; never one that would overwrite another run. Nothing is created yet."""
-    if work_dir is None:
-        root = Path("runs")
-        newest = sorted(root.glob(f"{name}*/config.py"), key=os.path.getmtime)
-        if not resume:
-            return _agree(free_run_dir(root, name))
-        if not newest:
-            raise FileNotFoundError(f"--resume: {root.absolute()} holds no run of {name}; name one with --work-dir")
-        return newest[-1].parent
-    folder = Path(work_dir)
-    if resume and not (folder / "config.py").exists():
+    """The run's folder, the same on every process; never one that would overwrite another run. Nothing is created
+    yet.
+    """
+    choice = None
+    if is_main_process():  # alone: a process that looks later may see what this one has begun to write
+        try:
+            choice = named_run_dir(Path(work_dir), resume) if work_dir else default_run_dir(Path("runs"), name, resume)
+        except (ValueError, FileNotFoundError) as error:
+            choice = error
+    if torch.distributed.is_initialized():
+        shared = [choice]
+        torch.distributed.broadcast_object_list(shared, src=0)
+        choice = shared[0]
+    if isinstance(choice, Exception):
+        raise choice
+    return choice
+
+
+def named_run_dir(folder: Path, resume: bool) -> Path:
+    holds_run = (folder / "config.py").exists()
+    if resume and not holds_run:
         raise FileNotFoundError(f"--resume: {folder} holds no run; leave out --resume to start one there")
-    if not resume and (folder / "config.py").exists():
+    if holds_run and not resume:
         raise ValueError(f"{folder} holds a run already; add --resume to go on with it, or choose another --work-dir")
     return folder
 
 
-def _agree(folder: Path) -> Path:
-    """All processes take the first one's choice: a later one may see the folder already made."""
-    if torch.distributed.is_initialized():
-        shared = [folder]
-        torch.distributed.broadcast_object_list(shared, src=0)
-        return shared[0]
-    return folder
+def default_run_dir(root: Path, name: str, resume: bool) -> Path:
+    """The first free one of root/name, root/name-2, …; to resume, the newest of them."""
+    if not resume:
+        return next(p for n in count(1) if not (p := root / (name if n == 1 else f"{name}-{n}")).exists())
+    runs = [
+        p.parent for p in root.glob(f"{name}*/config.py") if re.fullmatch(rf"{re.escape(name)}(-\d+)?", p.parent.name)
+    ]
+    if not runs:
+        raise FileNotFoundError(f"--resume: {root.absolute()} holds no run of {name}; name one with --work-dir")
+    return max(runs, key=lambda folder: (folder / "config.py").stat().st_mtime)
 
 
 def open_sets(data, test_data, settings: dict):

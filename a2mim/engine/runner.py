@@ -199,8 +199,3 @@ def start_processes(device: str | None) -> torch.device:
 def stop_processes() -> None:
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
-
-
-def free_run_dir(root, name: str):
-    """root/name, or root/name-2, -3, … : the first that does not exist."""
-    return next(p for n in count(1) if not (p := root / (name if n == 1 else f"{name}-{n}")).exists())

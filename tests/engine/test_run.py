@@ -46,6 +46,25 @@ def test_the_written_config_runs_again_and_gives_the_same(run, images, tmp_path)
     assert second["loss"] == first["loss"]
 
 
+def test_tensorboard_gets_what_the_log_gets(run):
+    folder, _ = run("whole", **{"schedule.epochs": 1, "log.tensorboard": True})
+    events = list((folder / "logs").rglob("events.out.tfevents*"))
+    assert len(events) == 1
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    accumulator = EventAccumulator(str(events[0]))
+    accumulator.Reload()
+    lines = [json.loads(text) for text in (folder / "log.jsonl").read_text().splitlines()]
+    assert [s.value for s in accumulator.Scalars("loss")] == pytest.approx([line["loss"] for line in lines])
+
+
+def test_a_finished_run_that_is_resumed_only_judges_and_exports_again(run):
+    _, first = run("whole")
+    _, again = run("whole", resume=True)
+    assert again["loss"] == first["loss"]
+    assert again["steps"] == first["steps"]
+
+
 def test_accumulating_in_pieces_takes_as_many_steps(run):
     _, whole = run("whole", **{"schedule.epochs": 1})
     _, pieces = run("pieces", accumulate=4, **{"schedule.epochs": 1})
