@@ -2,6 +2,8 @@
 
 python benchmarks/engine.py [--models xcit_nano_12_p16_224 resnet50] [--batch-size 8] [--rounds 9] [--device cpu]
 
+and the seconds from the command to the end of the first training step of `tools/pretrain.py configs/a2mim_xcit.py`.
+
 Bare: forward, mean of the feature map, backward, AdamW on the backbone. Whole: normalise uint8, mask, fill, token,
 decoder, L1 and Fourier loss, backward, AdamW on everything that trains: what a run does on each batch, the loading of
 data aside. The two take turns; the ratio is the median over rounds of whole / bare, each round's pair measured one
@@ -10,6 +12,9 @@ after the other.
 
 import argparse
 import statistics
+import subprocess
+import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -88,6 +93,27 @@ def compare(name: str, batch_size: int, rounds: int, device: torch.device) -> st
     )
 
 
+def seconds_to_first_step(device: str) -> float:
+    """From starting the process to the first line of log.jsonl, imports, data, model and first picture included."""
+    with tempfile.TemporaryDirectory() as folder:
+        log = Path(folder) / "run" / "log.jsonl"
+        command = [sys.executable, str(ROOT / "tools" / "pretrain.py"), str(ROOT / "configs" / "a2mim_xcit.py")]
+        started = time.perf_counter()
+        process = subprocess.Popen(
+            [*command, "--work-dir", str(log.parent), "--device", device],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        while not (log.exists() and log.read_text().endswith("\n")):
+            if process.poll() is not None:
+                raise RuntimeError(f"{' '.join(command)} ended with {process.returncode} before its first step")
+            time.sleep(0.01)
+        taken = time.perf_counter() - started
+        process.kill()
+        process.wait()
+    return taken
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="+", default=["xcit_nano_12_p16_224", "resnet50"])
@@ -95,6 +121,10 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--device", default="cpu")
     chosen = parser.parse_args()
+    starts = sorted(seconds_to_first_step(chosen.device) for _ in range(3))
+    print(
+        f"command to first training step: {starts[1]:.1f} s ({starts[0]:.1f}–{starts[2]:.1f}, three starts)", flush=True
+    )
     for name in chosen.models:
         print(compare(name, chosen.batch_size, chosen.rounds, torch.device(chosen.device)), flush=True)
 

@@ -107,6 +107,6 @@ def judged_lines(judged: dict | None) -> list[str]:
         f"  before   {sentence(judged['before'])}",
         f"  after    {sentence(judged['after'])}",
         *(f"  {verdict}" for verdict in judged["verdicts"]),
-        "  Both networks are frozen and calibrated alike, one seed. Masked pre-training shows in a linear probe before it",
+        "  Both networks frozen and calibrated alike, one seed. Masked pre-training shows in a linear probe before it",
         "  shows in k-NN, its weakest judge; a few minutes on small data say that it learns, not how good it gets.",
     ]
