@@ -1,7 +1,7 @@
 """a2mim: masked-image-modelling pre-training for any architecture.
 
 Importing this module imports neither torch nor timm, so that `--help` and a mistyped config answer at once;
-the names below are resolved when they are first used.
+the names below are resolved when they are first used, and our backbones join timm's when timm is imported.
 """
 
 from importlib import import_module
@@ -19,6 +19,7 @@ _PUBLIC = {
 __all__ = ["MIM", "MaskedEncoder", "open_dataset", "pretrain"]
 
 compat.mend_torchvision_when_imported()
+compat.after_import("timm", lambda: import_module("a2mim.backbones"))
 
 
 def __getattr__(name: str):

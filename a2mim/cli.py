@@ -7,9 +7,10 @@ import json
 import os
 import sys
 
-# OpenMP's threads spin while they wait for one another: beside any other busy process that costs a multiple of the
-# work.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+# OpenMP's threads spin while they wait for one another. Long spinning is fastest on an idle machine and ruinous beside
+# any other busy process, sleeping at once is slow on both; this short spin is near the best of each
+# (docs/performance.md).
+os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 USER_ERRORS = (ValueError, OSError, FloatingPointError)
 SOURCE_HELP = "a run folder, an exported folder, a checkpoint, or a timm name"

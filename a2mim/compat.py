@@ -4,10 +4,14 @@ torchvision: the wheel that pip pairs with a CPU build of torch is compiled for 
 Python code registers a fake kernel for one of them (`torchvision::nms`) and `import torchvision`, hence `import timm`
 and mmengine's environment report, dies with "operator torchvision::nms does not exist". Declaring the missing schemas
 first lets the import pass; calling such an operator still fails, and nothing here calls one.
+
+timm: it has no entry points for other packages' models, so they are registered by an import of ours, right after its
+own.
 """
 
 import contextlib
 import sys
+from collections.abc import Callable
 from importlib.machinery import PathFinder
 from pathlib import Path
 
@@ -34,6 +38,38 @@ def mend_torchvision_when_imported() -> None:
     """Idempotent; does nothing where torchvision is imported already."""
     if "torchvision" not in sys.modules and _TorchvisionFinder not in sys.meta_path:
         sys.meta_path.insert(0, _TorchvisionFinder)
+
+
+class _AfterImport:
+    """A finder that finds what the others find, and has `action` run once the module has been executed."""
+
+    def __init__(self, name: str, action: Callable[[], object]):
+        self.name, self.action = name, action
+
+    def find_spec(self, name, path=None, target=None):
+        if name != self.name:
+            return None
+        others = (finder.find_spec for finder in sys.meta_path if finder is not self and hasattr(finder, "find_spec"))
+        spec = next(filter(None, (find(name, path, target) for find in others)), None)
+        if spec is not None and hasattr(spec.loader, "exec_module"):
+            # On the loader itself, which keeps all its other abilities (sources, resources).
+            loader = spec.loader
+
+            def execute_and_act(module):
+                del loader.exec_module
+                loader.exec_module(module)
+                self.action()
+
+            loader.exec_module = execute_and_act
+        return spec
+
+
+def after_import(name: str, action: Callable[[], object]) -> None:
+    """Runs `action` as soon as the top-level module `name` is imported: at once where it is."""
+    if name in sys.modules:
+        action()
+    else:
+        sys.meta_path.insert(0, _AfterImport(name, action))
 
 
 def declare_missing_operators() -> None:

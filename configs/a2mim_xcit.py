@@ -18,9 +18,11 @@ clip_grad = 5.0
 laptop = {
     "model.encoder.name": "xcit_nano_12_p16_224",
     "model.masking.mask_patch_size": 16,
+    "model.masking.mask_ratio": 0.5,
     "data.img_size": 64,
-    "global_batch_size": 64,
-    "optimizer.base_lr": 4e-3,
-    "schedule.epochs": 4,
-    "schedule.warmup_epochs": 1,
+    "global_batch_size": 32,
+    "optimizer.base_lr": 8e-3,
+    "schedule.epochs": 5,
+    "schedule.warmup_epochs": 0.5,
+    "clip_grad": 1.0,
 }

@@ -13,6 +13,7 @@ ALLOWED = {
     "pixels": set(),
     "compat": set(),
     "registry": set(),
+    "backbones": set(),
     "batchnorm": set(),
     "layout": set(),
     "sites": {"layout"},
