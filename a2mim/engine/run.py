@@ -172,7 +172,8 @@ def build_loader(dataset, settings: dict, device: torch.device, num_workers: int
             f" choose {batch // pieces * pieces or pieces} or {(batch // pieces + 1) * pieces}"
         )
     if num_workers is None:
-        cores = len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+        usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()  # not on a Mac
+        cores = usable // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
         num_workers = min(8, cores) if device.type == "cuda" else 0
     return TrainLoader(
         dataset,

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import timm
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import nn
 
 from a2mim.export.receipt import write_json
@@ -17,7 +17,8 @@ FROM_TIMM = ("fixed_input_size", "first_conv", "classifier", "crop_mode")  # fac
 def write_timm_folder(model: nn.Module, arguments: dict, preprocessing: dict, folder: Path, license: str) -> dict:
     """Writes both files and returns the config; for the arguments see `export_timm_folder`."""
     tensors = {key: value.detach().cpu().contiguous().clone() for key, value in model.state_dict().items()}
-    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    # not save_file, which gives the file to its owner alone whatever the umask
+    (folder / "model.safetensors").write_bytes(save(tensors, metadata={"format": "pt"}))
     cfg = model.pretrained_cfg
     channels = len(preprocessing["mean"])
     size = list(preprocessing["img_size"])
