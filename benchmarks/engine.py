@@ -24,9 +24,9 @@ import a2mim  # before timm: it mends torchvision
 import timm
 import torch
 
+from a2mim.engine.assembly import build_mim, choose_amp
 from a2mim.engine.config import load_config
 from a2mim.engine.optim import StepWrapper, build_optimizer
-from a2mim.engine.run import build_mim, choose_amp
 
 ROOT = Path(__file__).resolve().parents[1]
 RECIPES = {"xcit": "a2mim_xcit.py", "resnet": "a2mim_resnet50.py"}

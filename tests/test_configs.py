@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from a2mim.engine.assembly import build_mim
 from a2mim.engine.config import load_config
-from a2mim.engine.run import build_mim
 
 CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.py"))
 
