@@ -41,7 +41,7 @@ def mend_torchvision_when_imported() -> None:
 
 
 class _AfterImport:
-    """A finder that finds what the others find, and has `action` run once the module has been executed."""
+    """A finder that finds what those behind it find, and has `action` run once the module has been executed."""
 
     def __init__(self, name: str, action: Callable[[], object]):
         self.name, self.action = name, action
@@ -49,15 +49,15 @@ class _AfterImport:
     def find_spec(self, name, path=None, target=None):
         if name != self.name:
             return None
-        others = (finder.find_spec for finder in sys.meta_path if finder is not self and hasattr(finder, "find_spec"))
-        spec = next(filter(None, (find(name, path, target) for find in others)), None)
-        if spec is not None and hasattr(spec.loader, "exec_module"):
+        behind = sys.meta_path[sys.meta_path.index(self) + 1 :]
+        spec = next(filter(None, (finder.find_spec(name, path, target) for finder in behind)), None)
+        if spec is not None and spec.loader is not None:
             # On the loader itself, which keeps all its other abilities (sources, resources).
-            loader = spec.loader
+            loader, execute = spec.loader, spec.loader.exec_module
 
             def execute_and_act(module):
-                del loader.exec_module
-                loader.exec_module(module)
+                vars(loader).pop("exec_module", None)
+                execute(module)
                 self.action()
 
             loader.exec_module = execute_and_act
