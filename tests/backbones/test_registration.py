@@ -55,7 +55,8 @@ def test_the_action_runs_once_right_after_the_module(tmp_path, monkeypatch):
     assert said == ["module", "action"]
     compat.after_import("toy_of_import", lambda: said.append("at once"))
     assert said == ["module", "action", "at once"]
-    assert toy_of_import.__spec__.loader.get_source("toy_of_import").startswith("import sys")
+    loader = toy_of_import.__spec__.loader
+    assert loader.get_source("toy_of_import").startswith("import sys") and "exec_module" not in vars(loader)
 
 
 def test_looking_for_the_module_does_not_use_up_the_action(tmp_path, monkeypatch):

@@ -103,13 +103,18 @@ def test_a_full_set_of_layers_is_ordered_from_the_images_to_the_classes(name):
 
 
 @pytest.mark.parametrize("name", ["xvit_small_p16_224", "linglo_b0"])
-def test_cost_is_linear_in_the_number_of_pixels(name):
+def test_operations_and_memory_are_linear_in_the_number_of_pixels(name):
     model, costs = on_meta(name), []
     for side in (224, 448, 896):
-        with FlopCounterMode(display=False) as counter, torch.no_grad():
+        saved = {}
+        keep = torch.autograd.graph.saved_tensors_hooks(
+            lambda t, saved=saved: saved.update({id(t): t}) or t, lambda t: t
+        )
+        with FlopCounterMode(display=False) as counter, keep:
             model(torch.empty(1, 3, side, side, device="meta"))
-        costs.append(counter.get_total_flops())
-    assert costs[1] - costs[0] == (costs[2] - costs[1]) / 4  # but for the class token, exactly
+        costs.append((counter.get_total_flops(), sum(t.nbytes for t in saved.values())))
+    for small, middle, large in zip(*costs, strict=True):
+        assert (large - middle) / (middle - small) == 4  # classifier and weights cancel
 
 
 @family
@@ -157,7 +162,15 @@ def test_pruning_keeps_the_maps_and_drops_what_lies_behind(family):
     assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
     assert sum(p.numel() for p in model.parameters()) < size
     assert torch.equal(model(images), final)  # no head, no pooling
-    assert torch.equal(as_map(final, after[-1]), after[-1])
+    assert torch.equal(as_map(final, after[-1]), after[-1]) and model.num_features == after[-1].shape[1]
+
+
+@family
+def test_pruning_may_leave_the_head(family):
+    model, images = build(family), some_images()
+    logits = model(images)
+    assert model.prune_intermediate_layers([-1], prune_head=False) == [len(model.feature_info) - 1]
+    assert torch.equal(model(images), logits)
 
 
 @family
