@@ -12,6 +12,8 @@ ROOMS = {"data", "engine", "evaluation", "export", "analysis", "backbones"}
 ALLOWED = {
     "pixels": set(),
     "compat": set(),
+    "checkpoints": set(),
+    "devices": set(),
     "registry": set(),
     "backbones": set(),
     "batchnorm": set(),
@@ -24,11 +26,14 @@ ALLOWED = {
     "encoder": {"layout", "sites", "masking", "registry"},
     "mim": {"decoders", "encoder", "losses", "masking", "pixels", "registry", "targets"},
     "data": set(),
-    "loading": {"encoder", "pixels"},
-    "evaluation": {"batchnorm", "data", "encoder", "loading", "pixels"},
+    "loading": {"checkpoints", "encoder", "pixels"},
+    "evaluation": {"batchnorm", "data", "devices", "encoder", "loading", "pixels"},
     "export": {"batchnorm", "compat", "data", "encoder", "evaluation", "loading", "pixels"},
     "analysis": {"data", "encoder", "evaluation", "loading", "pixels"},
-    "engine": {"analysis", "batchnorm", "data", "encoder", "evaluation", "export", "mim", "pixels", "registry"},
+    "engine": {
+        *("analysis", "batchnorm", "checkpoints", "data", "devices", "encoder", "evaluation", "export"),
+        *("mim", "pixels", "registry"),
+    },
     "cli": {"data", "engine", "evaluation", "export"},
     "__init__": {"compat"},
 }

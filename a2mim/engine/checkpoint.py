@@ -7,24 +7,24 @@ masks, augmentations and dropout are functions of (seed, step).
 from __future__ import annotations
 
 import os
-import re
-import warnings
-import zipfile
 from pathlib import Path
 
 import torch
 
-FORMAT = 1
-_NAME = re.compile(r"step_(\d+)\.pth")
+from a2mim.checkpoints import FORMAT, checkpoint_path, first_line, list_checkpoints, read_checkpoint, read_newest
 
-
-def checkpoint_path(folder: Path, step: int) -> Path:
-    return folder / f"step_{step:08d}.pth"
-
-
-def list_checkpoints(folder: Path) -> list[Path]:
-    """Complete checkpoints, oldest first; what a kill left half-written has another name."""
-    return sorted(p for p in Path(folder).glob("step_*.pth") if _NAME.fullmatch(p.name))
+__all__ = [
+    "FORMAT",
+    "checkpoint_path",
+    "first_broken",
+    "keep_newest",
+    "list_checkpoints",
+    "read_checkpoint",
+    "read_newest",
+    "restore",
+    "state_of",
+    "write_checkpoint",
+]
 
 
 def write_checkpoint(path: Path, checkpoint: dict) -> None:
@@ -44,46 +44,11 @@ def keep_newest(folder: Path, keep: int) -> None:
         path.unlink()
 
 
-def read_newest(folder: Path) -> tuple[Path, dict] | None:
-    """The newest checkpoint that can be read, with a warning for each newer one that cannot; None where there is none
-    at all.
-
-    Raises:
-        ValueError: there are checkpoints and none of them is readable.
-    """
-    paths = list_checkpoints(folder)
-    for path in reversed(paths):
-        try:
-            return path, read_checkpoint(path)
-        except Exception as error:  # a damaged file may fail in any way; each is reported, the last resort raises
-            warnings.warn(f"{path} cannot be read ({_first_line(error)}); trying the one before it", stacklevel=2)
-    if paths:
-        raise ValueError(
-            f"none of the {len(paths)} checkpoints in {folder} can be read; start anew in another --work-dir"
-        )
-    return None
-
-
-def read_checkpoint(path: Path) -> dict:
-    """The content of one file, every byte checked: torch.load itself does not look at the checksums that torch.save
-    wrote.
-    """
-    with zipfile.ZipFile(path) as archive:
-        damaged = archive.testzip()
-    if damaged:
-        raise ValueError(f"wrong checksum of {damaged}")
-    checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    if checkpoint["format"] != FORMAT:
-        raise ValueError(f"its format is {checkpoint['format']}, this version reads {FORMAT}")
-    return checkpoint
-
-
 def state_of(runner) -> dict:
     """Everything that a run needs to go on, and that an export needs to know of the encoder."""
-    model = getattr(runner.model, "module", runner.model)
     checkpoint = {
         "format": FORMAT,
-        "state_dict": dict(model.state_dict()),
+        "state_dict": dict(runner.mim.state_dict()),
         "optimizer": runner.optim_wrapper.state_dict(),
         "loader": runner.loader.state_dict(),
         "meta": {"step": runner.iter, **runner.meta},
@@ -93,27 +58,25 @@ def state_of(runner) -> dict:
 
 
 def restore(runner, checkpoint: dict) -> None:
-    """The inverse of `state_of`, strict in every part."""
+    """The inverse of `state_of`, strict in every part. The optimiser's settings are the recipe's, its state the saved
+    one.
+    """
     runner.call_hook("after_load_checkpoint", checkpoint=checkpoint)
-    model = getattr(runner.model, "module", runner.model)
+    optimizer = runner.optim_wrapper.optimizer
+    settings = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
     try:
-        model.load_state_dict(checkpoint["state_dict"])
+        runner.mim.load_state_dict(checkpoint["state_dict"])
         runner.optim_wrapper.load_state_dict(checkpoint["optimizer"])
     except (RuntimeError, ValueError) as error:
-        raise ValueError(f"the checkpoint is of another model than this recipe's: {_first_line(error)}") from error
+        raise ValueError(f"the checkpoint is of another model than this recipe's: {first_line(error)}") from error
+    for group, own in zip(optimizer.param_groups, settings, strict=True):
+        group.update(own)
     runner.loader.load_state_dict(checkpoint["loader"])
     runner.train_loop.seek(checkpoint["meta"]["step"])
 
 
-def refuse_broken_weights(model: torch.nn.Module) -> None:
-    """Raises FloatingPointError when a parameter is not finite, so that no checkpoint ever holds one."""
+def first_broken(model: torch.nn.Module) -> str | None:
+    """The name of the first parameter that is not finite, so that no checkpoint ever holds one."""
     parameters = dict(model.named_parameters())
-    finite = torch.stack([torch.isfinite(p).all() for p in parameters.values()])
-    if not finite.all():
-        name = next(n for n, good in zip(parameters, finite.tolist(), strict=True) if not good)
-        raise FloatingPointError(f"the weights are not finite any more, first in {name}")
-
-
-def _first_line(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return " ".join(lines[:2])[:200] if lines else type(error).__name__
+    finite = torch.stack([torch.isfinite(p).all() for p in parameters.values()]).tolist()
+    return next((name for name, good in zip(parameters, finite, strict=True) if not good), None)

@@ -1,0 +1,38 @@
+"""The device that a user named, or the best there is."""
+
+import torch
+
+
+def choose_device(name: str | None = None) -> torch.device:
+    """The device of that name; None takes CUDA where available, else the CPU.
+
+    Raises:
+        ValueError: torch knows no such device, or this machine has none.
+    """
+    if name is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ValueError(f"device {name!r} is not known; give cpu, cuda or cuda:0") from None
+    if device.type == "cuda":
+        _refuse_missing_gpu(name, device)
+    elif device.type != "cpu":
+        _refuse_unusable(name, device)
+    return device
+
+
+def _refuse_missing_gpu(name: str, device: torch.device) -> None:
+    if not torch.cuda.is_available():
+        raise ValueError(f"device {name!r} was asked for and torch finds no CUDA GPU here; give cpu, or leave it out")
+    count = torch.cuda.device_count()
+    if device.index is not None and device.index >= count:
+        raise ValueError(f"device {name!r} was asked for and there are {count} GPUs; they are numbered from cuda:0")
+
+
+def _refuse_unusable(name: str, device: torch.device) -> None:
+    """Other kinds are taken where torch can put a number there and take it back."""
+    try:
+        torch.ones(1, device=device).item()
+    except Exception:  # what a missing backend raises depends on the backend
+        raise ValueError(f"device {name!r} cannot be used here; give cpu, cuda or cuda:0") from None
