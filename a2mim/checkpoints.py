@@ -36,10 +36,13 @@ def read_newest(folder: Path) -> tuple[Path, dict] | None:
         try:
             return path, read_checkpoint(path)
         except Exception as error:  # a damaged file may fail in any way; each is reported, the last resort raises
-            warnings.warn(f"{path} cannot be read ({first_line(error)}); trying the one before it", stacklevel=2)
+            problem = f"{path} cannot be read ({first_line(error)})"
+        if path != paths[0]:
+            warnings.warn(f"{problem}; trying the one before it", stacklevel=2)
     if paths:
         raise ValueError(
-            f"none of the {len(paths)} checkpoints in {folder} can be read; start anew in another --work-dir"
+            f"none of the {len(paths)} checkpoints in {folder} can be read; train anew in another --work-dir"
+            f" (the last one tried: {problem})"
         )
     return None
 

@@ -209,11 +209,16 @@ def _overlap(size: int, stride: float, cells: int, side: float, number: int, dev
     return shared.clamp(min=0) / (end - start)
 
 
+def unknown_model(name: str, what: str = "not a model that timm knows") -> ValueError:
+    """The error to raise for a name, with the nearest that timm knows."""
+    near = difflib.get_close_matches(name.split(".")[0], timm.list_models(), n=4, cutoff=0.3)
+    return ValueError(f"{name!r} is {what}" + (f"; the nearest names: {', '.join(near)}." if near else "."))
+
+
 def build_model(name: str, img_size=None, in_chans: int = 3, drop_path_rate: float = 0.0, pretrained: bool = False):
     """The timm model without classifier, (H, W), and the create_model arguments it needs beyond its name."""
     if ":" not in name and not timm.is_model(name):
-        near = difflib.get_close_matches(name.split(".")[0], timm.list_models(), n=4, cutoff=0.3)
-        raise ValueError(f"{name!r} is not a model that timm knows; the nearest names: {', '.join(near)}.")
+        raise unknown_model(name)
     model_args = {} if in_chans == 3 else {"in_chans": in_chans}
     training = {"drop_path_rate": drop_path_rate} if drop_path_rate else {}
 

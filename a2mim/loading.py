@@ -3,7 +3,6 @@
 Invariant: every tensor comes from the file or the call fails; nothing is ever left random without a word.
 """
 
-import difflib
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +12,8 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
+from a2mim.checkpoints import first_line, read_checkpoint, read_newest
+from a2mim.encoder import unknown_model
 from a2mim.pixels import IMAGENET_MEAN, IMAGENET_STD
 
 PREFIX = "encoder.model."  # of the timm model's keys in a checkpoint
@@ -29,6 +30,7 @@ class Source:
     tensors: dict | None = None
     frozen: list = field(default_factory=list)  # parameters that pre-training never reached
     path: Path | None = None
+    calibrated: bool = False  # BatchNorm's running statistics are those of whole images, not of masked ones or of none
 
 
 def load_encoder(source: str | Path, **overrides) -> tuple[nn.Module, dict]:
@@ -53,7 +55,7 @@ def read_source(source: str | Path) -> Source:
     """Recognises the kinds of source by what lies there; see `load_encoder`."""
     path = Path(str(source).removeprefix("local-dir:"))
     if path.is_file():
-        return _read_checkpoint(path)
+        return _of_checkpoint(path, _load(path, read_checkpoint))
     if path.is_dir():
         return _read_folder(path)
     name = str(source)
@@ -63,20 +65,19 @@ def read_source(source: str | Path) -> Source:
         raise FileNotFoundError(
             f"{name} does not exist: give a run folder, an exported folder, a checkpoint or a timm name."
         )
-    near = difflib.get_close_matches(name.split(".")[0], timm.list_models(), n=4, cutoff=0.3)
-    raise ValueError(f"{name!r} is neither a path nor a model that timm knows; the nearest names: {', '.join(near)}.")
+    raise unknown_model(name, "neither a path nor a model that timm knows")
 
 
 def _read_folder(folder: Path) -> Source:
     for candidate in (folder, folder / "encoder"):
         if (candidate / "config.json").is_file():
             return _read_timm_folder(candidate)
-    checkpoints = sorted((folder / "checkpoints").glob("step_*.pth"), key=lambda p: int(p.stem.rpartition("_")[2]))
-    if not checkpoints:
+    newest = read_newest(folder / "checkpoints")
+    if newest is None:
         raise FileNotFoundError(
             f"{folder} holds neither config.json with model.safetensors, nor encoder/, nor checkpoints/."
         )
-    return _read_checkpoint(checkpoints[-1])
+    return _of_checkpoint(*newest)
 
 
 def _read_timm_folder(folder: Path) -> Source:
@@ -94,12 +95,16 @@ def _read_timm_folder(folder: Path) -> Source:
     if channels != 3:
         model_args.setdefault("in_chans", channels)
     receipt = folder / "receipt.json"
-    frozen = json.loads(receipt.read_text(encoding="utf-8")).get("frozen", []) if receipt.is_file() else []
-    return Source(config["architecture"], model_args, _preprocessing(cfg, size), tensors, frozen, folder)
+    told = json.loads(receipt.read_text(encoding="utf-8")) if receipt.is_file() else {}
+    calibrated = told.get("batchnorm", {}).get("clean", True)
+    preprocessing = _preprocessing(cfg, size)
+    return Source(
+        config["architecture"], model_args, preprocessing, tensors, told.get("frozen", []), folder, calibrated
+    )
 
 
-def _read_checkpoint(path: Path) -> Source:
-    checkpoint = _load(path, lambda p: torch.load(p, map_location="cpu", weights_only=True))
+def _of_checkpoint(path: Path, checkpoint: dict) -> Source:
+    """What pre-training left: its BatchNorm has seen masked images only, so it is not `calibrated`."""
     try:
         state, meta = checkpoint["state_dict"], checkpoint["meta"]
         arguments, pixels = meta["encoder"], meta["pixels"]
@@ -117,9 +122,8 @@ def _load(path: Path, read):
     try:
         return read(path)
     except Exception as error:  # each reader has its own ways to say that a file is broken
-        raise ValueError(
-            f"{path} cannot be read ({type(error).__name__}): it is incomplete or not a file of a2mim."
-        ) from None
+        reason = first_line(error) if isinstance(error, ValueError) else type(error).__name__
+        raise ValueError(f"{path} cannot be read ({reason}): it is incomplete or not a file of a2mim.") from None
 
 
 def _preprocessing(cfg: dict, size) -> dict:

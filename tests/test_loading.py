@@ -7,9 +7,10 @@ import timm
 import torch
 from safetensors.torch import load_file, save_file
 
+from a2mim.checkpoints import FORMAT
 from a2mim.encoder import MaskedEncoder
 from a2mim.export.timm_folder import write_timm_folder
-from a2mim.loading import load_encoder
+from a2mim.loading import load_encoder, read_source
 
 SIZE = 64
 PIXELS = {"mean": [0.1, 0.2, 0.3], "std": [0.4, 0.5, 0.6], "interpolation": "bilinear"}
@@ -25,7 +26,8 @@ def write_checkpoint(encoder, path, change=lambda state: None, pixels=PIXELS):
     state = {f"encoder.{key}": value for key, value in encoder.state_dict().items()} | {"decoder.w": torch.zeros(1)}
     change(state)
     path.parent.mkdir(parents=True, exist_ok=True)
-    torch.save({"state_dict": state, "meta": {"encoder": encoder.arguments(), "pixels": pixels, "step": 7}}, path)
+    meta = {"encoder": encoder.arguments(), "pixels": pixels, "step": 7}
+    torch.save({"format": FORMAT, "state_dict": state, "meta": meta}, path)
     return path
 
 
@@ -83,7 +85,8 @@ def test_keys_that_timm_itself_would_leave_random_are_refused(tmp_path):
     state = timm.create_model(name, num_classes=0, **model_args).state_dict()
     state = {f"encoder.model.{key}": value for key, value in state.items() if key != "blocks.0.norm1.bias"}
     arguments = {"name": name, "img_size": [SIZE, SIZE], "in_chans": 3, "model_args": model_args, "frozen": []}
-    torch.save({"state_dict": state, "meta": {"encoder": arguments, "pixels": PIXELS}}, tmp_path / "c.pth")
+    meta = {"encoder": arguments, "pixels": PIXELS}
+    torch.save({"format": FORMAT, "state_dict": state, "meta": meta}, tmp_path / "c.pth")
     with pytest.raises(ValueError, match=r"1 missing \(blocks.0.norm1.bias\)"):
         load_encoder(tmp_path / "c.pth")
 
@@ -164,14 +167,42 @@ def test_folders_without_an_encoder_and_broken_files_are_named(tmp_path):
         load_encoder(tmp_path)
     path = write_checkpoint(encoder_of("resnet18"), tmp_path / "checkpoints" / "step_000003.pth")
     path.write_bytes(path.read_bytes()[:1000])
-    with pytest.raises(ValueError, match=r"step_000003\.pth cannot be read"):
+    with pytest.raises(ValueError, match=r"none of the 1 checkpoints .*step_000003\.pth cannot be read"):
         load_encoder(tmp_path)
-    torch.save({"weights": torch.zeros(2)}, path)
-    with pytest.raises(ValueError, match="not a checkpoint of a2mim"):
-        load_encoder(path)
+    for content in ({"weights": torch.zeros(2)}, {"format": FORMAT, "meta": {}}, [torch.zeros(2)]):
+        torch.save(content, path)
+        with pytest.raises(ValueError, match="not a checkpoint of a2mim") as caught:
+            load_encoder(path)
+        assert "\n" not in str(caught.value)
+
+
+def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before_with_a_warning(tmp_path):
+    old, new = encoder_of("resnet18"), encoder_of("resnet18")
+    torch.nn.init.normal_(old.model.bn1.weight)
+    write_checkpoint(old, tmp_path / "checkpoints" / "step_000003.pth")
+    damaged = write_checkpoint(new, tmp_path / "checkpoints" / "step_000004.pth")
+    content = bytearray(damaged.read_bytes())
+    content[len(content) // 2] ^= 1  # one bit of one weight: it loads, but it is not what was saved
+    damaged.write_bytes(content)
+    with pytest.warns(UserWarning, match=r"step_000004\.pth cannot be read .*; trying the one before it"):
+        assert same_features(load_encoder(tmp_path)[0], old.model)
+    with pytest.raises(ValueError, match=r"step_000004\.pth cannot be read \(wrong checksum of"):
+        load_encoder(damaged)
+
+
+def test_only_exported_folders_bring_statistics_of_whole_images(tmp_path):
+    encoder = encoder_of("resnet18")
+    path = write_checkpoint(encoder, tmp_path / "checkpoints" / "step_000003.pth")
+    assert [read_source(s).calibrated for s in ("resnet18", path, tmp_path)] == [False] * 3
+    (tmp_path / "encoder").mkdir()
+    write_timm_folder(encoder.model, encoder.arguments(), PIXELS | {"img_size": [SIZE, SIZE]}, tmp_path / "encoder", "")
+    assert read_source(tmp_path).calibrated
+    receipt = {"batchnorm": {"recalibrated": False, "clean": False}}  # an export that was told to leave them
+    (tmp_path / "encoder" / "receipt.json").write_text(json.dumps(receipt))
+    assert not read_source(tmp_path).calibrated
 
 
 def test_pickled_code_is_never_run(tmp_path):
-    torch.save({"state_dict": {}, "meta": print}, tmp_path / "c.pth")
+    torch.save({"format": FORMAT, "state_dict": {}, "meta": print}, tmp_path / "c.pth")
     with pytest.raises(ValueError, match="cannot be read"):
         load_encoder(tmp_path / "c.pth")

@@ -9,16 +9,41 @@ from torch import Tensor
 
 from a2mim.data import EvalLoader, open_dataset
 from a2mim.export.targets import export
-from a2mim.loading import read_source
+from a2mim.loading import Source, read_source
 from a2mim.pixels import normalize
 
 CALIBRATION_IMAGES = 2048
 
 
-def export_calibrated(source: str | Path, to: list[str], out_dir=None, data=None, num_workers: int = 0) -> list[dict]:
-    """`export` with batches from `data`; None leaves BatchNorm's statistics as they are. Returns the receipts."""
+def export_calibrated(
+    source: str | Path, to: list[str], out_dir=None, data=None, num_workers: int = 0, calibrate: bool = True
+) -> list[dict]:
+    """`export` with BatchNorm calibrated on images from `data`. Returns the receipts.
+
+    Args:
+        data: what `open_dataset` takes; None leaves the statistics as they are, where they are fit to be left.
+        calibrate: False leaves them as they are whatever they are; the receipt says so.
+
+    Raises:
+        ValueError: no data for a checkpoint with BatchNorm, whose statistics are those of masked images.
+    """
+    if not calibrate:
+        data = None
+    elif data is None:
+        refuse_masked_statistics(source, read_source(source))
     batches = None if data is None else calibration_batches(source, data, num_workers)
     return export(source, to, out_dir, batches)
+
+
+def refuse_masked_statistics(source, found: Source) -> None:
+    """Raises ValueError for trained weights whose BatchNorm has only seen masked images."""
+    if found.calibrated or found.tensors is None:
+        return
+    if any(key.endswith("running_mean") for key in found.tensors):
+        raise ValueError(
+            f"the BatchNorm statistics in {source} are those of masked images, with which its features are wrong on"
+            " whole ones: give images to take them from anew with --data"
+        )
 
 
 def calibration_batches(source, data, num_workers: int = 0) -> Iterator[Tensor]:

@@ -17,7 +17,7 @@ import a2mim
 TOLERANCE = 1e-5  # of the largest feature; float32 on another number of threads differs by about 1e-6
 
 
-class ExportError(RuntimeError):
+class ExportError(ValueError):
     """What was loaded back is not what was exported."""
 
 

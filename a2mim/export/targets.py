@@ -44,7 +44,9 @@ def export(
     arguments = {"name": found.name, "model_args": found.model_args, "frozen": found.frozen}
     out_dir = Path(out_dir) if out_dir is not None else _beside(Path(source), found)
     return [
-        export_timm_folder(model, arguments, preprocessing, out_dir / target, batches, str(source))
+        export_timm_folder(
+            model, arguments, preprocessing, out_dir / target, batches, str(source), calibrated=found.calibrated
+        )
         for target in targets
     ]
 
@@ -63,6 +65,7 @@ def export_timm_folder(
     batches: Iterable[Tensor] | None = None,
     source: str = "",
     license: str = "apache-2.0",
+    calibrated: bool = False,
 ) -> dict:
     """Writes config.json, model.safetensors and receipt.json into `out_dir`, once they are proven; returns the receipt.
 
@@ -73,13 +76,14 @@ def export_timm_folder(
         batches: normalised float images (B, C, H, W): the model's BatchNorm is calibrated on them, and stays so.
         source: for the receipt.
         license: of the weights, as model hubs spell it.
+        calibrated: the statistics that `model` comes with are those of whole images.
 
     Raises:
         ExportError: timm does not load it, or computes something else; `out_dir` is then left as it was.
     """
     out_dir = Path(out_dir)
     out_dir.mkdir(parents=True, exist_ok=True)
-    batchnorm = _calibrate(model, batches)
+    batchnorm = _calibrate(model, batches, calibrated)
     staging = Path(tempfile.mkdtemp(prefix=".export-", dir=out_dir))
     try:
         config = write_timm_folder(model, arguments, preprocessing, staging, license)
@@ -108,10 +112,10 @@ def export_timm_folder(
     return receipt
 
 
-def _calibrate(model: nn.Module, batches: Iterable[Tensor] | None) -> dict:
-    """What was done to BatchNorm's running statistics, or why nothing was."""
+def _calibrate(model: nn.Module, batches: Iterable[Tensor] | None, calibrated: bool) -> dict:
+    """What was done to BatchNorm's running statistics, or why nothing was; "clean": they are those of whole images."""
     if not any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules()):
         return {"recalibrated": False, "why": "the model has no BatchNorm"}
     if batches is None:
-        return {"recalibrated": False, "why": "no images were given"}
+        return {"recalibrated": False, "why": "no images were given", "clean": calibrated}
     return {"recalibrated": True, "images": calibrate_batchnorm(model, batches)}

@@ -8,6 +8,7 @@ import timm
 import torch
 from safetensors.torch import load_file, save_file
 
+from a2mim.checkpoints import FORMAT
 from a2mim.encoder import MaskedEncoder
 from a2mim.export import ExportError, export, export_timm_folder
 from a2mim.export.check import check
@@ -205,10 +206,10 @@ def test_a_run_folder_is_exported_from_its_checkpoint_and_loads_again(tmp_path):
     pixels = {key: PREPROCESSING[key] for key in ("mean", "std", "interpolation")}
     (tmp_path / "checkpoints").mkdir()
     meta = {"encoder": encoder.arguments(), "pixels": pixels}
-    torch.save({"state_dict": state, "meta": meta}, tmp_path / "checkpoints" / "step_000002.pth")
+    torch.save({"format": FORMAT, "state_dict": state, "meta": meta}, tmp_path / "checkpoints" / "step_000002.pth")
     (receipt,) = export(tmp_path, to=["timm"])
     assert receipt["folder"] == str(tmp_path / "export" / "timm")
-    assert receipt["batchnorm"] == {"recalibrated": False, "why": "no images were given"}
+    assert receipt["batchnorm"] == {"recalibrated": False, "why": "no images were given", "clean": False}
     model, preprocessing = load_encoder(receipt["folder"])
     assert hash_tensors(model.state_dict()) == hash_tensors(encoder.model.state_dict()) == receipt["tensors_sha256"]
     assert preprocessing == PREPROCESSING
