@@ -8,12 +8,13 @@ from importlib import import_module
 _PUBLIC = {
     "ImageDataset": "a2mim.data.dataset",
     "open_dataset": "a2mim.data.sources",
+    "match_labels": "a2mim.data.class_names",
     "TrainLoader": "a2mim.data.loader",
     "EvalLoader": "a2mim.data.loader",
     "make_shards": "a2mim.data.write_shards",
     "check_shards": "a2mim.data.shard_check",
 }
-__all__ = ["EvalLoader", "ImageDataset", "TrainLoader", "check_shards", "make_shards", "open_dataset"]
+__all__ = ["EvalLoader", "ImageDataset", "TrainLoader", "check_shards", "make_shards", "match_labels", "open_dataset"]
 
 
 def __getattr__(name: str):

@@ -12,7 +12,7 @@ def open_dataset(source, split: str = "train", in_chans: int = 3) -> ImageDatase
 
     Args:
         source: "photos" (built in), a folder of images, a tar shard, a brace pattern ("shard-{0000..0009}.tar"), a
-            glob, an http(s) URL, or a list of shards.
+            glob, an http(s) URL, or a list of shards; a list of one source is that source.
         split: "train" or "test", for sources that have both: the built-in photographs, and folders with train/ and
             test/ (or val/, validation/) in them. Any other source is one set and is returned whole.
         in_chans: 3.
@@ -21,6 +21,9 @@ def open_dataset(source, split: str = "train", in_chans: int = 3) -> ImageDatase
     """
     if in_chans != 3:
         raise ValueError(f"in_chans={in_chans}: images are read as RGB, in_chans must be 3")
+    if not isinstance(source, (str, os.PathLike)):
+        source = list(source)
+        source = source[0] if len(source) == 1 else _only_shards(source)
     if isinstance(source, (str, os.PathLike)):
         source = os.fspath(source)
         if source == "photos":
@@ -34,6 +37,13 @@ def open_dataset(source, split: str = "train", in_chans: int = 3) -> ImageDatase
     from a2mim.data.shards import open_shards
 
     return open_shards(expand(source), title=source if isinstance(source, str) else f"{len(source)} sources")
+
+
+def _only_shards(sources: list) -> list:
+    for source in sources:
+        if source == "photos" or os.path.isdir(source):
+            raise ValueError(f"{source} cannot be joined with others; a list is of tar shards, give it alone")
+    return sources
 
 
 def expand(source) -> list[str]:

@@ -1,0 +1,74 @@
+"""One numbering of classes for a pair of sets: label 3 of the one must mean what it means in the other."""
+
+import warnings
+
+import numpy as np
+
+from a2mim.data.dataset import ImageDataset
+from a2mim.data.decode import UnreadableImage
+
+
+def match_labels(train: ImageDataset, test: ImageDataset) -> ImageDataset:
+    """The test set with the training set's label for each class name; as it is where either set has no names.
+
+    Warns when the two are the same images.
+
+    Raises:
+        ValueError: a set without any label, or a test class that the training set does not have.
+    """
+    for dataset in (train, test):
+        if len(dataset) and not (dataset.labels >= 0).any():
+            raise ValueError(
+                f"none of the {len(dataset)} images in {dataset.title} has a label; give shards with .cls members,"
+                " or a folder with one folder a class"
+            )
+    if _same_images(train, test):
+        warnings.warn(
+            f"{test.title} is also the training set: what is measured on it says nothing about new images",
+            stacklevel=2,
+        )
+    if not train.class_names or not test.class_names or train.class_names == test.class_names:
+        return test
+    return ImageDataset(
+        test.store,
+        test.title,
+        test.keys,
+        _renumbered(train, test),
+        test.shard_sizes,
+        train.class_names,
+        test.splits,
+    )
+
+
+def _renumbered(train: ImageDataset, test: ImageDataset) -> np.ndarray:
+    """(N,) labels of the test set, in the training set's numbers."""
+    used = [test.class_names[label] for label in np.unique(test.labels[test.labels >= 0])]
+    unknown = [name for name in used if name not in train.class_names]
+    if unknown:
+        raise ValueError(
+            f"the test set {test.title} has classes that the training set {train.title} does not have:"
+            f" {_few(unknown)}; it knows {_few(train.class_names)}"
+        )
+    twice = [name for name in used if train.class_names.count(name) + test.class_names.count(name) > 2]
+    if twice:
+        raise ValueError(
+            f"classes of {train.title} and {test.title} cannot be matched by name: {_few(twice)} names more than one;"
+            " give both the same list of classes"
+        )
+    number = {name: label for label, name in enumerate(train.class_names)}
+    mapped = np.array([number.get(name, -1) for name in test.class_names], np.int64)
+    return np.where(test.labels >= 0, mapped[test.labels], -1)
+
+
+def _same_images(train: ImageDataset, test: ImageDataset) -> bool:
+    """Equal fingerprints come from the names, which another set of images may share: one image is looked at too."""
+    if train.fingerprint != test.fingerprint:
+        return False
+    try:
+        return not len(train) or np.array_equal(train.read(0), test.read(0))
+    except UnreadableImage:
+        return True
+
+
+def _few(names: list[str]) -> str:
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
