@@ -14,7 +14,7 @@ os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 USER_ERRORS = (ValueError, OSError, FloatingPointError)
 SOURCE_HELP = "a run folder, an exported folder, a checkpoint, or a timm name"
-DATA_HELP = "folder, tar shards (brace pattern, glob, URL), or photos"
+DATA_HELP = "folder, tar shards (brace pattern, glob, URL, several), or photos"
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -46,12 +46,14 @@ def build_parser() -> argparse.ArgumentParser:
 def add_pretrain(commands) -> None:
     p = commands.add_parser("pretrain", help="pre-train an encoder from a recipe", allow_abbrev=False)
     p.add_argument("config", help="a recipe, e.g. configs/a2mim_xcit.py")
-    p.add_argument("--data", help=f"{DATA_HELP}; none: laptop scale, on built-in photographs")
-    p.add_argument("--test-data", help="labelled images to judge the encoder on, before and after")
+    p.add_argument("--data", nargs="+", help=f"{DATA_HELP}; none: laptop scale, on built-in photographs")
+    p.add_argument("--test-data", nargs="+", help="labelled images to judge the encoder on, before and after")
     p.add_argument("--laptop", action="store_true", default=None, help="the recipe's laptop scale, also with --data")
     p.add_argument("--work-dir", help="the run's folder (default: the first free runs/<recipe>)")
     p.add_argument("--resume", action="store_true", help="go on from the newest checkpoint")
-    p.add_argument("--cfg-options", nargs="+", default=[], metavar="KEY=VALUE", help="settings to change, dotted")
+    p.add_argument(
+        "--cfg-options", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help="settings to change, dotted"
+    )
     p.add_argument("--seed", type=int, help="of every random number (default: the recipe's)")
     add_machine(p, num_workers=None)
     p.set_defaults(run=run_pretrain)
@@ -81,8 +83,8 @@ def add_linear_probe(commands) -> None:
 def add_judged(parser) -> None:
     """What k-NN and linear probe share."""
     parser.add_argument("source", help=SOURCE_HELP)
-    parser.add_argument("--data", required=True, help=f"labelled training images: {DATA_HELP}")
-    parser.add_argument("--test-data", required=True, help="labelled test images")
+    parser.add_argument("--data", required=True, nargs="+", help=f"labelled training images: {DATA_HELP}")
+    parser.add_argument("--test-data", required=True, nargs="+", help="labelled test images")
     parser.add_argument("--img-size", type=int, help="pixels (default: the encoder's)")
     parser.add_argument("--batch-size", type=int, default=64, help="images a forward pass (64)")
     parser.add_argument("--out", help="write the result to this JSON file")
@@ -94,7 +96,7 @@ def add_export(commands) -> None:
     p.add_argument("source", help=SOURCE_HELP)
     p.add_argument("--to", default="timm", help="targets, separated by commas: timm")
     p.add_argument("--out", help="folder (default: export/ in the run)")
-    p.add_argument("--data", help="images that BatchNorm is calibrated on (default: its statistics stay)")
+    p.add_argument("--data", nargs="+", help="images that BatchNorm is calibrated on (default: its statistics stay)")
     add_machine(p, num_workers=0)
     p.set_defaults(run=run_export)
 
@@ -131,17 +133,16 @@ def run_pretrain(chosen) -> int:
     options = parse_options(chosen.cfg_options)
     if chosen.seed is not None:
         options["seed"] = chosen.seed
-    load_config(
-        chosen.config, options, chosen.laptop or chosen.data is None
-    )  # mistakes are answered before torch loads
+    if not chosen.resume:  # mistakes are answered before torch is imported
+        load_config(chosen.config, options, chosen.laptop or chosen.data is None)
 
     from a2mim.engine.run import pretrain
 
     summary = pretrain(
         chosen.config,
-        chosen.data,
+        one_or_list(chosen.data),
         chosen.work_dir,
-        test_data=chosen.test_data,
+        test_data=one_or_list(chosen.test_data),
         laptop=chosen.laptop,
         resume=chosen.resume,
         num_workers=chosen.num_workers,
@@ -151,13 +152,17 @@ def run_pretrain(chosen) -> int:
     return 128 + summary["signal"] if summary["status"] == "stopped" else 0
 
 
+def one_or_list(sources: list[str] | None):
+    return sources[0] if sources and len(sources) == 1 else sources
+
+
 def bench(chosen):
     from a2mim.evaluation.protocols import Bench
 
     return Bench(
         chosen.source,
-        chosen.data,
-        chosen.test_data,
+        one_or_list(chosen.data),
+        one_or_list(chosen.test_data),
         device=chosen.device,
         img_size=chosen.img_size,
         batch_size=chosen.batch_size,
@@ -193,7 +198,8 @@ def show(result: dict, out: str | None) -> None:
 def run_export(chosen) -> None:
     from a2mim.export.command import export_calibrated
 
-    for receipt in export_calibrated(chosen.source, chosen.to.split(","), chosen.out, chosen.data, chosen.num_workers):
+    data = one_or_list(chosen.data)
+    for receipt in export_calibrated(chosen.source, chosen.to.split(","), chosen.out, data, chosen.num_workers):
         difference = f"largest difference {receipt['largest_difference']:.1e}"
         print(f"{receipt['folder']}: {receipt['target']} computes the same features ({difference}, see receipt.json)")
 

@@ -44,8 +44,8 @@ class BlockMask:
         """Returns (batch_size, rows, cols) bool. `generator` must live on `device`; None draws from torch's own."""
         rows, cols = self.grid(height, width)
         hidden = math.ceil(self.mask_ratio * rows * cols)
-        rank = torch.rand(batch_size, rows * cols, generator=generator, device=device).argsort(dim=1).argsort(dim=1)
-        return rearrange(rank < hidden, "b (rows cols) -> b rows cols", rows=rows)
+        permutation = torch.rand(batch_size, rows * cols, generator=generator, device=device).argsort(dim=1)
+        return rearrange(permutation < hidden, "b (rows cols) -> b rows cols", rows=rows)
 
 
 def expand_mask(mask: Tensor, height: int, width: int) -> Tensor:

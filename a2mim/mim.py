@@ -45,7 +45,7 @@ class MIM(BaseModel):
         self.encoder: MaskedEncoder = _part(encoder)
         self.target = _named(target, TARGETS, "target")()
         self.fill = _lookup(fill, FILLS, "fill")
-        self.losses, self.weights = nn.ModuleList(), []
+        self.losses, self.weights, self.loss_names = nn.ModuleList(), [], []
         for loss in losses:
             self._add_loss(loss)
         make = _named(decoder, DECODERS, "decoder")
@@ -62,9 +62,13 @@ class MIM(BaseModel):
             loss = dict(loss)
             weight = loss.pop("weight", 1.0)
             loss = MODELS.build(loss)
+        if not isinstance(weight, int | float) or weight < 0:
+            raise ValueError(f"weight={weight!r} of {type(loss).__name__} must be a number of at least 0")
         if weight:
             self.losses.append(loss)
             self.weights.append(weight)
+            same = sum(other.name == loss.name for other in self.losses)
+            self.loss_names.append(f"loss_{loss.name}" if same == 1 else f"loss_{loss.name}_{same}")
 
     def forward(self, images: Tensor, mode: str = "loss", mask: Tensor | None = None, generator=None) -> dict:
         """images: (B, C, H, W) uint8, or normalised float; mask: (B, rows, cols) bool, drawn from `generator` when
@@ -98,8 +102,8 @@ class MIM(BaseModel):
     def compare(self, recon: Tensor, target: Tensor, hidden: Tensor) -> dict[str, Tensor]:
         """The weighted losses by name; their sum is what training minimises."""
         return {
-            f"loss_{loss.name}": weight * loss(recon, target, hidden)
-            for loss, weight in zip(self.losses, self.weights, strict=True)
+            name: weight * loss(recon, target, hidden)
+            for name, loss, weight in zip(self.loss_names, self.losses, self.weights, strict=True)
         }
 
 

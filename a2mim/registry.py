@@ -18,10 +18,14 @@ def build_part(cfg: dict, registry: Registry, default_args: dict | None = None):
     part = registry.get(name) if name else None
     if part is None:
         raise ValueError(f"type={name!r} is not a part of a2mim{nearest(name, registry.module_dict)}")
-    allowed = [p for p in inspect.signature(part).parameters if p != "self"]
+    signature = inspect.signature(part)
     for key in arguments:
-        if key not in allowed:
-            raise ValueError(f"{name} has no argument {key!r}{nearest(key, allowed)}")
+        if key not in signature.parameters:
+            raise ValueError(f"{name} has no argument {key!r}{nearest(key, signature.parameters)}")
+    try:
+        signature.bind(**arguments)
+    except TypeError as error:
+        raise ValueError(f"{name} in the recipe: {error}") from error
     return part(**arguments)
 
 

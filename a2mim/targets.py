@@ -29,6 +29,9 @@ class NormalizedPatches:
 
     def __call__(self, images: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, C, H, W)."""
+        height, width = images.shape[-2:]
+        if height % self.patch_size or width % self.patch_size:
+            raise ValueError(f"NormalizedPatches: patch_size={self.patch_size} does not divide {height}x{width} pixels")
         patches = rearrange(images, "b c (h p) (w q) -> b c h w p q", p=self.patch_size, q=self.patch_size)
         centred = patches - patches.mean(dim=(-2, -1), keepdim=True)
         scaled = centred / (centred.square().mean(dim=(-2, -1), keepdim=True) + 1e-6).sqrt()

@@ -69,8 +69,10 @@ def test_l1_equals_the_slow_loop(shape, visible_weight):
 @pytest.mark.parametrize(("alpha", "gamma"), [(0.2, 1.0), (1.5, 2.0), (0.7, 0.5)])
 def test_focal_l1_equals_the_slow_loop(shape, alpha, gamma):
     recon, target, hidden = batch(shape)
-    expected = slow_spatial(recon, target, hidden, lambda d: focal(d, alpha, gamma))
-    assert MaskedFocalL1(alpha, gamma)(recon, target, hidden).item() == pytest.approx(expected, rel=1e-5)
+    for visible_weight in (0.0, 0.25):
+        expected = slow_spatial(recon, target, hidden, lambda d: focal(d, alpha, gamma), visible_weight)
+        value = MaskedFocalL1(alpha, gamma, visible_weight)(recon, target, hidden)
+        assert value.item() == pytest.approx(expected, rel=1e-5)
 
 
 def test_focal_l1_is_a_tenth_of_the_square_for_small_differences():

@@ -103,6 +103,38 @@ def test_a_generator_decides_the_mask():
     assert not torch.equal(shown(1), shown(2))
 
 
+def test_mean_and_std_are_the_model_s_own_and_any_number_of_channels_is_decoded():
+    class OneMap(nn.Module):
+        channels, strides = [6], [8]
+
+        def __init__(self):
+            super().__init__()
+            self.stem = nn.Conv2d(4, 6, 8, 8)
+
+        def forward(self, images, mask=None):
+            return [self.stem(images)]
+
+    model = build(encoder=OneMap(), mean=(0.1, 0.2, 0.3, 0.4), std=(0.5, 1.0, 0.5, 2.0))
+    pixels = torch.randint(0, 256, (2, 4, 32, 32), dtype=torch.uint8)
+    shown = model(pixels, mode="predict")
+    assert shown["recon"].shape == (2, 4, 32, 32)
+    assert torch.allclose(shown["target"][:, 3], (pixels[:, 3] / 255 - 0.4) / 2.0, atol=1e-6)
+
+
+def test_the_target_is_the_part_that_the_recipe_names():
+    model = build(target={"type": "NormalizedPatches", "patch_size": 8})
+    target = model(images(), mode="predict")["target"]
+    assert torch.allclose(target[0, 0, :8, :8].mean(), torch.tensor(0.0), atol=1e-5)
+    with pytest.raises(ValueError, match="patch_size=7 does not divide 32x32"):
+        build(target={"type": "NormalizedPatches", "patch_size": 7})(images())
+
+
+def test_two_losses_of_one_kind_both_count():
+    losses = [{"type": "FourierLoss", "weight": 1.0}, {"type": "FourierLoss", "alpha": 0.0, "weight": 2.0}]
+    found = build(losses=losses)(images())
+    assert set(found) == {"loss_fourier", "loss_fourier_2"}
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -55,29 +55,101 @@ DEFAULTS = {
     "laptop": {},  # dotted key -> value: what changes when the recipe runs at laptop scale
     "custom_imports": None,  # mmengine's: modules that register your own parts
 }
-_CHOICES = {
-    "schedule.type": ("cosine", "step"),
-    "data.interpolation": ("bilinear", "bicubic"),
-    "amp": ("auto", None, "bf16", "fp16"),
+
+
+def _whole(least):
+    return lambda v: type(v) is int and v >= least, f"a whole number of at least {least}"
+
+
+def _number(least=0.0, most=float("inf"), above=False):
+    def holds(v):
+        return (
+            isinstance(v, int | float)
+            and not isinstance(v, bool)
+            and (least < v if above else least <= v)
+            and v <= most
+        )
+
+    bound = f"above {least:g}" if above else f"of at least {least:g}"
+    return holds, f"a number {bound}" + (f" and at most {most:g}" if most < float("inf") else "")
+
+
+def _pair(most, what):
+    number, _ = _number(0, most)
+    return lambda v: isinstance(v, list | tuple) and len(v) == 2 and all(map(number, v)), what
+
+
+def _one_of(*allowed):
+    return lambda v: v in allowed, f"one of {', '.join(map(repr, allowed))}"
+
+
+def _list_of(kind, what):
+    return lambda v: isinstance(v, list | tuple) and all(isinstance(x, kind) for x in v), f"a list of {what}"
+
+
+def _or_none(rule):
+    holds, what = rule
+    return lambda v: v is None or holds(v), f"None or {what}"
+
+
+_FLAG = _one_of(True, False)
+_DICT = lambda v: isinstance(v, dict), "a dict"
+
+RULES = {  # dotted setting -> (does it hold, what it must be)
+    "model": _DICT,
+    "data.img_size": _whole(1),
+    "data.in_chans": _whole(1),
+    "data.mean": _list_of(int | float, "numbers, one a channel"),
+    "data.std": _list_of(int | float, "numbers, one a channel"),
+    "data.scale": _pair(1, "two numbers from 0 to 1, the least and the greatest share of the area"),
+    "data.ratio": _pair(float("inf"), "two numbers, the least and the greatest width / height"),
+    "data.hflip": _number(0, 1),
+    "data.interpolation": _one_of("bilinear", "bicubic"),
+    "data.transforms": _list_of(object, "transforms"),
+    "global_batch_size": _whole(1),
+    "accumulate": _whole(1),
+    "optimizer.type": (lambda v: isinstance(v, str), "the name of an optimiser of timm.optim"),
+    "optimizer.base_lr": _number(),
+    "optimizer.betas": _pair(1, "two numbers from 0 to 1"),
+    "optimizer.weight_decay": _number(),
+    "optimizer.token_lr_scale": _number(),
+    "schedule.type": _one_of("cosine", "step"),
+    "schedule.epochs": _whole(1),
+    "schedule.warmup_epochs": _number(),
+    "schedule.min_lr": _number(),
+    "schedule.decay_epochs": _list_of(int, "epochs"),
+    "schedule.decay_rate": _number(),
+    "clip_grad": _or_none(_number(above=True)),
+    "amp": _one_of("auto", None, "bf16", "fp16"),
+    "ema": _or_none(_number(0, 1, above=True)),
+    "compile": _FLAG,
+    "channels_last": _FLAG,
+    "sync_batchnorm": _FLAG,
+    "checkpoint.every_steps": _or_none(_whole(1)),
+    "checkpoint.every_epochs": _whole(1),
+    "checkpoint.keep": _whole(1),
+    "log.every_steps": _whole(1),
+    "log.pictures": _whole(2),
+    "log.rows": _whole(1),
+    "log.tensorboard": _FLAG,
+    "judge.train_images": _whole(1),
+    "judge.test_images": _whole(1),
+    "judge.k": _whole(1),
+    "export": _list_of(str, "targets, e.g. ['timm'] or []"),
+    "seed": _whole(0),
+    "laptop": _DICT,
+    "custom_imports": _or_none(_DICT),
 }
-_AT_LEAST_ONE = (
-    "data.img_size",
-    "data.in_chans",
-    "global_batch_size",
-    "accumulate",
-    "schedule.epochs",
-    "checkpoint.keep",
-    "log.every_steps",
-)
 
 
-def load_config(path, options: dict | None = None, laptop: bool = False) -> dict:
+def load_config(path, options: dict | None = None, laptop: bool = False, strict: bool = True) -> dict:
     """Reads a recipe and returns every setting.
 
     Args:
         path: an mmengine config file in Python.
-        options: dotted key -> value, applied last; each must change something.
+        options: dotted key -> value, applied last.
         laptop: apply the recipe's `laptop` block first.
+        strict: an option that changes nothing is an error, as it is most often a mistake.
 
     Raises:
         FileNotFoundError, ValueError: in one sentence.
@@ -89,7 +161,7 @@ def load_config(path, options: dict | None = None, laptop: bool = False) -> dict
         for key, value in config["laptop"].items():
             assign(config, key, value)
     for key, value in (options or {}).items():
-        if assign(config, key, value) == value:
+        if assign(config, key, value) == value and strict and key != "seed":  # loops over seeds start somewhere
             raise ValueError(f"{key}={value!r} changes nothing: it is the recipe's own value; leave the option out")
     check_values(config)
     return config
@@ -107,7 +179,7 @@ def read(path) -> dict:
         return Config.fromfile(str(path)).to_dict()
     except SyntaxError as error:
         raise ValueError(f"{path} is not valid Python: {error.msg}, line {error.lineno}") from error
-    except (KeyError, TypeError, NameError, OSError) as error:
+    except (ImportError, KeyError, TypeError, NameError, OSError) as error:
         raise ValueError(f"{path} cannot be read as a config: {error}") from error
 
 
@@ -147,6 +219,10 @@ def assign(config: dict, dotted: str, value):
             place = place[index]
             if not isinstance(place, dict | list):
                 raise ValueError(f"there is no setting {dotted!r}: {'.'.join(path[: depth + 1])} is {place!r}")
+    if isinstance(DEFAULTS.get(dotted), dict) and dotted != "laptop":
+        raise ValueError(
+            f"{dotted} is a group; set what is in it: {', '.join(f'{dotted}.{k}' for k in DEFAULTS[dotted])}"
+        )
     before = place.get(index, _MISSING) if isinstance(place, dict) else place[index]
     place[index] = value
     return before
@@ -177,30 +253,34 @@ def _literal(text: str):
 
 
 def check_values(config: dict) -> None:
-    """What can be said of the numbers without building anything."""
-    for key, allowed in _CHOICES.items():
-        if _get(config, key) not in allowed:
-            raise ValueError(f"{key}={_get(config, key)!r} is not one of {', '.join(map(repr, allowed))}")
-    for key in _AT_LEAST_ONE:
+    """What can be said of the settings without building anything."""
+    for key, (holds, what) in RULES.items():
         value = _get(config, key)
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise ValueError(f"{key}={value!r} must be a whole number of at least 1")
-    for key in ("optimizer.base_lr", "optimizer.weight_decay", "schedule.min_lr", "schedule.warmup_epochs"):
-        value = _get(config, key)
-        if not isinstance(value, int | float) or value < 0:
-            raise ValueError(f"{key}={value!r} must be a number of at least 0")
+        if not holds(value):
+            raise ValueError(f"{key}={value!r} must be {what}")
     mean, std, chans = (_get(config, f"data.{k}") for k in ("mean", "std", "in_chans"))
     if not len(mean) == len(std) == chans:
         raise ValueError(
-            f"data.mean has {len(mean)} and data.std {len(std)} values for data.in_chans={chans}; give one each"
+            f"data.mean has {len(mean)} and data.std {len(std)} values, data.in_chans={chans}; give one each"
         )
+    warmup, epochs = config["schedule"]["warmup_epochs"], config["schedule"]["epochs"]
+    if warmup >= epochs:
+        raise ValueError(f"schedule.warmup_epochs={warmup} must be less than schedule.epochs={epochs}")
+    encoder = config["model"].get("encoder")
+    if not isinstance(encoder, dict) or not isinstance(encoder.get("name"), str):
+        raise ValueError(f"model.encoder={encoder!r} must be a dict with the name of a timm model")
+    losses = config["model"].get("losses")
+    if not isinstance(losses, list | tuple) or not losses or not all(isinstance(loss, dict) for loss in losses):
+        raise ValueError(f"model.losses={losses!r} must be a list of at least one loss, e.g. [dict(type='MaskedL1')]")
     check_cell(config)
 
 
 def check_cell(config: dict) -> None:
     """The mask cell must divide the image: known before torch is imported."""
-    masking, size = config["model"].get("masking", {}), config["data"]["img_size"]
-    cell = masking.get("mask_patch_size", 32) if isinstance(masking, dict) else 1
+    masking, size = config["model"].get("masking"), config["data"]["img_size"]
+    if not isinstance(masking, dict):
+        raise ValueError(f"model.masking={masking!r} must be a dict, e.g. dict(type='BlockMask', mask_patch_size=32)")
+    cell = masking.get("mask_patch_size", 32)
     if isinstance(cell, int) and cell > 0 and size % cell:
         fits = [c for c in range(1, size + 1) if size % c == 0]
         near = sorted(fits, key=lambda c: abs(c - cell))[:2]
@@ -224,3 +304,15 @@ def _check_known(key: str, known: dict, where) -> None:
 def _nearest(name: str, known) -> str:
     close = get_close_matches(name, list(known), n=2)
     return f"; did you mean {' or '.join(close)}?" if close else f"; known are {', '.join(known)}"
+
+
+def differences(before: dict, now: dict, prefix: str = "") -> list[str]:
+    """["a.b: 1 -> 2", …]: where two complete configs differ."""
+    found = []
+    for key in {**before, **now}:
+        old, new = before.get(key), now.get(key)
+        if isinstance(old, dict) and isinstance(new, dict):
+            found += differences(old, new, f"{prefix}{key}.")
+        elif old != new:
+            found.append(f"{prefix}{key}: {old!r} -> {new!r}")
+    return found

@@ -1,9 +1,9 @@
-"""The run's folder: which one it is, and what is written there besides checkpoints and pictures."""
+"""The run's folder: which one it is, that it is this run's alone, and what is written there besides checkpoints."""
 
 from __future__ import annotations
 
+import fcntl
 import json
-import os
 import pprint
 import re
 from itertools import count
@@ -12,16 +12,37 @@ from pathlib import Path
 import torch
 from mmengine.dist import is_main_process
 
+from a2mim.export.receipt import write_json
 
-def choose_run_dir(work_dir, name: str, resume: bool) -> Path:
-    """The run's folder, the same on every process; never one that would overwrite another run. Nothing is created
-    yet.
-    """
+_locks = []  # an open file keeps its lock until the process ends
+
+
+def find_run(work_dir, name: str) -> Path:
+    """The folder to resume: `work_dir`, or the newest of runs/name, runs/name-2, …"""
+    if work_dir:
+        if not (Path(work_dir) / "config.py").exists():
+            raise FileNotFoundError(f"--resume: {work_dir} holds no run; leave out --resume to start one there")
+        return Path(work_dir)
+    root = Path("runs")
+    found = [p.parent for p in root.glob("*/config.py") if re.fullmatch(rf"{re.escape(name)}(-\d+)?", p.parent.name)]
+    if not found:
+        raise FileNotFoundError(f"--resume: {root.absolute()} holds no run of {name}; name one with --work-dir")
+    return max(found, key=lambda folder: (folder / "config.py").stat().st_mtime)
+
+
+def refuse_used(work_dir) -> None:
+    """A folder that a user names for a new run must not hold another."""
+    if work_dir and (Path(work_dir) / "config.py").exists():
+        raise ValueError(f"{work_dir} holds a run already; add --resume to go on with it, or choose another --work-dir")
+
+
+def claim(folder, name: str) -> Path:
+    """Makes the folder, or the first free one of runs/name, runs/name-2, …, and locks it; the same on every process."""
     choice = None
-    if is_main_process():  # alone: a process that looks later may see what this one has begun to write
+    if is_main_process():
         try:
-            choice = named_run_dir(Path(work_dir), resume) if work_dir else default_run_dir(Path("runs"), name, resume)
-        except (ValueError, FileNotFoundError) as error:
+            choice = _make(Path(folder)) if folder else _make_free(Path("runs"), name)
+        except (ValueError, OSError) as error:
             choice = error
     if torch.distributed.is_initialized():
         shared = [choice]
@@ -32,37 +53,49 @@ def choose_run_dir(work_dir, name: str, resume: bool) -> Path:
     return choice
 
 
-def named_run_dir(folder: Path, resume: bool) -> Path:
-    holds_run = (folder / "config.py").exists()
-    if resume and not holds_run:
-        raise FileNotFoundError(f"--resume: {folder} holds no run; leave out --resume to start one there")
-    if holds_run and not resume:
-        raise ValueError(f"{folder} holds a run already; add --resume to go on with it, or choose another --work-dir")
+def _make(folder: Path) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = (folder / ".lock").open("w")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        lock.close()
+        raise ValueError(f"another run is writing to {folder}; wait for it, or choose another --work-dir") from None
+    _locks.append(lock)
     return folder
 
 
-def default_run_dir(root: Path, name: str, resume: bool) -> Path:
-    """The first free one of root/name, root/name-2, …; to resume, the newest of them."""
-    if not resume:
-        return next(p for n in count(1) if not (p := root / (name if n == 1 else f"{name}-{n}")).exists())
-    runs = [
-        p.parent for p in root.glob(f"{name}*/config.py") if re.fullmatch(rf"{re.escape(name)}(-\d+)?", p.parent.name)
-    ]
-    if not runs:
-        raise FileNotFoundError(f"--resume: {root.absolute()} holds no run of {name}; name one with --work-dir")
-    return max(runs, key=lambda folder: (folder / "config.py").stat().st_mtime)
+def _make_free(root: Path, name: str) -> Path:
+    for number in count(1):
+        folder = root / (name if number == 1 else f"{name}-{number}")
+        try:
+            folder.mkdir(parents=True)
+        except FileExistsError:
+            continue
+        return _make(folder)
 
 
-def write_config(run_dir: Path, settings: dict) -> None:
-    """Every setting in force, as a recipe that can be run again."""
+def release() -> None:
+    """Gives the folders of this process free again."""
+    while _locks:
+        _locks.pop().close()
+
+
+def remember(folder: Path, settings: dict, asked: dict) -> None:
+    """Writes what `--resume` needs: every setting in force, as a recipe that can be run again, and what was asked
+    for.
+    """
     if is_main_process():
-        run_dir.mkdir(parents=True, exist_ok=True)
+        write_json(folder / "summary.json", {"status": "running", "asked": asked})
         lines = [f"{key} = {pprint.pformat(value, sort_dicts=False)}\n" for key, value in settings.items()]
-        (run_dir / "config.py").write_text("".join(lines))
+        partial = folder / "config.partial"
+        partial.write_text("".join(lines))
+        partial.replace(folder / "config.py")
 
 
-def write_json(path: Path, content: dict) -> None:
-    """Atomic."""
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(content, indent=2) + "\n")
-    os.replace(partial, path)
+def recall(folder: Path) -> dict:
+    """What was asked for when the run was started: config, data, test_data, laptop."""
+    try:
+        return json.loads((folder / "summary.json").read_text())["asked"]
+    except (OSError, ValueError, KeyError):
+        return {}

@@ -15,13 +15,25 @@ from tqdm import tqdm
 from a2mim.analysis.reconstructions import draw, save
 from a2mim.engine.checkpoint import (
     checkpoint_path,
+    first_broken,
     keep_newest,
-    list_checkpoints,
-    refuse_broken_weights,
     state_of,
     write_checkpoint,
 )
+from a2mim.engine.folder import remember
 from a2mim.engine.runner import step_seed
+
+
+class RecordHook(Hook):
+    """Writes config.py when everything has been built and restored: a run that could not start leaves none."""
+
+    priority = "VERY_HIGH"
+
+    def __init__(self, settings: dict, asked: dict):
+        self.settings, self.asked = settings, asked
+
+    def before_train(self, runner) -> None:
+        remember(runner.run_dir, self.settings, self.asked)
 
 
 class ScheduleHook(Hook):
@@ -53,6 +65,7 @@ class LogHook(Hook):
         if is_main_process():
             lines = keep_lines_until(self.path, runner.iter)
             self.first, self.last = (lines[0], lines[-1]) if lines else (None, {})
+        self.logged = runner.iter
         self.bar = tqdm(
             total=runner.max_iters,
             initial=runner.iter,
@@ -84,18 +97,19 @@ class LogHook(Hook):
         )
 
     def measure(self, runner, batch: dict, outputs: dict) -> dict:
-        """One line of the log. Losses are those of this very step, not an average, so that a resumed run's log is the
-        same.
+        """One line of the log. Losses are those of this very step, not a running average, so that a resumed run logs
+        the same; they are averaged over the processes.
         """
-        loop, images = runner.train_loop, batch["images"]
-        steps = runner.iter - getattr(self, "logged", runner.iter - 1)
+        loop, optimizer = runner.train_loop, runner.optim_wrapper
+        values = outputs | {"baseline": mean_colour_loss(runner, batch)}
+        mean = torch.stack([torch.as_tensor(v, dtype=torch.float64, device=runner.device) for v in values.values()])
+        if runner.distributed:
+            torch.distributed.all_reduce(mean)
+        images = (runner.iter - self.logged) * len(batch["images"]) * runner.world_size
         line = {"step": runner.iter, "epoch": round(runner.iter / len(runner.loader), 3)}
-        line |= {name: value.item() for name, value in outputs.items()}
-        line["baseline"] = mean_colour_loss(runner, images)
-        line["lr"] = runner.optim_wrapper.optimizer.param_groups[0]["lr"]
-        if runner.optim_wrapper.grad_norm is not None:
-            line["grad_norm"] = runner.optim_wrapper.grad_norm
-        line["images_per_second"] = round(steps * len(images) * runner.world_size / max(loop.spent, 1e-9), 1)
+        line |= dict(zip(values, (mean / runner.world_size).tolist(), strict=True))
+        line |= {"lr": optimizer.optimizer.param_groups[0]["lr"], "grad_norm": optimizer.grad_norm}
+        line["images_per_second"] = round(images / max(loop.spent, 1e-9), 1)
         line["data_share"] = round(loop.waited / max(loop.spent, 1e-9), 4)
         if runner.device.type == "cuda":
             line["gpu_memory_gb"] = round(torch.cuda.max_memory_allocated() / 2**30, 2)
@@ -105,13 +119,12 @@ class LogHook(Hook):
         self.bar.close()
 
 
-def mean_colour_loss(runner, images) -> float:
-    """The loss that this step would have had, had the network answered every image's mean colour."""
-    model = getattr(runner.model, "module", runner.model)
-    with torch.no_grad():
-        generator = runner.mask_generator(runner.iter - 1)
-        losses = model(runner.to_device(images), mode="baseline", generator=generator)
-    return sum(losses.values()).item()
+@torch.no_grad()
+def mean_colour_loss(runner, batch: dict) -> float:
+    """The loss that the last step would have had, had the network answered every image's mean colour."""
+    pieces = runner.pieces(batch, runner.iter - 1)
+    losses = [sum(runner.mim(**piece, mode="baseline").values()) for piece in pieces]
+    return torch.stack(losses).mean().item()
 
 
 def keep_lines_until(path: Path, step: int) -> list[dict]:
@@ -158,7 +171,7 @@ class PictureHook(Hook):
     def draw(self, runner) -> None:
         if not is_main_process():
             return
-        model = getattr(runner.model, "module", runner.model)
+        model = runner.mim
         generator = torch.Generator(runner.device).manual_seed(step_seed(runner.seed, 0, 0, "picture"))
         model.eval()
         with torch.no_grad():
@@ -179,37 +192,43 @@ class CheckpointHook(Hook):
     priority = "VERY_LOW"
 
     def __init__(self, every: int, keep: int):
-        self.every, self.keep = every, keep
+        self.every, self.keep, self.saved = every, keep, None
 
     def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None) -> None:
         if runner.iter % self.every == 0 or runner.iter == runner.max_iters:
             self.save(runner)
 
     def save(self, runner) -> None:
-        path = checkpoint_path(runner.checkpoints, runner.iter)
-        if path in list_checkpoints(runner.checkpoints):
+        if self.saved == runner.iter:
             return
-        refuse_broken_weights(runner.model)
+        broken = first_broken(runner.mim)
+        if broken:
+            raise FloatingPointError(
+                f"step {runner.iter}: the weights are not finite any more, first in {broken}; nothing was saved,"
+                f" {runner.last_good()}; try a lower optimizer.base_lr, clip_grad=1.0 or amp=None"
+            )
         checkpoint = state_of(runner)  # on every process: hooks may exchange something
         if is_main_process():
-            write_checkpoint(path, checkpoint)
+            write_checkpoint(checkpoint_path(runner.checkpoints, runner.iter), checkpoint)
             keep_newest(runner.checkpoints, self.keep)
+        self.saved = runner.iter
 
     def after_train(self, runner) -> None:
         self.save(runner)
 
 
 class SignalHook(Hook):
-    """SIGTERM and Ctrl-C let the step finish and the run save; a second one ends it at once."""
+    """SIGTERM, Ctrl-C and a lost terminal let the step finish and the run save; a second one ends it at once."""
 
     priority = "VERY_HIGH"
-    signals = (signal.SIGINT, signal.SIGTERM)
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
     def __init__(self):
         self.received: int | None = None
+        self.previous: dict = {}
 
     def before_train(self, runner) -> None:
-        self.previous = {number: signal.signal(number, self.note) for number in self.signals}
+        self.previous = {number: signal.signal(number, self.note) for number in self.numbers}
 
     def note(self, number, frame) -> None:
         if self.received is not None:
@@ -227,5 +246,9 @@ class SignalHook(Hook):
             runner.train_loop.stop = True
 
     def after_train(self, runner) -> None:
-        for number, handler in self.previous.items():
-            signal.signal(number, handler)
+        self.restore()
+
+    def restore(self) -> None:
+        """Gives the signals back to whom they belonged."""
+        while self.previous:
+            signal.signal(*self.previous.popitem())

@@ -9,6 +9,7 @@ import torch
 
 from a2mim.batchnorm import calibrate_batchnorm
 from a2mim.data import EvalLoader
+from a2mim.engine.report import say, sentence
 from a2mim.evaluation import judge, verdict
 from a2mim.pixels import normalize
 
@@ -25,8 +26,7 @@ class Judge:
         self.pixels = {k: settings["data"][k] for k in ("mean", "std")}
         self.img_size, self.seed = settings["data"]["img_size"], settings["seed"]
         self.train = self.loader(train_set, self.settings["train_images"])
-        labelled = test_set is not None and (train_set.labels >= 0).any() and (test_set.labels >= 0).any()
-        self.test = self.loader(test_set, self.settings["test_images"]) if labelled else None
+        self.test = None if test_set is None else self.loader(test_set, self.settings["test_images"])
 
     def loader(self, dataset, at_most: int) -> EvalLoader:
         """The labelled images (all, where none has a label), or a random `at_most` of them, the same ones every
@@ -54,27 +54,19 @@ class Judge:
         model = copy.deepcopy(encoder.model).to(self.device)
         calibrate_batchnorm(model, self.calibration_batches())
         results = judge(model, self.train, self.test, k=self.settings["k"], seed=self.seed, **self.pixels)
-        print(f"{when:>6} pre-training: {sentence(results)}", flush=True)
+        say(f"{when:>6} pre-training: {sentence(results)}")
         return results
 
 
-def sentence(results: dict) -> str:
-    """Both protocols with their 95 % intervals."""
-    return ", ".join(
-        f"{name} {r['top1']:.1f} % ({r['interval'][0]:.1f}–{r['interval'][1]:.1f})"
-        for name, r in (("linear probe", results["linear"]), ("k-NN", results["knn"]))
-    )
-
-
-def compare(before: dict | None, after: dict | None) -> dict:
+def compare(before: dict | None, after: dict | None) -> dict | None:
     """For the summary: both results, plain, and what may honestly be said of the difference."""
     if before is None or after is None:
-        return {"judged": None}
+        return None
     verdicts = [
         verdict(name, before[key]["correct"], after[key]["correct"])
         for name, key in (("linear probe", "linear"), ("k-NN", "knn"))
     ]
-    return {"judged": {"before": _plain(before), "after": _plain(after), "verdicts": verdicts}}
+    return {"before": _plain(before), "after": _plain(after), "verdicts": verdicts}
 
 
 def _plain(results: dict) -> dict:

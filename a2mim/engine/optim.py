@@ -113,12 +113,13 @@ class StepWrapper(OptimWrapper):
 
     def step(self, **_) -> None:
         self.scaler.unscale_(self.optimizer)
+        parameters = [p for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None]
+        norm = nn.utils.get_total_norm([p.grad for p in parameters])
+        if not torch.isfinite(norm) and self.amp != "fp16":  # the scaler skips such a step by itself
+            raise FloatingPointError(f"the gradient's norm is {norm.item()}")
         if self.max_norm is not None:
-            parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
-            norm = nn.utils.clip_grad_norm_(parameters, self.max_norm)
-            if not torch.isfinite(norm) and self.amp != "fp16":  # the scaler skips such a step by itself
-                raise FloatingPointError(f"the gradient's norm is {norm.item()}")
-            self.grad_norm = norm.item()
+            nn.utils.clip_grads_with_norm_(parameters, self.max_norm, norm)
+        self.grad_norm = norm.item()
         self.scaler.step(self.optimizer)
         self.scaler.update()
 

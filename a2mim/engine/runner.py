@@ -12,6 +12,7 @@ from mmengine.config import Config
 from mmengine.model import MMDistributedDataParallel
 from mmengine.runner import BaseLoop, Runner
 
+from a2mim.devices import choose_device
 from a2mim.engine.checkpoint import list_checkpoints, restore
 from a2mim.registry import SCOPE
 
@@ -26,9 +27,9 @@ class PretrainLoop(BaseLoop):
     the same.
     """
 
-    def __init__(self, runner, loader, max_steps: int, accumulate: int):
+    def __init__(self, runner, loader, max_steps: int):
         super().__init__(runner, loader)
-        self.max_steps, self.accumulate = max_steps, accumulate
+        self.max_steps = max_steps
         self.step = 0
         self.stop = False  # set by a hook: finish this step, then leave
         self.waited = self.spent = 0.0  # seconds waiting for data, and in all, since a hook last set them to 0
@@ -47,11 +48,8 @@ class PretrainLoop(BaseLoop):
         runner = self.runner
         runner.call_hook("before_train")
         runner.model.train()
-        try:
-            while self.step < self.max_steps and not self.stop:
-                self.run_epoch()
-        except FloatingPointError as error:
-            raise FloatingPointError(self.describe(error)) from error
+        while self.step < self.max_steps and not self.stop:
+            self.run_epoch()
         runner.call_hook("after_train")
         return runner.model
 
@@ -70,55 +68,46 @@ class PretrainLoop(BaseLoop):
         self.runner.call_hook("after_train_epoch")
 
     def run_iter(self, batch: dict) -> None:
-        """One step, in `accumulate` pieces."""
+        """One step, in `accumulate` pieces; `outputs` are the losses, averaged over them."""
         runner = self.runner
         runner.call_hook("before_train_iter", batch_idx=self.step, data_batch=batch)
         torch.manual_seed(step_seed(runner.seed, self.step, runner.rank, "dropout"))
-        generator = runner.mask_generator(self.step)
-        for images in batch["images"].chunk(self.accumulate):
-            data = {"images": runner.to_device(images), "generator": generator}
-            self.outputs = runner.model.train_step(data, optim_wrapper=runner.optim_wrapper)
+        self.outputs = {}
+        try:
+            for data in runner.pieces(batch, self.step):
+                losses = runner.model.train_step(data, optim_wrapper=runner.optim_wrapper)
+                for name, value in losses.items():
+                    self.outputs[name] = self.outputs.get(name, 0) + value.detach() / runner.accumulate
+        except FloatingPointError as error:
+            raise FloatingPointError(
+                f"step {self.step + 1}: {error}; stopped before the weights changed, {runner.last_good()};"
+                " try a lower optimizer.base_lr, clip_grad=1.0 or amp=None"
+            ) from error
         self.step += 1
-
-    def describe(self, error: FloatingPointError) -> str:
-        """What happened, what is safe, what to try."""
-        saved = list_checkpoints(self.runner.checkpoints)
-        last = f"the last good checkpoint is {saved[-1]}" if saved else "there is no checkpoint yet"
-        return (
-            f"step {self.step + 1}: {error}; stopped before the weights changed, {last};"
-            " try a lower optimizer.base_lr, clip_grad=1.0 or amp=None"
-        )
 
 
 class PretrainRunner(Runner):
     """Runner over parts that are built already.
 
     Args:
-        model: a MIM.
-        loader: a TrainLoader.
+        run: the `Run` they belong to.
         optim_wrapper: a StepWrapper.
-        hooks: hook instances, in mmengine's order of priority.
-        run_dir: the run's folder.
-        settings: the recipe, from `a2mim.engine.config.load_config`.
-        max_steps: optimiser steps in all.
-        device: where the model runs.
-        meta: plain values for the checkpoint.
+        hooks: hook instances.
         resume_from: a checkpoint's content, or None.
     """
 
-    def __init__(
-        self, model, loader, optim_wrapper, hooks, run_dir, settings, max_steps, device, meta, resume_from=None
-    ):
-        self.loader, self.max_steps, self.device = loader, max_steps, device
-        self.meta, self.resume_from = meta, resume_from
-        self.run_dir, self.checkpoints = run_dir, run_dir / "checkpoints"
+    def __init__(self, run, optim_wrapper, hooks: list, resume_from: dict | None = None):
+        settings = run.settings
+        self.run, self.loader, self.max_steps, self.device = run, run.loader, run.max_steps, run.device
+        self.meta, self.resume_from = run.meta(), resume_from
+        self.run_dir, self.checkpoints = run.folder, run.folder / "checkpoints"
         self.accumulate = settings["accumulate"]
-        self.channels_last = settings["channels_last"]
-        visualizer = {"type": "Visualizer", "vis_backends": [{"type": "TensorboardVisBackend"}]}
+        self.layout = torch.channels_last if settings["channels_last"] else torch.contiguous_format
+        tensorboard = settings["log"]["tensorboard"]
         super().__init__(
-            model=model,
-            work_dir=str(run_dir / "logs"),
-            train_dataloader=loader,
+            model=run.model,
+            work_dir=str(run.folder / "logs"),
+            train_dataloader=run.loader,
             train_cfg={},  # the loop is built below
             optim_wrapper=optim_wrapper,
             default_hooks=dict.fromkeys(
@@ -128,16 +117,34 @@ class PretrainRunner(Runner):
             resume=resume_from is not None,
             launcher="pytorch" if torch.distributed.is_initialized() else "none",
             log_level="WARNING",
-            visualizer=visualizer if settings["log"]["tensorboard"] else None,
+            visualizer={"type": "Visualizer", "vis_backends": [{"type": "TensorboardVisBackend"}]}
+            if tensorboard
+            else None,
             default_scope=SCOPE,
             randomness={"seed": settings["seed"]},
-            experiment_name=f"{run_dir.name}-{next(_runs)}",  # mmengine keys its globals by this name
-            cfg=Config({"_": run_dir.name}) if settings["log"]["tensorboard"] else None,
+            experiment_name=f"{run.folder.name}-{next(_runs)}",  # mmengine keys its globals by this name
+            cfg=Config({"_": run.folder.name}) if tensorboard else None,
         )
+
+    @property
+    def mim(self) -> torch.nn.Module:
+        """The MIM itself, whatever is wrapped around it."""
+        return getattr(self.model, "module", self.model)
+
+    @property
+    def signals(self):
+        """The hook that notes SIGTERM and its like."""
+        return next(hook for hook in self.hooks if hasattr(hook, "received"))
+
+    def train(self) -> torch.nn.Module:
+        try:
+            return super().train()
+        finally:
+            self.signals.restore()
 
     def build_train_loop(self, loop) -> PretrainLoop:
         if not isinstance(loop, PretrainLoop):
-            loop = PretrainLoop(self, self.loader, self.max_steps, self.accumulate)
+            loop = PretrainLoop(self, self.loader, self.max_steps)
         return loop
 
     def wrap_model(self, model_wrapper_cfg, model):
@@ -165,12 +172,17 @@ class PretrainRunner(Runner):
 
     def to_device(self, images: torch.Tensor) -> torch.Tensor:
         """(B, C, H, W) uint8, as the recipe's memory format asks."""
-        layout = torch.channels_last if self.channels_last else torch.contiguous_format
-        return images.to(self.device, non_blocking=True, memory_format=layout)
+        return images.to(self.device, non_blocking=True, memory_format=self.layout)
 
-    def mask_generator(self, step: int) -> torch.Generator:
-        """The generator that draws the masks of a step on this process, on the model's device."""
-        return torch.Generator(self.device).manual_seed(step_seed(self.seed, step, self.rank, "mask"))
+    def pieces(self, batch: dict, step: int):
+        """The inputs of a step's `accumulate` passes: images, and the generator that draws this step's masks here."""
+        generator = torch.Generator(self.device).manual_seed(step_seed(self.seed, step, self.rank, "mask"))
+        for images in batch["images"].chunk(self.accumulate):
+            yield {"images": self.to_device(images), "generator": generator}
+
+    def last_good(self) -> str:
+        saved = list_checkpoints(self.checkpoints)
+        return f"the last good checkpoint is {saved[-1]}" if saved else "there is no checkpoint yet"
 
 
 def step_seed(seed: int, step: int, rank: int, purpose: str) -> int:
@@ -184,10 +196,7 @@ def start_processes(device: str | None) -> torch.device:
 
     mmengine's own start needs a GPU: it calls torch.cuda.set_device whatever the backend.
     """
-    name = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    if name.startswith("cuda") and not torch.cuda.is_available():
-        raise ValueError(f"--device {name}: torch {torch.__version__} sees no GPU here; use --device cpu")
-    chosen = torch.device(name)
+    chosen = choose_device(device)
     if int(os.environ.get("WORLD_SIZE", 1)) > 1 and not torch.distributed.is_initialized():
         if chosen.type == "cuda":
             chosen = torch.device("cuda", int(os.environ["LOCAL_RANK"]))

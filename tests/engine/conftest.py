@@ -19,7 +19,7 @@ clip_grad = 5.0
 checkpoint = dict(every_steps=1, keep=100)
 log = dict(every_steps=1, rows=2, pictures=2)
 export = []
-laptop = {"schedule.epochs": 1}
+laptop = {"schedule.epochs": 1, "schedule.warmup_epochs": 0}
 """
 
 

@@ -12,6 +12,7 @@ import warnings
 import pytest
 import torch
 
+import a2mim
 from a2mim.engine.checkpoint import list_checkpoints, read_newest, write_checkpoint
 from a2mim.engine.hooks import keep_lines_until
 
@@ -44,7 +45,6 @@ def kill_after(folder, step, copy):
     for path in list_checkpoints(copy / "checkpoints")[step:]:
         path.unlink()
     (copy / "checkpoints" / f"step_{step + 1:08d}.partial").write_bytes(b"half")
-    (copy / "summary.json").unlink()
     with (copy / "log.jsonl").open("a") as file:
         file.write('{"step": 99, "lo')
 
@@ -80,6 +80,16 @@ def test_a_corrupt_newest_checkpoint_falls_back_to_the_one_before_with_a_warning
     with pytest.warns(UserWarning, match=r"step_00000005.pth cannot be read .* trying the one before"):
         resumed, _ = run("resumed", resume=True)
     assert_same_run(whole, resumed)
+    read_newest(tmp_path / "resumed" / "checkpoints")
+
+
+def test_a_corrupt_checkpoint_of_the_last_step_is_written_anew(run):
+    folder, _ = run("whole")
+    newest = list_checkpoints(folder / "checkpoints")[-1]
+    newest.write_bytes(newest.read_bytes()[:1000])
+    with pytest.warns(UserWarning, match="step_00000009.pth cannot be read"):
+        run("whole", resume=True)
+    assert read_newest(folder / "checkpoints")[0] == newest
 
 
 def test_one_flipped_bit_in_a_checkpoint_is_noticed(run, tmp_path):
@@ -126,6 +136,31 @@ def test_a_longer_schedule_can_be_resumed(run):
     _, summary = run("whole", resume=True, **{"schedule.epochs": 4})
     assert summary["steps"] == 12
     assert [line["step"] for line in log_of(folder)] == list(range(1, 13))
+
+
+def test_changed_settings_are_in_force_after_resuming_and_recorded(run, tmp_path, capsys):
+    whole, _ = run("whole")
+    kill_after(whole, 4, tmp_path / "resumed")
+    resumed, _ = run("resumed", resume=True, **{"optimizer.weight_decay": 0.5})
+    assert "optimizer.weight_decay: 0.05 -> 0.5" in capsys.readouterr().out
+    assert "'weight_decay': 0.5" in (resumed / "config.py").read_text()
+    groups = weights_of(resumed)["optimizer"]["optimizer"]["param_groups"]
+    assert [group["weight_decay"] for group in groups] == [0.5, 0.0, 0.0]
+
+
+def test_a_refused_resume_leaves_the_folder_as_it_was(run):
+    folder, _ = run("whole")
+    before = (folder / "config.py").read_text()
+    with pytest.raises(ValueError, match="seed was 0"):
+        run("whole", resume=True, seed=1)
+    assert (folder / "config.py").read_text() == before
+
+
+def test_resuming_needs_no_more_than_the_folder(run, recipe, images, tmp_path):
+    whole, _ = run("whole", **{"schedule.epochs": 4})
+    kill_after(whole, 4, tmp_path / "resumed")
+    a2mim.pretrain(recipe, work_dir=tmp_path / "resumed", resume=True, device="cpu", num_workers=0)
+    assert_same_run(whole, tmp_path / "resumed")
 
 
 def test_only_the_newest_k_checkpoints_are_kept(run):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -14,11 +15,12 @@ import a2mim
 from a2mim.cli import main
 from a2mim.engine.assembly import build_mim, choose_amp
 from a2mim.engine.checkpoint import list_checkpoints
+from a2mim.engine.folder import claim, find_run, release
 from a2mim.engine.runner import step_seed
 
 
 def test_a_run_leaves_the_folder_that_the_documentation_names(run):
-    folder, summary = run("whole", **{"export": ["timm"], "schedule.epochs": 1})
+    folder, summary = run("whole", **{"export": ["timm"], "schedule.epochs": 1, "schedule.warmup_epochs": 0})
     assert {p.name for p in folder.iterdir()} >= {
         "config.py",
         "log.jsonl",
@@ -47,7 +49,7 @@ def test_the_written_config_runs_again_and_gives_the_same(run, images, tmp_path)
 
 
 def test_tensorboard_gets_what_the_log_gets(run):
-    folder, _ = run("whole", **{"schedule.epochs": 1, "log.tensorboard": True})
+    folder, _ = run("whole", **{"schedule.epochs": 1, "schedule.warmup_epochs": 0, "log.tensorboard": True})
     events = list((folder / "logs").rglob("events.out.tfevents*"))
     assert len(events) == 1
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -66,8 +68,8 @@ def test_a_finished_run_that_is_resumed_only_judges_and_exports_again(run):
 
 
 def test_accumulating_in_pieces_takes_as_many_steps(run):
-    _, whole = run("whole", **{"schedule.epochs": 1})
-    _, pieces = run("pieces", accumulate=4, **{"schedule.epochs": 1})
+    _, whole = run("whole", **{"schedule.epochs": 1, "schedule.warmup_epochs": 0})
+    _, pieces = run("pieces", accumulate=4, **{"schedule.epochs": 1, "schedule.warmup_epochs": 0})
     assert pieces["steps"] == whole["steps"]
 
 
@@ -125,7 +127,7 @@ def test_a_recipe_s_own_row_wins_over_what_is_derived(recipe):
         (["--cfg-options", "export=['timmm']"], "export=['timmm']"),
         (["--data", "nowhere-{000..002}.tar"], "nowhere-000.tar"),
         (["--resume"], "holds no run"),
-        (["--device", "cuda:7"], "sees no GPU here"),
+        (["--device", "cuda:7"], "no CUDA GPU here"),
     ],
 )
 def test_a_mistake_is_one_sentence_a_non_zero_exit_and_leaves_nothing(
@@ -154,9 +156,35 @@ def test_an_empty_folder_and_an_unknown_flag_are_refused(recipe, tmp_path, capsy
 
 
 def test_a_folder_that_holds_a_run_is_never_overwritten(run):
-    run("whole", **{"schedule.epochs": 1})
+    run("whole", **{"schedule.epochs": 1, "schedule.warmup_epochs": 0})
     with pytest.raises(ValueError, match="holds a run already; add --resume"):
         run("whole")
+
+
+def test_a_second_run_in_the_same_folder_is_refused_while_the_first_writes(run, tmp_path):
+    claim(tmp_path / "whole", "tiny")
+    with pytest.raises(ValueError, match="another run is writing"):
+        run("whole")
+    release()
+    run("whole", **{"schedule.epochs": 1, "schedule.warmup_epochs": 0})
+
+
+def test_without_a_name_each_run_takes_the_first_free_folder(run, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    folders = [claim(None, "tiny"), claim(None, "tiny")]
+    release()
+    assert [str(f) for f in folders] == ["runs/tiny", "runs/tiny-2"]
+    with pytest.raises(FileNotFoundError, match="holds no run of tiny"):
+        find_run(None, "tiny")
+    (tmp_path / "runs" / "tiny-2" / "config.py").write_text("")
+    assert str(find_run(None, "tiny")) == "runs/tiny-2"
+
+
+def test_signals_belong_to_their_old_owner_after_an_error(run):
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(FloatingPointError):
+        run("broken", **{"optimizer.base_lr": 1e30, "optimizer.type": "sgd", "clip_grad": None})
+    assert signal.getsignal(signal.SIGTERM) is before
 
 
 def test_help_answers_without_importing_torch():
@@ -189,5 +217,5 @@ def test_two_processes_take_the_same_steps_over_the_same_data_and_one_goes_on(ru
     assert (pair["processes"], pair["steps"]) == (2, summary["steps"])
     saved = [torch.load(list_checkpoints(f / "checkpoints")[-1], weights_only=True) for f in (alone, tmp_path / "pair")]
     assert saved[0]["loader"] == saved[1]["loader"]
-    _, longer = run("pair", resume=True)
+    _, longer = run("pair", resume=True, **{"schedule.epochs": 3})
     assert (longer["processes"], longer["steps"]) == (1, 9)

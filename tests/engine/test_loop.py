@@ -1,0 +1,211 @@
+"""What reaches the model at each step, seen by a loss that takes notes."""
+
+import json
+import math
+import os
+import socket
+import subprocess
+import sys
+from typing import ClassVar
+
+import pytest
+import torch
+
+from a2mim.data import open_dataset
+from a2mim.engine.checkpoint import first_broken, list_checkpoints
+from a2mim.engine.config import load_config
+from a2mim.engine.judging import Judge
+from a2mim.registry import MODELS
+
+
+@MODELS.register_module()
+class Notes(torch.nn.Module):
+    """Writes down every call; its value depends on the mask, its gradient reaches the reconstruction."""
+
+    name = "notes"
+    calls: ClassVar[list] = []
+
+    def forward(self, recon, target, hidden):
+        answered = "baseline" if recon.grad_fn is None else "network"
+        Notes.calls.append((answered, target.clone(), hidden.clone(), self.training))
+        return recon.square().mean() + hidden[:, :, ::16, ::16].flatten(1).float().mean(0).cumsum(0).sum()
+
+
+@pytest.fixture
+def noted(run):
+    """noted(**overrides) -> (the folder, the summary, [(who answered, target, hidden, training), …])."""
+
+    def start(name="run", **overrides):
+        Notes.calls = []
+        folder, summary = run(name, **({"model.losses": [{"type": "Notes"}]} | overrides))
+        return folder, summary, list(Notes.calls)
+
+    return start
+
+
+def of(calls, who):
+    return [call[1:] for call in calls if call[0] == who]
+
+
+def test_every_step_and_every_seed_has_masks_of_its_own(noted):
+    _, _, calls = noted("a")
+    masks = [hidden for _, hidden, _ in of(calls, "network")]
+    assert len(masks) == 9
+    assert len({mask.numpy().tobytes() for mask in masks}) == 9
+    _, _, other = noted("b", seed=1)
+    assert not torch.equal(masks[0], of(other, "network")[0][1])
+
+
+def test_the_baseline_is_of_the_step_s_own_images_and_masks(noted):
+    _, _, calls = noted()
+    for (target, hidden, _), (same_target, same_hidden, _) in zip(
+        of(calls, "network"), of(calls, "baseline"), strict=True
+    ):
+        assert torch.equal(hidden, same_hidden)
+        assert torch.equal(target, same_target)
+
+
+def test_accumulation_cuts_the_batch_and_logs_the_mean_of_its_pieces(noted):
+    _, _, whole = noted("whole")
+    folder, _, pieces = noted("pieces", accumulate=4)
+    parts = of(pieces, "network")
+    assert [len(target) for target, _, _ in parts] == [2] * 36
+    first = torch.cat([target for target, _, _ in parts[:4]])
+    assert torch.equal(first, of(whole, "network")[0][0])
+    line = json.loads((folder / "log.jsonl").read_text().splitlines()[0])
+    expected = (
+        sum(hidden[:, :, ::16, ::16].flatten(1).float().mean(0).cumsum(0).sum() for _, hidden, _ in parts[:4]) / 4
+    )
+    assert 0 < line["loss"] - expected.item() < 10  # the rest is the squared reconstruction
+
+
+def test_the_model_trains_also_after_a_picture(noted):
+    _, _, calls = noted(**{"log.pictures": 9})
+    assert all(training for *_, training in calls)
+
+
+def test_the_rate_of_each_step_is_the_schedule_s(noted):
+    folder, _, _ = noted()
+    lr = 0.05 * 8 / 256
+    for step, text in enumerate((folder / "log.jsonl").read_text().splitlines()):
+        half = (1 + math.cos(math.pi * (step - 3) / 6)) / 2
+        expected = lr * step / 3 if step < 3 else 1e-5 + (lr - 1e-5) * half
+        assert json.loads(text)["lr"] == pytest.approx(expected)
+
+
+def test_the_gradient_is_clipped_by_what_the_recipe_says(run):
+    folder, _ = run("still", clip_grad=1e-12, **{"optimizer.type": "sgd", "optimizer.weight_decay": 0.0})
+    states = [torch.load(p, weights_only=True)["state_dict"] for p in list_checkpoints(folder / "checkpoints")]
+    name = "encoder.model.blocks.11.mlp.fc1.weight"
+    assert (states[0][name] - states[-1][name]).abs().max() < 1e-9
+
+
+def test_checkpoints_come_every_so_many_epochs(run):
+    folder, _ = run("epochs", **{"checkpoint.every_steps": None, "checkpoint.every_epochs": 2})
+    assert [p.stem for p in list_checkpoints(folder / "checkpoints")] == ["step_00000006", "step_00000009"]
+
+
+def test_weights_that_are_not_finite_are_named():
+    model = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Linear(2, 2))
+    assert first_broken(model) is None
+    model[1].bias.data[1] = float("nan")
+    assert first_broken(model) == "1.bias"
+
+
+def test_the_averaged_weights_are_what_is_exported(run):
+    from safetensors.torch import load_file
+
+    folder, _ = run("ema", ema=0.5, export=["timm"])
+    exported = load_file(folder / "encoder" / "model.safetensors")
+    checkpoint = torch.load(list_checkpoints(folder / "checkpoints")[-1], weights_only=True)
+    name = "blocks.11.mlp.fc1.weight"
+    averaged = checkpoint["state_dict"][f"encoder.model.{name}"]
+    trained = checkpoint["ema_state_dict"][f"module.encoder.model.{name}"]
+    assert torch.equal(exported[name], averaged)
+    assert not torch.equal(exported[name], trained)
+
+
+@pytest.fixture(scope="module")
+def photos():
+    return open_dataset("photos", "train"), open_dataset("photos", "test")
+
+
+def small_judge(settings, photos):
+    settings["judge"] = {"train_images": 64, "test_images": 32, "k": 5}
+    return Judge(settings, *photos, torch.device("cpu"))
+
+
+def test_the_judge_calibrates_batchnorm_so_that_stale_statistics_change_nothing(recipe, photos):
+    settings = load_config(recipe)
+    judge = small_judge(settings, photos)
+    encoder = MODELS.build({"type": "MaskedEncoder", "name": "resnet18", "img_size": 32})
+    fresh = judge(encoder, "before")
+    for module in encoder.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.running_mean.fill_(3.0)
+    stale = judge(encoder, "before")
+    assert torch.equal(fresh["knn"]["correct"], stale["knn"]["correct"])
+
+
+def test_before_is_the_untrained_network_and_after_the_trained_one(run, recipe):
+    quick = {"judge.train_images": 64, "judge.test_images": 64, "global_batch_size": 512, "schedule.epochs": 2}
+    quick |= {"data": "photos", "laptop": False}
+    still = run("still", **quick, **{"optimizer.base_lr": 0.0})[1]["judged"]
+    moved = run("moved", **quick, **{"optimizer.base_lr": 0.01})[1]["judged"]
+    assert still["before"]["linear"] == still["after"]["linear"] == moved["before"]["linear"]
+    assert moved["after"]["linear"] != moved["before"]["linear"]
+
+
+PAIR = """
+import sys, torch
+import a2mim
+from a2mim.engine.runner import PretrainLoop
+
+plain = PretrainLoop.run
+
+def run(self):
+    piece = next(self.runner.pieces({"images": torch.zeros(4, 3, 32, 32, dtype=torch.uint8)}, 0))
+    mask = self.runner.mim.masking(4, 32, 32, generator=piece["generator"]).long()
+    masks = [torch.empty_like(mask) for _ in range(2)]
+    torch.distributed.all_gather(masks, mask)
+    assert not torch.equal(*masks), "both processes draw the same masks"
+    model = plain(self)
+    for name, parameter in model.named_parameters():
+        both = [torch.empty_like(parameter) for _ in range(2)]
+        torch.distributed.all_gather(both, parameter.detach())
+        assert torch.equal(*both), name
+    return model
+
+PretrainLoop.run = run
+config, data, folder, *more = sys.argv[1:]
+a2mim.pretrain(config, data, folder, device="cpu", num_workers=0, resume="resume" in more, accumulate=2)
+"""
+
+
+def start_pair(tmp_path, recipe, images, folder, *more):
+    script = tmp_path / "pair.py"
+    script.write_text(PAIR)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", str(port)]
+    done = subprocess.run(
+        [*command, str(script), str(recipe), str(images), str(folder), *more],
+        check=False,
+        capture_output=True,
+        text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode == 0, done.stderr
+    return torch.load(list_checkpoints(folder / "checkpoints")[-1], weights_only=True)
+
+
+@pytest.mark.slow
+def test_two_processes_keep_equal_weights_draw_their_own_masks_and_resume_exactly(recipe, images, tmp_path):
+    whole = start_pair(tmp_path, recipe, images, tmp_path / "pair")
+    for path in list_checkpoints(tmp_path / "pair" / "checkpoints")[4:]:
+        path.unlink()
+    resumed = start_pair(tmp_path, recipe, images, tmp_path / "pair", "resume")
+    for key, value in whole["state_dict"].items():
+        if "running_" not in key:  # the other process's statistics are not saved, and no weight depends on them
+            assert torch.equal(value, resumed["state_dict"][key]), key
