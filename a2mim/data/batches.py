@@ -1,7 +1,7 @@
 """What runs in a worker: from the ids of a batch to one finished uint8 batch, and nothing kept from one to the next.
 
-An image that cannot be read is replaced by another, chosen by (seed, epoch, its key, attempt) and so the same in every
-run, and the fault travels with the batch to be counted.
+In training an image that cannot be read is replaced by another, chosen by (seed, epoch, its key, attempt) and so the
+same in every run; in evaluation it is left out. Either way the fault travels with the batch to be counted.
 """
 
 from dataclasses import dataclass
@@ -15,6 +15,7 @@ from a2mim.data.dataset import ImageDataset
 from a2mim.data.decode import UnreadableImage
 from a2mim.data.transforms import TransformError, Transforms
 
+LEFT_OUT = -1  # in the place of an id
 MAX_IN_A_ROW = 9  # unreadable images, each drawn to replace the one before: then the data is broken, not an image
 
 
@@ -38,6 +39,7 @@ class RandomCrops:
     transforms: Transforms
     seed: int
     draws = DRAWS + 1  # uniforms per sample; the last one seeds the transforms
+    replaces = True  # an unreadable image, so that every batch is full
 
     def __call__(self, pixels: np.ndarray, u: np.ndarray) -> torch.Tensor:
         """(H, W, 3) uint8 and (draws,) uniforms of the sample -> (3, *size) uint8."""
@@ -54,6 +56,7 @@ class CenterCrops:
     interpolation: str
     seed: int = 0
     draws = 0
+    replaces = False  # no image may answer for another
 
     def __call__(self, pixels: np.ndarray, u: np.ndarray) -> torch.Tensor:
         """(H, W, 3) uint8 -> (3, *size) uint8."""
@@ -66,15 +69,15 @@ class Batches:
     Args:
         dataset: the images.
         crop: RandomCrops or CenterCrops.
-        candidates: the ids that may replace an unreadable image; None: all.
     """
 
-    def __init__(self, dataset: ImageDataset, crop, candidates: np.ndarray | None = None):
-        self.dataset, self.crop, self.candidates = dataset, crop, candidates
+    def __init__(self, dataset: ImageDataset, crop):
+        self.dataset, self.crop = dataset, crop
 
     def __getitem__(self, request: tuple[int, np.ndarray]) -> dict:
         """images (B, 3, H, W) uint8; labels, ids (B,) int64, of the images shown; faults: list of (reason, sentence).
 
+        B is less than was asked for where unreadable images are left out.
         An error for the user comes back under "error": raised in a worker it would arrive as a page of traceback.
         """
         epoch, ids = request
@@ -83,9 +86,16 @@ class Batches:
         uniforms = keyed.uniforms(self.crop.seed, epoch, self.dataset.keys[shown], self.crop.draws, keyed.CROP)
         for row, i in enumerate(ids):
             try:
-                images[row], shown[row] = self._image(epoch, int(i), uniforms[row], faults)
+                if self.crop.replaces:
+                    images[row], shown[row] = self._image(epoch, int(i), uniforms[row], faults)
+                else:
+                    images[row] = self._crop(int(i), uniforms[row], faults)
+            except UnreadableImage:
+                shown[row] = LEFT_OUT
             except (UnreadableData, TransformError) as error:
                 return {"error": error, "faults": faults}
+        if (shown == LEFT_OUT).any():
+            images, shown = images[torch.from_numpy(shown != LEFT_OUT)], shown[shown != LEFT_OUT]
         labels = torch.from_numpy(self.dataset.labels[shown])
         return {"images": images, "labels": labels, "ids": torch.from_numpy(shown), "faults": faults}
 
@@ -97,15 +107,23 @@ class Batches:
         key, first = self.dataset.keys[i : i + 1], len(faults)
         for attempt in range(MAX_IN_A_ROW):
             try:
-                return self.crop(self.dataset.read(i), u), i
-            except UnreadableImage as error:
-                faults.append((error.reason, f"{self.dataset.name(i)} ({error})"))
+                return self._crop(i, u, faults), i
+            except UnreadableImage:
                 i = self._replacement(epoch, key, attempt)
         names = "; ".join(sentence for _, sentence in faults[first : first + 3])
         raise UnreadableData(f"{MAX_IN_A_ROW} images in a row cannot be read, first: {names}")
 
+    def _crop(self, i: int, u: np.ndarray, faults: list) -> torch.Tensor:
+        """The crop of image i; what was wrong with it is added to `faults`, also when it raises UnreadableImage."""
+        notes = []
+        try:
+            pixels = self.dataset.read(i, notes)
+        except UnreadableImage as error:
+            faults.append((error.reason, f"{self.dataset.name(i)} ({error})"))
+            raise
+        faults += [(note, f"{self.dataset.name(i)} ({note})") for note in notes]
+        return self.crop(pixels, u)
+
     def _replacement(self, epoch: int, key: np.ndarray, attempt: int) -> int:
-        count = len(self.dataset) if self.candidates is None else len(self.candidates)
         u = keyed.uniforms(self.crop.seed, epoch, key, attempt + 1, keyed.REPLACEMENT)[0, -1]
-        chosen = int(u * count)
-        return chosen if self.candidates is None else int(self.candidates[chosen])
+        return int(u * len(self.dataset))

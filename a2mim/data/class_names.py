@@ -37,6 +37,7 @@ def match_labels(train: ImageDataset, test: ImageDataset) -> ImageDataset:
         test.shard_sizes,
         train.class_names,
         test.splits,
+        test.duplicates,
     )
 
 

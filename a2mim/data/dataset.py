@@ -14,8 +14,8 @@ import numpy as np
 class Store(Protocol):
     """Where the pixels are."""
 
-    def pixels(self, i: int) -> np.ndarray:
-        """(H, W, 3) uint8; raises UnreadableImage when this one image is at fault."""
+    def pixels(self, i: int, notes: list[str] | None = None) -> np.ndarray:
+        """(H, W, 3) uint8; raises UnreadableImage when this one image is at fault; notes: see `decode`."""
 
     def name(self, i: int) -> str:
         """What a person would look for: a path, or shard and member."""
@@ -32,21 +32,22 @@ class ImageDataset:
         shard_sizes: images in each shard, in order; a folder is one shard.
         class_names: name of label 0, 1, ..., or None.
         splits: the splits that the source has; empty when there is but one set, returned for every split.
+        duplicates: images left out because an earlier one has their key.
     """
 
-    def __init__(self, store: Store, title: str, keys, labels, shard_sizes, class_names=None, splits=()):
+    def __init__(self, store: Store, title: str, keys, labels, shard_sizes, class_names=None, splits=(), duplicates=0):
         self.store, self.title = store, title
         self.keys = np.asarray(keys, np.uint64)
         self.labels = np.asarray(labels, np.int64)
         self.shard_sizes = np.asarray(shard_sizes, np.int64)
-        self.class_names, self.splits = class_names, tuple(splits)
+        self.class_names, self.splits, self.duplicates = class_names, tuple(splits), int(duplicates)
 
     def __len__(self) -> int:
         return len(self.keys)
 
-    def read(self, i: int) -> np.ndarray:
-        """(H, W, 3) uint8 RGB; raises UnreadableImage."""
-        return self.store.pixels(int(i))
+    def read(self, i: int, notes: list[str] | None = None) -> np.ndarray:
+        """(H, W, 3) uint8 RGB; raises UnreadableImage; what is worth counting is appended to notes."""
+        return self.store.pixels(int(i), notes)
 
     def name(self, i: int) -> str:
         return self.store.name(int(i))
@@ -62,4 +63,5 @@ class ImageDataset:
         classes = len(np.unique(self.labels[self.labels >= 0]))
         labelled = f"{classes} classes" if classes else "no labels"
         shards = f" in {len(self.shard_sizes)} shards" if len(self.shard_sizes) > 1 else ""
-        return f"{self.title}: {len(self):,} images{shards}, {labelled}"
+        left_out = f", {self.duplicates} with a key that was taken left out" if self.duplicates else ""
+        return f"{self.title}: {len(self):,} images{shards}, {labelled}{left_out}"

@@ -9,6 +9,8 @@ import warnings
 import numpy as np
 
 MAX_PIXELS = 64_000_000  # a header that claims more is taken for a decompression bomb
+LENIENT = "damaged, decoded all the same"  # counted like a reason, but the image is shown
+FOREIGN, DAMAGED = "foreign", "damaged"
 
 
 class UnreadableImage(ValueError):
@@ -22,29 +24,37 @@ class UnreadableImage(ValueError):
         return UnreadableImage, (self.reason, self.detail)
 
 
-def decode(data: bytes) -> np.ndarray:
-    """Encoded image -> (H, W, 3) uint8 RGB; raises UnreadableImage."""
+def decode(data: bytes, notes: list[str] | None = None) -> np.ndarray:
+    """Encoded image -> (H, W, 3) uint8 RGB; raises UnreadableImage.
+
+    Args:
+        notes: gets LENIENT appended when a damaged image was decoded all the same.
+    """
     if not data:
         raise UnreadableImage("empty")
-    if data[:2] == b"\xff\xd8":
-        pixels = _decode_jpeg(data)
-        if pixels is not None:
-            return pixels
-    return _decode_other(data)
+    if data[:2] != b"\xff\xd8":
+        return _decode_other(data)
+    found = _decode_jpeg(data)
+    if isinstance(found, np.ndarray):
+        return found
+    pixels = _decode_other(data)
+    if found == DAMAGED and notes is not None:
+        notes.append(LENIENT)
+    return pixels
 
 
-def _decode_jpeg(data: bytes) -> np.ndarray | None:
-    """None where Pillow has to decide: CMYK, odd colour spaces, damage that libjpeg only warns about."""
+def _decode_jpeg(data: bytes) -> np.ndarray | str:
+    """Pixels, or why Pillow has to decide: FOREIGN (CMYK, odd colour spaces), or DAMAGED (libjpeg only warns)."""
     import simplejpeg
 
     try:
         height, width, space, _ = simplejpeg.decode_jpeg_header(data)
         _refuse_bomb(width, height)
-        return simplejpeg.decode_jpeg(data) if space in ("YCbCr", "RGB", "Gray") else None
+        return simplejpeg.decode_jpeg(data) if space in ("YCbCr", "RGB", "Gray") else FOREIGN
     except UnreadableImage:
         raise
     except ValueError:
-        return None
+        return DAMAGED
 
 
 def _decode_other(data: bytes) -> np.ndarray:

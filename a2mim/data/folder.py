@@ -19,12 +19,12 @@ class FolderStore:
     def __init__(self, root: Path, paths: list[str]):
         self.root, self.paths = str(root), paths
 
-    def pixels(self, i: int) -> np.ndarray:
+    def pixels(self, i: int, notes: list[str] | None = None) -> np.ndarray:
         try:
             data = Path(self.name(i)).read_bytes()
         except FileNotFoundError:
             raise UnreadableImage("missing", "the file has gone since the folder was listed") from None
-        return decode(data)
+        return decode(data, notes)
 
     def name(self, i: int) -> str:
         return os.path.join(self.root, self.paths[i])

@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader
 from a2mim.data.batches import Batches, CenterCrops, RandomCrops, UnreadableData
 from a2mim.data.crops import INTERPOLATIONS
 from a2mim.data.dataset import ImageDataset
+from a2mim.data.decode import LENIENT
 from a2mim.data.plan import VERSION, Plan
 from a2mim.data.transforms import Transforms
 
@@ -125,14 +126,14 @@ class TrainLoader:
 
 
 class EvalLoader:
-    """The whole set once, in order, central crops.
+    """The whole set once, in order, central crops; images that cannot be read are left out and counted in `faults`.
 
     Args:
         dataset: from open_dataset.
         img_size: side of the crop in pixels, or (H, W).
         resize: short side before the crop, in pixels; None: no larger than the crop.
         interpolation: "bilinear" or "bicubic", antialiased.
-        batch_size: images per batch; the last may have fewer.
+        batch_size: images per batch; the last may have fewer, as has one with unreadable images.
         num_workers: processes that prepare batches; 0: this one.
         indices: the images to show, in this order; None: all.
     """
@@ -158,7 +159,7 @@ class EvalLoader:
         self.faults = Faults()
         crop = CenterCrops(size, short_side, _interpolation(interpolation))
         self._requests = _Requests()
-        self._workers = _start(Batches(dataset, crop, self.indices), self._requests, num_workers, 2)
+        self._workers = _start(Batches(dataset, crop), self._requests, num_workers, 2)
 
     def __len__(self) -> int:
         return -(-len(self.indices) // self.batch_size)
@@ -168,8 +169,16 @@ class EvalLoader:
         self._requests.items = [
             (0, part) for part in np.split(self.indices, range(self.batch_size, len(self.indices), self.batch_size))
         ]
+        shown = 0
         for batch in self._workers:
-            yield _unpack(batch, self.faults, len(self.indices))
+            batch = _unpack(batch, self.faults, len(self.indices))
+            shown += len(batch["ids"])
+            if len(batch["ids"]):
+                yield batch
+        if self.faults and not shown:
+            raise UnreadableData(
+                f"none of {len(self.indices)} images can be read, first: {'; '.join(self.faults.names)}"
+            )
 
 
 class _Requests:
@@ -196,6 +205,8 @@ def _start(batches: Batches, requests: _Requests, num_workers: int, prefetch: in
 
     Each pass draws a number for the workers; from a generator of its own, lest it shift those of the network.
     """
+    if num_workers < 0:
+        raise ValueError(f"num_workers={num_workers} must be at least 0")
     many = {"prefetch_factor": prefetch, "persistent_workers": True} if num_workers else {}
     return DataLoader(
         batches,
@@ -213,15 +224,20 @@ def _as_it_is(batch):
 
 
 class Faults(Counter):
-    """How many images could not be read, by reason; `names` has the first few with what was wrong."""
+    """How many images were damaged, by reason; `names` has the first few that could not be read, and why."""
 
     def __init__(self, counts=()):
         super().__init__(counts)
         self.names = []
 
+    @property
+    def unreadable(self) -> dict[str, int]:
+        """Without those that were decoded all the same."""
+        return {reason: count for reason, count in self.items() if reason != LENIENT}
+
     def add(self, faults: list[tuple[str, str]]) -> None:
         self.update(reason for reason, _ in faults)
-        self.names += [sentence for _, sentence in faults][: 3 - len(self.names)]
+        self.names += [sentence for reason, sentence in faults if reason != LENIENT][: 3 - len(self.names)]
 
 
 def _unpack(batch: dict, faults: Faults, images: int) -> dict:
@@ -230,8 +246,8 @@ def _unpack(batch: dict, faults: Faults, images: int) -> dict:
     faults.add(new)
     if "error" in batch:
         raise batch["error"]
-    if new and faults.total() > max(FEW_FAULTS, FAULT_SHARE * images):
-        counts = ", ".join(f"{count} {reason}" for reason, count in faults.most_common())
+    if new and sum(faults.unreadable.values()) > max(FEW_FAULTS, FAULT_SHARE * images):
+        counts = ", ".join(f"{count} {reason}" for reason, count in faults.unreadable.items())
         raise UnreadableData(f"too many of {images} images cannot be read ({counts}), first: {'; '.join(faults.names)}")
     return batch
 

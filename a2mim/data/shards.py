@@ -9,7 +9,7 @@ from tqdm import tqdm
 from a2mim.data import remote
 from a2mim.data.dataset import ImageDataset
 from a2mim.data.decode import UnreadableImage, decode
-from a2mim.data.shard_index import read_index, samples
+from a2mim.data.shard_index import counted_index, samples
 
 MAX_OPEN = 128  # file descriptors
 
@@ -27,12 +27,12 @@ class TarStore:
         self._open = OrderedDict()
         self.paths, self.ends, self.offsets, self.sizes = paths, ends, offsets, sizes
 
-    def pixels(self, i: int) -> np.ndarray:
+    def pixels(self, i: int, notes: list[str] | None = None) -> np.ndarray:
         shard = int(np.searchsorted(self.ends, i, side="right"))
         data = os.pread(self._descriptor(shard), int(self.sizes[i]), int(self.offsets[i]))
         if len(data) < self.sizes[i]:
             raise UnreadableImage("cut short", f"{len(data)} of {self.sizes[i]} bytes")
-        return decode(data)
+        return decode(data, notes)
 
     def name(self, i: int) -> str:
         """Looked up in the tar's headers: names are wanted rarely, and would be most of the index."""
@@ -68,10 +68,12 @@ def open_shards(shards: list[str], title: str) -> ImageDataset:
     if len(set(shards)) < len(shards):
         twice = next(shard for shard in shards if shards.count(shard) > 1)
         raise ValueError(f"the shard {twice!r} is named more than once; its images would be too")
-    paths, indices = [], []
+    paths, indices, duplicates = [], [], 0
     for shard in tqdm(shards, "indexing", unit="shard", leave=False, disable=len(shards) < 100 or None):
         paths.append(remote.fetch(shard) if remote.is_remote(shard) else shard)
-        indices.append(read_index(paths[-1]))
+        index, again = counted_index(paths[-1])
+        indices.append(index)
+        duplicates += again
     sizes = np.array([len(index) for index in indices], np.int64)
     if not sizes.sum():
         raise ValueError(
@@ -79,7 +81,8 @@ def open_shards(shards: list[str], title: str) -> ImageDataset:
         )
     index = np.concatenate(indices)
     store = TarStore(paths, np.cumsum(sizes), index["offset"].copy(), index["size"].copy())
-    return ImageDataset(store, title, index["key"], index["label"], sizes, _class_names(paths[0], index["label"].max()))
+    names = _class_names(paths[0], index["label"].max())
+    return ImageDataset(store, title, index["key"], index["label"], sizes, names, duplicates=duplicates)
 
 
 def refuse_missing(shards: list[str]) -> None:

@@ -1,3 +1,4 @@
+import contextlib
 import hashlib
 import itertools
 import pickle
@@ -7,9 +8,9 @@ import pytest
 import torch
 from small_images import encoded, picture, write_tar
 
-from a2mim.data import EvalLoader, TrainLoader, open_dataset
+from a2mim.data import EvalLoader, TrainLoader, check_shards, open_dataset
 from a2mim.data.batches import UnreadableData
-from a2mim.data.decode import decode
+from a2mim.data.decode import LENIENT, UnreadableImage, decode
 
 
 def loader(dataset, batch=8, **options) -> TrainLoader:
@@ -150,6 +151,9 @@ def test_wrong_arguments_are_one_sentence(dataset):
     ):
         with pytest.raises(ValueError, match=message):
             loader(dataset, **options)
+    for source in (lambda **o: loader(dataset, **o), lambda **o: EvalLoader(dataset, 16, **o)):
+        with pytest.raises(ValueError, match="num_workers=-1 must be at least 0"):
+            source(num_workers=-1)
     with pytest.raises(ValueError, match="img_size=0"):
         TrainLoader(dataset, 0, 8)
     with pytest.raises(ValueError, match="resize=8 is smaller than img_size=16"):
@@ -213,11 +217,46 @@ def test_evaluation_shows_the_whole_set_in_order(dataset):
         assert batches[-1]["images"].shape == (4, 3, 16, 16)
 
 
-def test_evaluation_of_chosen_images_takes_replacements_from_them(tmp_path):
-    dataset = damaged(tmp_path, 20, 1)
-    test = EvalLoader(dataset, 16, resize=20, indices=[3, 20, 5])
-    (batch,) = test
-    assert batch["ids"].tolist() in ([3, 3, 5], [3, 5, 5]) and test.faults == {"empty": 1}
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_evaluation_leaves_unreadable_images_out_and_counts_them(tmp_path, num_workers):
+    dataset = damaged(tmp_path, 20, 2)
+    test = EvalLoader(dataset, 16, resize=20, indices=[3, 20, 5, 21], batch_size=3, num_workers=num_workers)
+    batches = list(test)
+    assert [batch["ids"].tolist() for batch in batches] == [[3, 5]]  # the second batch had only image 21
+    assert batches[0]["labels"].tolist() == [3, 5] and batches[0]["images"].shape == (2, 3, 16, 16)
+    (alone,) = EvalLoader(dataset, 16, resize=20, indices=[3, 5])
+    assert torch.equal(batches[0]["images"], alone["images"])
+    assert test.faults == test.faults.unreadable == {"empty": 1, "not an image": 1}
+
+
+def test_evaluation_of_nothing_readable_is_one_sentence(tmp_path):
+    test = EvalLoader(damaged(tmp_path, 0, 3), 16, resize=20)
+    with pytest.raises(UnreadableData, match=r"^none of 3 images can be read, first: .*0000 \(empty\)"):
+        list(test)
+
+
+def lightly_damaged(number: int) -> bytes:
+    """A JPEG with one wrong byte, which libjpeg warns about and decodes."""
+    for place in range(250, 700):
+        data = bytearray(encoded(picture(number)))
+        data[place] ^= 0x3C
+        notes = []
+        with contextlib.suppress(UnreadableImage):
+            decode(bytes(data), notes)
+        if notes == [LENIENT]:
+            return bytes(data)
+    raise AssertionError("no byte does it")
+
+
+def test_images_decoded_in_spite_of_damage_are_shown_counted_and_never_too_many(tmp_path):
+    members = [(f"{i:04d}.jpg", lightly_damaged(i)) for i in range(16)]
+    dataset = open_dataset(write_tar(tmp_path / "light.tar", members))
+    train, test = loader(dataset, num_workers=1), EvalLoader(dataset, 16, resize=20)
+    for source in (train, test):
+        assert sorted(i for batch in source for i in batch["ids"].tolist()) == list(range(16))
+        assert source.faults == {LENIENT: 16} and source.faults.unreadable == {} and source.faults.names == []
+    report = check_shards(str(tmp_path / "light.tar"))
+    assert report.ok and report.lenient == 16 and LENIENT in str(report)
 
 
 def test_evaluation_with_workers_is_the_same(dataset):

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from small_images import encoded, picture, write_tar
 
-from a2mim.data import open_dataset, shard_index
+from a2mim.data import check_shards, open_dataset, shard_index
 from a2mim.data.decode import decode
 from a2mim.data.shard_index import read_index
 from a2mim.data.tarfiles import TarError
@@ -67,6 +67,10 @@ def test_grouping_into_samples(tmp_path):
     dataset = open_dataset(tmp_path / "x.tar")
     assert [dataset.name(i).rpartition("x.tar/")[2] for i in range(len(dataset))] == ["d.0/a", "b", "c"]
     assert dataset.labels.tolist() == [7, 2, -1]
+    assert dataset.duplicates == 2 and dataset.describe().endswith("2 with a key that was taken left out")
+    assert open_dataset(tmp_path / "x.tar").duplicates == 2  # from the cached index
+    report = check_shards(tmp_path / "x.tar")
+    assert report.duplicates == 2 and "2 with a key that was taken left out" in str(report)
     assert dataset.read(0).shape == dataset.read(1).shape == (40, 56, 3)
 
 
@@ -88,7 +92,7 @@ def test_the_index_is_cached_and_rebuilt_when_the_shard_changes(shards, tmp_path
     first = read_index(path)
     assert os.path.exists(path + ".index.npz")
     with monkeypatch.context() as patch:
-        patch.setattr(shard_index, "samples", lambda path: pytest.fail("the headers were read again"))
+        patch.setattr(shard_index, "scan", lambda path: pytest.fail("the headers were read again"))
         assert np.array_equal(read_index(path), first)
     write_tar(path, [("new.jpg", encoded(picture(9)))])
     assert len(read_index(path)) == 1
@@ -115,7 +119,7 @@ def test_a_read_only_folder_is_indexed_in_the_users_cache(shards, tmp_path, monk
     monkeypatch.setattr(shard_index, "_write", refuse_beside)
     first = read_index(path)
     assert len(list((tmp_path / "cache" / "a2mim" / "indices").glob("*.npz"))) == 1
-    monkeypatch.setattr(shard_index, "samples", lambda path: pytest.fail("the headers were read again"))
+    monkeypatch.setattr(shard_index, "scan", lambda path: pytest.fail("the headers were read again"))
     assert np.array_equal(read_index(path), first)
 
 
