@@ -19,9 +19,12 @@ sync_batchnorm = True
 laptop = {
     "model.encoder.name": "resnet26",
     "model.masking.mask_patch_size": 16,
+    "model.masking.mask_ratio": 0.5,
+    "model.losses": [dict(type="MaskedL1"), dict(type="FourierLoss", weight=0.1)],
     "data.img_size": 64,
-    "global_batch_size": 64,
-    "optimizer.base_lr": 4e-3,
+    "global_batch_size": 32,
+    "optimizer.base_lr": 3.2e-2,
     "schedule.epochs": 2,
-    "schedule.warmup_epochs": 1,
+    "schedule.warmup_epochs": 0.2,
+    "clip_grad": 1.0,
 }

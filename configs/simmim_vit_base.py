@@ -20,10 +20,12 @@ clip_grad = 5.0
 laptop = {
     "model.encoder.name": "vit_tiny_patch16_224",
     "model.masking.mask_patch_size": 16,
+    "model.masking.mask_ratio": 0.5,
     "data.img_size": 64,
-    "global_batch_size": 64,
-    "optimizer.base_lr": 2e-3,
+    "global_batch_size": 32,
+    "optimizer.base_lr": 8e-3,
     "schedule.epochs": 4,
-    "schedule.warmup_epochs": 1,
+    "schedule.warmup_epochs": 0.4,
+    "clip_grad": 1.0,
     "schedule.decay_epochs": [3],
 }

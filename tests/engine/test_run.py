@@ -77,12 +77,14 @@ def test_labels_and_a_test_set_are_judged_before_and_after(run, images, tmp_path
     labelled = tmp_path / "labelled"
     for split in ("train", "test"):
         for i, path in enumerate(sorted(images.iterdir())):
+            if (i // 2) % 2 == (split == "test"):
+                continue
             target = labelled / split / "ab"[i % 2] / path.name
             target.parent.mkdir(parents=True, exist_ok=True)
             target.symlink_to(path)
     _, summary = run("whole", data=labelled / "train", test_data=labelled / "test")
     judged = summary["judged"]
-    assert judged["before"]["knn"]["n_test"] == 24
+    assert judged["before"]["knn"]["n_test"] == 12
     assert len(judged["verdicts"]) == 2
     assert "before pre-training: linear probe" in capsys.readouterr().out
 
