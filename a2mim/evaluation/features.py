@@ -1,5 +1,6 @@
 """Frozen features of a labelled set: one pass, in evaluation mode, the model left as it was found."""
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
@@ -80,6 +81,34 @@ def pooling_of(model: nn.Module, pooling: str) -> Callable[[Tensor], Tensor]:
     if pooling == "cls":
         return lambda images: model.forward_features(images)[:, 0]
     return lambda images: _average(model, model.forward_features(images))
+
+
+def pooling_name(model: nn.Module, pooling: str) -> str:
+    """timm's word for what `pooling_of` does with this model: "token", "avg", "map", …"""
+    if pooling != "default":
+        return {"cls": "token"}.get(pooling, pooling)
+    for holder in (model, getattr(model, "head", None)):
+        found = getattr(holder, "global_pool", None)
+        found = getattr(found, "pool_type", found)
+        if isinstance(found, str):
+            return found or "none"
+    return "as timm's forward_head"
+
+
+def unreadable_of(*loaders) -> dict[str, int]:
+    """{reason: count} of the images that loaders had asked for in their last pass and did not get."""
+    total = Counter()
+    for loader in loaders:
+        faults = getattr(loader, "faults", {})
+        total.update(getattr(faults, "unreadable", faults))
+    return dict(total)
+
+
+def refuse_below_one(**constants) -> None:
+    """Raises ValueError for a count that is not at least 1, None excepted."""
+    for name, value in constants.items():
+        if value is not None and value < 1:
+            raise ValueError(f"{name}={value} must be at least 1")
 
 
 def _average(model: nn.Module, features: Tensor) -> Tensor:

@@ -37,9 +37,8 @@ def knn(
 
     Source: https://github.com/facebookresearch/dino, eval_knn.py; differs in accepting any labels and any set sizes.
     """
+    check_constants(k, temperature)
     check_features(train_features, train_labels, test_features, test_labels)
-    if k < 1 or temperature <= 0:
-        raise ValueError(f"k={k} and temperature={temperature} were given: k must be at least 1, temperature above 0.")
     used_k = min(k, len(train_features))
     bank = F.normalize(train_features.float(), dim=1)
     classes, train_targets = torch.unique(train_labels.to(bank.device), return_inverse=True)
@@ -66,6 +65,11 @@ def knn(
     if used_k < k:
         result["note"] = f"k was {k}; the training set has only {used_k} images, so k = {used_k}"
     return result
+
+
+def check_constants(k: int, temperature: float) -> None:
+    if k < 1 or not temperature > 0:
+        raise ValueError(f"k={k} and temperature={temperature} were given: k must be at least 1, temperature above 0.")
 
 
 def _votes(similarity: Tensor, targets: Tensor, n_classes: int, k: int, temperature: float) -> Tensor:

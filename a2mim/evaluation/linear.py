@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor
 
-from a2mim.evaluation.features import check_features, class_positions
+from a2mim.evaluation.features import check_features, class_positions, refuse_below_one
 from a2mim.evaluation.heads import LinearHeads
 
 # DINOv2's 13 rates per 256 images, and three above them for features that are standardised and sets that are small
@@ -42,6 +42,7 @@ def linear_probe(
     Returns:
         "top1" and "top5" in percent, "correct" (M,) bool, the chosen "lr", and the constants that decide the numbers.
     """
+    refuse_below_one(epochs=epochs, batch_size=batch_size)
     check_features(train_features, train_labels, test_features, test_labels)
     if protocol not in PROTOCOLS:
         raise ValueError(f"protocol={protocol!r} is unknown: choose one of {', '.join(PROTOCOLS)}.")

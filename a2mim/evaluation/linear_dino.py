@@ -7,7 +7,14 @@ from einops import rearrange
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from a2mim.evaluation.features import check_features, class_positions, frozen, pooling_of, run_frozen
+from a2mim.evaluation.features import (
+    check_features,
+    class_positions,
+    frozen,
+    pooling_of,
+    refuse_below_one,
+    run_frozen,
+)
 from a2mim.evaluation.heads import LinearHeads
 from a2mim.evaluation.linear import best_head, cosine
 from a2mim.pixels import IMAGENET_MEAN, IMAGENET_STD, normalize
@@ -51,6 +58,7 @@ def linear_probe_dino(
 
     Source: https://github.com/facebookresearch/dino, eval_linear.py; differs in sweeping and choosing the rate.
     """
+    refuse_below_one(epochs=epochs)
     extract, description = dino_features(model, n_last_blocks)
     held_ids: list[Tensor] = []
     held_features, held_labels = run_frozen(model, _noting_ids(held_out_loader, held_ids), extract, mean, std)

@@ -10,10 +10,11 @@ import torch
 from torch import Tensor
 
 from a2mim.batchnorm import calibrate_batchnorm
-from a2mim.data import EvalLoader, ImageDataset, TrainLoader, open_dataset
-from a2mim.evaluation.features import extract_features
+from a2mim.data import EvalLoader, ImageDataset, TrainLoader, match_labels, open_dataset
+from a2mim.devices import choose_device
+from a2mim.evaluation.features import extract_features, pooling_name, refuse_below_one, unreadable_of
 from a2mim.evaluation.intervals import wilson_interval
-from a2mim.evaluation.knn import knn
+from a2mim.evaluation.knn import check_constants, knn
 from a2mim.evaluation.linear import hold_out, linear_probe
 from a2mim.evaluation.linear_dino import linear_probe_dino
 from a2mim.loading import build, read_source
@@ -33,25 +34,31 @@ class Bench:
         img_size: pixels; None is the encoder's own.
         batch_size: images a forward pass.
         num_workers: data processes.
-        calibrate: take BatchNorm's statistics anew from training images first. None does so for a network that no file
-            was loaded for: a random one is otherwise judged with statistics of nothing.
+        calibrate: take BatchNorm's statistics anew from training images first. None does so unless an exported folder
+            brings statistics of whole images: a checkpoint has those of masked ones, a random network has none.
+
+    Test labels are numbered by the training set's class names, see `match_labels`.
     """
 
     def __init__(
         self, source, data, test_data, device=None, img_size=None, batch_size=64, num_workers=0, calibrate=None
     ):
+        refuse_below_one(batch_size=batch_size, img_size=img_size)
+        if num_workers < 0:
+            raise ValueError(f"num_workers={num_workers} must be at least 0")
+        self.device = choose_device(device)
         found = read_source(source)
         self.model, self.pixels = build(found, **({} if img_size is None else {"img_size": img_size}))
-        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self.model.to(self.device)
         channels = len(self.pixels["mean"])
         self.train = labelled(open_dataset(data, "train", channels), data)
-        self.test = labelled(open_dataset(test_data, "test", channels), test_data)
+        test = labelled(open_dataset(test_data, "test", channels), test_data)
+        self.test = match_labels(self.train, test)
         self.batch_size, self.num_workers = batch_size, num_workers
         self.img_size = tuple(self.pixels["img_size"])
         self.resize = round(max(self.img_size) * RESIZE)
         self.stats = {key: self.pixels[key] for key in ("mean", "std")}
-        calibrate = found.tensors is None if calibrate is None else calibrate
+        calibrate = not found.calibrated if calibrate is None else calibrate
         self.calibrated = calibrate_batchnorm(self.model, self._clean()) if calibrate else 0
 
     def _clean(self) -> Iterator[Tensor]:
@@ -74,11 +81,13 @@ class Bench:
             "batchnorm_calibrated_on": self.calibrated,
         }
 
-    def result(self, found: dict) -> dict:
-        """The protocol's result with its interval and constants, plain values only."""
+    def result(self, found: dict, *loaders) -> dict:
+        """The protocol's result with its interval and constants, plain values only; "unreadable" counts the images that
+        the loaders could not read: those of the test set are not judged, so not in "n_test" either.
+        """
         interval = wilson_interval(int(found["correct"].sum()), found["n_test"])
         plain = {key: value for key, value in found.items() if not isinstance(value, Tensor)}
-        return plain | {"interval": list(interval)} | self.constants()
+        return plain | {"interval": list(interval), "unreadable": unreadable_of(*loaders)} | self.constants()
 
 
 def labelled(dataset: ImageDataset, source) -> ImageDataset:
@@ -94,12 +103,11 @@ def labelled(dataset: ImageDataset, source) -> ImageDataset:
 
 def run_knn(bench: Bench, k: int = 20, temperature: float = 0.07, pooling: str = "default") -> dict:
     """DINO's weighted k-NN."""
-    sets = [
-        part
-        for dataset in (bench.train, bench.test)
-        for part in extract_features(bench.model, bench.view(dataset), pooling, **bench.stats)
-    ]
-    return bench.result(knn(*sets, k=k, temperature=temperature)) | {"pooling": pooling}
+    check_constants(k, temperature)
+    loaders = bench.view(bench.train), bench.view(bench.test)
+    sets = [part for loader in loaders for part in extract_features(bench.model, loader, pooling, **bench.stats)]
+    found = knn(*sets, k=k, temperature=temperature) | {"pooling": pooling_name(bench.model, pooling)}
+    return bench.result(found, *loaders)
 
 
 def run_linear(
@@ -111,13 +119,12 @@ def run_linear(
         protocol: "dino-linear" trains on freshly augmented crops each epoch; "linear-cached" on one central crop an
             image, which takes one pass over the images in all.
     """
+    refuse_below_one(epochs=epochs)
     if protocol == "linear-cached":
-        sets = [
-            part
-            for dataset in (bench.train, bench.test)
-            for part in extract_features(bench.model, bench.view(dataset), **bench.stats)
-        ]
-        return bench.result(linear_probe(*sets, epochs=epochs, seed=seed))
+        loaders = bench.view(bench.train), bench.view(bench.test)
+        sets = [part for loader in loaders for part in extract_features(bench.model, loader, **bench.stats)]
+        found = linear_probe(*sets, epochs=epochs, seed=seed) | {"pooling": pooling_name(bench.model, "default")}
+        return bench.result(found, *loaders)
     if protocol != "dino-linear":
         raise ValueError(f"protocol {protocol!r} is not known; choose dino-linear or linear-cached")
     labels = torch.from_numpy(bench.train.labels)
@@ -130,15 +137,16 @@ def run_linear(
         seed=seed,
         num_workers=bench.num_workers,
     )
+    test = bench.view(bench.test)
     found = linear_probe_dino(
         bench.model,
         crops,
         labels,
         bench.view(bench.train, hold_out(labels, 0.1, seed).numpy()),
-        bench.view(bench.test),
+        test,
         epochs=epochs,
         n_last_blocks=n_last_blocks,
         seed=seed,
         **bench.stats,
     )
-    return bench.result(found)
+    return bench.result(found, crops, test)  # a training image counts each time that it was to be shown

@@ -5,6 +5,7 @@ import timm
 import torch
 
 from a2mim.evaluation import extract_features, judge
+from a2mim.evaluation.features import pooling_name
 from a2mim.pixels import IMAGENET_MEAN, IMAGENET_STD
 
 SIZE = 64
@@ -83,6 +84,30 @@ def test_average_pooling_of_feature_maps_equals_timms_on_either_layout(name, kwa
     torch.testing.assert_close(extract_features(model, loader, "avg")[0], extract_features(model, loader)[0])
 
 
+@pytest.mark.parametrize(
+    ("name", "kwargs", "word"),
+    [
+        ("resnet18", {}, "avg"),
+        ("convnext_atto", {}, "avg"),
+        ("swin_tiny_patch4_window7_224", {"depths": (1, 1, 1, 1)}, "avg"),
+        ("vit_tiny_patch16_224", {"depth": 1}, "token"),
+        ("vit_tiny_patch16_224", {"depth": 1, "global_pool": "avg"}, "avg"),
+        ("xcit_nano_12_p16_224", {}, "token"),
+        ("xcit_nano_12_p16_224", {"global_pool": "avg"}, "avg"),
+    ],
+)
+def test_the_default_pooling_is_named_as_what_it_is(name, kwargs, word):
+    model = tiny(name, **kwargs)
+    assert pooling_name(model, "default") == word
+    assert (pooling_name(model, "cls"), pooling_name(model, "avg")) == ("token", "avg")
+
+
+def test_judging_with_constants_out_of_range_is_refused_before_any_image_is_looked_at():
+    for wrong in ({"k": 0}, {"temperature": -1.0}, {"epochs": 0}):
+        with pytest.raises(ValueError, match="must be at least 1"):
+            judge(tiny("resnet18"), iter(()), iter(()), **wrong)
+
+
 def test_what_cannot_be_pooled_is_refused_in_one_sentence():
     with pytest.raises(ValueError, match="choose one of default, cls, avg"):
         extract_features(tiny("resnet18"), batches(), "max")
@@ -95,7 +120,7 @@ def test_what_cannot_be_pooled_is_refused_in_one_sentence():
 def test_judging_gives_both_protocols_with_intervals_around_their_numbers():
     model = tiny("resnet18")
     result = judge(model, batches(24, seed=1), batches(11, seed=2), epochs=3)
-    assert result["pooling"] == "default"
+    assert (result["pooling"], result["unreadable"]) == ("avg", {})
     for protocol in ("knn", "linear"):
         low, high = result[protocol]["interval"]
         assert 0 <= low <= result[protocol]["top1"] <= high <= 100

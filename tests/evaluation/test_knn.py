@@ -122,7 +122,7 @@ def test_what_cannot_be_judged_is_refused_in_one_sentence(change, words):
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("wrong", [{"k": 0}, {"temperature": 0.0}])
+@pytest.mark.parametrize("wrong", [{"k": 0}, {"temperature": 0.0}, {"temperature": float("nan")}])
 def test_constants_out_of_range_are_refused(wrong):
     with pytest.raises(ValueError, match="at least 1"):
         knn(*random_sets(20, 5, 4, 3), **wrong)

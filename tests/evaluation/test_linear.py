@@ -149,3 +149,9 @@ def test_unknown_protocols_and_bad_features_are_refused():
     test[1, 1] = float("nan")
     with pytest.raises(ValueError, match="not finite"):
         linear_probe(train, labels, test, test_labels)
+
+
+@pytest.mark.parametrize("wrong", ["epochs", "batch_size"])
+def test_no_epoch_and_no_batch_are_refused(wrong):
+    with pytest.raises(ValueError, match=f"{wrong}=0 must be at least 1"):
+        linear_probe(*clusters(20, 10), **{wrong: 0})

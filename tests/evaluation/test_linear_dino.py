@@ -118,3 +118,8 @@ def test_a_number_of_blocks_that_cannot_be_is_refused():
         dino_features(timm.create_model("vit_tiny_patch16_224", num_classes=0, depth=2), 3)
     with pytest.raises(ValueError, match="leave it out"):
         dino_features(timm.create_model("resnet18", num_classes=0), 4)
+
+
+def test_no_epoch_is_refused():
+    with pytest.raises(ValueError, match="epochs=0 must be at least 1"):
+        probe(range(30), range(6), epochs=0)
