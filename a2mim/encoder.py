@@ -69,6 +69,8 @@ class MaskedEncoder(nn.Module):
         mask_patch_size: side of a hidden square in pixels; "auto" prefers a site whose cells are no larger.
         drop_path_rate: stochastic depth in pre-training.
         pretrained: start from timm's published weights, which it downloads.
+        token_std: of the truncated normal that the token starts from; 0 starts it at exactly 0, as the reference's
+            ConvNeXt does.
 
     Attributes:
         model: timm's, with num_classes=0.
@@ -94,6 +96,7 @@ class MaskedEncoder(nn.Module):
         mask_patch_size: int = 32,
         drop_path_rate: float = 0.0,
         pretrained: bool = False,
+        token_std: float = 0.02,
     ):
         super().__init__()
         check_mode(token)
@@ -111,7 +114,8 @@ class MaskedEncoder(nn.Module):
 
         self.tokens, self.gammas = nn.ParameterList(), nn.ParameterList()
         for width in found.site_widths:
-            self.tokens.append(nn.Parameter(nn.init.trunc_normal_(torch.empty(width), std=0.02)))
+            start = nn.init.trunc_normal_(torch.empty(width), std=token_std) if token_std else torch.zeros(width)
+            self.tokens.append(nn.Parameter(start))
             if token == "scaled":
                 self.gammas.append(nn.Parameter(torch.full((width,), 1e-6)))
 

@@ -14,6 +14,8 @@ CONVNEXT = "stages.3.downsample"
 # recipe: (lr at 2,048 images, epochs, schedule, crop scale, clip, token's rate, losses, token mode, site, its grid)
 REFERENCE = {
     "a2mim_resnet50": (1.2e-3, 300, "cosine", (0.8, 1), None, 0.1, ["focal_l1", "fourier"], "scaled", "layer3", 14),
+    "a2mim_resnet101": (1.2e-3, 300, "cosine", (0.8, 1), None, 0.1, ["focal_l1", "fourier"], "scaled", "layer3", 14),
+    "a2mim_swin_tiny": (8e-4, 300, "cosine", (0.67, 1), 5.0, 1.0, ["l1", "fourier"], "add", "patch_embed", 48),
     "a2mim_resnet18": (1.2e-3, 300, "cosine", (0.8, 1), None, 0.1, ["focal_l1", "fourier"], "scaled", "layer3", 14),
     "a2mim_convnext_tiny": (1.2e-3, 300, "cosine", (0.8, 1), None, 0.1, ["focal_l1"], "scaled", CONVNEXT, 7),
     "a2mim_vit_small": (8e-4, 800, "cosine", (0.67, 1), 5.0, 1.0, ["l1", "fourier"], "add", "blocks.6", 14),
@@ -59,6 +61,17 @@ def test_the_frequency_term_has_the_reference_s_weight_leak_and_fill():
 
     assert fourier("a2mim_resnet50") == {"type": "FourierLoss", "weight": 0.5, "leak": 1e-3}
     assert fourier("a2mim_vit_small") == {"type": "FourierLoss", "weight": 0.1}
+    assert fourier("a2mim_swin_tiny") == {"type": "FourierLoss", "weight": 0.5}
+    assert fourier("a2mim_resnet101") == {"type": "FourierLoss", "weight": 0.1, "leak": 1e-3, "criterion": "focal_l1"}
+
+
+def test_convnext_s_token_starts_at_0_and_the_others_do_not():
+    def token(name):
+        settings = load_config(CONFIGS[0].parent / f"{name}.py", laptop=True)
+        return build_mim(settings).encoder.tokens[0]
+
+    assert token("a2mim_convnext_tiny").abs().max() == 0
+    assert 0.015 < token("a2mim_resnet18").std() < 0.025
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)
@@ -69,7 +82,7 @@ def test_the_laptop_scale_builds_too(path):
     size = settings["data"]["img_size"]
     recon = model.decode(model.encoder(torch.zeros(2, 3, size, size, device="meta")), size, size)
     assert recon.shape == (2, 3, size, size)
-    assert sum(p.numel() for p in model.encoder.model.parameters()) < 20e6
+    assert sum(p.numel() for p in model.encoder.model.parameters()) < 30e6
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)
