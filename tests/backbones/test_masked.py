@@ -9,6 +9,7 @@ import timm
 import torch
 from torch import Tensor
 
+from a2mim.checkpoints import FORMAT
 from a2mim.encoder import MaskedEncoder
 from a2mim.loading import load_encoder
 from a2mim.mim import MIM
@@ -97,7 +98,8 @@ def test_a_checkpoint_is_adapted_to_another_size(name, tmp_path):
     encoder = built(name)
     state = {f"encoder.{key}": value for key, value in encoder.state_dict().items()}
     pixels = dict(mean=[0.5] * 3, std=[0.5] * 3, interpolation="bilinear")
-    torch.save(dict(state_dict=state, meta=dict(encoder=encoder.arguments(), pixels=pixels)), tmp_path / "step_1.pth")
+    meta = dict(encoder=encoder.arguments(), pixels=pixels)
+    torch.save(dict(format=FORMAT, state_dict=state, meta=meta), tmp_path / "step_1.pth")
     model, preprocessing = load_encoder(tmp_path / "step_1.pth", img_size=96)
     assert preprocessing["img_size"] == [96, 96]
     assert model(torch.randn(1, 3, 96, 96)).shape == (1, encoder.channels[0])
