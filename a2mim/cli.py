@@ -6,6 +6,7 @@ import argparse
 import json
 import os
 import sys
+import warnings
 
 # OpenMP's threads spin while they wait for one another. Long spinning is fastest on an idle machine and ruinous beside
 # any other busy process, sleeping at once is slow on both; this short spin is near the best of each
@@ -21,6 +22,8 @@ def main(arguments: list[str] | None = None) -> int:
     """Runs one command and returns its exit status: 0, 1 for bad input in one sentence, 128 + n after signal n."""
     parser = build_parser()
     chosen = parser.parse_args(arguments)
+    if not chosen.debug:
+        warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"
     try:
         return chosen.run(chosen) or 0
     except USER_ERRORS as error:
@@ -96,7 +99,7 @@ def add_export(commands) -> None:
     p.add_argument("source", help=SOURCE_HELP)
     p.add_argument("--to", default="timm", help="targets, separated by commas: timm")
     p.add_argument("--out", help="folder (default: export/ in the run)")
-    p.add_argument("--data", nargs="+", help="images that BatchNorm is calibrated on (default: its statistics stay)")
+    p.add_argument("--data", nargs="+", help="images that BatchNorm is calibrated on (default: the run's own)")
     add_machine(p, num_workers=0)
     p.set_defaults(run=run_export)
 

@@ -82,11 +82,12 @@ class MaskedFocalL1(MaskedL1):
 
 
 CRITERIA = {"l1": absolute, "focal_l1": Focal(0.2, 1.0)}
+# what stands at visible pixels, as its difference from the target; `error` is recon - target, without gradient
 VISIBLE = {
-    "target": lambda recon, target: target,
-    "prediction": lambda recon, target: recon.detach(),
-    "mean": lambda recon, target: mean_colour(target).expand_as(target),
-    "mixed": lambda recon, target: 0.5 * recon.detach() + 0.5 * target,
+    "target": lambda error, target: torch.zeros_like(error),
+    "prediction": lambda error, target: error,
+    "mean": lambda error, target: mean_colour(target) - target,
+    "mixed": lambda error, target: 0.5 * error,
 }
 
 
@@ -132,10 +133,11 @@ class FourierLoss(FloatLoss):
         self.alpha, self.average, self.visible, self.leak, self.criterion = alpha, average, visible, leak, criterion
 
     def distance(self, recon: Tensor, target: Tensor, hidden: Tensor) -> Tensor:
-        visible = VISIBLE[self.visible](recon, target)
+        error = recon - target
+        visible = VISIBLE[self.visible](error.detach(), target)
         if self.leak:
-            visible = self.leak * recon + (1 - self.leak) * visible
-        error = torch.where(hidden, recon, visible) - target  # F(y) - F(x) = F(y - x): one transform, not two
+            visible = torch.lerp(visible, error, self.leak)
+        error = torch.where(hidden, error, visible)  # of the composite: F(y) - F(x) = F(y - x), one transform, not two
         if self.average == "batch":
             error = error.mean(dim=0, keepdim=True)
         if self.criterion:
@@ -144,9 +146,10 @@ class FourierLoss(FloatLoss):
         return self.weighted_squares(error)
 
     def weighted_squares(self, error: Tensor) -> Tensor:
-        """mean(w |F(error)|^2) of (B, C, H, W). The weight w has no gradient, so this is a quadratic form <error, A
-        error> with A = F^H w F: its gradient is 2 A error, and autograd need not pass through a transform, which
-        doubles the cost.
+        """mean(w |F(error)|^2) of (B, C, H, W), without a transform in the backward pass.
+
+        The weight w has no gradient, so this is a quadratic form <error, A error> with A = F^H w F, whose gradient is
+        2 A error.
         """
         with torch.no_grad():
             spectrum = torch.fft.rfft2(error, norm="ortho")
@@ -156,16 +159,13 @@ class FourierLoss(FloatLoss):
         return 2 * value - value.detach()
 
     def focus(self, power: Tensor) -> Tensor:
-        """(B, C, H, W // 2 + 1) squared distance -> weight in [0, 1]; the worst frequency of an image (or batch) gets
-        1.
-        """
-        weight = torch.log1p(power.sqrt() ** self.alpha)
-        return (weight / weight.amax(dim=(1, 2, 3), keepdim=True)).nan_to_num(0.0).clamp(0, 1)
+        """(B, C, H, W // 2 + 1) squared distance -> weight in [0, 1], 1 for the worst frequency of an image (or batch)."""
+        magnitude = power.sqrt() if self.alpha == 1 else power ** (self.alpha / 2)
+        weight = magnitude.log1p_()
+        return weight.div_(weight.amax(dim=(1, 2, 3), keepdim=True).clamp_min(torch.finfo(weight.dtype).tiny))
 
 
 def full_spectrum_mean(half: Tensor, width: int) -> Tensor:
-    """Mean over the full spectrum of a real image, from its half (..., H, width // 2 + 1): inner columns stand for
-    two.
-    """
+    """Mean over the whole spectrum of a real image from its half (..., H, width // 2 + 1): inner columns count twice."""
     inner = half[..., 1 : (width + 1) // 2]
     return (half.sum() + inner.sum()) / (half[..., 0].numel() * width)

@@ -10,20 +10,29 @@ import timm
 from a2mim.cli import main
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    """Two classes of a dozen images: dark and bright noise."""
-    root = tmp_path_factory.mktemp("labelled")
-    generator = np.random.default_rng(0)
+def noise(root, seed):
+    generator = np.random.default_rng(seed)
     for label, (low, high) in {"bright": (150, 256), "dark": (0, 100)}.items():
         for i in range(12):
-            mmcv.imwrite(generator.integers(low, high, (40, 40, 3), np.uint8), str(root / label / f"{i}.png"))
+            mmcv.imwrite(generator.integers(low, high, (40, 40, 3), np.uint8), str(root / label / f"{seed}-{i}.png"))
     return str(root)
 
 
-def test_knn_of_a_random_network_is_calibrated_judged_and_written(folder, tmp_path, capsys):
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Two classes of a dozen images: dark and bright noise."""
+    return noise(tmp_path_factory.mktemp("labelled"), seed=0)
+
+
+@pytest.fixture(scope="module")
+def others(tmp_path_factory):
+    """The same two classes, other images."""
+    return noise(tmp_path_factory.mktemp("others"), seed=1)
+
+
+def test_knn_of_a_random_network_is_calibrated_judged_and_written(folder, others, tmp_path, capsys):
     out = tmp_path / "knn.json"
-    arguments = ["knn", "resnet18", "--data", folder, "--test-data", folder, "--img-size", "32", "--out", str(out)]
+    arguments = ["knn", "resnet18", "--data", folder, "--test-data", others, "--img-size", "32", "--out", str(out)]
     assert main([*arguments, "--device", "cpu"]) == 0
     result = json.loads(out.read_text())
     assert result["top1"] == 100.0
@@ -36,9 +45,9 @@ def test_knn_of_a_random_network_is_calibrated_judged_and_written(folder, tmp_pa
 
 
 @pytest.mark.parametrize("protocol", ["dino-linear", "linear-cached"])
-def test_a_linear_probe_tells_bright_from_dark(folder, tmp_path, protocol):
+def test_a_linear_probe_tells_bright_from_dark(folder, others, tmp_path, protocol):
     out = tmp_path / "linear.json"
-    arguments = ["linear-probe", "xcit_nano_12_p16_224", "--data", folder, "--test-data", folder, "--img-size", "32"]
+    arguments = ["linear-probe", "xcit_nano_12_p16_224", "--data", folder, "--test-data", others, "--img-size", "32"]
     more = ["--protocol", protocol, "--epochs", "3", "--out", str(out), "--device", "cpu"]
     assert main([*arguments, *more]) == 0
     result = json.loads(out.read_text())

@@ -20,6 +20,8 @@ REFERENCE = {
     "a2mim_convnext_tiny": (1.2e-3, 300, "cosine", (0.8, 1), None, 0.1, ["focal_l1"], "scaled", CONVNEXT, 7),
     "a2mim_vit_small": (8e-4, 800, "cosine", (0.67, 1), 5.0, 1.0, ["l1", "fourier"], "add", "blocks.6", 14),
     "a2mim_xcit": (8e-4, 300, "cosine", (0.67, 1), 5.0, 1.0, ["l1", "fourier"], "add", "blocks.5", 14),
+    "a2mim_xvit": (8e-4, 300, "cosine", (0.67, 1), 5.0, 1.0, ["l1", "fourier"], "add", "blocks.5", 14),
+    "a2mim_linglo": (8e-4, 300, "cosine", (0.67, 1), 5.0, 1.0, ["l1", "fourier"], "add", "stages.2", 14),
     "simmim_vit_base": (4e-4, 800, "step", (0.67, 1), 5.0, 1.0, ["l1"], "replace", "patch_embed", 14),
 }
 

@@ -18,7 +18,7 @@ from a2mim.engine.checkpoint import list_checkpoints, read_newest
 from a2mim.engine.config import differences, load_config
 from a2mim.engine.report import announce, describe_run, report, say
 from a2mim.engine.runner import start_processes, stop_processes
-from a2mim.export import TARGETS, export_timm_folder
+from a2mim.export import check_targets, export_timm_folder
 from a2mim.export.receipt import write_json
 
 
@@ -100,9 +100,8 @@ def prepare(asked: dict, work_dir, resume: bool, num_workers, device, overrides:
             asked["laptop"] = asked["data"] is None
         settings = load_config(asked["config"], overrides, asked["laptop"])
         where = Path(work_dir) if work_dir else None
-    unknown = set(settings["export"]) - set(TARGETS)
-    if unknown:
-        raise ValueError(f"export={settings['export']} names no target; choose from {', '.join(TARGETS)}, or []")
+    if settings["export"]:
+        check_targets(settings["export"])
     chosen = start_processes(device)
     torch.set_float32_matmul_precision("high")  # TF32 on GPUs that have it; nothing on a CPU
     torch.backends.cudnn.benchmark = True

@@ -1,5 +1,6 @@
 """What tools/export.py calls: an export whose BatchNorm is calibrated on images that the user names."""
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import torch
 from torch import Tensor
 
 from a2mim.data import EvalLoader, open_dataset
-from a2mim.export.targets import export
+from a2mim.export.targets import check_targets, export
 from a2mim.loading import Source, read_source
 from a2mim.pixels import normalize
 
@@ -21,29 +22,40 @@ def export_calibrated(
     """`export` with BatchNorm calibrated on images from `data`. Returns the receipts.
 
     Args:
-        data: what `open_dataset` takes; None leaves the statistics as they are, where they are fit to be left.
+        data: what `open_dataset` takes; None takes the run's own images where the statistics are those of masked ones,
+            and leaves them as they are where they are fit to be left.
         calibrate: False leaves them as they are whatever they are; the receipt says so.
 
     Raises:
-        ValueError: no data for a checkpoint with BatchNorm, whose statistics are those of masked images.
+        ValueError: an unknown target; no data for a checkpoint with BatchNorm, whose statistics are those of masked
+            images, outside its run's folder.
     """
+    check_targets(to)
     if not calibrate:
         data = None
-    elif data is None:
-        refuse_masked_statistics(source, read_source(source))
+    elif data is None and has_masked_statistics(read_source(source)):
+        data = data_of_run(source)
     batches = None if data is None else calibration_batches(source, data, num_workers)
     return export(source, to, out_dir, batches)
 
 
-def refuse_masked_statistics(source, found: Source) -> None:
-    """Raises ValueError for trained weights whose BatchNorm has only seen masked images."""
+def has_masked_statistics(found: Source) -> bool:
+    """Whether these are trained weights whose BatchNorm has only seen masked images."""
     if found.calibrated or found.tensors is None:
-        return
-    if any(key.endswith("running_mean") for key in found.tensors):
+        return False
+    return any(key.endswith("running_mean") for key in found.tensors)
+
+
+def data_of_run(source: str | Path):
+    """What a run folder was trained on, from its summary.json."""
+    try:
+        asked = json.loads((Path(source) / "summary.json").read_text(encoding="utf-8"))["asked"]
+    except (OSError, ValueError, KeyError):
         raise ValueError(
             f"the BatchNorm statistics in {source} are those of masked images, with which its features are wrong on"
             " whole ones: give images to take them from anew with --data"
-        )
+        ) from None
+    return "photos" if asked["data"] is None else asked["data"]
 
 
 def calibration_batches(source, data, num_workers: int = 0) -> Iterator[Tensor]:

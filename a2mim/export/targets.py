@@ -36,9 +36,7 @@ def export(
         ValueError, FileNotFoundError: an unknown target, or a source that cannot be loaded.
     """
     targets = [to] if isinstance(to, str) else list(to)
-    unknown = [target for target in targets if target not in TARGETS]
-    if unknown or not targets:
-        raise ValueError(f"to={targets} was given: choose from {', '.join(TARGETS)}.")
+    check_targets(targets)
     found = loading.read_source(source)
     model, preprocessing = loading.build(found)
     arguments = {"name": found.name, "model_args": found.model_args, "frozen": found.frozen}
@@ -49,6 +47,12 @@ def export(
         )
         for target in targets
     ]
+
+
+def check_targets(targets: list[str]) -> None:
+    """Raises ValueError for names that are no target, or for none at all."""
+    if not targets or set(targets) - set(TARGETS):
+        raise ValueError(f"export to {targets} was asked for: choose from {', '.join(TARGETS)}.")
 
 
 def _beside(source: Path, found: loading.Source) -> Path:

@@ -126,7 +126,7 @@ def test_a_recipe_s_own_row_wins_over_what_is_derived(recipe):
         (["--cfg-options", "data.img_size=40"], "does not divide data.img_size=40"),
         (["--cfg-options", "global_batch_size=7", "accumulate=2"], "not divisible by 1 processes x accumulate=2"),
         (["--cfg-options", "global_batch_size=64"], "24"),
-        (["--cfg-options", "export=['timmm']"], "export=['timmm']"),
+        (["--cfg-options", "export=['timmm']"], "export to ['timmm'] was asked for"),
         (["--data", "nowhere-{000..002}.tar"], "nowhere-000.tar"),
         (["--resume"], "holds no run"),
         (["--device", "cuda:7"], "no CUDA GPU here"),
