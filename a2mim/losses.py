@@ -159,13 +159,13 @@ class FourierLoss(FloatLoss):
         return 2 * value - value.detach()
 
     def focus(self, power: Tensor) -> Tensor:
-        """(B, C, H, W // 2 + 1) squared distance -> weight in [0, 1], 1 for the worst frequency of an image (or batch)."""
+        """(B, C, H, W // 2 + 1) squared distance -> weight in [0, 1], 1 at the worst frequency of each spectrum."""
         magnitude = power.sqrt() if self.alpha == 1 else power ** (self.alpha / 2)
         weight = magnitude.log1p_()
         return weight.div_(weight.amax(dim=(1, 2, 3), keepdim=True).clamp_min(torch.finfo(weight.dtype).tiny))
 
 
 def full_spectrum_mean(half: Tensor, width: int) -> Tensor:
-    """Mean over the whole spectrum of a real image from its half (..., H, width // 2 + 1): inner columns count twice."""
+    """Mean over a real image's whole spectrum from its half (..., H, width // 2 + 1): inner columns count twice."""
     inner = half[..., 1 : (width + 1) // 2]
     return (half.sum() + inner.sum()) / (half[..., 0].numel() * width)
