@@ -22,7 +22,7 @@ laptop = {
     "data.img_size": 64,
     "global_batch_size": 32,
     "optimizer.base_lr": 8e-3,
-    "schedule.epochs": 5,
-    "schedule.warmup_epochs": 0.5,
+    "schedule.epochs": 6,
+    "schedule.warmup_epochs": 0.6,
     "clip_grad": 1.0,
 }
