@@ -1,8 +1,9 @@
-"""Checkpoints as files: their names, and how they are read back with every byte checked.
+"""Checkpoints as files: their names, written whole or not at all, read back with every byte checked.
 
 Needs torch alone, so that whoever loads an encoder reads what the engine wrote and nothing else of the engine.
 """
 
+import os
 import re
 import warnings
 import zipfile
@@ -22,6 +23,23 @@ def list_checkpoints(folder: Path) -> list[Path]:
     """Complete checkpoints, oldest first; what a kill left half-written has another name."""
     found = [path for path in Path(folder).glob("step_*.pth") if _NAME.fullmatch(path.name)]
     return sorted(found, key=lambda path: int(_NAME.fullmatch(path.name)[1]))
+
+
+def write_checkpoint(path: Path, checkpoint: dict) -> None:
+    """Atomic: the name appears when every byte is on disk, or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".partial")
+    with partial.open("wb") as file:
+        torch.save(checkpoint, file)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(partial, path)
+
+
+def keep_newest(folder: Path, keep: int) -> None:
+    """Deletes all but the newest `keep`; called after a save, never before."""
+    for path in list_checkpoints(folder)[:-keep]:
+        path.unlink()
 
 
 def read_newest(folder: Path) -> tuple[Path, dict] | None:

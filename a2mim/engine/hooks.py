@@ -13,15 +13,10 @@ from mmengine.hooks import Hook
 from tqdm import tqdm
 
 from a2mim.analysis.reconstructions import draw, save
-from a2mim.engine.checkpoint import (
-    checkpoint_path,
-    first_broken,
-    keep_newest,
-    state_of,
-    write_checkpoint,
-)
+from a2mim.checkpoints import checkpoint_path, keep_newest, write_checkpoint
 from a2mim.engine.folder import remember
 from a2mim.engine.runner import step_seed
+from a2mim.engine.state import first_broken, state_of
 
 
 class RecordHook(Hook):

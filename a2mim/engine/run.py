@@ -11,10 +11,10 @@ from mmengine.dist import is_main_process
 from mmengine.hooks import EMAHook
 from mmengine.model import revert_sync_batchnorm
 
+from a2mim.checkpoints import list_checkpoints, read_newest
 from a2mim.data import match_labels, open_dataset
 from a2mim.engine import folder, judging
 from a2mim.engine.assembly import Run, build_loader, build_mim, build_runner
-from a2mim.engine.checkpoint import list_checkpoints, read_newest
 from a2mim.engine.config import differences, load_config
 from a2mim.engine.report import announce, describe_run, report, say
 from a2mim.engine.runner import start_processes, stop_processes

@@ -12,8 +12,9 @@ from mmengine.config import Config
 from mmengine.model import MMDistributedDataParallel
 from mmengine.runner import BaseLoop, Runner
 
+from a2mim.checkpoints import list_checkpoints
 from a2mim.devices import choose_device
-from a2mim.engine.checkpoint import list_checkpoints, restore
+from a2mim.engine.state import restore
 from a2mim.registry import SCOPE
 
 _runs = count()

@@ -11,10 +11,11 @@ from typing import ClassVar
 import pytest
 import torch
 
+from a2mim.checkpoints import list_checkpoints
 from a2mim.data import open_dataset
-from a2mim.engine.checkpoint import first_broken, list_checkpoints
 from a2mim.engine.config import load_config
 from a2mim.engine.judging import Judge
+from a2mim.engine.state import first_broken
 from a2mim.registry import MODELS
 
 

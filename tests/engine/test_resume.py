@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import a2mim
-from a2mim.engine.checkpoint import list_checkpoints, read_newest, write_checkpoint
+from a2mim.checkpoints import list_checkpoints, read_newest, write_checkpoint
 from a2mim.engine.hooks import keep_lines_until
 
 

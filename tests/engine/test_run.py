@@ -12,9 +12,9 @@ import timm
 import torch
 
 import a2mim
+from a2mim.checkpoints import list_checkpoints
 from a2mim.cli import main
 from a2mim.engine.assembly import build_mim, choose_amp
-from a2mim.engine.checkpoint import list_checkpoints
 from a2mim.engine.folder import claim, find_run, release
 from a2mim.engine.runner import step_seed
 

@@ -1,47 +1,14 @@
-"""Checkpoints: plain, atomic, and enough to go on as if nothing had happened.
+"""What a run needs to go on as if nothing had happened.
 
-A checkpoint holds tensors and plain values only, so it loads with `weights_only=True`. Randomness needs no saving:
-masks, augmentations and dropout are functions of (seed, step).
+Tensors and plain values only, so that a checkpoint loads with `weights_only=True`. Randomness needs no saving: masks,
+augmentations and dropout are functions of (seed, step).
 """
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
-
 import torch
 
-from a2mim.checkpoints import FORMAT, checkpoint_path, first_line, list_checkpoints, read_checkpoint, read_newest
-
-__all__ = [
-    "FORMAT",
-    "checkpoint_path",
-    "first_broken",
-    "keep_newest",
-    "list_checkpoints",
-    "read_checkpoint",
-    "read_newest",
-    "restore",
-    "state_of",
-    "write_checkpoint",
-]
-
-
-def write_checkpoint(path: Path, checkpoint: dict) -> None:
-    """Atomic: the name appears when every byte is on disk, or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
-    with partial.open("wb") as file:
-        torch.save(checkpoint, file)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)
-
-
-def keep_newest(folder: Path, keep: int) -> None:
-    """Deletes all but the newest `keep`; called after a save, never before."""
-    for path in list_checkpoints(folder)[:-keep]:
-        path.unlink()
+from a2mim.checkpoints import FORMAT, first_line
 
 
 def state_of(runner) -> dict:
