@@ -57,15 +57,16 @@ class PretrainLoop(BaseLoop):
     def run_epoch(self) -> None:
         """To the end of the epoch, of the run, or until a hook stops it."""
         self.runner.call_hook("before_train_epoch")
-        started = time.perf_counter()
+        counted = ready = time.perf_counter()
         for batch in self.dataloader:
-            waited = time.perf_counter() - started
+            self.waited += time.perf_counter() - ready
             self.run_iter(batch)
-            now = time.perf_counter()
-            self.waited, self.spent, started = self.waited + waited, self.spent + now - started, now
+            self.spent += time.perf_counter() - counted
+            counted = time.perf_counter()
             self.runner.call_hook("after_train_iter", batch_idx=self.step - 1, data_batch=batch, outputs=self.outputs)
             if self.stop or self.step >= self.max_steps:
                 break
+            ready = time.perf_counter()  # a hook's time is spent, but not waiting for data
         self.runner.call_hook("after_train_epoch")
 
     def run_iter(self, batch: dict) -> None:
