@@ -68,7 +68,7 @@ def test_the_main_command_and_those_that_follow_it_run_in_their_order(place):
 def test_the_python_of_the_readme_runs(place):
     python = next(text for kind, text in BLOCKS if kind == "python" and "a2mim.pretrain" in text)
     quick = (
-        '"global_batch_size": 32, "data.img_size": 32, "schedule.warmup_epochs": 0, "export": [], "schedule.epochs": 1'
+        '"global_batch_size": 16, "data.img_size": 32, "schedule.warmup_epochs": 0, "export": [], "schedule.epochs": 1'
     )
     run(["-c", python.replace('"schedule.epochs": 1', quick)], place)
 
