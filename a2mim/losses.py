@@ -153,15 +153,14 @@ class FourierLoss(FloatLoss):
         """
         with torch.no_grad():
             spectrum = torch.fft.rfft2(error, norm="ortho")
-            power = spectrum.real.square() + spectrum.imag.square()
-            filtered = torch.fft.irfft2(spectrum * self.focus(power), s=error.shape[-2:], norm="ortho")
-        value = (filtered * error).mean()
+            torch.view_as_real(spectrum).mul_(self.focus(spectrum.abs())[..., None])
+            filtered = torch.fft.irfft2(spectrum, s=error.shape[-2:], norm="ortho")
+        value = torch.linalg.vecdot(filtered.flatten(1), error.flatten(1)).mean() / error[0].numel()
         return 2 * value - value.detach()
 
-    def focus(self, power: Tensor) -> Tensor:
-        """(B, C, H, W // 2 + 1) squared distance -> weight in [0, 1], 1 at the worst frequency of each spectrum."""
-        magnitude = power.sqrt() if self.alpha == 1 else power ** (self.alpha / 2)
-        weight = magnitude.log1p_()
+    def focus(self, magnitude: Tensor) -> Tensor:
+        """(B, C, H, W // 2 + 1) spectral distance -> weight in [0, 1], 1 at the worst frequency of each spectrum."""
+        weight = (magnitude if self.alpha == 1 else magnitude**self.alpha).log1p_()
         return weight.div_(weight.amax(dim=(1, 2, 3), keepdim=True).clamp_min(torch.finfo(weight.dtype).tiny))
 
 

@@ -17,7 +17,7 @@ def normalize(images: Tensor, mean=IMAGENET_MEAN, std=IMAGENET_STD) -> Tensor:
     if images.is_floating_point():
         return images
     mean, std = (torch.as_tensor(v, dtype=torch.float32, device=images.device).view(-1, 1, 1) for v in (mean, std))
-    return (images.float() / 255 - mean) / std
+    return images.float().div_(255).sub_(mean).div_(std)
 
 
 def denormalize(images: Tensor, mean=IMAGENET_MEAN, std=IMAGENET_STD) -> Tensor:
