@@ -17,7 +17,7 @@ from a2mim.engine import folder, judging
 from a2mim.engine.assembly import Run, build_loader, build_mim, build_runner
 from a2mim.engine.config import differences, load_config
 from a2mim.engine.report import announce, describe_run, report, say
-from a2mim.engine.runner import start_processes, stop_processes
+from a2mim.engine.runner import leave_together, start_processes, stop_processes
 from a2mim.export import check_targets, export_timm_folder
 from a2mim.export.receipt import write_json
 
@@ -75,6 +75,8 @@ def pretrain(
         if is_main_process():
             write_json(run.folder / "summary.json", summary)
             report(summary, run.folder)
+        del runner  # holds the process group, whose threads must end before the interpreter does
+        leave_together()
     finally:
         folder.release()
         stop_processes()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import os
 import time
@@ -205,6 +206,13 @@ def start_processes(device: str | None) -> torch.device:
             torch.cuda.set_device(chosen)
         torch.distributed.init_process_group("nccl" if chosen.type == "cuda" else "gloo")
     return chosen
+
+
+def leave_together() -> None:
+    """Waits for the process that hands over: one that leaves while another still talks to it may take it down."""
+    gc.collect()
+    if torch.distributed.is_initialized():
+        torch.distributed.barrier()
 
 
 def stop_processes() -> None:
