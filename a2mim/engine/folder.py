@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from mmengine.dist import is_main_process
 
-from a2mim.export.receipt import write_json
+from a2mim.export.receipt import write_json, write_text
 
 _locks = []  # an open file keeps its lock until the process ends
 
@@ -88,14 +88,12 @@ def remember(folder: Path, settings: dict, asked: dict) -> None:
     if is_main_process():
         write_json(folder / "summary.json", {"status": "running", "asked": asked})
         lines = [f"{key} = {pprint.pformat(value, sort_dicts=False)}\n" for key, value in settings.items()]
-        partial = folder / "config.partial"
-        partial.write_text("".join(lines))
-        partial.replace(folder / "config.py")
+        write_text(folder / "config.py", "".join(lines))
 
 
 def recall(folder: Path) -> dict:
     """What was asked for when the run was started: config, data, test_data, laptop."""
     try:
-        return json.loads((folder / "summary.json").read_text())["asked"]
+        return json.loads((folder / "summary.json").read_text(encoding="utf-8"))["asked"]
     except (OSError, ValueError, KeyError):
         return {}

@@ -17,6 +17,7 @@ from a2mim.checkpoints import checkpoint_path, keep_newest, write_checkpoint
 from a2mim.engine.folder import remember
 from a2mim.engine.runner import step_seed
 from a2mim.engine.state import first_broken, state_of
+from a2mim.export.receipt import write_text
 
 
 class RecordHook(Hook):
@@ -136,9 +137,7 @@ def keep_lines_until(path: Path, step: int) -> list[dict]:
         if line["step"] > step:
             break
         kept.append(line)
-    partial = path.with_suffix(".partial")
-    partial.write_text("".join(json.dumps(line) + "\n" for line in kept))
-    os.replace(partial, path)
+    write_text(path, "".join(json.dumps(line) + "\n" for line in kept))
     return kept
 
 
@@ -147,11 +146,11 @@ class PictureHook(Hook):
 
     Args:
         images: (N, C, H, W) uint8.
-        how_many: pictures in a run, the first and the last included.
+        how_many: pictures in a run, at least 2: the first and the last.
     """
 
     def __init__(self, images: torch.Tensor, how_many: int):
-        self.images, self.how_many = images, max(how_many, 2)
+        self.images, self.how_many = images, how_many
 
     def before_train(self, runner) -> None:
         between = self.how_many - 1
