@@ -1,0 +1,31 @@
+"""Arguments that several commands share, spelt and explained alike everywhere."""
+
+from __future__ import annotations
+
+SOURCE_HELP = "a run folder, an exported folder, a checkpoint, or a timm name"
+DATA_HELP = "folder, tar shards (brace pattern, glob, URL, several), or photos"
+
+
+def add_judged(parser) -> None:
+    """What k-NN and linear probe share."""
+    parser.add_argument("source", help=SOURCE_HELP)
+    parser.add_argument("--data", required=True, nargs="+", help=f"labelled training images: {DATA_HELP}")
+    parser.add_argument("--test-data", required=True, nargs="+", help="labelled test images")
+    parser.add_argument("--img-size", type=int, help="pixels (default: the encoder's)")
+    parser.add_argument("--batch-size", type=int, default=64, help="images a forward pass (64)")
+    parser.add_argument("--out", help="write the result to this JSON file")
+    add_machine(parser, num_workers=0)
+
+
+def add_machine(parser, num_workers: int | None) -> None:
+    parser.add_argument("--num-workers", type=int, default=num_workers, help="data processes")
+    parser.add_argument("--device", help="cpu, cuda, cuda:1 (default: a GPU where there is one)")
+    add_debug(parser)
+
+
+def add_debug(parser) -> None:
+    parser.add_argument("--debug", action="store_true", help="show the whole traceback of an error")
+
+
+def one_or_list(sources: list[str] | None):
+    return sources[0] if sources and len(sources) == 1 else sources
