@@ -1,7 +1,8 @@
 """Indexed images: the one type that loaders read, whatever the images are stored in.
 
-A store knows where pixels lie and answers two questions, `pixels(i)` and `name(i)`; it must survive pickling (spawned
-workers) and forking. Everything that the order and the randomness depend on stands here, as arrays.
+A store knows where images lie and answers two questions, `content(i)` and `name(i)`; what the bytes mean is decided
+here. It must survive pickling (spawned workers) and forking. Everything that the order and the randomness depend on
+stands here, as arrays.
 """
 
 import functools
@@ -10,12 +11,16 @@ from typing import Protocol
 
 import numpy as np
 
+from a2mim.data.decode import decode
+
 
 class Store(Protocol):
-    """Where the pixels are."""
+    """Where the images are. A store may also have `will_need(ids)`, told before ids (N,) int64 are asked for."""
 
-    def pixels(self, i: int, notes: list[str] | None = None) -> np.ndarray:
-        """(H, W, 3) uint8; raises UnreadableImage when this one image is at fault; notes: see `decode`."""
+    def content(self, i: int) -> bytes | np.ndarray:
+        """The encoded image, or its pixels (H, W, C) where these are what is stored; raises UnreadableImage when this
+        one image is at fault.
+        """
 
     def name(self, i: int) -> str:
         """What a person would look for: a path, or shard and member."""
@@ -47,7 +52,13 @@ class ImageDataset:
 
     def read(self, i: int, notes: list[str] | None = None) -> np.ndarray:
         """(H, W, 3) uint8 RGB; raises UnreadableImage; what is worth counting is appended to notes."""
-        return self.store.pixels(int(i), notes)
+        content = self.store.content(int(i))
+        return content if isinstance(content, np.ndarray) else decode(content, notes)
+
+    def will_need(self, ids: np.ndarray) -> None:
+        """Lets the store read ahead, where it can."""
+        if hasattr(self.store, "will_need"):
+            self.store.will_need(ids)
 
     def name(self, i: int) -> str:
         return self.store.name(int(i))

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from a2mim.data.dataset import ImageDataset
-from a2mim.data.decode import UnreadableImage, decode
+from a2mim.data.decode import UnreadableImage
 from a2mim.data.keyed import key_of
 
 SUFFIXES = ("jpg", "jpeg", "png", "webp", "bmp", "tif", "tiff")
@@ -19,12 +19,11 @@ class FolderStore:
     def __init__(self, root: Path, paths: list[str]):
         self.root, self.paths = str(root), paths
 
-    def pixels(self, i: int, notes: list[str] | None = None) -> np.ndarray:
+    def content(self, i: int) -> bytes:
         try:
-            data = Path(self.name(i)).read_bytes()
+            return Path(self.name(i)).read_bytes()
         except FileNotFoundError:
             raise UnreadableImage("missing", "the file has gone since the folder was listed") from None
-        return decode(data, notes)
 
     def name(self, i: int) -> str:
         return os.path.join(self.root, self.paths[i])

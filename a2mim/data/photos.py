@@ -36,7 +36,7 @@ class PhotoStore:
     def __init__(self, halves: list[np.ndarray], names: list[str], boxes: np.ndarray):
         self.halves, self.names, self.boxes = halves, names, boxes
 
-    def pixels(self, i: int, notes: list[str] | None = None) -> np.ndarray:
+    def content(self, i: int) -> np.ndarray:
         photo, x, y, side = self.boxes[i]
         return self.halves[photo][y : y + side, x : x + side].copy()
 

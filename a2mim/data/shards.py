@@ -8,7 +8,7 @@ from tqdm import tqdm
 
 from a2mim.data import remote
 from a2mim.data.dataset import ImageDataset
-from a2mim.data.decode import UnreadableImage, decode
+from a2mim.data.decode import UnreadableImage
 from a2mim.data.shard_index import counted_index, samples
 
 MAX_OPEN = 128  # file descriptors
@@ -27,12 +27,21 @@ class TarStore:
         self._open = OrderedDict()
         self.paths, self.ends, self.offsets, self.sizes = paths, ends, offsets, sizes
 
-    def pixels(self, i: int, notes: list[str] | None = None) -> np.ndarray:
+    def content(self, i: int) -> bytes:
         shard = int(np.searchsorted(self.ends, i, side="right"))
         data = os.pread(self._descriptor(shard), int(self.sizes[i]), int(self.offsets[i]))
         if len(data) < self.sizes[i]:
             raise UnreadableImage("cut short", f"{len(data)} of {self.sizes[i]} bytes")
-        return decode(data, notes)
+        return data
+
+    def will_need(self, ids: np.ndarray) -> None:
+        """Asks the system to read these samples ahead, so that a cold disk works while images are decoded."""
+        if not hasattr(os, "posix_fadvise"):  # not on a Mac
+            return
+        for i in ids:
+            shard = int(np.searchsorted(self.ends, i, side="right"))
+            descriptor = self._descriptor(shard)
+            os.posix_fadvise(descriptor, int(self.offsets[i]), int(self.sizes[i]), os.POSIX_FADV_WILLNEED)
 
     def name(self, i: int) -> str:
         """Looked up in the tar's headers: names are wanted rarely, and would be most of the index."""
