@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from a2mim.layout import cell_stride, leaves, replace_leaves
 from a2mim.registry import MODELS
 from a2mim.sites import feature_modules, study
+from a2mim.visible_stats import sum_over_visible
 
 TOKEN_MODES = ("add", "replace", "scaled")
 
@@ -71,6 +72,8 @@ class MaskedEncoder(nn.Module):
         pretrained: start from timm's published weights, which it downloads.
         token_std: of the truncated normal that the token starts from; 0 starts it at exactly 0, as the reference's
             ConvNeXt does.
+        visible_stats: leave hidden tokens out of the sums over tokens of XCiT, X-ViT and LinGlo, in every block; see
+            `a2mim.visible_stats`. ValueError for an architecture without such sums.
 
     Attributes:
         model: timm's, with num_classes=0.
@@ -97,6 +100,7 @@ class MaskedEncoder(nn.Module):
         drop_path_rate: float = 0.0,
         pretrained: bool = False,
         token_std: float = 0.02,
+        visible_stats: bool = False,
     ):
         super().__init__()
         check_mode(token)
@@ -132,6 +136,8 @@ class MaskedEncoder(nn.Module):
         self.tapping = bool(found.final_module)
         if self.tapping:
             self.model.get_submodule(found.final_module).register_forward_hook(self._tap)
+        if visible_stats:
+            sum_over_visible(self.model, name, self.img_size, self._hidden_share)
 
     def forward(self, images: Tensor, mask: Tensor | None = None) -> list[Tensor]:
         """images: (B, C, H, W) float; mask: (B, rows, cols) bool, True = hidden. Returns maps, each (B, D, h, w)."""
@@ -165,16 +171,26 @@ class MaskedEncoder(nn.Module):
         declared = [stride for _, stride in feature_modules(self.model)]
         return tuple(cell_stride(size, cells, declared) for size, cells in zip(self.img_size, layout.grid, strict=True))
 
-    def _insert(self, module, inputs, output):
-        """Forward hook of the site."""
+    def _current_mask(self) -> Tensor | None:
+        """The mask of the forward that runs, or that checkpointing runs again in backward; None without one."""
         # torch.utils.checkpoint asks the same function whether it runs inside a backward pass.
         if not self._inserting and (torch.compiler.is_compiling() or torch._C._current_graph_task_id() == -1):
             return None
-        if self._mask is None:
+        return self._mask
+
+    def _hidden_share(self, grid: tuple[int, int], strides: tuple[float, float]) -> Tensor | None:
+        """The current mask on a grid, see `pool_mask`; None without one."""
+        mask = self._current_mask()
+        return None if mask is None else pool_mask(mask, grid, strides, self.img_size)
+
+    def _insert(self, module, inputs, output):
+        """Forward hook of the site."""
+        mask = self._current_mask()
+        if mask is None:
             return None
         features, new = dict(leaves(output)), {}
         for i, (path, layout) in enumerate(zip(self.site_paths, self.site_layouts, strict=True)):
-            hidden = layout.spread(pool_mask(self._mask, layout.grid, self.site_strides[i], self.img_size))
+            hidden = layout.spread(pool_mask(mask, layout.grid, self.site_strides[i], self.img_size))
             token = layout.write_channels(self.tokens[i])
             gamma = layout.write_channels(self.gammas[i]) if self.token_mode == "scaled" else None
             new[path] = _mix(features[path], token, hidden, self.token_mode, gamma)

@@ -57,17 +57,18 @@ class KeyOnlyAttention(nn.Module):
         self.proj = nn.Linear(dim, dim)
         self.proj_drop = nn.Dropout(proj_drop)
 
-    def forward(self, tokens: Tensor) -> Tensor:
-        """(B, N, D) -> (B, N, D)."""
+    def forward(self, tokens: Tensor, visible: Tensor | None = None) -> Tensor:
+        """(B, N, D) -> (B, N, D). visible: (B, N), how much each token counts in the sums, >= 0; None for all alike."""
         keys, values = rearrange(self.kv(tokens), "b n (p h c) -> p b h n c", p=2, h=self.num_heads)
         with without_autocast(tokens):
-            met = self._interact(*widen(keys, values, self.saliency, self.saliency_bias))
+            met = self._interact(*widen(keys, values, self.saliency, self.saliency_bias), visible)
         return self.proj_drop(self.proj(rearrange(met, "b h n c -> b n (h c)").to(tokens.dtype)))
 
-    def _interact(self, keys: Tensor, values: Tensor, saliency: Tensor, bias: Tensor) -> Tensor:
+    def _interact(self, keys: Tensor, values: Tensor, saliency: Tensor, bias: Tensor, visible: Tensor | None) -> Tensor:
         """keys, values: (B, heads, N, c); saliency: (heads, c); bias: (heads,). Returns (B, heads, N, c)."""
         scores = torch.einsum("bhnc,hc->bhn", keys, saliency) / math.sqrt(keys.shape[-1]) + bias[:, None]
-        weights = scores.softmax(dim=-1)[:, :, None]
+        counted = scores if visible is None else scores + visible.to(scores.dtype).log()[:, None]  # log 0: left out
+        weights = counted.softmax(dim=-1)[:, :, None]
         if self.interaction == "product":
             return F.gelu(values) * (weights @ keys)
         summary = weights @ values

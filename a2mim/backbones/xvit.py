@@ -100,8 +100,12 @@ class XNSA(nn.Module):
         self.proj = nn.Linear(dim, dim)
         self.proj_drop = nn.Dropout(proj_drop)
 
-    def forward(self, queries: Tensor, tokens: Tensor) -> Tensor:
-        attended = xnorm_attention(*self.q(queries), *self.kv(tokens), self.gamma)
+    def forward(self, queries: Tensor, tokens: Tensor, visible: Tensor | None = None) -> Tensor:
+        """visible: (B, N), how much each of `tokens` counts in K'V, >= 0; None for all alike."""
+        keys, values = self.kv(tokens)
+        if visible is not None:
+            keys = keys * visible[:, None, :, None].to(keys.dtype)
+        attended = xnorm_attention(*self.q(queries), keys, values, self.gamma)
         return self.proj_drop(self.proj(rearrange(attended, "b h n c -> b n (h c)").to(queries.dtype)))
 
 
