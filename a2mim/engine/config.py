@@ -1,7 +1,8 @@
 """A recipe: read, checked and overridden, without importing torch.
 
-Every key that a recipe may set stands in `DEFAULTS`; anything else is an error with the nearest right name. Parts
-(dicts with `type`) are checked against their class when they are built.
+Every key that a pre-training recipe may set stands in `DEFAULTS`, those of fine-tuning in finetune_config.py; anything
+else is an error with the nearest right name. Parts (dicts with `type`) are checked against their class when they are
+built.
 """
 
 from __future__ import annotations
@@ -10,6 +11,8 @@ import ast
 import copy
 from difflib import get_close_matches
 from pathlib import Path
+
+from a2mim.engine.rules import COMMAND_OF, DICT, FLAG, Schema, list_of, number, one_of, or_none, pair, whole
 
 DEFAULTS = {
     "model": None,  # the row of the table: see a2mim.mim.MIM
@@ -57,92 +60,56 @@ DEFAULTS = {
 }
 
 
-def _whole(least):
-    return lambda v: type(v) is int and v >= least, f"a whole number of at least {least}"
-
-
-def _number(least=0.0, most=float("inf"), above=False):
-    def holds(v):
-        return (
-            isinstance(v, int | float)
-            and not isinstance(v, bool)
-            and (least < v if above else least <= v)
-            and v <= most
-        )
-
-    bound = f"above {least:g}" if above else f"of at least {least:g}"
-    return holds, f"a number {bound}" + (f" and at most {most:g}" if most < float("inf") else "")
-
-
-def _pair(most, what):
-    number, _ = _number(0, most)
-    return lambda v: isinstance(v, list | tuple) and len(v) == 2 and all(map(number, v)), what
-
-
-def _one_of(*allowed):
-    return lambda v: v in allowed, f"one of {', '.join(map(repr, allowed))}"
-
-
-def _list_of(kind, what):
-    return lambda v: isinstance(v, list | tuple) and all(isinstance(x, kind) for x in v), f"a list of {what}"
-
-
-def _or_none(rule):
-    holds, what = rule
-    return lambda v: v is None or holds(v), f"None or {what}"
-
-
-_FLAG = _one_of(True, False)
-_DICT = lambda v: isinstance(v, dict), "a dict"
-
 RULES = {  # dotted setting -> (does it hold, what it must be)
-    "model": _DICT,
-    "data.img_size": _whole(1),
-    "data.in_chans": _whole(1),
-    "data.mean": _list_of(int | float, "numbers, one a channel"),
-    "data.std": _list_of(int | float, "numbers, one a channel"),
-    "data.scale": _pair(1, "two numbers from 0 to 1, the least and the greatest share of the area"),
-    "data.ratio": _pair(float("inf"), "two numbers, the least and the greatest width / height"),
-    "data.hflip": _number(0, 1),
-    "data.interpolation": _one_of("bilinear", "bicubic"),
-    "data.transforms": _list_of(object, "transforms"),
-    "global_batch_size": _whole(1),
-    "accumulate": _whole(1),
+    "model": DICT,
+    "data.img_size": whole(1),
+    "data.in_chans": whole(1),
+    "data.mean": list_of(int | float, "numbers, one a channel"),
+    "data.std": list_of(int | float, "numbers, one a channel"),
+    "data.scale": pair(1, "two numbers from 0 to 1, the least and the greatest share of the area"),
+    "data.ratio": pair(float("inf"), "two numbers, the least and the greatest width / height"),
+    "data.hflip": number(0, 1),
+    "data.interpolation": one_of("bilinear", "bicubic"),
+    "data.transforms": list_of(object, "transforms"),
+    "global_batch_size": whole(1),
+    "accumulate": whole(1),
     "optimizer.type": (lambda v: isinstance(v, str), "the name of an optimiser of timm.optim"),
-    "optimizer.base_lr": _number(),
-    "optimizer.betas": _pair(1, "two numbers from 0 to 1"),
-    "optimizer.weight_decay": _number(),
-    "optimizer.token_lr_scale": _number(),
-    "schedule.type": _one_of("cosine", "step"),
-    "schedule.epochs": _whole(1),
-    "schedule.warmup_epochs": _number(),
-    "schedule.min_lr": _number(),
-    "schedule.decay_epochs": _list_of(int, "epochs"),
-    "schedule.decay_rate": _number(),
-    "clip_grad": _or_none(_number(above=True)),
-    "amp": _one_of("auto", None, "bf16", "fp16"),
-    "ema": _or_none(_number(0, 1, above=True)),
-    "compile": _FLAG,
-    "channels_last": _FLAG,
-    "sync_batchnorm": _FLAG,
-    "checkpoint.every_steps": _or_none(_whole(1)),
-    "checkpoint.every_epochs": _whole(1),
-    "checkpoint.keep": _whole(1),
-    "log.every_steps": _whole(1),
-    "log.pictures": _whole(2),
-    "log.rows": _whole(1),
-    "log.tensorboard": _FLAG,
-    "judge.train_images": _whole(1),
-    "judge.test_images": _whole(1),
-    "judge.k": _whole(1),
-    "export": _list_of(str, "targets, e.g. ['timm'] or []"),
-    "seed": _whole(0),
-    "laptop": _DICT,
-    "custom_imports": _or_none(_DICT),
+    "optimizer.base_lr": number(),
+    "optimizer.betas": pair(1, "two numbers from 0 to 1"),
+    "optimizer.weight_decay": number(),
+    "optimizer.token_lr_scale": number(),
+    "schedule.type": one_of("cosine", "step"),
+    "schedule.epochs": whole(1),
+    "schedule.warmup_epochs": number(),
+    "schedule.min_lr": number(),
+    "schedule.decay_epochs": list_of(int, "epochs"),
+    "schedule.decay_rate": number(),
+    "clip_grad": or_none(number(above=True)),
+    "amp": one_of("auto", None, "bf16", "fp16"),
+    "ema": or_none(number(0, 1, above=True)),
+    "compile": FLAG,
+    "channels_last": FLAG,
+    "sync_batchnorm": FLAG,
+    "checkpoint.every_steps": or_none(whole(1)),
+    "checkpoint.every_epochs": whole(1),
+    "checkpoint.keep": whole(1),
+    "log.every_steps": whole(1),
+    "log.pictures": whole(2),
+    "log.rows": whole(1),
+    "log.tensorboard": FLAG,
+    "judge.train_images": whole(1),
+    "judge.test_images": whole(1),
+    "judge.k": whole(1),
+    "export": list_of(str, "targets, e.g. ['timm'] or []"),
+    "seed": whole(0),
+    "laptop": DICT,
+    "custom_imports": or_none(DICT),
 }
 
 
-def load_config(path, options: dict | None = None, laptop: bool = False, strict: bool = True) -> dict:
+def load_config(
+    path, options: dict | None = None, laptop: bool = False, strict: bool = True, schema: Schema | None = None
+) -> dict:
     """Reads a recipe and returns every setting.
 
     Args:
@@ -150,20 +117,22 @@ def load_config(path, options: dict | None = None, laptop: bool = False, strict:
         options: dotted key -> value, applied last.
         laptop: apply the recipe's `laptop` block first.
         strict: an option that changes nothing is an error, as it is most often a mistake.
+        schema: what kind of recipe it is; None: one for pre-training.
 
     Raises:
         FileNotFoundError, ValueError: in one sentence.
     """
-    config = complete(read(path), path)
+    schema = schema or PRETRAIN
+    config = complete(read(path), path, schema)
     if laptop:
         if not config["laptop"]:
             raise ValueError(f"{path} has no laptop block; give it one, or give --data to run the recipe as written")
         for key, value in config["laptop"].items():
-            assign(config, key, value)
+            assign(config, key, value, schema)
     for key, value in (options or {}).items():
-        if assign(config, key, value) == value and strict and key != "seed":  # loops over seeds start somewhere
+        if assign(config, key, value, schema) == value and strict and key != "seed":  # loops over seeds start somewhere
             raise ValueError(f"{key}={value!r} changes nothing: it is the recipe's own value; leave the option out")
-    check_values(config)
+    check_values(config, schema)
     return config
 
 
@@ -183,29 +152,34 @@ def read(path) -> dict:
         raise ValueError(f"{path} cannot be read as a config: {error}") from error
 
 
-def complete(given: dict, path="the config") -> dict:
-    """Lays the given settings over `DEFAULTS`; unknown keys are errors."""
-    config = copy.deepcopy(DEFAULTS)
+def complete(given: dict, path="the config", schema: Schema | None = None) -> dict:
+    """Lays the given settings over the defaults; unknown keys are errors."""
+    schema = schema or PRETRAIN
+    config = copy.deepcopy(schema.defaults)
     for key, value in given.items():
-        _check_known(key, DEFAULTS, path)
-        if isinstance(DEFAULTS[key], dict) and key != "laptop":
+        if key not in config and key in COMMAND_OF:
+            raise ValueError(f"{path} sets {key!r}: it is a recipe for a2mim {COMMAND_OF[key]}, not {schema.command}")
+        _check_known(key, schema.defaults, path)
+        if isinstance(schema.defaults[key], dict) and key not in schema.open_groups:
             if not isinstance(value, dict):
-                raise ValueError(f"{path}: {key} must be a dict of {', '.join(DEFAULTS[key])}, not {value!r}")
+                raise ValueError(f"{path}: {key} must be a dict of {', '.join(schema.defaults[key])}, not {value!r}")
             for inner in value:
-                _check_known(inner, DEFAULTS[key], f"{path}: {key}")
+                _check_known(inner, schema.defaults[key], f"{path}: {key}")
             config[key].update(value)
         else:
             config[key] = value
-    if config["model"] is None:
-        raise ValueError(f"{path} sets no model; see configs/a2mim_xcit.py for one")
+    for key in schema.required:
+        if config[key] is None:
+            raise ValueError(f"{path} sets no {key}; see {schema.example} for one")
     return config
 
 
-def assign(config: dict, dotted: str, value):
+def assign(config: dict, dotted: str, value, schema: Schema | None = None):
     """Sets config[a][b]... for the key "a.b..." (numbers index lists) and returns what stood there before.
 
     A new key is allowed only inside `model`, whose parts check their arguments when they are built.
     """
+    defaults = (schema or PRETRAIN).defaults
     *path, last = dotted.split(".")
     place = config
     for depth, name in enumerate([*path, last]):
@@ -219,9 +193,9 @@ def assign(config: dict, dotted: str, value):
             place = place[index]
             if not isinstance(place, dict | list):
                 raise ValueError(f"there is no setting {dotted!r}: {'.'.join(path[: depth + 1])} is {place!r}")
-    if isinstance(DEFAULTS.get(dotted), dict) and dotted != "laptop":
+    if isinstance(defaults.get(dotted), dict) and dotted != "laptop":
         raise ValueError(
-            f"{dotted} is a group; set what is in it: {', '.join(f'{dotted}.{k}' for k in DEFAULTS[dotted])}"
+            f"{dotted} is a group; set what is in it: {', '.join(f'{dotted}.{k}' for k in defaults[dotted])}"
         )
     before = place.get(index, _MISSING) if isinstance(place, dict) else place[index]
     place[index] = value
@@ -234,10 +208,10 @@ _MISSING = object()
 def parse_options(pairs: list[str]) -> dict:
     """["a.b=1", …] -> {"a.b": 1}: Python literals, true/false/none in any case, anything else a string."""
     options = {}
-    for pair in pairs:
-        key, separator, text = pair.partition("=")
+    for option in pairs:
+        key, separator, text = option.partition("=")
         if not separator or not key:
-            raise ValueError(f"--cfg-options takes key=value, not {pair!r}")
+            raise ValueError(f"--cfg-options takes key=value, not {option!r}")
         options[key] = _literal(text)
     return options
 
@@ -252,20 +226,25 @@ def _literal(text: str):
         return text
 
 
-def check_values(config: dict) -> None:
+def check_values(config: dict, schema: Schema) -> None:
     """What can be said of the settings without building anything."""
-    for key, (holds, what) in RULES.items():
+    for key, (holds, what) in schema.rules.items():
         value = _get(config, key)
         if not holds(value):
             raise ValueError(f"{key}={value!r} must be {what}")
+    warmup, epochs = config["schedule"]["warmup_epochs"], config["schedule"]["epochs"]
+    if warmup >= epochs:
+        raise ValueError(f"schedule.warmup_epochs={warmup} must be less than schedule.epochs={epochs}")
+    schema.check(config)
+
+
+def check_pretraining(config: dict) -> None:
+    """What belongs together in a pre-training recipe."""
     mean, std, chans = (_get(config, f"data.{k}") for k in ("mean", "std", "in_chans"))
     if not len(mean) == len(std) == chans:
         raise ValueError(
             f"data.mean has {len(mean)} and data.std {len(std)} values, data.in_chans={chans}; give one each"
         )
-    warmup, epochs = config["schedule"]["warmup_epochs"], config["schedule"]["epochs"]
-    if warmup >= epochs:
-        raise ValueError(f"schedule.warmup_epochs={warmup} must be less than schedule.epochs={epochs}")
     encoder = config["model"].get("encoder")
     if not isinstance(encoder, dict) or not isinstance(encoder.get("name"), str):
         raise ValueError(f"model.encoder={encoder!r} must be a dict with the name of a timm model")
@@ -288,6 +267,9 @@ def check_cell(config: dict) -> None:
             f"model.masking.mask_patch_size={cell} does not divide data.img_size={size};"
             f" set the cell to {' or '.join(map(str, near))}, or the image to {(size // cell + 1) * cell} pixels"
         )
+
+
+PRETRAIN = Schema("pretrain", DEFAULTS, RULES, check_pretraining, required=("model",), example="configs/a2mim_xcit.py")
 
 
 def _get(config: dict, dotted: str):
