@@ -17,6 +17,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11",
     packages=find_packages(include=["a2mim", "a2mim.*"]),
+    package_data={"a2mim.evaluation.protocols": ["*.toml"]},
     install_requires=[
         "torch>=2.6",
         "torchvision>=0.21",

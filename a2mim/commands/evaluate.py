@@ -29,7 +29,7 @@ def add_linear_probe(commands) -> None:
 
 
 def bench(chosen):
-    from a2mim.evaluation.protocols import Bench
+    from a2mim.evaluation.bench import Bench
 
     return Bench(
         chosen.source,
@@ -43,15 +43,15 @@ def bench(chosen):
 
 
 def run_knn(chosen) -> None:
-    from a2mim.evaluation import protocols
+    from a2mim.evaluation import bench as benches
 
-    show(protocols.run_knn(bench(chosen), chosen.k, chosen.temperature, chosen.pooling), chosen.out)
+    show(benches.run_knn(bench(chosen), chosen.k, chosen.temperature, chosen.pooling), chosen.out)
 
 
 def run_linear_probe(chosen) -> None:
-    from a2mim.evaluation import protocols
+    from a2mim.evaluation import bench as benches
 
-    found = protocols.run_linear(bench(chosen), chosen.protocol, chosen.epochs, chosen.n_last_blocks, chosen.seed)
+    found = benches.run_linear(bench(chosen), chosen.protocol, chosen.epochs, chosen.n_last_blocks, chosen.seed)
     show(found, chosen.out)
 
 

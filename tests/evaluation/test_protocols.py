@@ -1,102 +1,103 @@
-"""A protocol from a source and two folders: whose labels, whose statistics, which images, and mistakes at the start."""
+"""Protocols as data: what a name stands for, what may be changed, and that a change is told."""
 
-import numpy as np
 import pytest
-import torch
-from PIL import Image
 
-from a2mim.checkpoints import FORMAT
-from a2mim.encoder import MaskedEncoder
-from a2mim.evaluation.protocols import Bench, run_knn, run_linear
-from a2mim.export.timm_folder import write_timm_folder
-from a2mim.loading import load_encoder
+from a2mim.evaluation.protocols import FOLDER, KINDS, protocol_names, read_protocol
 
-SIZE = 32
-PIXELS = {"mean": [0.5] * 3, "std": [0.2] * 3, "interpolation": "bilinear"}
-CLASSES = {"cat": (0, 60), "dog": (90, 150), "fox": (190, 256)}  # ranges of noise
-
-
-def class_folders(root, names, count=8, seed=0):
-    generator = np.random.default_rng(seed)
-    for name in names:
-        (root / name).mkdir(parents=True)
-        for i in range(count):
-            noise = generator.integers(*CLASSES[name], (40, 40, 3), np.uint8)
-            Image.fromarray(noise).save(root / name / f"{i:02d}.png")
-    return str(root)
-
-
-@pytest.fixture
-def sets(tmp_path):
-    """Three classes to train on, the last two of them to test on."""
-    train = class_folders(tmp_path / "train", ("cat", "dog", "fox"))
-    return train, class_folders(tmp_path / "test", ("dog", "fox"), 4, seed=1)
-
-
-def bench(sets, source="resnet18", **options):
-    torch.manual_seed(0)
-    return Bench(source, *sets, **{"device": "cpu", "img_size": SIZE} | options)
-
-
-def test_classes_are_matched_by_name_however_each_set_numbers_them(sets):
-    result = run_knn(bench(sets), k=3)
-    assert result["top1"] == 100 and result["n_test"] == 8
-    assert (result["pooling"], result["unreadable"]) == ("avg", {})
-
-
-@pytest.mark.parametrize(
-    "run", [run_knn, lambda b: run_linear(b, "linear-cached", 2), lambda b: run_linear(b, epochs=1)]
+NAMES = (
+    *("dino-knn", "dino-linear", "dinov2-linear", "mae-linear", "logreg", "low-shot", "mae-finetune"),
+    *("simmim-finetune", "rsb-a2", "rsb-a3", "spark-finetune", "davis", "copydays"),
 )
-def test_unreadable_images_are_counted_and_not_judged(sets, tmp_path, run):
-    (tmp_path / "train" / "cat" / "03.png").write_bytes(b"<html>")
-    (tmp_path / "test" / "dog" / "00.png").write_bytes(b"")
-    result = run(bench(sets, calibrate=False))
-    assert result["unreadable"] == {"not an image": 1, "empty": 1} and result["n_test"] == 7
 
 
-def test_a_checkpoint_is_calibrated_and_an_exported_folder_is_taken_as_it_is(sets, tmp_path):
-    encoder = MaskedEncoder("resnet18", img_size=SIZE)
-    state = {f"encoder.{key}": value for key, value in encoder.state_dict().items()}
-    run, exported = tmp_path / "run", tmp_path / "exported"
-    (run / "checkpoints").mkdir(parents=True)
-    exported.mkdir()
-    path, meta = run / "checkpoints" / "step_000001.pth", {"encoder": encoder.arguments(), "pixels": PIXELS}
-    torch.save({"format": FORMAT, "state_dict": state, "meta": meta}, path)
-    write_timm_folder(encoder.model, encoder.arguments(), PIXELS | {"img_size": [SIZE, SIZE]}, exported, "mit")
-    stored = load_encoder(exported)[0].bn1.running_mean
-    for source, seen in ((path, 24), (run, 24), ("resnet18", 24), (exported, 0)):
-        made = bench(sets, source)
-        assert made.constants()["batchnorm_calibrated_on"] == seen, source
-        assert torch.equal(made.model.bn1.running_mean, stored) == (seen == 0)
+def test_every_protocol_of_the_list_is_there_with_its_sources():
+    assert set(NAMES) <= set(protocol_names())
+    for name in protocol_names():
+        protocol = read_protocol(name)
+        assert protocol.kind in KINDS and protocol.sources and protocol.summary and protocol.constants, name
 
 
 @pytest.mark.parametrize(
-    ("wrong", "words"),
+    ("name", "constants"),
     [
-        ({"batch_size": 0}, "batch_size=0 must be at least 1"),
-        ({"img_size": 0}, "img_size=0 must be at least 1"),
-        ({"num_workers": -1}, "num_workers=-1 must be at least 0"),
-        ({"device": "foo"}, "device 'foo' is not known"),
+        ("dino-knn", {"k": 20, "temperature": 0.07, "interpolation": "bicubic"}),
+        ("dinov2-linear", {"epochs": 10, "epoch_length": 1250, "batch_size": 128, "blocks": [1, 4]}),
+        ("mae-linear", {"epochs": 90, "warmup_epochs": 10, "batch_size": 16384, "trust_coefficient": 0.001}),
+        ("logreg", {"c_values": 45, "c_powers": [-6.0, 5.0]}),
+        ("mae-finetune", {"base_lr": 5e-4, "layer_decay": 0.65, "mixup": 0.8, "epochs": 100, "head_init_std": 2e-5}),
+        ("rsb-a2", {"base_lr": 5e-3, "base_batch": 2048, "repeats": 3, "loss": "bce", "crop_pct": 0.95}),
+        ("rsb-a3", {"base_lr": 8e-3, "train_size": 160, "repeats": 1, "drop_path_rate": 0.0, "epochs": 100}),
+        ("spark-finetune", {"base_lr": 2e-3, "layer_decay": 0.7, "ema_decay": 0.9999}),
+        ("davis", {"previous_frames": 7, "radius": 12, "sources_kept": 5, "temperature": 0.1}),
+        ("copydays", {"img_size": 320, "gem_power": 4.0}),
     ],
 )
-def test_settings_out_of_range_are_refused_before_anything_is_read(wrong, words):
+def test_constants_are_those_of_the_papers(name, constants):
+    found = read_protocol(name).constants
+    assert {key: found[key] for key in constants} == constants
+
+
+def test_the_grid_of_dinov2_has_52_heads():
+    constants = read_protocol("dinov2-linear").constants
+    assert len(constants["base_lrs"]) * len(constants["blocks"]) * 2 == 52
+    assert (min(constants["base_lrs"]), max(constants["base_lrs"])) == (1e-5, 0.1)
+
+
+def test_a_change_is_in_the_title_the_overrides_and_the_hash():
+    plain, changed = read_protocol("dino-knn"), read_protocol("dino-knn", {"k": "10"})
+    assert changed.constants["k"] == 10 and changed.overridden == {"k": [20, 10]}
+    assert changed.title == "dino-knn with k=10" and changed.hash != plain.hash
+    same = read_protocol("dino-knn", {"k": 20, "temperature": "0.07"})
+    assert (same.hash, same.title, same.overridden) == (plain.hash, "dino-knn", {})
+
+
+def test_values_may_be_given_as_text_of_their_own_type():
+    changed = read_protocol("dino-linear", {"base_lrs": "0.1, 0.3", "held_out": "1e-1", "blocks": "2"}).constants
+    assert changed["base_lrs"] == [0.1, 0.3] and changed["held_out"] == 0.1 and changed["blocks"] == 2
+    assert read_protocol("copydays", {"with_class_token": "false"}).constants["with_class_token"] is False
+
+
+def test_a_variant_takes_its_own_constants_and_counts_in_the_hash():
+    base, large = read_protocol("mae-finetune"), read_protocol("mae-finetune", {"variant": "large"})
+    assert (large.constants["epochs"], large.constants["layer_decay"], large.constants["base_lr"]) == (50, 0.75, 1e-3)
+    assert large.overridden == {} and large.hash != base.hash
+    assert read_protocol("mae-finetune", {"variant": "base"}).hash == base.hash
+    with pytest.raises(ValueError, match="choose base, large"):
+        read_protocol("mae-finetune", {"variant": "huge"})
+
+
+def test_a_file_of_ones_own_is_a_protocol(tmp_path):
+    path = tmp_path / "my-knn.toml"
+    path.write_text((FOLDER / "dino-knn.toml").read_text().replace("k = 20 ", "k = 7 "))
+    protocol = read_protocol(str(path))
+    assert protocol.name == "my-knn" and protocol.constants["k"] == 7
+    assert protocol.hash == read_protocol("dino-knn", {"k": 7}).hash
+
+
+@pytest.mark.parametrize(
+    ("name", "overrides", "words"),
+    [
+        ("dino-kn", {}, "nearest are dino-knn"),
+        ("dino-knn", {"temprature": 1.0}, "nearest are temperature"),
+        ("dino-knn", {"k": "many"}, "of type int"),
+        ("dino-knn", {"k": 2.5}, "of type int"),
+        ("dino-linear", {"epochs": True}, "of type int"),
+    ],
+)
+def test_mistakes_are_named_with_the_nearest_that_exists(name, overrides, words):
+    with pytest.raises(ValueError, match=words) as caught:
+        read_protocol(name, overrides)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [("kind = ", "is not TOML"), ("kind = 'knn'", "needs"), ("knid = 'knn'\n[constants]", "unknown key 'knid'")],
+)
+def test_a_file_that_is_no_protocol_is_refused(tmp_path, content, words):
+    path = tmp_path / "mine.toml"
+    path.write_text(content)
     with pytest.raises(ValueError, match=words):
-        bench(("nowhere", "nowhere"), "nowhere/run", **wrong)
-
-
-def test_constants_out_of_range_are_refused_before_features_are_taken(sets):
-    made = bench(sets, calibrate=False)
-    made.model = None  # whoever looks at it fails otherwise
-    for wrong in (
-        lambda: run_knn(made, k=0),
-        lambda: run_knn(made, temperature=0),
-        lambda: run_linear(made, epochs=0),
-        lambda: run_linear(made, "linear-cached", epochs=0),
-    ):
-        with pytest.raises(ValueError, match="must be at least 1"):
-            wrong()
-
-
-def test_judging_on_the_training_images_is_warned_of(sets):
-    with pytest.warns(UserWarning, match="is also the training set"):
-        bench((sets[0], sets[0]), calibrate=False)
+        read_protocol(str(path))
+    with pytest.raises(FileNotFoundError, match=r"other\.toml does not exist"):
+        read_protocol(str(tmp_path / "other.toml"))

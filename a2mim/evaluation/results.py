@@ -1,0 +1,116 @@
+"""Results as files: results.json holds everything, one line of results.csv what a comparison is sorted by.
+
+A result is a dict of plain values. It keeps the answer to every test image ("1" right, "0" wrong, "-" not judged), so
+that two results of one test set can be paired.
+"""
+
+import csv
+import fcntl
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+REQUIRED = (
+    *("protocol", "protocol_hash", "constants", "encoder", "encoder_hash", "data", "data_fingerprint"),
+    *("top1_last", "top1_best", "interval", "n_test", "correct"),
+)
+COLUMNS = (
+    *("protocol", "protocol_hash", "overridden", "encoder", "encoder_hash", "data", "test_data", "data_fingerprint"),
+    *("metric", "top1_last", "top1_best", "low", "high", "n_test", "constants"),
+)
+
+
+def write_result(result: dict, folder: str | os.PathLike) -> Path:
+    """Adds a result to `folder`/results.json, in place of an earlier one of the same run, and a line to results.csv.
+
+    Args:
+        result: has at least the keys of REQUIRED. "interval" is (low, high) in percent, "correct" a (M,) bool tensor or
+            list over the test set, or such a string as `pack` makes. "top1_best" may be None where there is one number
+            only. "metric" names what the numbers are where they are not top-1 accuracy. Other keys are kept.
+
+    Returns:
+        the path of results.json.
+
+    Raises:
+        ValueError: a key is missing, a value is not plain, or results.json in that folder is not such a file.
+    """
+    if missing := [key for key in REQUIRED if key not in result]:
+        raise ValueError(f"the result has no {', '.join(missing)}: a result needs {', '.join(REQUIRED)}.")
+    result = {"metric": "top-1 %"} | result | {"correct": pack(result["correct"])}
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "results.json"
+    with _locked(folder):
+        known = read_results(path) if path.exists() else []
+        kept = [other for other in known if _identity(other) != _identity(result)]
+        try:
+            text = json.dumps([*kept, result], indent=1, ensure_ascii=False)
+        except TypeError as error:
+            raise ValueError(f"the result of {result['protocol']} holds more than plain values: {error}.") from None
+        partial = path.with_name("results.json.partial")
+        partial.write_text(text + "\n", encoding="utf-8")
+        os.replace(partial, path)
+        _append(folder / "results.csv", result)
+    return path
+
+
+def read_results(path: str | os.PathLike) -> list[dict]:
+    """The results in a results.json, or in a folder that holds one.
+
+    Raises:
+        FileNotFoundError: there is none. ValueError: it is something else.
+    """
+    path = Path(path)
+    path = path / "results.json" if path.is_dir() else path
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} does not exist: give a results.json, or the folder that holds one.")
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON ({error}).") from None
+    whole = isinstance(found, list) and all(isinstance(r, dict) and not set(REQUIRED) - set(r) for r in found)
+    if not whole:
+        raise ValueError(f"{path} is not a results file of a2mim: it must be a list of results.")
+    return found
+
+
+def pack(correct) -> str:
+    """(M,) bool, or numbers in 0, 1 and -1 (not judged) -> "10-1…"; a string is returned as it is."""
+    if isinstance(correct, str):
+        return correct
+    values = correct.tolist() if isinstance(correct, Tensor) else correct
+    return "".join("-" if value < 0 else str(int(value)) for value in values)
+
+
+def unpack(correct: str) -> Tensor:
+    """The inverse: (M,) int8 in 0, 1 and -1."""
+    return torch.tensor([{"0": 0, "1": 1, "-": -1}[c] for c in correct], dtype=torch.int8)
+
+
+def _identity(result: dict) -> tuple:
+    return tuple(result.get(key) for key in ("protocol", "protocol_hash", "encoder_hash", "data_fingerprint"))
+
+
+def _append(path: Path, result: dict) -> None:
+    low, high = result["interval"]
+    row = {key: result.get(key, "") for key in COLUMNS} | {"low": low, "high": high}
+    row |= {key: json.dumps(row[key]) for key in ("constants", "overridden") if row[key]}
+    new = not path.exists() or not path.stat().st_size
+    with path.open("a", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, COLUMNS)
+        if new:
+            writer.writeheader()
+        writer.writerow(row)
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """One writer at a time: results of several runs may go to one folder."""
+    with (folder / ".results.lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield

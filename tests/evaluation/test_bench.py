@@ -1,0 +1,102 @@
+"""A protocol from a source and two folders: whose labels, whose statistics, which images, and mistakes at the start."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from a2mim.checkpoints import FORMAT
+from a2mim.encoder import MaskedEncoder
+from a2mim.evaluation.bench import Bench, run_knn, run_linear
+from a2mim.export.timm_folder import write_timm_folder
+from a2mim.loading import load_encoder
+
+SIZE = 32
+PIXELS = {"mean": [0.5] * 3, "std": [0.2] * 3, "interpolation": "bilinear"}
+CLASSES = {"cat": (0, 60), "dog": (90, 150), "fox": (190, 256)}  # ranges of noise
+
+
+def class_folders(root, names, count=8, seed=0):
+    generator = np.random.default_rng(seed)
+    for name in names:
+        (root / name).mkdir(parents=True)
+        for i in range(count):
+            noise = generator.integers(*CLASSES[name], (40, 40, 3), np.uint8)
+            Image.fromarray(noise).save(root / name / f"{i:02d}.png")
+    return str(root)
+
+
+@pytest.fixture
+def sets(tmp_path):
+    """Three classes to train on, the last two of them to test on."""
+    train = class_folders(tmp_path / "train", ("cat", "dog", "fox"))
+    return train, class_folders(tmp_path / "test", ("dog", "fox"), 4, seed=1)
+
+
+def bench(sets, source="resnet18", **options):
+    torch.manual_seed(0)
+    return Bench(source, *sets, **{"device": "cpu", "img_size": SIZE} | options)
+
+
+def test_classes_are_matched_by_name_however_each_set_numbers_them(sets):
+    result = run_knn(bench(sets), k=3)
+    assert result["top1"] == 100 and result["n_test"] == 8
+    assert (result["pooling"], result["unreadable"]) == ("avg", {})
+
+
+@pytest.mark.parametrize(
+    "run", [run_knn, lambda b: run_linear(b, "linear-cached", 2), lambda b: run_linear(b, epochs=1)]
+)
+def test_unreadable_images_are_counted_and_not_judged(sets, tmp_path, run):
+    (tmp_path / "train" / "cat" / "03.png").write_bytes(b"<html>")
+    (tmp_path / "test" / "dog" / "00.png").write_bytes(b"")
+    result = run(bench(sets, calibrate=False))
+    assert result["unreadable"] == {"not an image": 1, "empty": 1} and result["n_test"] == 7
+
+
+def test_a_checkpoint_is_calibrated_and_an_exported_folder_is_taken_as_it_is(sets, tmp_path):
+    encoder = MaskedEncoder("resnet18", img_size=SIZE)
+    state = {f"encoder.{key}": value for key, value in encoder.state_dict().items()}
+    run, exported = tmp_path / "run", tmp_path / "exported"
+    (run / "checkpoints").mkdir(parents=True)
+    exported.mkdir()
+    path, meta = run / "checkpoints" / "step_000001.pth", {"encoder": encoder.arguments(), "pixels": PIXELS}
+    torch.save({"format": FORMAT, "state_dict": state, "meta": meta}, path)
+    write_timm_folder(encoder.model, encoder.arguments(), PIXELS | {"img_size": [SIZE, SIZE]}, exported, "mit")
+    stored = load_encoder(exported)[0].bn1.running_mean
+    for source, seen in ((path, 24), (run, 24), ("resnet18", 24), (exported, 0)):
+        made = bench(sets, source)
+        assert made.constants()["batchnorm_calibrated_on"] == seen, source
+        assert torch.equal(made.model.bn1.running_mean, stored) == (seen == 0)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        ({"batch_size": 0}, "batch_size=0 must be at least 1"),
+        ({"img_size": 0}, "img_size=0 must be at least 1"),
+        ({"num_workers": -1}, "num_workers=-1 must be at least 0"),
+        ({"device": "foo"}, "device 'foo' is not known"),
+    ],
+)
+def test_settings_out_of_range_are_refused_before_anything_is_read(wrong, words):
+    with pytest.raises(ValueError, match=words):
+        bench(("nowhere", "nowhere"), "nowhere/run", **wrong)
+
+
+def test_constants_out_of_range_are_refused_before_features_are_taken(sets):
+    made = bench(sets, calibrate=False)
+    made.model = None  # whoever looks at it fails otherwise
+    for wrong in (
+        lambda: run_knn(made, k=0),
+        lambda: run_knn(made, temperature=0),
+        lambda: run_linear(made, epochs=0),
+        lambda: run_linear(made, "linear-cached", epochs=0),
+    ):
+        with pytest.raises(ValueError, match="must be at least 1"):
+            wrong()
+
+
+def test_judging_on_the_training_images_is_warned_of(sets):
+    with pytest.warns(UserWarning, match="is also the training set"):
+        bench((sets[0], sets[0]), calibrate=False)
