@@ -1,71 +1,240 @@
-"""Loads an export as its user will, in a fresh process: python -m a2mim.export.check FOLDER REFERENCE.
+"""Does in a fresh process what an export's README.md says, and compares: python check.py < request.json
 
-Prints one line of JSON: the problem (empty if none), the largest difference of the features, the keys, the versions.
-timm logs wrong keys and goes on, so the keys are compared here, not by asking timm.
+The request is {"folder": …} and what a receipt keeps under "check" and "tensors"; the answer is one line of JSON.
+Nothing of a2mim is imported here, and the README's lines cannot import it either unless the request allows it, so that
+this file also runs under another environment's interpreter, and so that an export that needs our code cannot pass
+without saying so. Most loaders log wrong keys and go on: keys and values are compared here, not by asking the loader.
 """
 
+import hashlib
+import importlib.metadata
+import importlib.util
 import json
+import os
+import pickle
 import platform
+import re
 import sys
 from pathlib import Path
 
-import safetensors
-import timm
-import torch
-from safetensors.torch import load_file
-
-from a2mim import __version__
-from a2mim.export.receipt import TOLERANCE
-from a2mim.export.reference import largest_difference
+NAMED = 3  # keys that a problem spells out
 
 
-def check(folder: Path, reference: Path) -> dict:
-    """The outcome as plain values; see the module's first lines."""
-    name, stored = f"local-dir:{folder}", load_file(folder / "model.safetensors")
-    versions = {
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "timm": timm.__version__,
-        "safetensors": safetensors.__version__,
-        "a2mim": __version__,
-    }
-    outcome = {"problem": "", "largest_difference": None, "versions": versions}
+def check(request: dict) -> dict:
+    """The outcome as plain values; "problem" is empty where all is well."""
+    folder = Path(request["folder"])
+    os.chdir(folder)
+    outcome = {"mode": "loaded", "problem": "", "largest_difference": None, "keys": None}
+    absent = [name for name in request["packages"] if not is_installed(name)]
     try:
-        expected = timm.create_model(name, pretrained=False, num_classes=0).state_dict()
-        outcome["keys"] = keys = _keys(stored, expected)
-        wrong = {word: found for word, found in keys.items() if isinstance(found, list) and found}
-        if wrong:
-            parts = (f"{len(found)} {word} ({', '.join(found[:3])})" for word, found in wrong.items())
-            return outcome | {"problem": f"keys do not agree: {'; '.join(parts)}"}
-        model = timm.create_model(name, pretrained=True, num_classes=0)
+        if request["weights"]:
+            held = strip(read_weights(Path(request["weights"])), request["file_prefix"])
+            outcome["keys"] = keys = compare_tensors(held, request["tensors"])
+            if problem := describe_keys(keys):
+                return outcome | {"problem": f"the keys of {request['weights']} do not agree: {problem}"}
+        if absent:
+            return outcome | {"mode": "contract only", "not_installed": absent, "versions": versions([])}
+        found = run_readme(Path("README.md").read_text(encoding="utf-8"))
+        return compare_loaded(request, outcome, found) | {"versions": versions(request["packages"])}
     except Exception as error:
-        return outcome | {"problem": f"timm.create_model raised {type(error).__name__}: {error}".splitlines()[0]}
-    unloaded = [key for key, value in model.state_dict().items() if not _same(value, stored[key])]
-    keys["loaded"] -= len(unloaded)
-    if unloaded:
-        return outcome | {"problem": f"{len(unloaded)} tensors were not taken over ({', '.join(unloaded[:3])})"}
-    outcome["largest_difference"] = difference = largest_difference(model, reference)
-    if difference != difference:
+        text = (str(error).strip() or "no message").splitlines()[0]
+        return outcome | {"problem": f"loading raised {type(error).__name__}: {text}"}
+
+
+def is_installed(name: str) -> bool:
+    try:
+        return importlib.util.find_spec(name) is not None
+    except ValueError:  # sys.modules holds it without a spec
+        return False
+
+
+def run_readme(text: str) -> dict:
+    """The variables that the README's Python lines leave behind."""
+    blocks = re.findall(r"^```python\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL)
+    found = {"__name__": "readme"}
+    exec(compile("\n".join(blocks), "README.md", "exec"), found)
+    return found
+
+
+def compare_loaded(request: dict, outcome: dict, found: dict) -> dict:
+    """The outcome with what the model got, how its preprocessing scales, and what it computes."""
+    if request["tensors"]:
+        state = {key: value for key, value in found["model"].state_dict().items() if key not in request["left_random"]}
+        keys = compare_tensors(strip(state, request["model_prefix"]), request["tensors"])
+        outcome |= {"keys": keys}
+        if problem := describe_keys(keys):
+            return outcome | {"problem": f"keys do not agree: {problem}"}
+    if "preprocess" in found and (problem := compare_preprocessing(found["preprocess"], request["preprocessing"])):
+        return outcome | {"problem": problem}
+    difference = largest_difference(found, read_reference(Path("reference.npz")))
+    outcome["largest_difference"] = difference
+    if difference is None:
         outcome["problem"] = "features are not finite, or of another shape"
-    elif difference > TOLERANCE:
-        outcome["problem"] = f"features differ by {difference:.1e} of the largest, more than {TOLERANCE:.0e}"
+    elif difference > request["tolerance"]:
+        outcome["problem"] = f"features differ by {difference:.1e} of the largest, more than {request['tolerance']:.0e}"
     return outcome
 
 
-def _keys(stored: dict, expected: dict) -> dict:
-    """How many keys fit, and the lists of those that do not."""
-    reshaped = [key for key in expected if key in stored and stored[key].shape != expected[key].shape]
+def read_weights(path: Path) -> dict:
+    """Key -> tensor from *.safetensors, from *.pth with "state_dict", or from detectron2's *.pkl with "model"."""
+    import torch
+
+    if path.suffix == ".safetensors":
+        from safetensors.torch import load_file
+
+        return load_file(path)
+    if path.suffix == ".pkl":
+        with path.open("rb") as file:
+            content = _ArraysOnly(file).load()
+        return {key: torch.from_numpy(value) for key, value in content["model"].items()}
+    content = torch.load(path, map_location="cpu", weights_only=True)
+    return content.get("state_dict", content)
+
+
+class _ArraysOnly(pickle.Unpickler):
+    """A pickle may run code when it is read; one of plain values and numpy arrays needs only these names."""
+
+    def find_class(self, module, name):
+        if module.split(".")[0] == "numpy" and name in ("_reconstruct", "_frombuffer", "ndarray", "dtype"):
+            return super().find_class(module, name)
+        raise pickle.UnpicklingError(f"{module}.{name} has no place in a file of arrays")
+
+
+def read_reference(path: Path) -> dict:
+    """{"images": …, "pooled": …}: the fixed images, and what the source's model makes of them."""
+    import numpy as np
+    import torch
+
+    with np.load(path, allow_pickle=False) as arrays:
+        return {name: torch.from_numpy(arrays[name]) for name in arrays.files}
+
+
+def strip(tensors: dict, prefix: str) -> dict:
+    """Without the prefix; a key that does not have it keeps its name, in angle brackets, and so fits nothing."""
+    return {k.removeprefix(prefix) if k.startswith(prefix) else f"<{k}>": value for k, value in tensors.items()}
+
+
+def compare_tensors(found: dict, stated: dict) -> dict:
+    """How many of the stated tensors are there, bit for bit, and the keys for which that is not so.
+
+    Args:
+        found: key -> tensor.
+        stated: key -> {"shape": …, "sha256": …}, from the receipt.
+    """
+    shapes = {key: list(found[key].shape) for key in stated if key in found}
+    reshaped = [key for key, shape in shapes.items() if shape != list(stated[key]["shape"])]
+    changed = [key for key in shapes if key not in reshaped and hash_tensor(found[key]) != stated[key]["sha256"]]
     return {
-        "loaded": sum(key in stored for key in expected) - len(reshaped),
-        "missing": [key for key in expected if key not in stored],
-        "unexpected": [key for key in stored if key not in expected],
+        "loaded": len(shapes) - len(reshaped) - len(changed),
+        "missing": [key for key in stated if key not in found],
+        "unexpected": [key for key in found if key not in stated],
         "of another shape": reshaped,
+        "of another value": changed,
     }
 
 
-def _same(loaded: torch.Tensor, stored: torch.Tensor) -> bool:
-    return torch.equal(loaded.nan_to_num(), stored.to(loaded.dtype).nan_to_num())
+def describe_keys(keys: dict) -> str:
+    """What does not agree, in words; "" where all does."""
+    wrong = {word: found for word, found in keys.items() if isinstance(found, list) and found}
+    parts = (
+        f"{len(found)} {word} ({', '.join(found[:NAMED])}{', …' if len(found) > NAMED else ''})"
+        for word, found in wrong.items()
+    )
+    return "; ".join(parts)
+
+
+def hash_tensor(tensor) -> str:
+    """sha256 of type, shape and bytes."""
+    import torch
+
+    tensor = tensor.detach().cpu().contiguous()
+    digest = hashlib.sha256(f"{tensor.dtype} {tuple(tensor.shape)} ".encode())
+    digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def largest_difference(found: dict, reference: dict) -> float | None:
+    """The largest absolute difference of all features, as a share of the largest of its tensor; None where one is not
+    finite or has another shape.
+    """
+    import torch
+
+    worst = 0.0
+    for name, expected in reference.items():
+        if name == "images":
+            continue
+        value = select(found, name).detach().float().cpu()
+        if value.shape != expected.shape:
+            return None
+        scale = expected.abs().max().clamp(min=torch.finfo(torch.float32).tiny)
+        difference = ((value - expected).abs().max() / scale).item()
+        if not difference < float("inf"):
+            return None
+        worst = max(worst, difference)
+    return worst
+
+
+def select(found: dict, name: str):
+    """The tensor called e.g. "unpooled.0": the first part is a variable, the others places inside it."""
+    first, *places = name.split(".")
+    value = found[first]
+    for place in places:
+        value = value[place] if isinstance(value, dict) else value[int(place)]
+    if not hasattr(value, "detach"):  # an array
+        import torch
+
+        value = torch.as_tensor(value)
+    return value
+
+
+def compare_preprocessing(preprocess, stated: dict) -> str:
+    """What is wrong with what it makes of an image of one colour; "" where that is as the receipt states."""
+    import torch
+    from PIL import Image
+
+    height, width = stated["img_size"]
+    colour = (200, 100, 50)
+    if len(stated["mean"]) != len(colour):
+        return ""
+    pixels = preprocess(Image.new("RGB", (2 * width, 2 * height), colour))
+    pixels = pixels["pixel_values"] if hasattr(pixels, "keys") else pixels
+    pixels = torch.as_tensor(pixels).float().reshape(-1, *torch.as_tensor(pixels).shape[-3:])[0]
+    mean, std = torch.tensor(stated["mean"]), torch.tensor(stated["std"])
+    expected = ((torch.tensor(colour) / 255 - mean) / std).view(-1, 1, 1).expand(-1, height, width)
+    if pixels.shape != expected.shape:
+        return f"the preprocessing gives {tuple(pixels.shape)}, not {tuple(expected.shape)}"
+    if not torch.allclose(pixels, expected, rtol=1e-4, atol=1e-4):
+        return "the preprocessing has another mean, deviation or order of channels"
+    return ""
+
+
+def versions(packages: list[str]) -> dict:
+    """Of Python, of torch and of what the lines import."""
+    import torch
+
+    told = {"python": platform.python_version(), "torch": torch.__version__}
+    distributions = importlib.metadata.packages_distributions()
+    for name in packages:
+        for distribution in sorted(set(distributions.get(name, ()))):
+            told[distribution] = importlib.metadata.version(distribution)
+    return told
+
+
+def prepare(request: dict) -> None:
+    """Keeps a2mim out unless it is allowed, and mends a torchvision whose operators do not load (a2mim/compat.py)."""
+    here = Path(__file__).resolve().parent
+    sys.path[:] = [entry for entry in sys.path if Path(entry or ".").resolve() != here]
+    spec = importlib.util.spec_from_file_location("compat", here.parent / "compat.py")
+    compat = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(compat)
+    compat.mend_torchvision_when_imported()
+    if "a2mim" in request["packages"]:
+        sys.path.append(str(here.parents[1]))
+    else:
+        sys.modules["a2mim"] = None
 
 
 if __name__ == "__main__":
-    print(json.dumps(check(Path(sys.argv[1]), Path(sys.argv[2]))))
+    asked = json.load(sys.stdin)
+    prepare(asked)
+    print(json.dumps(check(asked)))

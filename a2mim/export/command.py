@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from a2mim.data import EvalLoader, open_dataset
-from a2mim.export.targets import check_targets, export
+from a2mim.export.handover import export
+from a2mim.export.targets import check_targets
 from a2mim.loading import Source, read_source
 from a2mim.pixels import normalize
 

@@ -1,4 +1,4 @@
-"""The proof of an export: loaded back in a fresh process, compared, and written down with hashes."""
+"""The proof of an export: its README's lines are run in a fresh process, compared, and written down with hashes."""
 
 import hashlib
 import json
@@ -9,25 +9,28 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 
-import a2mim
+from a2mim.export import check
+from a2mim.export.target import ExportError
+
+__all__ = ["TOLERANCE", "ExportError", "check_in_fresh_process", "write_json", "write_text"]
 
 TOLERANCE = 1e-5  # of the largest feature; float32 on another number of threads differs by about 1e-6
+OFFLINE = {"HF_HUB_OFFLINE": "1", "YOLO_OFFLINE": "true", "CUDA_VISIBLE_DEVICES": ""}
 
 
-class ExportError(ValueError):
-    """What was loaded back is not what was exported."""
+def check_in_fresh_process(folder: Path, proof: dict, python: str = sys.executable) -> dict:
+    """The outcome of check.py; a process that dies is a problem too. No network is used.
 
-
-def check_in_fresh_process(folder: Path, reference: Path) -> dict:
-    """The outcome of `a2mim.export.check`; a process that dies is a problem too. No network is used."""
-    package_root = str(Path(a2mim.__file__).resolve().parent.parent)
-    path = os.pathsep.join(filter(None, [package_root, os.environ.get("PYTHONPATH")]))
+    Args:
+        proof: what a receipt keeps under "check", and its "tensors".
+        python: the interpreter, which may be that of an environment without a2mim.
+    """
     process = subprocess.run(
-        [sys.executable, "-m", "a2mim.export.check", str(folder), str(reference)],
-        env=os.environ | {"PYTHONPATH": path, "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""},
+        [python, check.__file__],
+        input=json.dumps({"folder": str(Path(folder).resolve()), **proof}),
+        env=os.environ | OFFLINE,
         capture_output=True,
         text=True,
     )
@@ -38,23 +41,29 @@ def check_in_fresh_process(folder: Path, reference: Path) -> dict:
     return json.loads(lines[-1])
 
 
-def describe(folder: Path, files: tuple[str, ...]) -> dict:
-    """When, and hashes: of each file, and of the tensors whatever file holds them."""
-    return {
-        "written": datetime.now(UTC).isoformat(timespec="seconds"),
-        "sha256": {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in files},
-        "tensors_sha256": hash_tensors(load_file(folder / "model.safetensors")),
-    }
+def state_tensors(tensors: dict[str, Tensor]) -> dict[str, dict]:
+    """Shape and sha256 of each, by key."""
+    return {key: {"shape": list(value.shape), "sha256": check.hash_tensor(value)} for key, value in tensors.items()}
+
+
+def hash_files(folder: Path) -> dict[str, str]:
+    """sha256 of every file below the folder but the receipt, by its path there."""
+    paths = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != "receipt.json")
+    return {path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in paths}
 
 
 def hash_tensors(tensors: dict[str, Tensor]) -> str:
-    """sha256 over names, types, shapes and bytes, in the order of the names."""
+    """sha256 over names, types, shapes and bytes, in the order of the names, whatever file holds them."""
     digest = hashlib.sha256()
     for key in sorted(tensors):
         tensor = tensors[key].detach().cpu().contiguous()
         digest.update(f"{key} {tensor.dtype} {tuple(tensor.shape)} ".encode())
         digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
+
+
+def now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def write_json(path: Path, content: dict) -> None:

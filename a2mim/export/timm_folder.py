@@ -1,4 +1,7 @@
-"""The two files of a timm folder: config.json, which rebuilds the model without a classifier, and its weights."""
+"""timm: config.json, which rebuilds the model without a classifier, and its weights in model.safetensors.
+
+The same two files are what a model hub takes for `timm.create_model("hf-hub:…")`.
+"""
 
 import math
 from pathlib import Path
@@ -9,9 +12,51 @@ from safetensors.torch import save
 from torch import nn
 
 from a2mim.export.receipt import write_json
+from a2mim.export.target import Subject, Target, Written
 
 CROP_PCT = 0.875  # 224 of a short side of 256, as the evaluation protocols crop
 FROM_TIMM = ("fixed_input_size", "first_conv", "classifier", "crop_mode")  # facts of the architecture
+
+CODE = """\
+import numpy as np
+import timm
+import torch
+
+{import_a2mim}images = torch.from_numpy(np.load("reference.npz")["images"])  # yours: normalised, float32 (B, {size})
+model = timm.create_model("local-dir:.", pretrained=True, num_classes=0).eval()
+preprocess = timm.data.create_transform(**timm.data.resolve_model_data_config(model))  # of a PIL image
+with torch.no_grad():
+    pooled = model(images)  # (B, {width})
+    unpooled = model.forward_features(images)
+"""
+OURS = "import a2mim  # which makes the architecture known to timm\n\n"
+
+
+def write(subject: Subject, folder: Path) -> Written:
+    config = write_timm_folder(subject.model, arguments_of(subject), subject.preprocessing, folder, subject.license)
+    size = ", ".join(map(str, subject.input_size))
+    code = CODE.format(size=size, width=subject.model.num_features, import_a2mim=OURS if subject.ours else "")
+    return Written(
+        code,
+        subject.outputs,
+        ("timm", "safetensors", *(["a2mim"] if subject.ours else [])),
+        subject.tensors,
+        "model.safetensors",
+        contract=("timm", {"architecture": subject.name, "model_args": config["model_args"]}),
+        notes=NOTES,
+    )
+
+
+def arguments_of(subject: Subject) -> dict:
+    """As `MaskedEncoder.arguments` gives them."""
+    return {"name": subject.name, "model_args": subject.model_args, "frozen": subject.frozen}
+
+
+NOTES = """\
+Any of timm's own arguments goes with it: `num_classes=10` for a new classifier, `features_only=True`, `in_chans=1`,
+`img_size=…` where the architecture takes one. Mind that timm only logs a warning about keys that do not fit.
+"""
+TARGET = Target("timm", write)
 
 
 def write_timm_folder(model: nn.Module, arguments: dict, preprocessing: dict, folder: Path, license: str) -> dict:

@@ -1,0 +1,84 @@
+"""README.md of an export: the lines that load it, which the proof executes, and the model card that hubs read."""
+
+import json
+from pathlib import Path
+
+from a2mim import __version__
+from a2mim.export.receipt import write_text
+from a2mim.export.target import Subject, Target, Written
+
+NAMED = 8  # frozen parameters that the card spells out
+
+
+def write_card(target: Target, subject: Subject, written: Written, batchnorm: dict, path: Path) -> None:
+    """The whole file."""
+    needs = ", ".join(name for name in written.packages if name != "a2mim")
+    ours = " and `import a2mim`, which makes the architecture known" if "a2mim" in written.packages else ""
+    sections = [
+        _front_matter(target, subject),
+        f"# {subject.name} for {target.name}",
+        f"An image encoder without a classifier, pre-trained with [a2mim](#training) and exported for {target.name}."
+        f" Loading it needs torch{', ' + needs if needs else ''}{ours}. Run in this folder:",
+        f"```python\n{written.code.strip()}\n```",
+        written.notes.strip(),
+        f"## Input\n\n{_input(subject)}",
+        f"## Training\n\n{_training(subject, batchnorm)}",
+        f"## Proof\n\n{PROOF}",
+    ]
+    write_text(path, "\n\n".join(filter(None, sections)) + "\n")
+
+
+PROOF = """\
+The lines above were run in a fresh process when this folder was written, and what they compute was compared with what
+the encoder computed, on the fixed images in `reference.npz`. `receipt.json` states the largest difference, the keys,
+the versions and the hashes, or that the target was not installed ("contract only"). `a2mim verify .` repeats it."""
+
+
+def _front_matter(target: Target, subject: Subject) -> str:
+    lines = ["---", f"license: {subject.license}"]
+    if target.name in ("timm", "transformers"):
+        lines += [f"library_name: {target.name}", "pipeline_tag: image-feature-extraction"]
+    tags = ["image-feature-extraction", "masked-image-modeling", "a2mim", target.name]
+    return "\n".join([*lines, "tags:", *(f"- {tag}" for tag in tags), "---"])
+
+
+def _input(subject: Subject) -> str:
+    channels, height, width = subject.input_size
+    what, order = ("RGB", ", in the order red, green, blue") if channels == 3 else (f"{channels} channels", "")
+    mean, std = (", ".join(f"{v:.6g}" for v in subject.preprocessing[key]) for key in ("mean", "std"))
+    return (
+        f"{height} × {width} pixels, {what}{order}, resized with {subject.preprocessing['interpolation']}"
+        f" interpolation, scaled to 0..1, then (x − mean) / std with mean {mean} and std {std}."
+    )
+
+
+def _training(subject: Subject, batchnorm: dict) -> str:
+    sentences = [subject.trained or f"What it was trained on is not known: it was exported from `{subject.source}`."]
+    if subject.frozen:
+        shown = ", ".join(f"`{name}`" for name in subject.frozen[:NAMED])
+        more = f" and {len(subject.frozen) - NAMED} more, see `receipt.json`" if len(subject.frozen) > NAMED else ""
+        sentences.append(
+            f"Pre-training never reached these parameters, which are as they were initialised: {shown}{more}."
+        )
+    if batchnorm["recalibrated"]:
+        sentences.append(f"BatchNorm's statistics were taken anew from {batchnorm['images']} whole images.")
+    elif not batchnorm.get("clean", True):
+        sentences.append("BatchNorm's statistics are those of masked images: take them anew before features are used.")
+    return "\n".join(sentences)
+
+
+def tell_training(source: str | Path) -> str:
+    """What the run says of itself, from its summary.json, as sentences; "" where the source is no run."""
+    path = Path(source)
+    for folder in (path, path.parent, path.parent.parent):  # a run, its encoder/ or export/, a checkpoint
+        try:
+            summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+            asked = summary["asked"]
+        except (OSError, ValueError, KeyError):
+            continue
+        data = "the built-in photographs" if asked["data"] is None else f"`{asked['data']}`"
+        scale = " at laptop scale" if asked.get("laptop") else ""
+        steps = f", {summary['steps']} steps" if "steps" in summary else ""
+        told = f"Masked-image-modelling pre-training with a2mim {__version__}: the recipe `{asked['config']}`{scale}"
+        return f"{told}, on {data}{steps}."
+    return ""

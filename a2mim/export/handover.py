@@ -1,0 +1,183 @@
+"""From a source to folders that others load; no folder without a receipt, no receipt without the proof."""
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+from torch import Tensor, nn
+
+from a2mim import loading
+from a2mim.batchnorm import calibrate_batchnorm
+from a2mim.export import contracts
+from a2mim.export.card import tell_training, write_card
+from a2mim.export.receipt import (
+    TOLERANCE,
+    check_in_fresh_process,
+    hash_files,
+    hash_tensors,
+    now,
+    state_tensors,
+    write_json,
+)
+from a2mim.export.target import ExportError, Subject, Target, Written, flatten
+from a2mim.export.targets import TARGETS, check_possible, check_targets
+
+
+def export(
+    source: str | Path,
+    to: Iterable[str] = ("timm",),
+    out_dir: str | Path | None = None,
+    batches: Iterable[Tensor] | None = None,
+    license: str = "apache-2.0",
+) -> list[dict]:
+    """Writes one folder a target below `out_dir`; returns their receipts, each with its "folder".
+
+    Args:
+        source: what `load_encoder` takes: a run folder, a checkpoint, an exported folder, a timm name (random weights).
+        to: names from TARGETS.
+        out_dir: where the folders go; None: "export" in the run folder, or beside what the source is.
+        batches: normalised float images (B, C, H, W) to calibrate BatchNorm on; None leaves its statistics alone.
+        license: of the weights, as model hubs spell it.
+
+    Raises:
+        ExportError: what was loaded back is not what was exported; the folder is then as it was before.
+        ValueError, FileNotFoundError: an unknown target, one that cannot take this architecture, or a source that
+            cannot be loaded.
+    """
+    names = [to] if isinstance(to, str) else list(to)
+    check_targets(names)
+    found = loading.read_source(source)
+    model, preprocessing = loading.build(found)
+    out_dir = Path(out_dir) if out_dir is not None else _beside(Path(source), found)
+    subject = Subject(model, found.model_args, preprocessing, found.frozen, str(source), tell_training(source), license)
+    check_possible(subject, names)
+    batchnorm = _calibrate(model, batches, found.calibrated)
+    return [prove(TARGETS[name], subject, out_dir / name, batchnorm) for name in names]
+
+
+def export_timm_folder(
+    model: nn.Module,
+    arguments: dict,
+    preprocessing: dict,
+    out_dir: str | Path,
+    batches: Iterable[Tensor] | None = None,
+    source: str = "",
+    license: str = "apache-2.0",
+    calibrated: bool = False,
+) -> dict:
+    """Writes the timm target into `out_dir`, once it is proven; returns the receipt.
+
+    Args:
+        model: a timm model with num_classes=0, on any device.
+        arguments: "name", "model_args" (what rebuilds it beyond name and num_classes=0), "frozen" (parameter names).
+        preprocessing: "mean", "std" (per channel, in units of 0..1), "img_size" [H, W], "interpolation".
+        batches: normalised float images (B, C, H, W): the model's BatchNorm is calibrated on them, and stays so.
+        source: for the receipt.
+        license: of the weights, as model hubs spell it.
+        calibrated: the statistics that `model` comes with are those of whole images.
+
+    Raises:
+        ExportError: timm does not load it, or computes something else; `out_dir` is then left as it was.
+    """
+    batchnorm = _calibrate(model, batches, calibrated)
+    frozen, trained = list(arguments.get("frozen", [])), tell_training(source)
+    subject = Subject(model, arguments["model_args"], preprocessing, frozen, source, trained, license)
+    return prove(TARGETS["timm"], subject, Path(out_dir), batchnorm)
+
+
+def prove(target: Target, subject: Subject, out_dir: Path, batchnorm: dict) -> dict:
+    """One folder, written under another name, checked in a fresh process, then moved; returns its receipt, without what
+    only `verify` needs.
+    """
+    out_dir.parent.mkdir(parents=True, exist_ok=True)
+    staging = Path(tempfile.mkdtemp(prefix=".export-", dir=out_dir.parent))
+    try:
+        staging.chmod(0o777 & ~_umask())  # mkdtemp keeps it to its owner
+        written = target.write(subject, staging)
+        _write_reference(subject, written, staging / "reference.npz")
+        write_card(target, subject, written, batchnorm, staging / "README.md")
+        proof = {"check": _request(subject, written), "tensors": state_tensors(written.tensors)}
+        outcome = check_in_fresh_process(staging, proof["check"] | {"tensors": proof["tensors"]})
+        problem = outcome.pop("problem") or contracts.check_contract(written.contract, proof["tensors"])
+        if problem:
+            raise ExportError(f"{target.name} does not get back the {subject.name} that was exported: {problem}.")
+        receipt = {
+            "target": target.name,
+            "folder": str(out_dir),
+            "source": subject.source,
+            "architecture": subject.name,
+            "tolerance": TOLERANCE,
+            **outcome,
+            "frozen": subject.frozen,
+            "batchnorm": batchnorm,
+            **written.details,
+            "written": now(),
+            "sha256": hash_files(staging),
+            "tensors_sha256": hash_tensors(written.tensors),
+            **proof,
+        }
+        write_json(staging / "receipt.json", receipt)
+        _replace(staging, out_dir)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+    return {key: value for key, value in receipt.items() if key not in proof}
+
+
+def _request(subject: Subject, written: Written) -> dict:
+    """What check.py is told besides the folder and the tensors."""
+    return {
+        "packages": list(written.packages),
+        "weights": written.weights,
+        "file_prefix": written.file_prefix,
+        "model_prefix": written.model_prefix,
+        "left_random": list(written.left_random),
+        "preprocessing": subject.preprocessing,
+        "tolerance": TOLERANCE,
+        "contract": written.contract,
+    }
+
+
+def _write_reference(subject: Subject, written: Written, path: Path) -> None:
+    """The fixed images and what the encoder makes of them, for whoever loads the export."""
+    tensors = {key: tensor for name, value in written.expected.items() for key, tensor in flatten(name, value).items()}
+    if not all(tensor.isfinite().all() for tensor in tensors.values()):
+        raise ExportError("the features of the encoder are not finite: it has diverged and is not exported.")
+    arrays = {name: tensor.numpy() for name, tensor in {"images": subject.images, **tensors}.items()}
+    with path.open("wb") as file:
+        np.savez_compressed(file, **arrays)
+
+
+def _replace(staging: Path, out_dir: Path) -> None:
+    """Moves what is proven to where it belongs; files of others that lie there already stay."""
+    if not out_dir.exists():
+        os.replace(staging, out_dir)
+        return
+    (out_dir / "receipt.json").unlink(missing_ok=True)  # an old receipt must not vouch for new files
+    paths = sorted(path for path in staging.rglob("*") if path.is_file())
+    for path in sorted(paths, key=lambda path: path.name == "receipt.json"):
+        (out_dir / path.relative_to(staging)).parent.mkdir(parents=True, exist_ok=True)
+        os.replace(path, out_dir / path.relative_to(staging))
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def _beside(source: Path, found: loading.Source) -> Path:
+    if found.path is None:
+        raise ValueError(f"{source} is a name, so there is no folder to write beside: give out_dir.")
+    return (source if source.is_dir() else source.parent) / "export"
+
+
+def _calibrate(model: nn.Module, batches: Iterable[Tensor] | None, calibrated: bool) -> dict:
+    """What was done to BatchNorm's running statistics, or why nothing was; "clean": they are those of whole images."""
+    if not any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules()):
+        return {"recalibrated": False, "why": "the model has no BatchNorm"}
+    if batches is None:
+        return {"recalibrated": False, "why": "no images were given", "clean": calibrated}
+    return {"recalibrated": True, "images": calibrate_batchnorm(model, batches)}

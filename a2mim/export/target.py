@@ -1,0 +1,142 @@
+"""What a target is, what it is given, and what it gives back: the interface of every file in this room.
+
+A target writes files and the lines that load them. Those lines stand in the folder's README.md, and the proof is that
+they, and nothing else, are executed in a fresh process (`check.py`).
+"""
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from a2mim.evaluation.features import frozen
+
+SEED, IMAGES = 0, 2
+
+
+class ExportError(ValueError):
+    """What was loaded back is not what was exported."""
+
+
+@dataclass
+class Subject:
+    """The encoder that is exported, as every target gets it.
+
+    Args:
+        model: a timm model with num_classes=0. It becomes a float32 copy on the CPU where it is not one; in evaluation
+            mode while its outputs are computed.
+        model_args: what rebuilds it beyond its name and num_classes=0.
+        preprocessing: "mean", "std" (per channel, in units of 0..1), "img_size" [H, W], "interpolation".
+        frozen: parameters that pre-training never reached.
+        trained: what it was trained on, in sentences for the model card; "" where nobody knows.
+        license: of the weights, as model hubs spell it.
+    """
+
+    model: nn.Module
+    model_args: dict
+    preprocessing: dict
+    frozen: list[str] = field(default_factory=list)
+    source: str = ""
+    trained: str = ""
+    license: str = "apache-2.0"
+
+    def __post_init__(self):
+        weight = next(self.model.parameters())
+        if weight.device.type != "cpu" or weight.dtype != torch.float32:
+            self.model = copy.deepcopy(self.model).to("cpu", torch.float32)
+
+    @property
+    def name(self) -> str:
+        """timm's name of the architecture, without the tag of its pretrained weights."""
+        return self.model.pretrained_cfg["architecture"]
+
+    @property
+    def ours(self) -> bool:
+        """timm knows the name only after `import a2mim`."""
+        return type(self.model).__module__.startswith("a2mim.")
+
+    @property
+    def input_size(self) -> list[int]:
+        """[C, H, W]"""
+        return [len(self.preprocessing["mean"]), *self.preprocessing["img_size"]]
+
+    @cached_property
+    def tensors(self) -> dict[str, Tensor]:
+        """The state dictionary by timm's keys: contiguous copies, no two of which share memory."""
+        return {key: value.detach().contiguous().clone() for key, value in self.model.state_dict().items()}
+
+    @cached_property
+    def images(self) -> Tensor:
+        """Fixed noise of 8-bit values, normalised: (2, C, H, W) float32."""
+        levels = torch.randint(0, 256, (IMAGES, *self.input_size), generator=torch.Generator().manual_seed(SEED))
+        mean, std = (torch.tensor(self.preprocessing[key]).view(-1, 1, 1) for key in ("mean", "std"))
+        return ((levels / 255 - mean) / std).float()
+
+    @cached_property
+    def outputs(self) -> dict[str, Tensor | list | tuple | dict]:
+        """ "pooled": (2, D), the embedding of the images; "unpooled": what timm's forward_features gives."""
+        with frozen(self.model):
+            return {"pooled": self.model(self.images), "unpooled": self.model.forward_features(self.images)}
+
+
+@dataclass
+class Written:
+    """What a target did in its folder, and what its check needs.
+
+    Args:
+        code: the lines of the README that load the export and compute the `expected` variables from
+            reference.npz, run with the folder as working directory. For targets with tensors they set `model`.
+            They may set `preprocess`, which maps a PIL image to the model's input (or to a dictionary with
+            "pixel_values"): then mean, deviation and size are checked too.
+        expected: variable name -> its value; nested lists, tuples and dictionaries of tensors are compared
+            tensor by tensor. Not empty.
+        packages: what the lines import beyond torch and numpy; where one is not installed, the check is
+            "contract only". "a2mim" only where the target cannot do without.
+        tensors: what the target's files hold, by the target's keys; empty for a graph.
+        weights: the file that holds them, which `check.read_weights` can read; "" where only the library can.
+        file_prefix, model_prefix: before each of these keys in the file, and in the state dictionary of `model`.
+        left_random: keys of `model` that are the user's own new layers, such as a classifier.
+        contract: (name in contracts.py, its arguments): keys and shapes that the target's documentation asks for.
+        notes: paragraphs for the README, after the lines.
+        details: plain values that the receipt states as well.
+    """
+
+    code: str
+    expected: dict
+    packages: tuple[str, ...] = ()
+    tensors: dict[str, Tensor] = field(default_factory=dict)
+    weights: str = ""
+    file_prefix: str = ""
+    model_prefix: str = ""
+    left_random: tuple[str, ...] = ()
+    contract: tuple[str, dict] | None = None
+    notes: str = ""
+    details: dict = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Target:
+    """One row of the table in targets.py.
+
+    Args:
+        write: puts the target's files into an empty folder. README.md, reference.npz and receipt.json are not its
+            business. Imports its library inside; raises ValueError where it must have one that is not installed.
+        refuse: why this encoder cannot be exported so, in one sentence that starts with a small letter and says which
+            architectures can; "" where it can.
+    """
+
+    name: str
+    write: Callable[[Subject, Path], Written]
+    refuse: Callable[[Subject], str] = lambda subject: ""
+
+
+def flatten(name: str, value) -> dict[str, Tensor]:
+    """{"name": tensor}, or {"name.0": …} for a list, tuple or dictionary of tensors, however nested."""
+    if isinstance(value, Tensor):
+        return {name: value.detach().float().contiguous()}
+    pairs = value.items() if isinstance(value, dict) else enumerate(value)
+    return {key: tensor for place, part in pairs for key, tensor in flatten(f"{name}.{place}", part).items()}
