@@ -11,6 +11,8 @@ the authors is public. The attention is theirs, equation by equation. Inferred, 
   between attention and MLP, LayerScale of 1 (12 blocks) or 1e-5 (24), one drop path rate for all blocks;
 - two class layers after the blocks, made of the same attention: the query is the class token, keys and values are all
   tokens, and the patch tokens pass unchanged.
+
+`xvit_nano_p16_224` is in neither paper: it has the shape of XCiT's smallest model, for small machines.
 """
 
 import math
@@ -339,7 +341,9 @@ def _cfg() -> dict:
     )
 
 
-default_cfgs = generate_default_cfgs({f"xvit_{size}_p16_224": _cfg() for size in ("tiny", "small", "medium", "base")})
+default_cfgs = generate_default_cfgs(
+    {f"xvit_{size}_p16_224": _cfg() for size in ("nano", "tiny", "small", "medium", "base")}
+)
 
 
 def _create(variant: str, pretrained: bool, given: dict, **chosen) -> XViT:
@@ -353,6 +357,12 @@ def _create(variant: str, pretrained: bool, given: dict, **chosen) -> XViT:
         feature_cfg=dict(out_indices=out_indices, feature_cls="getter"),
         **arguments,
     )
+
+
+@register_model
+def xvit_nano_p16_224(pretrained: bool = False, **kwargs) -> XViT:
+    """2.6 million parameters; ours, not the papers'."""
+    return _create("xvit_nano_p16_224", pretrained, kwargs, embed_dim=128, depth=12, num_heads=4, eta=1.0)
 
 
 @register_model

@@ -50,8 +50,8 @@ def gradients(model) -> dict[str, Tensor]:
     return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
 
 
-def test_the_seven_names_are_there():
-    sizes = [f"xvit_{size}_p16_224" for size in ("base", "medium", "small", "tiny")]
+def test_the_papers_seven_names_are_there_and_a_nano_of_ours():
+    sizes = [f"xvit_{size}_p16_224" for size in ("base", "medium", "nano", "small", "tiny")]
     assert [*sizes, "linglo_b0", "linglo_b1", "linglo_b2"] == VARIANTS
 
 
@@ -100,6 +100,20 @@ def test_a_full_set_of_layers_is_ordered_from_the_images_to_the_classes(name):
     blocks = len(model.blocks) if hasattr(model, "blocks") else sum(len(stage.units) for stage in model.stages)
     assert len({layer for key, layer in fine.items() if key.startswith(("blocks", "stages"))}) == blocks
     assert len(param_groups_layer_decay(model, layer_decay=0.7)) > blocks
+
+
+@pytest.mark.parametrize(
+    ("name", "giga"),
+    [
+        *(("xvit_tiny_p16_224", 1.91), ("xvit_small_p16_224", 3.79), ("xvit_medium_p16_224", 7.15)),
+        *(("xvit_base_p16_224", 12.7), ("linglo_b0", 0.57), ("linglo_b1", 2.23), ("linglo_b2", 4.71)),
+    ],
+)
+def test_the_variants_multiply_as_often_as_specified(name, giga):
+    """Multiplications and additions of one image of 224 px, computed when the design was written down."""
+    with FlopCounterMode(display=False) as counter:
+        on_meta(name)(torch.empty(1, 3, 224, 224, device="meta"))
+    assert counter.get_total_flops() / 2e9 == pytest.approx(giga, rel=0.005)
 
 
 @pytest.mark.parametrize("name", ["xvit_small_p16_224", "linglo_b0"])
