@@ -3,16 +3,17 @@
 Invariant: the timm model stays timm's, key for key; without a mask the features equal plain timm's bit for bit.
 """
 
-import difflib
-import math
+from collections.abc import Sequence
+from functools import partial
 
-import timm
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from a2mim.layout import cell_stride, leaves, replace_leaves
+from a2mim.layout import leaves, replace_leaves
+from a2mim.networks import build_model, can_rebuild, unknown_model  # noqa: F401  where loading looks for it
 from a2mim.registry import MODELS
-from a2mim.sites import feature_modules, study
+from a2mim.sites import study
 from a2mim.visible_stats import sum_over_visible
 
 TOKEN_MODES = ("add", "replace", "scaled")
@@ -58,16 +59,21 @@ def check_mode(mode: str) -> None:
 
 @MODELS.register_module()
 class MaskedEncoder(nn.Module):
-    """A timm model whose hidden cells carry a learned token from a chosen feature map on.
+    """A network whose hidden cells carry a learned token from a chosen feature map on.
 
     Args:
-        name: any name that timm.create_model takes.
+        name: any name that timm.create_model takes; or a network of your own, as an nn.Module or by its dotted path
+            ("torchvision.models.resnet18", "my_package.MyNet"), see `a2mim.networks`.
         site: the module whose output takes the token, e.g. "layer3", "blocks.5", "patch_embed"; "auto" is the last map
-            of half the final stride in a hierarchical network, the middle block of an isotropic one.
+            of half the final stride in a hierarchical network, the middle block of an isotropic one. Several names put
+            a token of its own at each.
         token: "add", "replace" or "scaled", see `insert_token`.
         img_size: pixels, one number or (height, width); None is the model's own size.
         in_chans: channels of the images.
         mask_patch_size: side of a hidden square in pixels; "auto" prefers a site whose cells are no larger.
+        maps: the modules whose outputs are returned, each for a decoder of its own; "auto" is what `forward_features`
+            returns, or the last map where it returns none. What lies behind the last of them is frozen.
+        model_args: further arguments of timm.create_model, or of your own network; plain values.
         drop_path_rate: stochastic depth in pre-training.
         pretrained: start from timm's published weights, which it downloads.
         token_std: of the truncated normal that the token starts from; 0 starts it at exactly 0, as the reference's
@@ -76,13 +82,18 @@ class MaskedEncoder(nn.Module):
             `a2mim.visible_stats`. ValueError for an architecture without such sums.
 
     Attributes:
-        model: timm's, with num_classes=0.
-        site: name of the module that takes the token.
-        channels, strides: of each map that forward returns; strides in pixels.
+        model: timm's, with num_classes=0, or `OwnNetwork`.
+        site: name of the module that takes the token, or a tuple of several.
+        channels, strides: of each map that forward returns; strides in pixels, a float where the cells do not divide
+            the image (CrossViT's second branch sees 240 px as 224).
         img_size: (H, W) in pixels.
         frozen: parameters of `model` that no loss on the maps reaches (class attention, a head's norm). They ask for no
             gradient, so that weight decay does not shrink them and DistributedDataParallel does not wait for them.
-        tokens, gammas: one vector (D,) for each map tensor at the site.
+        tokens, gammas: one vector (D,) for each map tensor at the sites.
+
+    A network may resize the image before it embeds it (CrossViT does for its second branch). Interpolation would let
+    what is visible bleed into hidden cells; they are filled again after the resize, with the colours that `images`
+    holds there.
 
     Gradient checkpointing runs the site a second time, in backward. The mask of the last forward is kept for that and
     used only inside a backward pass: `encoder.model(images)` alone never sees a token. So with checkpointing on,
@@ -91,8 +102,8 @@ class MaskedEncoder(nn.Module):
 
     def __init__(
         self,
-        name: str,
-        site: str = "auto",
+        name: str | nn.Module,
+        site: str | Sequence[str] = "auto",
         token: str = "add",
         img_size: int | tuple[int, int] | None = None,
         in_chans: int = 3,
@@ -101,23 +112,28 @@ class MaskedEncoder(nn.Module):
         pretrained: bool = False,
         token_std: float = 0.02,
         visible_stats: bool = False,
+        maps: str | Sequence[str] = "auto",
+        model_args: dict | None = None,
     ):
         super().__init__()
         check_mode(token)
-        self.name, self.in_chans, self.token_mode = name, in_chans, token
-        self.model, self.img_size, self.model_args = build_model(name, img_size, in_chans, drop_path_rate, pretrained)
-        found = _study(self.model, self.img_size, in_chans, site, mask_patch_size)
+        self.in_chans, self.token_mode = in_chans, token
+        built = build_model(name, img_size, in_chans, drop_path_rate, pretrained, model_args)
+        self.name, self.model, self.img_size, self.model_args = built
+        found = _study(self.model, self.img_size, in_chans, site, mask_patch_size, maps)
 
-        self.site = found.site
-        self.site_paths, self.final_paths = list(found.site_layouts), list(found.final_layouts)
-        self.site_layouts = nn.ModuleList(found.site_layouts.values())
-        self.final_layouts = nn.ModuleList(found.final_layouts.values())
-        self.site_strides = [self._strides(layout) for layout in self.site_layouts]
-        self.channels = found.channels
-        self.strides = [math.ceil(max(self._strides(layout))) for layout in self.final_layouts]
+        # The number of the site, then the path in its output.
+        self.site = found.sites[0].name if len(found.sites) == 1 else tuple(s.name for s in found.sites)
+        self.site_paths = [(i, *path) for i, s in enumerate(found.sites) for path in s.layouts]
+        self.site_layouts = nn.ModuleList(layout for s in found.sites for layout in s.layouts.values())
+        self.site_strides = [strides for s in found.sites for strides in s.strides]
+        self.final_paths = [(i, *path) for i, s in enumerate(found.finals) for path in s.layouts]
+        self.final_layouts = nn.ModuleList(layout for s in found.finals for layout in s.layouts.values())
+        self.channels = [width for s in found.finals for width in s.channels]
+        self.strides = [max(strides) for s in found.finals for strides in s.strides]
 
         self.tokens, self.gammas = nn.ParameterList(), nn.ParameterList()
-        for width in found.site_widths:
+        for width in (width for s in found.sites for width in s.channels):
             start = nn.init.trunc_normal_(torch.empty(width), std=token_std) if token_std else torch.zeros(width)
             self.tokens.append(nn.Parameter(start))
             if token == "scaled":
@@ -126,16 +142,19 @@ class MaskedEncoder(nn.Module):
         self.frozen = found.frozen
         for parameter in self.frozen:
             self.model.get_parameter(parameter).requires_grad_(False)
-        if found.pool and _can_rebuild(name, self.model, {**self.model_args, "global_pool": found.pool}):
+        if found.pool and can_rebuild(self.name, self.model, {**self.model_args, "global_pool": found.pool}):
             self.model.reset_classifier(0, found.pool)
             self.model_args["global_pool"] = found.pool
 
         # Bound methods, so that a deep copy of the encoder (EMA) hooks its own model to its own tokens.
-        self._mask, self._inserting, self._tapped = None, False, None
-        self.model.get_submodule(found.site_module).register_forward_hook(self._insert)
-        self.tapping = bool(found.final_module)
-        if self.tapping:
-            self.model.get_submodule(found.final_module).register_forward_hook(self._tap)
+        self._images, self._mask, self._inserting, self._tapped = None, None, False, {}
+        for i, place in enumerate(found.sites):
+            self.model.get_submodule(place.module).register_forward_hook(partial(self._insert, i))
+        self.tapping = [place.module for place in found.finals if place.module]
+        for i, module in enumerate(self.tapping):
+            self.model.get_submodule(module).register_forward_hook(partial(self._tap, i))
+        for module in found.resized:
+            self.model.get_submodule(module).register_forward_pre_hook(self._refill)
         if visible_stats:
             sum_over_visible(self.model, name, self.img_size, self._hidden_share)
 
@@ -146,30 +165,27 @@ class MaskedEncoder(nn.Module):
             raise ValueError(
                 f"images of {given} px given to an encoder built for {built} px; build it with that img_size."
             )
-        self._mask, self._inserting = mask, True
+        self._images, self._mask, self._inserting = images, mask, True
         try:
             output = self.model.forward_features(images)
         finally:
-            self._inserting = False
-        if self.tapping:
-            output, self._tapped = self._tapped, None
-        tensors = dict(leaves(output))
+            self._images, self._inserting = None, False
+        outputs, self._tapped = (self._tapped if self.tapping else {0: output}), {}
+        tensors = {path: tensor for i, one in outputs.items() for path, tensor in leaves(one, (i,))}
         return [layout.to_map(tensors[path]) for path, layout in zip(self.final_paths, self.final_layouts, strict=True)]
 
     def arguments(self) -> dict:
-        """Plain values; timm.create_model(name, num_classes=0, **model_args) rebuilds `model`."""
+        """Plain values; `a2mim.networks.build_model` rebuilds `model` from name, img_size, in_chans and model_args, as
+        timm.create_model(name, num_classes=0, **model_args) does where it is timm's.
+        """
         return {
             "name": self.name,
             "img_size": list(self.img_size),
             "in_chans": self.in_chans,
             "model_args": dict(self.model_args),
             "frozen": list(self.frozen),
-            "site": self.site,
+            "site": self.site if isinstance(self.site, str) else list(self.site),
         }
-
-    def _strides(self, layout) -> tuple[float, float]:
-        declared = [stride for _, stride in feature_modules(self.model)]
-        return tuple(cell_stride(size, cells, declared) for size, cells in zip(self.img_size, layout.grid, strict=True))
 
     def _current_mask(self) -> Tensor | None:
         """The mask of the forward that runs, or that checkpointing runs again in backward; None without one."""
@@ -183,22 +199,34 @@ class MaskedEncoder(nn.Module):
         mask = self._current_mask()
         return None if mask is None else pool_mask(mask, grid, strides, self.img_size)
 
-    def _insert(self, module, inputs, output):
-        """Forward hook of the site."""
+    def _insert(self, number: int, module, inputs, output):
+        """Forward hook of a site."""
         mask = self._current_mask()
         if mask is None:
             return None
-        features, new = dict(leaves(output)), {}
+        features, new = dict(leaves(output, (number,))), {}
         for i, (path, layout) in enumerate(zip(self.site_paths, self.site_layouts, strict=True)):
+            if path[0] != number:
+                continue
             hidden = layout.spread(pool_mask(mask, layout.grid, self.site_strides[i], self.img_size))
             token = layout.write_channels(self.tokens[i])
             gamma = layout.write_channels(self.gammas[i]) if self.token_mode == "scaled" else None
             new[path] = _mix(features[path], token, hidden, self.token_mode, gamma)
-        return replace_leaves(output, new)
+        return replace_leaves(output, new, (number,))
 
-    def _tap(self, module, inputs, output):
-        """Forward hook of the last map, for models whose `forward_features` returns none."""
-        self._tapped = output
+    def _tap(self, number: int, module, inputs, output):
+        """Forward hook of a map that `forward_features` does not return."""
+        if self._inserting:
+            self._tapped[number] = output
+
+    def _refill(self, module, inputs):
+        """Forward pre-hook of a module that gets the image resized: hidden pixels are those of the image again."""
+        if self._mask is None or not self._inserting:
+            return None
+        resized, *others = inputs
+        size = resized.shape[-2:]
+        hidden = F.interpolate(self._mask[:, None].to(resized.dtype), size, mode="nearest-exact") > 0
+        return torch.where(hidden, F.interpolate(self._images, size, mode="nearest-exact"), resized), *others
 
 
 def pool_mask(mask: Tensor, grid: tuple[int, int], strides: tuple[float, float], img_size: tuple[int, int]) -> Tensor:
@@ -229,49 +257,8 @@ def _overlap(size: int, stride: float, cells: int, side: float, number: int, dev
     return shared.clamp(min=0) / (end - start)
 
 
-def unknown_model(name: str, what: str = "not a model that timm knows") -> ValueError:
-    """The error to raise for a name, with the nearest that timm knows."""
-    near = difflib.get_close_matches(name.split(".")[0], timm.list_models(), n=4, cutoff=0.3)
-    return ValueError(f"{name!r} is {what}" + (f"; the nearest names: {', '.join(near)}." if near else "."))
-
-
-def build_model(name: str, img_size=None, in_chans: int = 3, drop_path_rate: float = 0.0, pretrained: bool = False):
-    """The timm model without classifier, (H, W), and the create_model arguments it needs beyond its name."""
-    if ":" not in name and not timm.is_model(name):
-        raise unknown_model(name)
-    model_args = {} if in_chans == 3 else {"in_chans": in_chans}
-    training = {"drop_path_rate": drop_path_rate} if drop_path_rate else {}
-
-    def create(**size):
-        try:
-            return timm.create_model(name, pretrained=pretrained, num_classes=0, **model_args, **training, **size)
-        except TypeError as error:
-            if "drop_path_rate" not in str(error):
-                raise
-            raise ValueError(f"{name} has no stochastic depth; leave drop_path_rate at 0.") from error
-
-    if img_size is None:
-        model = create()
-        return model, tuple(model.pretrained_cfg["input_size"][1:]), model_args
-    size = (img_size, img_size) if isinstance(img_size, int) else tuple(img_size)
-    try:
-        return create(img_size=size), size, {**model_args, "img_size": list(size)}
-    except (AssertionError, RuntimeError, TypeError, ValueError):
-        # No such argument, or a size that only the argument refuses (XCiT takes any): whether the network itself takes
-        # it shows when it is traced.
-        return create(), size, model_args
-
-
-def _study(model: nn.Module, img_size: tuple[int, int], in_chans: int, site: str, mask_patch_size: int):
+def _study(model: nn.Module, img_size: tuple[int, int], in_chans: int, site, mask_patch_size: int, maps):
     """`a2mim.sites.study` on noise images from a stream of their own."""
     generator = torch.Generator().manual_seed(0)
     images = torch.randn(2, in_chans, *img_size, generator=generator, device="cpu").to(next(model.parameters()))
-    return study(model, images, site, mask_patch_size)
-
-
-def _can_rebuild(name: str, model: nn.Module, model_args: dict) -> bool:
-    """Whether timm builds the same keys and shapes from these arguments."""
-    with torch.device("meta"):
-        other = timm.create_model(name, num_classes=0, **model_args)
-    shapes = [{key: value.shape for key, value in m.state_dict().items()} for m in (model, other)]
-    return shapes[0] == shapes[1]
+    return study(model, images, site, mask_patch_size, maps)

@@ -6,7 +6,6 @@ shows there.
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -51,12 +50,16 @@ class Layout(nn.Module):
 
     NCHW, NHWC, tokens with a prefix and permuted or windowed tokens differ in these values only. Runs of cells in
     raster order (nearly all architectures) are sliced; other orders are gathered.
+
+    Attributes:
+        evidence: how it is known: "shape" (a guess), or measured by "timm's maps", "impulses" or "stripes".
     """
 
     def __init__(
         self, channel: int, positions: Sequence[int], shape: Sequence[int], grid: tuple[int, int], table: Tensor
     ):
         super().__init__()
+        self.evidence = "shape"
         self.channel, self.positions, self.shape = channel, tuple(positions), tuple(shape)
         self.grid = (int(grid[0]), int(grid[1]))
         cells = torch.argsort(table, stable=True)[-math.prod(self.grid) :]  # flat position of each raster cell
@@ -67,6 +70,15 @@ class Layout(nn.Module):
         self.raster = bool((cells == self.first + torch.arange(len(cells), device="cpu")).all())
         self.register_buffer("cells", None if self.raster else cells, persistent=False)
         self.register_buffer("table", None if self.raster else table, persistent=False)
+
+    @property
+    def kind(self) -> str:
+        """NCHW, NHWC, tokens or channels first tokens, in a word or two."""
+        if len(self.shape) == 2:
+            return "NCHW" if self.channel == 1 else "NHWC"
+        name = "tokens" if self.channel == 2 else "tokens, channels first"
+        extra = math.prod(self.shape) - math.prod(self.grid)
+        return name + (f" + {extra}" if extra else "") + ("" if self.raster else ", permuted")
 
     def to_map(self, features: Tensor) -> Tensor:
         """Any layout -> (B, D, h, w); prefix tokens are left out."""
@@ -109,13 +121,16 @@ def raster_table(number: int, prefix: int = 0, positions: int | None = None) -> 
     return table
 
 
-def guess_layouts(shape: Sequence[int], img_size: tuple[int, int], prefix: int = 0) -> list[Layout]:
+def guess_layouts(
+    shape: Sequence[int], img_size: tuple[int, int], prefix: int = 0, unknown: bool = False
+) -> list[Layout]:
     """Layouts that the shape of a tensor allows, likeliest first; none for a tensor that is no map of the image.
 
     Args:
         shape: of the whole tensor, batch first.
         img_size: (H, W) in pixels.
         prefix: the number of prefix tokens that the model declares (timm's `num_prefix_tokens`).
+        unknown: the model is not timm's, so more numbers of prefix tokens are possible, and channels before tokens.
 
     A guess is not knowledge (Hiera's tokens are permuted): `read_intermediates` and `verify_outputs` measure.
     """
@@ -126,9 +141,11 @@ def guess_layouts(shape: Sequence[int], img_size: tuple[int, int], prefix: int =
             if _plausible(grid, img_size):
                 found.append(Layout(channel, positions, grid, grid, raster_table(math.prod(grid))))
     elif len(shape) == 3:
-        for number_before in dict.fromkeys((prefix, 0, 1, 2, 5)):
+        for number_before in dict.fromkeys((prefix, *((0, 1, 2, 3, 4, 5, 8, 9) if unknown else (0, 1, 2, 5)))):
             for grid in _grids(shape[1] - number_before, img_size):
                 found.append(Layout(2, (1,), shape[1:2], grid, raster_table(math.prod(grid), number_before)))
+        for grid in _grids(shape[2], img_size) if unknown and shape[1] > 1 else ():
+            found.append(Layout(1, (2,), shape[2:3], grid, raster_table(math.prod(grid))))
     return found
 
 
@@ -170,161 +187,10 @@ def cell_stride(size: int, cells: int, declared: Sequence[int] = ()) -> float:
 def guess_all(output, images: Tensor, model: nn.Module) -> dict[tuple, list[Layout]]:
     """Path -> guessed layouts, for the tensors of a module's output that can be maps of `images`."""
     prefix, img_size = getattr(model, "num_prefix_tokens", 0), tuple(images.shape[-2:])
-    guesses = {path: guess_layouts(t.shape, img_size, prefix) for path, t in leaves(output) if len(t) == len(images)}
+    unknown = not hasattr(model, "feature_info")
+    guesses = {
+        path: guess_layouts(t.shape, img_size, prefix, unknown)
+        for path, t in leaves(output)
+        if t.is_floating_point() and t.ndim > 2 and len(t) == len(images)
+    }
     return {path: found for path, found in guesses.items() if found}
-
-
-@dataclass
-class Place:
-    """A module's output with what is guessed about it."""
-
-    module: str
-    guesses: dict[tuple, list[Layout]]
-
-
-def read_intermediates(model: nn.Module, images: Tensor, places: list[Place]) -> list[dict[tuple, Layout]]:
-    """Measures layouts against timm's own `forward_intermediates`, which returns NCHW maps, as a rule in one forward.
-
-    Every flat position of a place is overwritten with its own number; the raster cell of timm's map that shows the
-    number is where this position belongs. What timm does not show is left as guessed.
-
-    Args:
-        images: (1, C, H, W).
-
-    Returns:
-        for each place, path -> layout.
-    """
-    layouts = [{path: found[0] for path, found in place.guesses.items()} for place in places]
-    if images.is_meta or not hasattr(model, "forward_intermediates"):
-        return layouts
-    unread = {(i, path): list(found) for i, place in enumerate(places) for path, found in place.guesses.items()}
-    while unread:
-        trial = {key: found.pop(0) for key, found in unread.items()}
-        for (i, path), layout in _show_numbers(model, images, [place.module for place in places], trial).items():
-            layouts[i][path] = layout
-            del unread[i, path]
-        unread = {key: found for key, found in unread.items() if found}
-    return layouts
-
-
-def _show_numbers(model: nn.Module, images: Tensor, modules: list[str], layouts: dict) -> dict:
-    """(place, path) -> the layout that timm's maps show, for those that they show."""
-    starts, handles, start = {}, [], 1
-    for key, layout in layouts.items():
-        starts[key], start = start, start + math.prod(layout.shape)
-
-    def overwrite(i: int):
-        def hook(module, inputs, output):
-            tensors, new = dict(leaves(output)), {}
-            for (place, path), layout in layouts.items():
-                if place == i:
-                    numbers = torch.arange(math.prod(layout.shape), device=images.device) + starts[place, path]
-                    new[path] = layout.write(numbers[None]).to(tensors[path].dtype).expand_as(tensors[path])
-            return replace_leaves(output, new)
-
-        return hook
-
-    for i, name in enumerate(modules):
-        handles.append(model.get_submodule(name).register_forward_hook(overwrite(i)))
-    try:
-        with torch.no_grad():
-            maps = model.forward_intermediates(images, output_fmt="NCHW", intermediates_only=True)
-    finally:
-        for handle in handles:
-            handle.remove()
-    shown = {}
-    for _, feature_map in leaves(maps):
-        numbers = feature_map[0, 0].flatten()
-        if not (feature_map[0].flatten(1) == numbers).all():
-            continue
-        for key, layout in layouts.items():
-            positions = (numbers - starts[key]).long().cpu()
-            inside = (positions >= 0) & (positions < math.prod(layout.shape))
-            if inside.all() and len(positions.unique()) == len(positions):
-                table = torch.full((math.prod(layout.shape),), -1, dtype=torch.long, device="cpu")
-                table[positions] = torch.arange(len(positions), device="cpu")
-                shown[key] = Layout(layout.channel, layout.positions, layout.shape, feature_map.shape[-2:], table)
-    return shown
-
-
-def verify_outputs(
-    model: nn.Module, images: Tensor, module: str, known: dict[tuple, Layout], guesses: dict[tuple, list[Layout]]
-) -> dict[tuple, Layout]:
-    """Measures the layouts of `forward_features`' output with coded impulses on the last map of known layout.
-
-    Cells of the known map are disturbed in the second of two equal samples, first a random half of them, then, for an
-    output that does not answer in raster order, those whose number has bit 0, 1, 2, ... set: log2(cells) forwards.
-
-    Args:
-        images: (2, C, H, W).
-        module: name of the module whose output holds the known map.
-        known: path -> layout there; the first is used.
-
-    Returns:
-        path -> layout; outputs that do not answer cell by cell (a later stage mixes them) keep their likeliest guess.
-    """
-    path, layout = next(iter(known.items()))
-    best = {key: found[0] for key, found in guesses.items()}
-    if images.is_meta or not guesses:
-        return best
-    number = math.prod(layout.grid)
-    generator = torch.Generator().manual_seed(2)
-    half = torch.rand(number, generator=generator, device="cpu") < 0.5
-    half[0], half[-1] = True, False
-    answers = _disturb(model, images, module, path, layout, half, best)
-    permuted = []
-    for key, found in guesses.items():
-        fits = [g for g in found if g.grid == layout.grid and answers[key][_cells(g)].equal(half)]
-        if fits:
-            best[key] = fits[0]
-        elif len(answers[key]) >= number and answers[key].sum() in range(int(half.sum()), number):
-            permuted.append(key)
-    if not permuted:
-        return best
-    codes = torch.arange(1, number + 1, device="cpu")
-    bits = [(codes >> k) & 1 for k in range(int(number + 1).bit_length())]
-    read = [_disturb(model, images, module, path, layout, bit.bool(), best) for bit in bits]
-    for key in permuted:
-        table = sum(answer[key].long() << k for k, answer in enumerate(read)) - 1
-        table[table >= number] = -1  # prefix tokens answer to every bit
-        if table[table >= 0].sort().values.equal(torch.arange(number, device="cpu")):
-            old = best[key]
-            best[key] = Layout(old.channel, old.positions, old.shape, layout.grid, table)
-    return best
-
-
-def _cells(layout: Layout) -> Tensor | slice:
-    """What picks the raster cells out of the flat positions."""
-    return slice(layout.first, layout.first + math.prod(layout.grid)) if layout.raster else layout.cells
-
-
-def _disturb(model: nn.Module, images: Tensor, module: str, path: tuple, layout: Layout, cells: Tensor, outputs: dict):
-    """Path -> (P,) bool: which flat positions of the output change when these cells of the map are disturbed."""
-
-    def hook(submodule, inputs, output):
-        first = {key: t[:1] for key, t in leaves(output)}
-        new = {key: torch.cat([t, t]) for key, t in first.items()}
-        features = first[path]
-        generator = torch.Generator().manual_seed(3)
-        vector = torch.randn(features.shape[layout.channel], generator=generator, device="cpu").to(features)
-        where = layout.spread(cells.to(features).view(1, *layout.grid))
-        impulse = 3 * features.std() * layout.write_channels(vector) * where
-        return replace_leaves(output, new | {path: torch.cat([features, features + impulse])})
-
-    handle = model.get_submodule(module).register_forward_hook(hook)
-    try:
-        with torch.no_grad():
-            try:  # one image, doubled by the hook, saves half of the time
-                output = dict(leaves(model.forward_features(images[:1])))
-                doubled = all(len(output[key]) == 2 for key in outputs)
-            except RuntimeError:  # the model remembers the batch size
-                doubled = False
-            if not doubled:
-                output = dict(leaves(model.forward_features(images)))
-    finally:
-        handle.remove()
-    changed = {}
-    for key, guess in outputs.items():
-        difference = (output[key][1] - output[key][0]).abs().movedim(guess.channel - 1, 0).flatten(1).amax(0)
-        changed[key] = (difference > 1e-3 * difference.max()).cpu()
-    return changed

@@ -1,6 +1,9 @@
 """MIM: mask, fill, encode, decode, compare. A method is a choice of parts, not a class of its own."""
 
+import math
+
 import torch
+import torch.nn.functional as F
 from mmengine.model import BaseModel
 from torch import Tensor, nn
 
@@ -50,9 +53,11 @@ class MIM(BaseModel):
             self._add_loss(loss)
         make = _named(decoder, DECODERS, "decoder")
         self.decoders = nn.ModuleList(
-            make(in_channels=c, stride=s, out_channels=len(mean))
+            make(in_channels=c, stride=math.ceil(s), out_channels=len(mean))
             for c, s in zip(self.encoder.channels, self.encoder.strides, strict=True)
         )
+        if hasattr(self.encoder, "img_size"):  # a cell that does not fit is refused now, not at the first batch
+            self.masking(1, *self.encoder.img_size, generator=torch.Generator("cpu").manual_seed(0), device="cpu")
         self.register_buffer("mean", torch.tensor(mean).view(-1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(-1, 1, 1), persistent=False)
 
@@ -93,10 +98,20 @@ class MIM(BaseModel):
         return self.compare(recon, target, hidden)
 
     def decode(self, features: list[Tensor], height: int, width: int) -> Tensor:
-        """One (B, D, h, w) map a decoder -> (B, C, height, width): cropped where the grid overhangs, averaged over
-        maps.
+        """One (B, D, h, w) map a decoder -> (B, C, height, width), averaged over maps.
+
+        Where the cells of a map do not divide the image (a stride that is no whole number), what is decoded is resized;
+        else what overhangs is cropped, and pixels that no cell reaches (ViT at 72 px: 4 cells of 16) are answered by 0,
+        the mean of the data.
         """
-        recons = [decoder(x)[..., :height, :width] for decoder, x in zip(self.decoders, features, strict=True)]
+        recons = []
+        for decoder, x, stride in zip(self.decoders, features, self.encoder.strides, strict=True):
+            recon = decoder(x)
+            if stride != int(stride):
+                recon = F.interpolate(recon, (height, width), mode="bilinear", align_corners=False)
+            elif recon.shape[-2:] != (height, width):
+                recon = F.pad(recon, (0, width - recon.shape[-1], 0, height - recon.shape[-2]))  # below 0: a crop
+            recons.append(recon)
         return torch.stack(recons).mean(dim=0) if len(recons) > 1 else recons[0]
 
     def compare(self, recon: Tensor, target: Tensor, hidden: Tensor) -> dict[str, Tensor]:

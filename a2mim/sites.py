@@ -1,10 +1,9 @@
-"""Which module's output takes the mask token, and what pre-training reaches: traced on a throw-away copy of the model.
+"""Which modules' outputs take the mask token, which maps are decoded, and what pre-training reaches.
 
-Invariant: what is studied here is a copy; the model itself, its BatchNorm statistics and torch's random state stay as
-they are. On the meta device nothing is measured: layouts follow from shapes, and only gradients that are None are dead.
+Invariant: what is studied is a throw-away copy, see `a2mim.tracing`. On the meta device nothing is measured: layouts
+follow from shapes, and only gradients that are None are dead.
 """
 
-import copy
 import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,43 +12,56 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from a2mim.layout import Layout, Place, cell_stride, guess_all, leaves, read_intermediates, verify_outputs
+from a2mim.layout import Layout, cell_stride, guess_all, leaves
+from a2mim.measure import Place, observe, read_intermediates, read_stripes, verify_outputs
+from a2mim.tracing import Call, Trace, feature_modules, trace, trial_copy
 
 DEPTHS = (0.25, 0.97)  # share of the network that has run at a site
 MAX_LEAK = 0.1  # share of what feeds a site that may also reach the output around it; branches measure 0.88 to 1
 
 
 @dataclass
-class Call:
-    """One run of one module: `depth` is the share of parametric leaf modules that had run when it ended."""
+class Maps:
+    """The feature maps in the output of one module, or of `forward_features` where `module` is "".
+
+    Attributes:
+        name: of the module, as it was asked for or chosen.
+        module: the one that carries the hook, see `hook_target`.
+        layouts: path in the output -> layout.
+        strides: of each map, pixels per cell (vertical, horizontal).
+        channels: of each map.
+        depth: share of the network that had run; leak: see `leak`. Of sites only.
+    """
 
     name: str
-    depth: float
-    guesses: dict[tuple, list[Layout]]  # path in its output -> layouts that the shape allows
-    widths: dict[tuple, int]  # path in its output -> channels, for the likeliest layout
-    nodes: list  # the autograd nodes that made its outputs
+    module: str
+    layouts: dict[tuple, Layout]
+    strides: list[tuple[float, float]]
+    channels: list[int]
+    depth: float = 1.0
+    leak: float = 0.0
 
 
 @dataclass
 class Study:
-    """What `study` finds out about a model.
+    """What `study` finds out about a model."""
 
-    `site_module` carries the hook for the site; `final_module` is "" where `forward_features` returns the final maps.
-    """
-
-    site: str
-    site_module: str
-    site_layouts: dict[tuple, Layout]
-    site_widths: list[int]
-    final_module: str
-    final_layouts: dict[tuple, Layout]
-    channels: list[int]
+    sites: list[Maps]
+    finals: list[Maps]
     frozen: list[str]
     pool: str | None  # "avg" where the model's pooling reads frozen parameters and averaging does not
+    resized: list[str]  # modules whose input is the image after the model's own resize
 
 
-def study(model: nn.Module, images: Tensor, site: str, max_stride: float) -> Study:
-    """Traces and measures `model` on two images (2, C, H, W); `site` is a module's name or "auto".
+def study(
+    model: nn.Module, images: Tensor, site: str | Sequence[str], max_stride: float, maps: str | Sequence[str] = "auto"
+) -> Study:
+    """Traces and measures `model` on two images (2, C, H, W).
+
+    Args:
+        site: names of modules, or "auto".
+        max_stride: pixels; "auto" prefers a site whose cells are no larger.
+        maps: names of the modules whose outputs are decoded, or "auto" for those of `forward_features`.
 
     Costs, as a rule, a forward and a backward and two forwards more, each of one image.
     """
@@ -57,126 +69,126 @@ def study(model: nn.Module, images: Tensor, site: str, max_stride: float) -> Stu
     both = images
     try:
         images = both[:1].clone().requires_grad_()
-        calls, output, tensors = trace(trial, images)
+        seen = trace(trial, images)
     except ValueError:  # BatchNorm cannot normalise a single value per channel; another cause raises again
         images = both.clone().requires_grad_()
-        calls, output, tensors = trace(trial, images)
+        seen = trace(trial, images)
     trial.eval()
-    declared = [call for name, _ in feature_modules(model) for call in calls if call.name == name]
-    last = max(declared or calls, key=lambda call: call.depth, default=None)
-    if last is None:
+    if not seen.calls:
         raise ValueError("no module of the model has a feature map of the image, so the mask token has no place.")
-    final_guesses = guess_all(output, images, model)
-    finals = {path: t for path, t in leaves(output) if path in final_guesses}
-    widest = final_guesses or last.guesses
-    final_stride = max(_stride(model, guesses[0], images) for guesses in widest.values())
-    roots = [t.grad_fn for t in (finals or tensors[last.name]).values()]
-    if site == "auto":
-        call = choose_site(model, calls, final_stride, max_stride, images, roots)
+    last = last_map(model, seen.calls)
+    guesses = guess_all(seen.output, images, model)
+    named = [] if maps == "auto" else [find_site(trial, seen.calls, name) for name in _names(maps)]
+    if named:
+        roots = [t.grad_fn for call in named for t in seen.tensors[call.name].values()]
     else:
-        call = find_site(trial, calls, site)
+        finals = {path: t for path, t in leaves(seen.output) if path in guesses}
+        roots = [t.grad_fn for t in (finals or seen.tensors[last.name]).values()]
+    declared = [] if seen.resized else [stride for _, stride in feature_modules(model)]
+    strides = _Strides(tuple(images.shape[2:]), declared, bool(seen.resized))
+    if site == "auto":
+        widest = guesses or last.guesses
+        final_stride = max(strides.of(found[0])[0] for found in widest.values())
+        calls = [choose_site(model, seen.calls, final_stride, max_stride, images, roots, strides)]
+    else:
+        calls = [find_site(trial, seen.calls, name) for name in _names(site)]
 
-    places = [Place(hook_target(trial, c.name), c.guesses) for c in (call, last)]
-    at_site, at_last = read_intermediates(trial, both[:1], places)
-    final_module, final_layouts = "", verify_outputs(trial, both, places[1].module, at_last, final_guesses)
-    if not final_layouts:
-        final_module, final_layouts, finals = places[1].module, at_last, tensors[last.name]
-    maps = [layout.to_map(finals[path]) for path, layout in final_layouts.items()]
-    frozen = unreached(trial, maps)
-    return Study(
-        site=call.name,
-        site_module=places[0].module,
-        site_layouts=at_site,
-        site_widths=[call.widths[path] for path in at_site],
-        final_module=final_module,
-        final_layouts=final_layouts,
-        channels=[m.shape[1] for m in maps],
-        frozen=frozen,
-        pool=better_pool(trial, output, frozen),
-    )
+    measured = _measure(trial, both, seen, calls, named, last, {} if named else guesses)
+    places, outputs = measured
+    if outputs:
+        finals = [Maps("", "", outputs, [], [])]
+    else:
+        finals = [Maps(call.name, hook_target(trial, call.name), places[call.name], [], []) for call in named or [last]]
+    tensors = {"": dict(leaves(seen.output)), **seen.tensors}
+    read = []
+    for found in finals:
+        shown = [layout.to_map(tensors[found.name][path]) for path, layout in found.layouts.items()]
+        found.channels = [m.shape[1] for m in shown]
+        read += shown
+    sites = [
+        Maps(
+            name=call.name,
+            module=hook_target(trial, call.name),
+            layouts=places[call.name],
+            strides=[],
+            channels=[
+                seen.tensors[call.name][path].shape[layout.channel] for path, layout in places[call.name].items()
+            ],
+            depth=call.depth,
+            leak=leak(call, roots, images),
+        )
+        for call in calls
+    ]
+    for found in (*sites, *finals):
+        found.strides = [strides.of(layout) for layout in found.layouts.values()]
+    frozen = unreached(trial, read)
+    return Study(sites, finals, frozen, better_pool(trial, seen.output, frozen), seen.resized)
 
 
-def trial_copy(model: nn.Module) -> nn.Module:
-    """A copy in which no gradient is zero by initialisation alone: constant parameters (LayerScale, gammas) get noise.
-
-    Dropout and drop path are off; BatchNorm normalises by, and keeps, the statistics of the batch it sees.
+def _measure(trial, images, seen: Trace, sites: list[Call], named: list[Call], last: Call, guesses: dict):
+    """({module: {path: layout}} of the calls, {path: layout} of the output): timm's maps first, then impulses, then
+    stripes for what these leave a guess.
     """
-    trial = copy.deepcopy(model).eval().requires_grad_(True)
-    generator = torch.Generator().manual_seed(0)
-    for parameter in trial.parameters():
-        if not parameter.is_meta and (parameter == parameter.flatten()[0]).all():
-            noise = torch.randn(parameter.shape, generator=generator, device="cpu")
-            parameter.data.add_(noise.to(parameter), alpha=0.1)
-    for module in trial.modules():
-        if isinstance(module, nn.modules.batchnorm._BatchNorm):
-            module.train()
-            module.momentum = 1.0
-    return trial
+    calls = {call.name: call for call in (*sites, *named, last)}
+    targets = {name: hook_target(trial, name) for name in calls}
+    read = read_intermediates(trial, images[:1], [Place(targets[name], call.guesses) for name, call in calls.items()])
+    places = dict(zip(calls, read, strict=True))
+    outputs = verify_outputs(trial, images, targets[last.name], places[last.name], guesses)
+    if images.is_meta:
+        return places, outputs
+    unsure = {
+        (targets[name], path): calls[name].guesses[path]
+        for name, found in places.items()
+        for path, layout in found.items()
+        if layout.evidence == "shape"
+    }
+    unsure |= {("", path): guesses[path] for path, layout in outputs.items() if layout.evidence == "shape"}
+    if unsure:
+        modules = list(dict.fromkeys(module for module, _ in unsure))
+        measured = read_stripes(
+            lambda lit: observe(trial.forward_features, trial, modules, lit), images[:1].detach(), unsure
+        )
+        for name, found in places.items():
+            found.update({path: measured[targets[name], path] for path in found if (targets[name], path) in measured})
+        outputs.update({path: measured["", path] for path in outputs if ("", path) in measured})
+    return places, outputs
 
 
-def trace(model: nn.Module, images: Tensor) -> tuple[list[Call], Any, dict[str, dict[tuple, Tensor]]]:
-    """Runs `forward_features` once under hooks.
+@dataclass
+class _Strides:
+    """Pixels per cell of a layout's grid, for images of `img_size`."""
 
-    Returns:
-        the calls, in order, of all modules that have parameters or are declared by timm, run exactly once and return a
-        map of the image; the output; and the output tensors of each module.
-    """
-    finished, counts, tensors, handles = [], {}, {}, []
-    leaf_calls = 0
+    img_size: tuple[int, int]
+    declared: list[int]
+    resized: bool  # the model sees the image at sizes of its own, which its cells divide, so the image's size does not
 
-    def watch(name: str, is_leaf: bool):
-        def hook(module, inputs, output):
-            nonlocal leaf_calls
-            leaf_calls += is_leaf
-            counts[name] = counts.get(name, 0) + 1
-            tensors[name] = dict(leaves(output))
-            # Read at once: an in-place operation that follows gives the tensor another node.
-            nodes = [t.grad_fn for t in tensors[name].values() if t.grad_fn is not None]
-            finished.append((name, leaf_calls, guess_all(output, images, model), nodes))
-
-        return hook
-
-    declared = {name for name, _ in feature_modules(model)}
-    for name, module in model.named_modules():
-        if name in declared or (name and any(True for _ in module.parameters())):
-            is_leaf = not any(True for _ in module.children()) and any(True for _ in module.parameters())
-            handles.append(module.register_forward_hook(watch(name, is_leaf)))
-    try:
-        output = model.forward_features(images)
-    except (AssertionError, RuntimeError, TypeError, ValueError) as error:
-        raise ValueError(refusal(images.shape[2:], error)) from error
-    finally:
-        for handle in handles:
-            handle.remove()
-    calls = []
-    for name, done, guesses, nodes in finished:
-        if guesses and counts[name] == 1:
-            widths = {path: tensors[name][path].shape[found[0].channel] for path, found in guesses.items()}
-            calls.append(Call(name, done / max(1, leaf_calls), guesses, widths, nodes))
-    return calls, output, tensors
+    def of(self, layout: Layout) -> tuple[float, float]:
+        """(vertical, horizontal)."""
+        sides = zip(self.img_size, layout.grid, strict=True)
+        if self.resized:
+            return tuple(size // cells if size % cells == 0 else size / cells for size, cells in sides)
+        return tuple(cell_stride(size, cells, self.declared) for size, cells in sides)
 
 
-def refusal(img_size: Sequence[int], error: Exception) -> str:
-    """The sentence for an image size that a model does not take."""
-    height, width = img_size
-    reason = (str(error) or type(error).__name__).splitlines()[0].rstrip(".")
-    return (
-        f"the model takes no images of {height} x {width} px ({reason}); leave img_size out for the model's own size."
-    )
+def _names(names: str | Sequence[str]) -> list[str]:
+    return [names] if isinstance(names, str) else list(dict.fromkeys(names))
 
 
-def feature_modules(model: nn.Module) -> list[tuple[str, int]]:
-    """(module name, stride in pixels) of the maps that timm declares; empty where it declares none."""
-    info = getattr(model, "feature_info", None) or []
-    return [(entry["module"], entry["reduction"]) for entry in getattr(info, "info", info) if entry.get("module")]
-
-
-def _stride(model: nn.Module, layout: Layout, images: Tensor) -> float:
-    return cell_stride(images.shape[2], layout.grid[0], [stride for _, stride in feature_modules(model)])
+def last_map(model: nn.Module, calls: list[Call]) -> Call:
+    """The deepest map that timm declares; where it declares none, the one that was finished last."""
+    names = {name for name, _ in feature_modules(model)}
+    declared = [call for call in calls if call.name in names]
+    return max(declared or calls[::-1], key=lambda call: call.depth)
 
 
 def choose_site(
-    model: nn.Module, calls: list[Call], final_stride: float, max_stride: float, images: Tensor, roots: list
+    model: nn.Module,
+    calls: list[Call],
+    final_stride: float,
+    max_stride: float,
+    images: Tensor,
+    roots: list,
+    sizes: _Strides,
 ) -> Call:
     """The call whose output takes the token, by rule.
 
@@ -185,7 +197,7 @@ def choose_site(
     where there is no other. timm's declared maps come before those found by the trace; a map that sits in a branch,
     which the image also passes by (NASNet, Xception), is taken only where no other is left.
     """
-    strides = {id(c): max(_stride(model, found[0], images) for found in c.guesses.values()) for c in calls}
+    strides = {id(c): max(sizes.of(found[0])[0] for found in c.guesses.values()) for c in calls}
     inside = [c for c in calls if DEPTHS[0] <= c.depth <= DEPTHS[1]] or calls
     fine = [c for c in inside if strides[id(c)] <= max_stride] or inside
     names = {name for name, _ in feature_modules(model)}

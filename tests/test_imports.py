@@ -26,10 +26,11 @@ ALLOWED = {
     "decoders": {"registry"},
     "targets": {"registry"},
     "visible_stats": {"backbones", "sites"},
-    "encoder": {"layout", "sites", "masking", "registry", "visible_stats"},
+    "networks": {"layout", "measure", "sites", "tracing"},
+    "encoder": {"layout", "networks", "sites", "masking", "registry", "visible_stats"},
     "mim": {"decoders", "encoder", "losses", "masking", "pixels", "registry", "targets"},
     "data": set(),
-    "loading": {"checkpoints", "encoder", "pixels"},
+    "loading": {"checkpoints", "encoder", "networks", "pixels"},
     "evaluation": {"batchnorm", "data", "devices", "encoder", "loading", "pixels"},
     "export": {"batchnorm", "compat", "data", "encoder", "evaluation", "loading", "pixels"},
     "analysis": {"data", "encoder", "evaluation", "loading", "pixels"},
@@ -49,7 +50,7 @@ DOORS = {
     "mmengine.runner": {"engine"},
     "mmengine.hooks": {"engine"},
     "mmcv": {"data", "analysis"},
-    "timm.optim": {"engine"},
+    "timm.optim": {"engine", "evaluation"},
     "timm.scheduler": {"engine"},
 }
 

@@ -6,18 +6,10 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from a2mim.encoder import MaskedEncoder
-from a2mim.layout import (
-    Layout,
-    Place,
-    cell_stride,
-    guess_layouts,
-    leaves,
-    raster_table,
-    read_intermediates,
-    replace_leaves,
-    verify_outputs,
-)
-from a2mim.sites import find_site, hook_target, study, trace, trial_copy, unreached
+from a2mim.layout import Layout, cell_stride, guess_layouts, leaves, raster_table, replace_leaves
+from a2mim.measure import Place, read_intermediates, verify_outputs
+from a2mim.sites import find_site, hook_target, study, unreached
+from a2mim.tracing import trace, trial_copy
 
 GRID = (3, 4)
 ORDER = torch.randperm(
@@ -151,10 +143,10 @@ class Permuted(nn.Module):
 
 def measured(model: nn.Module, images: Tensor) -> tuple[Layout, Layout]:
     """The layouts at block and at the output."""
-    calls, output, _ = trace(model, images)
-    places = [Place(c.name, c.guesses) for c in calls if c.name in ("block", "last")]
+    seen = trace(model, images)
+    places = [Place(c.name, c.guesses) for c in seen.calls if c.name in ("block", "last")]
     at_block, at_last = read_intermediates(model, images[:1], places)
-    guesses = {(): guess_layouts(output.shape, (32, 32), 1)}
+    guesses = {(): guess_layouts(seen.output.shape, (32, 32), 1)}
     return at_block[()], verify_outputs(model, images, "last", at_last, guesses)[()]
 
 
@@ -203,7 +195,7 @@ class Branched(nn.Module):
 
 
 def test_a_declared_map_that_the_image_passes_by_is_not_chosen():
-    assert study(Branched(), torch.randn(2, 3, 32, 32), "auto", 32).site == "outer"
+    assert study(Branched(), torch.randn(2, 3, 32, 32), "auto", 32).sites[0].name == "outer"
 
 
 class Dead(nn.Module):
@@ -237,7 +229,7 @@ class Repeated(nn.Module):
 
 def test_a_module_that_runs_twice_is_no_site():
     model = Repeated()
-    calls, _, _ = trace(model, torch.randn(2, 3, 32, 32))
+    calls = trace(model, torch.randn(2, 3, 32, 32)).calls
     with pytest.raises(ValueError, match="computed once"):
         find_site(model, calls, "shared")
 
@@ -247,7 +239,7 @@ def test_a_hook_goes_to_the_last_child_of_a_sequential():
 
 
 def test_depth_is_the_share_of_parametric_layers_that_ran():
-    calls, _, _ = trace(Repeated(), torch.randn(2, 3, 32, 32))
+    calls = trace(Repeated(), torch.randn(2, 3, 32, 32)).calls
     assert {c.name: c.depth for c in calls} == {
         "stem": 1 / 5, "stage.0.0": 4 / 5, "stage.0.1": 1, "stage.0": 1, "stage": 1
     }  # fmt: skip
