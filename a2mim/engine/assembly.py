@@ -11,11 +11,11 @@ from pathlib import Path
 import torch
 from mmengine.hooks import EMAHook
 
-import a2mim
-from a2mim.data import EvalLoader, ImageDataset, TrainLoader
+from a2mim.data import TrainLoader, match_labels, open_dataset
 from a2mim.engine import hooks
-from a2mim.engine.optim import StepWrapper, build_optimizer, build_schedule
-from a2mim.engine.runner import PretrainRunner
+from a2mim.engine.optim import StepWrapper, build_schedule
+from a2mim.engine.runner import TrainRunner
+from a2mim.engine.task import Task
 from a2mim.mim import MIM
 from a2mim.registry import MODELS
 
@@ -24,28 +24,36 @@ from a2mim.registry import MODELS
 class Run:
     """All that a run is made of, before its first step."""
 
-    settings: dict  # every one, see DEFAULTS
+    settings: dict  # every one, see the task's schema
     folder: Path | None  # None until one is claimed
-    asked: dict  # config, data, test_data, laptop, as --resume needs them
+    asked: dict  # config, data, test_data, laptop, …, as --resume needs them
     device: torch.device
-    train_set: ImageDataset
-    test_set: ImageDataset | None  # labelled, for the judge
     loader: TrainLoader
-    model: MIM
+    task: Task
 
     @property
     def max_steps(self) -> int:
         """Optimiser steps in all."""
         return self.settings["schedule"]["epochs"] * len(self.loader)
 
-    def meta(self) -> dict:
-        """Plain values that every checkpoint carries: what rebuilds the encoder."""
-        pixels = {key: self.settings["data"][key] for key in ("mean", "std", "interpolation")}
-        return {"encoder": self.model.encoder.arguments(), "pixels": pixels, "version": a2mim.__version__}
+
+def open_sets(data, test_data, in_chans: int):
+    """(training set, test set or None): the test set is the one named, else the source's own test split, if any."""
+    source = "photos" if data is None else data
+    train = open_dataset(source, "train", in_chans)
+    if test_data is not None:
+        return train, match_labels(train, open_dataset(test_data, "test", in_chans))
+    if "test" in train.splits:
+        test = open_dataset(source, "test", in_chans)
+        if (train.labels >= 0).any() and (test.labels >= 0).any():
+            return train, match_labels(train, test)
+    return train, None
 
 
-def build_loader(dataset, settings: dict, device: torch.device, num_workers: int | None) -> TrainLoader:
-    """The training stream of this process."""
+def build_loader(
+    dataset, settings: dict, device: torch.device, num_workers: int | None, augmentation: dict | None = None
+) -> TrainLoader:
+    """The training stream of this process. augmentation: what TrainLoader takes beyond the crop."""
     data, batch = settings["data"], settings["global_batch_size"]
     world = int(os.environ.get("WORLD_SIZE", 1))
     pieces = world * settings["accumulate"]
@@ -73,6 +81,7 @@ def build_loader(dataset, settings: dict, device: torch.device, num_workers: int
         rank=int(os.environ.get("RANK", 0)),
         world_size=world,
         num_workers=num_workers,
+        **(augmentation or {}),
     )
 
 
@@ -89,33 +98,33 @@ def build_mim(settings: dict) -> MIM:
     return MODELS.build({"type": "MIM", "mean": data["mean"], "std": data["std"], **row})
 
 
-def build_runner(run: Run, resume_from: dict | None) -> PretrainRunner:
+def build_runner(run: Run, resume_from: dict | None) -> TrainRunner:
     """The model on its device, its optimiser and schedule, and the hooks around a step."""
-    settings, model, device = run.settings, run.model, run.device
-    model.to(device)
+    settings, task, device = run.settings, run.task, run.device
+    task.model.to(device)
     if settings["channels_last"]:
-        model.to(memory_format=torch.channels_last)
+        task.model.to(memory_format=torch.channels_last)
     if settings["sync_batchnorm"] and torch.distributed.is_initialized() and device.type == "cuda":
-        torch.nn.SyncBatchNorm.convert_sync_batchnorm(model.encoder.model)
+        torch.nn.SyncBatchNorm.convert_sync_batchnorm(task.network)
     if settings["compile"]:
-        model.encoder.compile()
-    optimizer = build_optimizer(model, settings["optimizer"], settings["global_batch_size"])
+        task.network.compile()
+    optimizer = task.optimizer()
     schedule = build_schedule(optimizer, settings["schedule"], len(run.loader), run.max_steps)
     amp = choose_amp(settings["amp"], device)
     wrapper = StepWrapper(optimizer, amp, device.type, settings["accumulate"], settings["clip_grad"])
-    saving, log = settings["checkpoint"], settings["log"]
+    saving = settings["checkpoint"]
     every = saving["every_steps"] or saving["every_epochs"] * len(run.loader)
     around = [
         hooks.RecordHook(settings, run.asked),
         hooks.ScheduleHook(schedule),
-        hooks.LogHook(log["every_steps"]),
-        hooks.PictureHook(first_images(run.test_set or run.train_set, settings), log["pictures"]),
+        hooks.LogHook(settings["log"]["every_steps"]),
+        *task.hooks(),
         hooks.CheckpointHook(every, saving["keep"]),
         hooks.SignalHook(),
     ]
     if settings["ema"]:
         around.append(EMAHook(momentum=settings["ema"]))
-    return PretrainRunner(run, wrapper, around, resume_from)
+    return TrainRunner(run, wrapper, around, resume_from)
 
 
 def choose_amp(amp: str | None, device: torch.device) -> str | None:
@@ -128,12 +137,3 @@ def choose_amp(amp: str | None, device: torch.device) -> str | None:
     if amp and device.type == "cpu" and "AVX512" not in torch.backends.cpu.get_cpu_capability():
         warnings.warn(f"amp={amp!r} on this CPU, which has no AVX-512, is far slower than float32", stacklevel=2)
     return amp
-
-
-def first_images(dataset, settings: dict) -> torch.Tensor:
-    """(rows, C, H, W) uint8, spread evenly over the set: what the pictures show."""
-    rows = min(settings["log"]["rows"], len(dataset))
-    indices = [i * len(dataset) // rows for i in range(rows)]
-    size = settings["data"]["img_size"]
-    loader = EvalLoader(dataset, size, resize=None, batch_size=rows, indices=indices)
-    return next(iter(loader))["images"]

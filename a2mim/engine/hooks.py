@@ -59,7 +59,7 @@ class LogHook(Hook):
     def before_train(self, runner) -> None:
         self.path = runner.run_dir / "log.jsonl"
         if is_main_process():
-            lines = keep_lines_until(self.path, runner.iter)
+            lines = [line for line in keep_lines_until(self.path, runner.iter) if "loss" in line]
             self.first, self.last = (lines[0], lines[-1]) if lines else (None, {})
         self.logged = runner.iter
         self.bar = tqdm(
@@ -86,9 +86,9 @@ class LogHook(Hook):
             with self.path.open("a") as file:
                 file.write(json.dumps(line) + "\n")
             runner.visualizer.add_scalars({k: v for k, v in line.items() if isinstance(v, float)}, step=step)
+        said = f"loss {line['loss']:.4f} {runner.task.caption(line)}".rstrip()
         self.bar.set_postfix_str(
-            f"loss {line['loss']:.4f} (mean colour {line['baseline']:.4f}), {line['images_per_second']:.0f} images/s,"
-            f" {line['data_share']:.0%} waiting for data",
+            f"{said}, {line['images_per_second']:.0f} images/s, {line['data_share']:.0%} waiting for data",
             refresh=False,
         )
 
@@ -97,14 +97,15 @@ class LogHook(Hook):
         the same; they are averaged over the processes.
         """
         loop, optimizer = runner.train_loop, runner.optim_wrapper
-        values = outputs | {"baseline": mean_colour_loss(runner, batch)}
+        values = outputs | runner.task.measure(runner, batch)
         mean = torch.stack([torch.as_tensor(v, dtype=torch.float64, device=runner.device) for v in values.values()])
         if runner.distributed:
             torch.distributed.all_reduce(mean)
         images = (runner.iter - self.logged) * len(batch["images"]) * runner.world_size
         line = {"step": runner.iter, "epoch": round(runner.iter / len(runner.loader), 3)}
         line |= dict(zip(values, (mean / runner.world_size).tolist(), strict=True))
-        line |= {"lr": optimizer.optimizer.param_groups[0]["lr"], "grad_norm": optimizer.grad_norm}
+        group = optimizer.optimizer.param_groups[0]
+        line |= {"lr": group["lr"] / group.get("lr_scale", 1.0), "grad_norm": optimizer.grad_norm}
         line["images_per_second"] = round(images / max(loop.spent, 1e-9), 1)
         line["data_share"] = round(loop.waited / max(loop.spent, 1e-9), 4)
         if runner.device.type == "cuda":
@@ -113,14 +114,6 @@ class LogHook(Hook):
 
     def after_train(self, runner) -> None:
         self.bar.close()
-
-
-@torch.no_grad()
-def mean_colour_loss(runner, batch: dict) -> float:
-    """The loss that the last step would have had, had the network answered every image's mean colour."""
-    pieces = runner.pieces(batch, runner.iter - 1)
-    losses = [sum(runner.mim(**piece, mode="baseline").values()) for piece in pieces]
-    return torch.stack(losses).mean().item()
 
 
 def keep_lines_until(path: Path, step: int) -> list[dict]:
@@ -165,7 +158,7 @@ class PictureHook(Hook):
     def draw(self, runner) -> None:
         if not is_main_process():
             return
-        model = runner.mim
+        model = runner.inner_model
         generator = torch.Generator(runner.device).manual_seed(step_seed(runner.seed, 0, 0, "picture"))
         model.eval()
         with torch.no_grad():
@@ -195,7 +188,7 @@ class CheckpointHook(Hook):
     def save(self, runner) -> None:
         if self.saved == runner.iter:
             return
-        broken = first_broken(runner.mim)
+        broken = first_broken(runner.inner_model)
         if broken:
             raise FloatingPointError(
                 f"step {runner.iter}: the weights are not finite any more, first in {broken}; nothing was saved,"

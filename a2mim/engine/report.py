@@ -29,10 +29,7 @@ def say(*lines: str) -> None:
 
 def announce(run) -> None:
     """The first lines: what runs, on what, and how to run it as written."""
-    encoder, settings = run.model.encoder, run.settings
-    epochs, batch, size = settings["schedule"]["epochs"], settings["global_batch_size"], settings["data"]["img_size"]
-    frozen = sum(encoder.model.get_parameter(name).numel() for name in encoder.frozen)
-    total = sum(p.numel() for p in encoder.model.parameters())
+    settings, task = run.settings, run.task
     scale = " at laptop scale" if run.asked["laptop"] else ""
     lines = [f"a2mim {a2mim.__version__}: {Path(run.asked['config']).stem}{scale}, on {run.device}"]
     if run.asked["data"] is None:
@@ -40,36 +37,35 @@ def announce(run) -> None:
             "  no --data given: this is the recipe's laptop scale on built-in photographs, not the recipe as written;",
             "  for that, add --data FOLDER or --data 'shards-{000000..000099}.tar'",
         ]
+    epochs, batch = settings["schedule"]["epochs"], settings["global_batch_size"]
     lines += [
-        f"  data     {run.train_set.describe()}",
-        f"  encoder  {encoder.name} at {size} px, {total / 1e6:.2f} M parameters, mask token at {encoder.site!r}",
+        f"  data     {task.train_set.describe()}",
+        *task.opening(),
         f"  plan     {epochs} epochs = {run.max_steps} steps of {batch} images",
     ]
-    if frozen:
-        share = f"{frozen / total:.1%} of the parameters ({len(encoder.frozen)} tensors)"
-        lines.append(f"  frozen   {share}: no loss on the feature map reaches them; names in summary.json")
     say(*lines)
 
 
 def describe_run(runner, started: float) -> dict:
     """The part of summary.json that every run has."""
-    run, log = runner.run, next(hook for hook in runner.hooks if isinstance(hook, LogHook))
+    run, task, log = runner.run, runner.task, next(hook for hook in runner.hooks if isinstance(hook, LogHook))
     first, last = log.first or {}, log.last
+    facts = task.facts(last)
     return {
         "asked": run.asked,
         "steps": runner.iter,
         "of_steps": runner.max_iters,
         "seconds": round(time.time() - started, 1),
-        "loss": {"first": first.get("loss"), "last": last.get("loss"), "mean_colour": last.get("baseline")},
+        "loss": {"first": first.get("loss"), "last": last.get("loss"), **facts.pop("loss", {})},
         "images_per_second": last.get("images_per_second"),
         "data": {
-            "source": run.train_set.describe(),
-            "images": len(run.train_set),
-            "fingerprint": run.train_set.fingerprint,
+            "source": task.train_set.describe(),
+            "images": len(task.train_set),
+            "fingerprint": task.train_set.fingerprint,
             "unreadable": dict(run.loader.faults.unreadable),
             "damaged_but_decoded": sum(run.loader.faults.values()) - sum(run.loader.faults.unreadable.values()),
         },
-        "encoder": run.model.encoder.arguments(),
+        **facts,
         "device": str(run.device),
         "processes": runner.world_size,
         "versions": {m.__name__: m.__version__ for m in (a2mim, torch, timm, mmengine)},
@@ -77,13 +73,18 @@ def describe_run(runner, started: float) -> dict:
     }
 
 
-def report(summary: dict, folder: Path) -> None:
+def report(summary: dict, runner) -> None:
     """The last lines on the screen."""
-    say(*(stopped_lines if summary["status"] == "stopped" else finished_lines)(summary, folder))
+    folder = runner.run_dir
+    if summary["status"] == "stopped":
+        say(*stopped_lines(summary, runner.task.command, folder))
+    else:
+        taken = f"finished {summary['steps']} steps in {summary['seconds']:.0f} s"
+        say(taken, *runner.task.closing(summary, folder))
 
 
-def stopped_lines(summary: dict, folder: Path) -> list[str]:
-    again = ["python", "tools/pretrain.py", summary["asked"]["config"], "--work-dir", str(folder), "--resume"]
+def stopped_lines(summary: dict, command: str, folder: Path) -> list[str]:
+    again = ["python", f"tools/{command}.py", summary["asked"]["config"], "--work-dir", str(folder), "--resume"]
     return [
         f"stopped by a signal after step {summary['steps']} of {summary['of_steps']}, saved in {summary['checkpoint']}",
         f"go on with: {shlex.join(again)}",
@@ -98,42 +99,6 @@ def sentence(results: dict) -> str:
     )
 
 
-def finished_lines(summary: dict, folder: Path) -> list[str]:
-    loss, asked = summary["loss"], summary["asked"]
-    pictures = sorted((folder / "reconstructions").glob("*.png"))
-    data = "photos" if asked["data"] is None else asked["data"]
-    test_data = asked["test_data"] or (data if summary["judged"] else "TEST_DATA")
-    judging = ["--data", *_words(data), "--test-data", *_words(test_data)]
-    lines = [f"finished {summary['steps']} steps in {summary['seconds']:.0f} s"]
-    if loss["first"] is not None:
-        baseline = f"always answering the image's mean colour: {loss['mean_colour']:.4f}"
-        lines.append(f"  loss     {loss['first']:.4f} -> {loss['last']:.4f} ({baseline})")
-    lines += [*judged_lines(summary["judged"]), f"  picture  {pictures[-1]}", f"  summary  {folder / 'summary.json'}"]
-    if not summary["export"]:
-        return lines
-    encoder = folder / "encoder"
-    return [
-        *lines,
-        f"  encoder  {encoder}",
-        "next:",
-        f'  timm.create_model("local-dir:{encoder}", pretrained=True, num_classes=0)',
-        "  " + shlex.join(["python", "tools/linear_probe.py", str(folder), *judging]),
-        "  " + shlex.join(["python", "tools/knn.py", str(folder), *judging]),
-    ]
-
-
-def judged_lines(judged: dict | None) -> list[str]:
-    """Before and after, and what may honestly be said of the difference."""
-    if judged is None:
-        return ["  judged   not at all: that needs labels in --data and a labelled --test-data"]
-    return [
-        f"  before   {sentence(judged['before'])}",
-        f"  after    {sentence(judged['after'])}",
-        *(f"  {verdict}" for verdict in judged["verdicts"]),
-        "  Both networks frozen and calibrated alike, one seed. Masked pre-training shows in a linear probe before it",
-        "  shows in k-NN, its weakest judge; a few minutes on small data say that it learns, not how good it gets.",
-    ]
-
-
-def _words(source) -> list[str]:
+def words(source) -> list[str]:
+    """A source as the command line takes it."""
     return [str(part) for part in source] if isinstance(source, list | tuple) else [str(source)]

@@ -10,6 +10,7 @@ from itertools import count
 
 import torch
 from mmengine.config import Config
+from mmengine.hooks import EMAHook
 from mmengine.model import MMDistributedDataParallel
 from mmengine.runner import BaseLoop, Runner
 
@@ -21,7 +22,7 @@ from a2mim.registry import SCOPE
 _runs = count()
 
 
-class PretrainLoop(BaseLoop):
+class TrainLoop(BaseLoop):
     """One optimiser step an iteration, from any step on.
 
     mmengine's own loops read the data again up to the step where they resume, and need a loader's length; this one
@@ -89,7 +90,7 @@ class PretrainLoop(BaseLoop):
         self.step += 1
 
 
-class PretrainRunner(Runner):
+class TrainRunner(Runner):
     """Runner over parts that are built already.
 
     Args:
@@ -100,15 +101,15 @@ class PretrainRunner(Runner):
     """
 
     def __init__(self, run, optim_wrapper, hooks: list, resume_from: dict | None = None):
-        settings = run.settings
+        settings, self.task = run.settings, run.task
         self.run, self.loader, self.max_steps, self.device = run, run.loader, run.max_steps, run.device
-        self.meta, self.resume_from = run.meta(), resume_from
+        self.meta, self.resume_from = run.task.meta(), resume_from
         self.run_dir, self.checkpoints = run.folder, run.folder / "checkpoints"
         self.accumulate = settings["accumulate"]
         self.layout = torch.channels_last if settings["channels_last"] else torch.contiguous_format
         tensorboard = settings["log"]["tensorboard"]
         super().__init__(
-            model=run.model,
+            model=run.task.model,
             work_dir=str(run.folder / "logs"),
             train_dataloader=run.loader,
             train_cfg={},  # the loop is built below
@@ -130,9 +131,17 @@ class PretrainRunner(Runner):
         )
 
     @property
-    def mim(self) -> torch.nn.Module:
-        """The MIM itself, whatever is wrapped around it."""
+    def inner_model(self) -> torch.nn.Module:
+        """The model itself, whatever is wrapped around it."""
         return getattr(self.model, "module", self.model)
+
+    @property
+    def averaged(self) -> torch.nn.Module:
+        """The model with the averaged weights, where they are kept, else the model itself."""
+        for hook in self.hooks:
+            if isinstance(hook, EMAHook):
+                return hook.ema_model.module
+        return self.inner_model
 
     @property
     def signals(self):
@@ -145,9 +154,9 @@ class PretrainRunner(Runner):
         finally:
             self.signals.restore()
 
-    def build_train_loop(self, loop) -> PretrainLoop:
-        if not isinstance(loop, PretrainLoop):
-            loop = PretrainLoop(self, self.loader, self.max_steps)
+    def build_train_loop(self, loop) -> TrainLoop:
+        if not isinstance(loop, TrainLoop):
+            loop = TrainLoop(self, self.loader, self.max_steps)
         return loop
 
     def wrap_model(self, model_wrapper_cfg, model):
@@ -178,10 +187,8 @@ class PretrainRunner(Runner):
         return images.to(self.device, non_blocking=True, memory_format=self.layout)
 
     def pieces(self, batch: dict, step: int):
-        """The inputs of a step's `accumulate` passes: images, and the generator that draws this step's masks here."""
-        generator = torch.Generator(self.device).manual_seed(step_seed(self.seed, step, self.rank, "mask"))
-        for images in batch["images"].chunk(self.accumulate):
-            yield {"images": self.to_device(images), "generator": generator}
+        """The inputs of a step's `accumulate` passes."""
+        return self.task.pieces(self, batch, step)
 
     def last_good(self) -> str:
         saved = list_checkpoints(self.checkpoints)

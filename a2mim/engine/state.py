@@ -15,7 +15,7 @@ def state_of(runner) -> dict:
     """Everything that a run needs to go on, and that an export needs to know of the encoder."""
     checkpoint = {
         "format": FORMAT,
-        "state_dict": dict(runner.mim.state_dict()),
+        "state_dict": dict(runner.inner_model.state_dict()),
         "optimizer": runner.optim_wrapper.state_dict(),
         "loader": runner.loader.state_dict(),
         "meta": {"step": runner.iter, **runner.meta},
@@ -32,7 +32,7 @@ def restore(runner, checkpoint: dict) -> None:
     optimizer = runner.optim_wrapper.optimizer
     settings = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
     try:
-        runner.mim.load_state_dict(checkpoint["state_dict"])
+        runner.inner_model.load_state_dict(checkpoint["state_dict"])
         runner.optim_wrapper.load_state_dict(checkpoint["optimizer"])
     except (RuntimeError, ValueError) as error:
         raise ValueError(f"the checkpoint is of another model than this recipe's: {first_line(error)}") from error

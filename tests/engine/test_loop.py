@@ -160,13 +160,13 @@ def test_before_is_the_untrained_network_and_after_the_trained_one(run, recipe):
 PAIR = """
 import sys, torch
 import a2mim
-from a2mim.engine.runner import PretrainLoop
+from a2mim.engine.runner import TrainLoop
 
-plain = PretrainLoop.run
+plain = TrainLoop.run
 
 def run(self):
     piece = next(self.runner.pieces({"images": torch.zeros(4, 3, 32, 32, dtype=torch.uint8)}, 0))
-    mask = self.runner.mim.masking(4, 32, 32, generator=piece["generator"]).long()
+    mask = self.runner.inner_model.masking(4, 32, 32, generator=piece["generator"]).long()
     masks = [torch.empty_like(mask) for _ in range(2)]
     torch.distributed.all_gather(masks, mask)
     assert not torch.equal(*masks), "both processes draw the same masks"
@@ -177,7 +177,7 @@ def run(self):
         assert torch.equal(*both), name
     return model
 
-PretrainLoop.run = run
+TrainLoop.run = run
 config, data, folder, *more = sys.argv[1:]
 a2mim.pretrain(config, data, folder, device="cpu", num_workers=0, resume="resume" in more, accumulate=2)
 """

@@ -1,0 +1,148 @@
+"""Pre-training as a task of the engine: masks, the mean colour as yardstick, pictures; an encoder comes out."""
+
+from __future__ import annotations
+
+import copy
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from mmengine.model import revert_sync_batchnorm
+
+import a2mim
+from a2mim.data import EvalLoader
+from a2mim.engine import judging
+from a2mim.engine.assembly import build_mim, open_sets
+from a2mim.engine.config import PRETRAIN
+from a2mim.engine.hooks import PictureHook
+from a2mim.engine.optim import build_optimizer
+from a2mim.engine.report import sentence, words
+from a2mim.engine.runner import step_seed
+from a2mim.export import export_timm_folder
+
+
+class Pretraining:
+    """See `a2mim.engine.task.Task`."""
+
+    command = "pretrain"
+    schema = PRETRAIN
+
+    def __init__(self, settings: dict, asked: dict, device: torch.device, saved: dict | None = None):
+        self.settings, self.device = settings, device
+        self.train_set, self.test_set = open_sets(asked["data"], asked["test_data"], settings["data"]["in_chans"])
+
+    def build(self) -> None:
+        self.model = build_mim(self.settings)
+        self.network = self.model.encoder
+        self.untrained = copy.deepcopy(self.model.encoder)  # judged at the end, so that training starts at once
+
+    def augmentation(self) -> dict:
+        return {}
+
+    def optimizer(self) -> torch.optim.Optimizer:
+        return build_optimizer(self.model, self.settings["optimizer"], self.settings["global_batch_size"])
+
+    def hooks(self) -> list:
+        images = first_images(self.test_set or self.train_set, self.settings)
+        return [PictureHook(images, self.settings["log"]["pictures"])]
+
+    def pieces(self, runner, batch: dict, step: int) -> Iterator[dict]:
+        """Images, and the generator that draws this step's masks on this process."""
+        generator = torch.Generator(runner.device).manual_seed(step_seed(runner.seed, step, runner.rank, "mask"))
+        for images in batch["images"].chunk(runner.accumulate):
+            yield {"images": runner.to_device(images), "generator": generator}
+
+    @torch.no_grad()
+    def measure(self, runner, batch: dict) -> dict[str, float]:
+        """The loss that the last step would have had, had the network answered every image's mean colour."""
+        pieces = self.pieces(runner, batch, runner.iter - 1)
+        losses = [sum(self.model(**piece, mode="baseline").values()) for piece in pieces]
+        return {"baseline": torch.stack(losses).mean().item()}
+
+    def caption(self, line: dict) -> str:
+        return f"(mean colour {line['baseline']:.4f})"
+
+    def meta(self) -> dict:
+        """What rebuilds the encoder."""
+        pixels = {key: self.settings["data"][key] for key in ("mean", "std", "interpolation")}
+        return {"encoder": self.model.encoder.arguments(), "pixels": pixels, "version": a2mim.__version__}
+
+    def opening(self) -> list[str]:
+        encoder, size = self.model.encoder, self.settings["data"]["img_size"]
+        frozen = sum(encoder.model.get_parameter(name).numel() for name in encoder.frozen)
+        total = sum(p.numel() for p in encoder.model.parameters())
+        lines = [
+            f"  encoder  {encoder.name} at {size} px, {total / 1e6:.2f} M parameters, mask token at {encoder.site!r}"
+        ]
+        if frozen:
+            share = f"{frozen / total:.1%} of the parameters ({len(encoder.frozen)} tensors)"
+            lines.append(f"  frozen   {share}: no loss on the feature map reaches them; names in summary.json")
+        return lines
+
+    def facts(self, last: dict) -> dict:
+        return {"encoder": self.model.encoder.arguments(), "loss": {"mean_colour": last.get("baseline")}}
+
+    def hand_over(self, runner) -> dict:
+        """Exports the encoder, then judges it beside the untrained one; what is to be said of both."""
+        trained, data = revert_sync_batchnorm(runner.averaged.encoder), self.settings["data"]
+        judge = judging.Judge(self.settings, self.train_set, self.test_set, self.device)
+        receipt = None
+        if self.settings["export"]:
+            preprocessing = {k: data[k] for k in ("mean", "std", "interpolation")} | {"img_size": trained.img_size}
+            receipt = export_timm_folder(
+                trained.model,
+                trained.arguments(),
+                preprocessing,
+                runner.run_dir / "encoder",
+                batches=judge.calibration_batches(),
+                source=str(runner.run_dir),
+            )
+        judged = judging.compare(judge(self.untrained, "before"), judge(trained, "after"))
+        return {"export": receipt, "judged": judged}
+
+    def closing(self, summary: dict, folder: Path) -> list[str]:
+        loss, asked = summary["loss"], summary["asked"]
+        lines = []
+        if loss["first"] is not None:
+            baseline = f"always answering the image's mean colour: {loss['mean_colour']:.4f}"
+            lines.append(f"  loss     {loss['first']:.4f} -> {loss['last']:.4f} ({baseline})")
+        pictures = sorted((folder / "reconstructions").glob("*.png"))
+        lines += judged_lines(summary["judged"])
+        lines += [f"  picture  {pictures[-1]}", f"  summary  {folder / 'summary.json'}"]
+        if not summary["export"]:
+            return lines
+        data = "photos" if asked["data"] is None else asked["data"]
+        test_data = asked["test_data"] or (data if summary["judged"] else "TEST_DATA")
+        sets = ["--data", *words(data), "--test-data", *words(test_data)]
+        encoder = folder / "encoder"
+        return [
+            *lines,
+            f"  encoder  {encoder}",
+            "next:",
+            f'  timm.create_model("local-dir:{encoder}", pretrained=True, num_classes=0)',
+            "  " + shlex.join(["python", "tools/linear_probe.py", str(folder), *sets]),
+            "  " + shlex.join(["python", "tools/knn.py", str(folder), *sets]),
+        ]
+
+
+def judged_lines(judged: dict | None) -> list[str]:
+    """Before and after, and what may honestly be said of the difference."""
+    if judged is None:
+        return ["  judged   not at all: that needs labels in --data and a labelled --test-data"]
+    return [
+        f"  before   {sentence(judged['before'])}",
+        f"  after    {sentence(judged['after'])}",
+        *(f"  {verdict}" for verdict in judged["verdicts"]),
+        "  Both networks frozen and calibrated alike, one seed. Masked pre-training shows in a linear probe before it",
+        "  shows in k-NN, its weakest judge; a few minutes on small data say that it learns, not how good it gets.",
+    ]
+
+
+def first_images(dataset, settings: dict) -> torch.Tensor:
+    """(rows, C, H, W) uint8, spread evenly over the set: what the pictures show."""
+    rows = min(settings["log"]["rows"], len(dataset))
+    indices = [i * len(dataset) // rows for i in range(rows)]
+    size = settings["data"]["img_size"]
+    loader = EvalLoader(dataset, size, resize=None, batch_size=rows, indices=indices)
+    return next(iter(loader))["images"]

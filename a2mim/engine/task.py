@@ -1,0 +1,68 @@
+"""What a run does with its batches; loop, checkpoints, log, folder and signals are the same for every task.
+
+`Pretraining` and `Finetuning` are the two. Neither inherits anything: this is the list of what the engine asks of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from mmengine.hooks import Hook
+from torch import nn
+
+from a2mim.data import ImageDataset
+from a2mim.engine.rules import Schema
+
+
+class Task(Protocol):
+    """Made from (settings, asked, device, saved): opens the data and completes the settings, and writes nothing.
+
+    `saved` is the `meta` of the checkpoint that the run goes on from, or None.
+    """
+
+    command: str  # of the command line, with which a stopped run goes on
+    schema: Schema  # of its recipes
+    settings: dict
+    train_set: ImageDataset
+    test_set: ImageDataset | None
+    model: nn.Module  # from `build` on; train_step(**piece) gives named losses
+    network: nn.Module  # the part of the model that is compiled, and whose BatchNorm is synchronised
+
+    def build(self) -> None:
+        """Makes the model, from torch's seeded generator."""
+
+    def augmentation(self) -> dict:
+        """What TrainLoader takes beyond the crop."""
+
+    def optimizer(self) -> torch.optim.Optimizer:
+        """Of the model's trainable parameters."""
+
+    def hooks(self) -> list[Hook]:
+        """What happens around a step of this task alone."""
+
+    def pieces(self, runner, batch: dict, step: int) -> Iterator[dict]:
+        """The arguments of the model in a step's `accumulate` passes, a function of the batch and the step alone."""
+
+    def measure(self, runner, batch: dict) -> dict[str, float]:
+        """Further numbers for a line of the log, of the step just taken on `batch`; averaged over the processes."""
+
+    def caption(self, line: dict) -> str:
+        """What the progress bar says beside the loss; `line` is the log's last."""
+
+    def meta(self) -> dict:
+        """Plain values that every checkpoint carries."""
+
+    def opening(self) -> list[str]:
+        """What the first lines on the screen say of the model."""
+
+    def facts(self, last: dict) -> dict:
+        """What summary.json says of the model, and under "loss" what the loss is to be compared with."""
+
+    def hand_over(self, runner) -> dict:
+        """What is done on the first process when the last step has been taken, for summary.json."""
+
+    def closing(self, summary: dict, folder: Path) -> list[str]:
+        """The last lines on the screen."""
