@@ -1,4 +1,4 @@
-"""What runs in a worker: from the ids of a batch to one finished uint8 batch, and nothing kept from one to the next.
+"""What runs in a worker: from the ids of a batch to one finished batch, and nothing kept from one to the next.
 
 In training an image that cannot be read is replaced by another, chosen by (seed, epoch, its key, attempt) and so the
 same in every run; in evaluation it is left out. Either way the fault travels with the batch to be counted.
@@ -15,7 +15,6 @@ from a2mim.data.dataset import ImageDataset
 from a2mim.data.decode import UnreadableImage
 from a2mim.data.transforms import TransformError, Transforms
 
-LEFT_OUT = -1  # in the place of an id
 MAX_IN_A_ROW = 9  # unreadable images, each drawn to replace the one before: then the data is broken, not an image
 
 
@@ -42,7 +41,7 @@ class RandomCrops:
     replaces = True  # an unreadable image, so that every batch is full
 
     def __call__(self, pixels: np.ndarray, u: np.ndarray) -> torch.Tensor:
-        """(H, W, 3) uint8 and (draws,) uniforms of the sample -> (3, *size) uint8."""
+        """(H, W, C) and (draws,) uniforms of the sample -> (C, *size), of the same dtype."""
         pixels = self.transforms(pixels, seed=int(u[-1] * 2**53))
         return random_crop(pixels, u[:DRAWS], self.size, self.scale, self.ratio, self.hflip, self.interpolation)
 
@@ -59,51 +58,67 @@ class CenterCrops:
     replaces = False  # no image may answer for another
 
     def __call__(self, pixels: np.ndarray, u: np.ndarray) -> torch.Tensor:
-        """(H, W, 3) uint8 -> (3, *size) uint8."""
+        """(H, W, C) -> (C, *size), of the same dtype."""
         return center_crop(pixels, self.size, self.short_side, self.interpolation)
 
 
 class Batches:
-    """A map-style data set whose items are whole batches, asked for by (epoch, ids).
+    """A map-style data set whose items are whole batches, asked for by (epoch, ids, slot, ahead); `ahead` are ids that
+    this worker will be asked for next.
 
     Args:
         dataset: the images.
         crop: RandomCrops or CenterCrops.
+
+    `ring` (slots, B, C, H, W) in shared memory, where it is given, takes the images.
     """
+
+    ring: torch.Tensor | None = None
 
     def __init__(self, dataset: ImageDataset, crop):
         self.dataset, self.crop = dataset, crop
 
-    def __getitem__(self, request: tuple[int, np.ndarray]) -> dict:
-        """images (B, 3, H, W) uint8; labels, ids (B,) int64, of the images shown; faults: list of (reason, sentence).
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Of one image: (C, H, W)."""
+        return self.dataset.form.in_chans, *self.crop.size
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return torch.uint8 if self.dataset.form.bits == 8 else torch.uint16
+
+    def __getitem__(self, request: tuple[int, np.ndarray, int, np.ndarray]) -> dict:
+        """images (B, C, H, W) uint8 or uint16, or slot and count of those in the ring; labels, ids (B,) int64 arrays,
+        of the images shown; faults: list of (reason, sentence).
 
         B is less than was asked for where unreadable images are left out.
         An error for the user comes back under "error": raised in a worker it would arrive as a page of traceback.
         """
-        epoch, ids = request
-        images = torch.empty((len(ids), 3, *self.crop.size), dtype=torch.uint8)
-        shown, faults = np.array(ids, np.int64), []
-        uniforms = keyed.uniforms(self.crop.seed, epoch, self.dataset.keys[shown], self.crop.draws, keyed.CROP)
-        for row, i in enumerate(ids):
+        epoch, ids, slot, ahead = request
+        self.dataset.will_need(ahead)
+        images = torch.empty((len(ids), *self.shape), dtype=self.dtype) if self.ring is None else self.ring[slot]
+        shown, faults = [], []
+        uniforms = keyed.uniforms(self.crop.seed, epoch, self.dataset.keys[ids], self.crop.draws, keyed.CROP)
+        for i, u in zip(ids, uniforms, strict=True):
             try:
-                if self.crop.replaces:
-                    images[row], shown[row] = self._image(epoch, int(i), uniforms[row], faults)
-                else:
-                    images[row] = self._crop(int(i), uniforms[row], faults)
+                image, i = self._image(epoch, int(i), u, faults)
             except UnreadableImage:
-                shown[row] = LEFT_OUT
+                continue
             except (UnreadableData, TransformError) as error:
                 return {"error": error, "faults": faults}
-        if (shown == LEFT_OUT).any():
-            images, shown = images[torch.from_numpy(shown != LEFT_OUT)], shown[shown != LEFT_OUT]
-        labels = torch.from_numpy(self.dataset.labels[shown])
-        return {"images": images, "labels": labels, "ids": torch.from_numpy(shown), "faults": faults}
+            images[len(shown)] = image
+            shown.append(i)
+        shown = np.array(shown, np.int64)
+        place = {"images": images[: len(shown)]} if self.ring is None else {"slot": slot, "count": len(shown)}
+        return {**place, "labels": self.dataset.labels[shown], "ids": shown, "faults": faults}
 
     def _image(self, epoch: int, i: int, u: np.ndarray, faults: list) -> tuple[torch.Tensor, int]:
-        """The crop and the id of image i, or of the first readable one of its replacements.
+        """The crop and the id of image i, or, in training, of the first readable one of its replacements.
 
         A replacement is cropped as the image it stands for would have been, hence otherwise than in its own turn.
         """
+        if not self.crop.replaces:
+            return self._crop(i, u, faults), i
         key, first = self.dataset.keys[i : i + 1], len(faults)
         for attempt in range(MAX_IN_A_ROW):
             try:

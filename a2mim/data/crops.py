@@ -1,4 +1,4 @@
-"""From a decoded image to a square: keyed random crops for training, the centre for evaluation, all in uint8."""
+"""From a decoded image to a square: keyed random crops for training, the centre for evaluation, in uint8 or uint16."""
 
 import math
 
@@ -38,14 +38,16 @@ def random_box(u: np.ndarray, width: int, height: int, scale, ratio) -> tuple[in
 
 
 def random_crop(pixels: np.ndarray, u: np.ndarray, size, scale, ratio, hflip: float, interpolation: str) -> Tensor:
-    """(H, W, 3) uint8 -> (3, *size) uint8."""
+    """(H, W, C) -> (C, *size), of the same dtype."""
     x, y, w, h = random_box(u, pixels.shape[1], pixels.shape[0], scale, ratio)
     crop = resize(pixels[y : y + h, x : x + w], size, interpolation)
-    return crop.flip(-1) if u[-1] < hflip else crop
+    if u[-1] >= hflip:
+        return crop
+    return crop.flip(-1) if crop.dtype == torch.uint8 else crop.view(torch.int16).flip(-1).view(torch.uint16)
 
 
 def center_crop(pixels: np.ndarray, size, short_side: int, interpolation: str) -> Tensor:
-    """Short side to `short_side`, then the central `size`: (H, W, 3) uint8 -> (3, *size) uint8."""
+    """Short side to `short_side`, then the central `size`: (H, W, C) -> (C, *size), of the same dtype."""
     pixels = _without_far_ends(pixels)
     height, width = pixels.shape[:2]
     if height <= width:
@@ -65,13 +67,16 @@ def _without_far_ends(pixels: np.ndarray) -> np.ndarray:
 
 
 def resize(pixels: np.ndarray, size, interpolation: str) -> Tensor:
-    """Antialiased, as Pillow's: (H, W, 3) uint8 -> (3, *size) uint8, at most 1 of 255 away from Pillow.
+    """Antialiased, as Pillow's: (H, W, C) -> (C, *size), of the same dtype; in uint8 at most 1 of 255 away from Pillow.
 
-    Bicubic is left to Pillow, five times slower: its weights overshoot at edges, what is clipped after the first pass
-    depends on which axis that was, and torch and Pillow differ in this (by up to 10 of 255 on photographs).
+    Bicubic of uint8 is left to Pillow, five times slower: its weights overshoot at edges, and what is clipped after the
+    first pass depends on which axis that was. torch begins with the rows; Pillow 13 decides by the shape, in a way that
+    we could not tell from outside, and then the two differ by up to 31 of 255 (at most 1 where the order is the same).
     torch takes its fast uint8 path only for channels-last memory, which a one-image batch does not tell by itself:
     the strides are spelt out.
     """
+    if pixels.dtype == np.uint16:
+        return _resize_deep(pixels, size, interpolation)
     if interpolation == "bicubic":
         return _resize_bicubic(pixels, size)
     pixels = np.array(pixels, order="C")  # a copy: torch wants writable, gapless memory
@@ -80,8 +85,23 @@ def resize(pixels: np.ndarray, size, interpolation: str) -> Tensor:
     return interpolate(image, size=tuple(size), mode=interpolation, antialias=True, align_corners=False)[0]
 
 
+def _resize_deep(pixels: np.ndarray, size, interpolation: str) -> Tensor:
+    """In float32, whose 24 bits hold 16-bit values with room for the weights."""
+    image = torch.from_numpy(pixels.astype(np.float32)).permute(2, 0, 1)[None]
+    resized = interpolate(image, size=tuple(size), mode=interpolation, antialias=True, align_corners=False)[0]
+    return resized.round_().clamp_(0, 65535).to(torch.uint16)
+
+
 def _resize_bicubic(pixels: np.ndarray, size) -> Tensor:
     from PIL import Image
 
-    image = Image.fromarray(np.ascontiguousarray(pixels)).resize((size[1], size[0]), Image.Resampling.BICUBIC)
-    return torch.from_numpy(np.array(image)).permute(2, 0, 1)
+    bands = [pixels] if pixels.shape[2] == 3 else np.split(pixels, pixels.shape[2], axis=2)
+    resized = [
+        np.atleast_3d(
+            Image.fromarray(np.ascontiguousarray(b.squeeze(2) if b.shape[2] == 1 else b)).resize(
+                (size[1], size[0]), Image.Resampling.BICUBIC
+            )
+        )
+        for b in bands
+    ]
+    return torch.from_numpy(np.concatenate(resized, axis=2)).permute(2, 0, 1)

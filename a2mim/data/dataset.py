@@ -5,13 +5,17 @@ here. It must survive pickling (spawned workers) and forking. Everything that th
 stands here, as arrays.
 """
 
+import dataclasses
 import functools
 import hashlib
 from typing import Protocol
 
 import numpy as np
 
-from a2mim.data.decode import decode
+from a2mim.data.decode import decode, depth_of
+from a2mim.data.pixel_format import BITS, PixelFormat, Unfit, UnreadableImage, fit_depth, fit_picture
+
+LOOKED_AT = 4  # images, when the first ones cannot be read
 
 
 class Store(Protocol):
@@ -38,7 +42,14 @@ class ImageDataset:
         class_names: name of label 0, 1, ..., or None.
         splits: the splits that the source has; empty when there is but one set, returned for every split.
         duplicates: images left out because an earlier one has their key.
+
+    `form` says what the pixels are brought to; `open_dataset` sets it. `skipped` names the shards that the user chose
+    to go on without, `incomplete` counts samples without an image, `unchecked` shards indexed by DALI's word.
     """
+
+    form = PixelFormat()
+    skipped: tuple[str, ...] = ()
+    incomplete = unchecked = 0
 
     def __init__(self, store: Store, title: str, keys, labels, shard_sizes, class_names=None, splits=(), duplicates=0):
         self.store, self.title = store, title
@@ -51,14 +62,38 @@ class ImageDataset:
         return len(self.keys)
 
     def read(self, i: int, notes: list[str] | None = None) -> np.ndarray:
-        """(H, W, 3) uint8 RGB; raises UnreadableImage; what is worth counting is appended to notes."""
-        content = self.store.content(int(i))
-        return content if isinstance(content, np.ndarray) else decode(content, notes)
+        """(H, W, C) as `form` says; raises UnreadableImage; what is worth counting is appended to notes."""
+        return self.decode(self.store.content(int(i)), notes)
+
+    def decode(self, content: bytes | np.ndarray, notes: list[str] | None = None) -> np.ndarray:
+        """What a store has of an image -> (H, W, C) as `form` says."""
+        if isinstance(content, np.ndarray):
+            return fit_depth(fit_picture(content, self.form.in_chans), self.form.bits)
+        return decode(content, notes, self.form)
 
     def will_need(self, ids: np.ndarray) -> None:
         """Lets the store read ahead, where it can."""
         if hasattr(self.store, "will_need"):
             self.store.will_need(ids)
+
+    def take_form(self, in_chans: int = 3, bits: int | None = None, exif: bool = False, value_range=None) -> None:
+        """Sets `form`. Without `bits` the first image that can be read decides; ValueError when it does not suit."""
+        self.form = PixelFormat(in_chans, bits or 16, exif, value_range and tuple(value_range))
+        found = 8 if bits is None else bits
+        for i in range(min(LOOKED_AT, len(self))):
+            try:
+                content = self.store.content(i)
+                if isinstance(content, np.ndarray):
+                    depth = BITS[fit_picture(content, in_chans).dtype]
+                else:
+                    depth = depth_of(content, self.form)
+            except Unfit as error:
+                raise ValueError(f"{self.name(i)} does not suit: {error}; {_ways_on(error.reason)}") from None
+            except UnreadableImage:
+                continue
+            found = bits or depth
+            break
+        self.form = dataclasses.replace(self.form, bits=found)
 
     def name(self, i: int) -> str:
         return self.store.name(int(i))
@@ -75,4 +110,16 @@ class ImageDataset:
         labelled = f"{classes} classes" if classes else "no labels"
         shards = f" in {len(self.shard_sizes)} shards" if len(self.shard_sizes) > 1 else ""
         left_out = f", {self.duplicates} with a key that was taken left out" if self.duplicates else ""
+        left_out += f", {self.incomplete} samples without an image left out" if self.incomplete else ""
+        left_out += f", {len(self.skipped)} bad shards skipped ({self.skipped[0]})" if self.skipped else ""
+        left_out += f", headers of {self.unchecked} shards unchecked (indexed by DALI)" if self.unchecked else ""
         return f"{self.title}: {len(self):,} images{shards}, {labelled}{left_out}"
+
+
+def _ways_on(reason: str) -> str:
+    if reason == "other values":
+        return "give data.value_range=(least, greatest), or store uint8 or uint16"
+    return (
+        "set data.in_chans, with as many numbers in data.mean and data.std: `a2mim measure-stats DATA --in-chans N`"
+        " prints them"
+    )

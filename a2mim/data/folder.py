@@ -9,7 +9,8 @@ from a2mim.data.dataset import ImageDataset
 from a2mim.data.decode import UnreadableImage
 from a2mim.data.keyed import key_of
 
-SUFFIXES = ("jpg", "jpeg", "png", "webp", "bmp", "tif", "tiff")
+ARRAYS = ("npy",)  # images only where there is no picture: beside pictures they are embeddings, masks and the like
+SUFFIXES = ("jpg", "jpeg", "png", "webp", "bmp", "tif", "tiff", "gif")
 _SPLITS = {"train": ("train",), "test": ("test", "val", "validation")}
 
 
@@ -54,17 +55,22 @@ def open_folder(folder: str | os.PathLike, split: str = "train") -> ImageDataset
 
 
 def list_images(root: Path) -> list[str]:
-    """Relative paths, '/' between folders, sorted; hidden files and folders are left out; links are followed."""
-    paths = []
+    """Relative paths, '/' between folders, sorted; hidden files and folders are left out; links are followed. Of
+    arrays, where there is no picture.
+    """
+    pictures, arrays = [], []
     for folder, subfolders, files in os.walk(root, followlinks=True):
         subfolders[:] = [name for name in subfolders if not name.startswith(".")]
         inside = Path(folder).relative_to(root)
-        paths += [(inside / name).as_posix() for name in files if is_image(name) and not name.startswith(".")]
-    return sorted(paths)
+        for name in files:
+            if not name.startswith("."):
+                found = pictures if has_suffix(name, SUFFIXES) else arrays if has_suffix(name, ARRAYS) else []
+                found.append((inside / name).as_posix())
+    return sorted(pictures or arrays)
 
 
-def is_image(name: str) -> bool:
-    return name.rpartition(".")[2].lower() in SUFFIXES and "." in name
+def has_suffix(name: str, suffixes: tuple[str, ...]) -> bool:
+    return name.rpartition(".")[2].lower() in suffixes and "." in name
 
 
 def labels_from_paths(paths: list[str]) -> tuple[np.ndarray, list[str] | None]:
@@ -81,4 +87,4 @@ def _what_is_there(root: Path) -> str:
     tars = sorted(root.glob("*.tar"))
     if tars:
         return f"it holds {len(tars)} tar files; give them as '{root}/*.tar'"
-    return f"looked for {', '.join(SUFFIXES)} files in it and in all folders below"
+    return f"looked for {', '.join(SUFFIXES + ARRAYS)} files in it and in all folders below"

@@ -1,23 +1,24 @@
 """Batches in an order that can be taken up anywhere: TrainLoader for training, EvalLoader for features.
 
-Workers change how fast batches come and nothing else: ids are sent out, finished uint8 batches come back, and every
-number in them is a function of the ids, the epoch and the seed. A position is therefore one integer.
+Workers change how fast batches come and nothing else: ids are sent out, finished batches come back, and every number in
+them is a function of the ids, the epoch and the seed. A position is therefore one integer.
 """
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader
 
 from a2mim.data.batches import Batches, CenterCrops, RandomCrops, UnreadableData
 from a2mim.data.crops import INTERPOLATIONS
 from a2mim.data.dataset import ImageDataset
-from a2mim.data.decode import LENIENT
+from a2mim.data.decode import LENIENT, REDUCED
 from a2mim.data.plan import VERSION, Plan
 from a2mim.data.transforms import Transforms
+from a2mim.data.workers import Workers
 
+SHOWN = (LENIENT, REDUCED)  # counted with the faults, but the image is there
 FEW_FAULTS, FAULT_SHARE = 10, 0.01  # more than both unreadable images among those handed out end the run
 
 
@@ -37,10 +38,10 @@ class TrainLoader:
         rank, world_size: this process and how many there are.
         num_workers: processes that prepare batches; 0: this one. Does not change the batches.
         lanes, block: how the order is shuffled, see data/plan.py.
-        prefetch: batches a worker prepares ahead.
+        prefetch, start_method, pin_memory: see data/workers.py.
 
     Iterating goes from the current position to the end of its epoch. `position` counts the batches handed out since
-    the first epoch. Batches: images (B, 3, H, W) uint8, labels (B,) int64, ids (B,) int64.
+    the first epoch. Batches: images (B, C, H, W) uint8 or uint16, labels (B,) int64, ids (B,) int64.
     """
 
     def __init__(
@@ -60,6 +61,8 @@ class TrainLoader:
         lanes: int = 64,
         block: int | None = None,
         prefetch: int = 2,
+        start_method: str | None = None,
+        pin_memory: bool = False,
     ):
         _check_range("scale", scale, 1.0)
         _check_range("ratio", ratio, float("inf"))
@@ -67,14 +70,13 @@ class TrainLoader:
         self.plan = Plan(dataset.shard_sizes, global_batch_size, seed, lanes, block)
         self.rank, self.world_size = rank, world_size
         self.position = 0
+        self._began = 0, 0  # a position, and the epoch that begins there
         self.faults = Faults()
-        self.plan.batch(
-            0, 0, rank, world_size
-        )  # refuses a world size that does not divide the batch, before any worker
+        self.plan.check_world(world_size)
         size, interpolation = _size(img_size), _interpolation(interpolation)
-        crop = RandomCrops(size, tuple(scale), tuple(ratio), hflip, interpolation, Transforms(transforms), seed)
-        self._requests = _Requests()
-        self._workers = _start(Batches(dataset, crop), self._requests, num_workers, prefetch)
+        self.crop = RandomCrops(size, tuple(scale), tuple(ratio), hflip, interpolation, Transforms(transforms), seed)
+        batches, size = Batches(dataset, self.crop), global_batch_size // world_size
+        self._workers = Workers(batches, size, num_workers, prefetch, start_method, pin_memory)
 
     def __len__(self) -> int:
         """Steps of a whole epoch, wherever the position is."""
@@ -82,36 +84,66 @@ class TrainLoader:
 
     @property
     def epoch(self) -> int:
-        return self.position // len(self)
+        return self._place()[0]
+
+    def _place(self) -> tuple[int, int]:
+        """(epoch, step of it) at the current position."""
+        position, epoch = self._began
+        further, step = divmod(self.position - position, len(self))
+        return epoch + further, step
+
+    def epochs_done(self, position: int) -> float:
+        """Of which the position is the end; an epoch cut short by new data counts as a whole one."""
+        began, epoch = self._began
+        return epoch + (position - began) / len(self)
+
+    def position_of(self, epoch: int) -> int:
+        """Where an epoch begins: steps x epochs, unless new data came in between."""
+        position, first = self._began
+        return position + (epoch - first) * len(self)
 
     def __iter__(self) -> Iterator[dict]:
-        end = (self.epoch + 1) * len(self)
-        self._requests.items = _planned(self.plan, range(self.position, end), self.rank, self.world_size)
-        for batch in self._workers:
+        epoch, step = self._place()
+        for batch in self._workers.run(self._requests(epoch, step)):
             self.position += 1  # before the batch is used: a state saved during its step is the state after it
             rank_images = self.position * (self.plan.global_batch_size // self.world_size)
             yield _unpack(batch, self.faults, rank_images)
 
+    def _requests(self, epoch: int, step: int) -> Iterator[tuple[int, np.ndarray]]:
+        for k in range(step, len(self)):
+            yield epoch, self.plan.batch(epoch, k, self.rank, self.world_size)
+
     def seek(self, step: int) -> None:
         """The next batch will be number `step`, counted from the first of epoch 0. Takes effect at the next `iter`."""
-        if step < 0:
-            raise ValueError(f"step={step} must not be negative")
+        if step < 0 or self.epochs_done(step) < 0:
+            raise ValueError(f"step={step} must not be negative, nor of an epoch before the data changed")
         self.position = int(step)
 
     def state_dict(self) -> dict:
         """Plain values: the position, and what must be the same for it to mean the same."""
-        epoch, step = divmod(self.position, len(self))
-        return {**self._identity(), "epoch": epoch, "step": step, "faults": dict(self.faults)}
+        epoch, step = self._place()
+        place = {"position": self.position, "epoch": epoch, "step": step}
+        return {**self._identity(), **place, "faults": dict(self.faults)}
 
-    def load_state_dict(self, state: dict) -> None:
-        """Takes up the position; raises ValueError naming what differs. Costs nothing, whatever the position."""
-        for field, now in self._identity().items():
-            if state.get(field) != now:
-                raise ValueError(
-                    f"the data cannot be resumed: {field} was {state.get(field)!r} when the state was saved and is "
-                    f"{now!r} now; resume with what it was, or start anew"
-                )
-        self.seek(state["epoch"] * len(self) + state["step"])
+    def load_state_dict(self, state: dict, next_epoch: bool = False) -> None:
+        """Takes up the position. Costs nothing, whatever the position.
+
+        Args:
+            next_epoch: where data, batch or plan are others than when the state was saved, begin the next epoch with
+                what is now; its positions count on from the state's. Without this they are refused by ValueError.
+        """
+        epoch, step = state["epoch"], state["step"]
+        position = state.get("position", epoch * len(self) + step)  # older states have none
+        changed = [field for field, now in self._identity().items() if state.get(field) != now]
+        if changed and not next_epoch:
+            field = changed[0]
+            raise ValueError(
+                f"the data cannot be resumed: {field} was {state.get(field)!r} when the state was saved and is"
+                f" {self._identity()[field]!r} now; resume with what it was, start anew, or give up the rest of the"
+                " epoch and start the next one with what is now: --next-epoch"
+            )
+        self._began = (position, epoch + (step > 0)) if changed else (position - step, epoch)
+        self.position = position
         self.faults = Faults(state["faults"])
 
     def _identity(self) -> dict:
@@ -134,7 +166,7 @@ class EvalLoader:
         resize: short side before the crop, in pixels; None: no larger than the crop.
         interpolation: "bilinear" or "bicubic", antialiased.
         batch_size: images per batch; the last may have fewer, as has one with unreadable images.
-        num_workers: processes that prepare batches; 0: this one.
+        num_workers, start_method, pin_memory: see data/workers.py.
         indices: the images to show, in this order; None: all.
     """
 
@@ -147,6 +179,8 @@ class EvalLoader:
         batch_size: int = 64,
         num_workers: int = 0,
         indices=None,
+        start_method: str | None = None,
+        pin_memory: bool = False,
     ):
         size = _size(img_size)
         short_side = max(size) if resize is None else resize
@@ -158,19 +192,17 @@ class EvalLoader:
         self.indices = np.arange(len(dataset)) if indices is None else np.asarray(indices, np.int64)
         self.faults = Faults()
         crop = CenterCrops(size, short_side, _interpolation(interpolation))
-        self._requests = _Requests()
-        self._workers = _start(Batches(dataset, crop), self._requests, num_workers, 2)
+        size = min(batch_size, max(1, len(self.indices)))
+        self._workers = Workers(Batches(dataset, crop), size, num_workers, 2, start_method, pin_memory)
 
     def __len__(self) -> int:
         return -(-len(self.indices) // self.batch_size)
 
     def __iter__(self) -> Iterator[dict]:
         self.faults = Faults()
-        self._requests.items = [
-            (0, part) for part in np.split(self.indices, range(self.batch_size, len(self.indices), self.batch_size))
-        ]
+        parts = np.split(self.indices, range(self.batch_size, len(self.indices), self.batch_size))
         shown = 0
-        for batch in self._workers:
+        for batch in self._workers.run((0, part) for part in parts):
             batch = _unpack(batch, self.faults, len(self.indices))
             shown += len(batch["ids"])
             if len(batch["ids"]):
@@ -179,48 +211,6 @@ class EvalLoader:
             raise UnreadableData(
                 f"none of {len(self.indices)} images can be read, first: {'; '.join(self.faults.names)}"
             )
-
-
-class _Requests:
-    """A sampler of (epoch, ids), set anew for each pass; it is read ahead of the batches handed out.
-
-    It does not know its loader: in a cycle, the garbage collector would close the workers' pipes before they are told
-    to stop, and every loader that is dropped would wait five seconds for each.
-    """
-
-    items: Iterable[tuple[int, np.ndarray]] = ()
-
-    def __iter__(self):
-        return iter(self.items)
-
-
-def _planned(plan: Plan, positions: range, rank: int, world_size: int) -> Iterator[tuple[int, np.ndarray]]:
-    for position in positions:
-        epoch, step = divmod(position, plan.steps)
-        yield epoch, plan.batch(epoch, step, rank, world_size)
-
-
-def _start(batches: Batches, requests: _Requests, num_workers: int, prefetch: int) -> DataLoader:
-    """Workers stay over epochs, and torch gives each of them one thread.
-
-    Each pass draws a number for the workers; from a generator of its own, lest it shift those of the network.
-    """
-    if num_workers < 0:
-        raise ValueError(f"num_workers={num_workers} must be at least 0")
-    many = {"prefetch_factor": prefetch, "persistent_workers": True} if num_workers else {}
-    return DataLoader(
-        batches,
-        sampler=requests,
-        batch_size=None,
-        num_workers=num_workers,
-        collate_fn=_as_it_is,
-        generator=torch.Generator(),
-        **many,
-    )
-
-
-def _as_it_is(batch):
-    return batch
 
 
 class Faults(Counter):
@@ -232,16 +222,18 @@ class Faults(Counter):
 
     @property
     def unreadable(self) -> dict[str, int]:
-        """Without those that were decoded all the same."""
-        return {reason: count for reason, count in self.items() if reason != LENIENT}
+        """Without those that were shown all the same."""
+        return {reason: count for reason, count in self.items() if reason not in SHOWN}
 
     def add(self, faults: list[tuple[str, str]]) -> None:
         self.update(reason for reason, _ in faults)
-        self.names += [sentence for reason, sentence in faults if reason != LENIENT][: 3 - len(self.names)]
+        self.names += [sentence for reason, sentence in faults if reason not in SHOWN][: 3 - len(self.names)]
 
 
 def _unpack(batch: dict, faults: Faults, images: int) -> dict:
-    """Counts the faults of a batch; raises when it carries an error or when there are too many for `images` images."""
+    """Tensors throughout; counts the faults of a batch, raises when it carries an error or when there are too many for
+    `images` images.
+    """
     new = batch.pop("faults")
     faults.add(new)
     if "error" in batch:
@@ -249,7 +241,7 @@ def _unpack(batch: dict, faults: Faults, images: int) -> dict:
     if new and sum(faults.unreadable.values()) > max(FEW_FAULTS, FAULT_SHARE * images):
         counts = ", ".join(f"{count} {reason}" for reason, count in faults.unreadable.items())
         raise UnreadableData(f"too many of {images} images cannot be read ({counts}), first: {'; '.join(faults.names)}")
-    return batch
+    return {"images": batch["images"], **{key: torch.from_numpy(batch[key]) for key in ("labels", "ids")}}
 
 
 def _size(img_size) -> tuple[int, int]:

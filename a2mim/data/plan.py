@@ -44,13 +44,22 @@ class Plan:
 
     def batch(self, epoch: int, step: int, rank: int = 0, world_size: int = 1) -> np.ndarray:
         """The ids of one rank's part of a global batch: (global_batch_size / world_size,) int64."""
+        self.check_world(world_size)
+        first = step * self.global_batch_size
+        return self.order(epoch)[first : first + self.global_batch_size][rank::world_size]
+
+    def check_world(self, world_size: int) -> None:
+        """Every process must get as many images of each batch."""
         if self.global_batch_size % world_size:
             raise ValueError(
                 f"global_batch_size={self.global_batch_size} cannot be divided among {world_size} processes; "
                 "choose a multiple"
             )
-        first = step * self.global_batch_size
-        return self.order(epoch)[first : first + self.global_batch_size][rank::world_size]
+
+    @property
+    def left_out(self) -> int:
+        """Images that an epoch does not show, because they fill no batch; others in each epoch."""
+        return self.size - self.steps * self.global_batch_size
 
     def order(self, epoch: int) -> np.ndarray:
         """All ids in the order of the epoch: (N,) int64. The last epoch asked for is kept."""

@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 from small_images import encoded, picture
 
-from a2mim.data import decode as module
+from a2mim.data import rasters as module
 from a2mim.data.decode import UnreadableImage, decode
 
 

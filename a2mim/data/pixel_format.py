@@ -1,0 +1,128 @@
+"""What every image of a data set is brought to before it is cropped: channels, depth and orientation.
+
+Stored values become uint8 or uint16, whose whole range stands for 0..1; mean and std are in units of that range.
+Nothing is rounded to fewer bits on the way to the device unless the data set is of 8 bits, and then it is counted.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+BITS = {np.dtype(np.uint8): 8, np.dtype(np.uint16): 16}
+DTYPES = {bits: dtype for dtype, bits in BITS.items()}
+_UNTURNED = {6: 8, 8: 6}  # EXIF orientations that are not their own inverse
+
+
+class UnreadableImage(ValueError):
+    """One image cannot be decoded. `reason` is one of few words, fit for counting; the message has the details."""
+
+    def __init__(self, reason: str, detail: str = ""):
+        super().__init__(reason + (f": {detail}" if detail else ""))
+        self.reason, self.detail = reason, detail
+
+    def __reduce__(self):
+        return UnreadableImage, (self.reason, self.detail)
+
+
+class Unfit(UnreadableImage):
+    """An image that is whole, but not of the kind that was asked for."""
+
+    def __reduce__(self):
+        return Unfit, (self.reason, self.detail)
+
+
+@dataclass(frozen=True)
+class PixelFormat:
+    """How the images of a data set leave the decoder.
+
+    Args:
+        in_chans: channels. Pictures are converted to 1 (grey), 2 (grey, alpha), 3 (RGB) or 4 (RGB, alpha); arrays and
+            TIFFs of more bands must have as many.
+        bits: 8 or 16 a value.
+        exif: turn each image as its EXIF orientation says, whatever its file format.
+        value_range: (least, greatest) value of arrays and TIFFs that are neither uint8 nor uint16: scaled from there to
+            16 bits and clipped. None refuses them.
+    """
+
+    in_chans: int = 3
+    bits: int = 8
+    exif: bool = False
+    value_range: tuple[float, float] | None = None
+
+    def __post_init__(self):
+        if self.in_chans < 1:
+            raise ValueError(f"in_chans={self.in_chans} must be at least 1")
+        if self.bits not in DTYPES:
+            raise ValueError(f"bits={self.bits} must be 8 or 16")
+        if self.value_range is not None and not (
+            len(self.value_range) == 2 and -np.inf < self.value_range[0] < self.value_range[1] < np.inf
+        ):
+            raise ValueError(f"value_range={self.value_range} must be (least, greatest), finite and least first")
+
+    @property
+    def dtype(self) -> np.dtype:
+        return DTYPES[self.bits]
+
+
+def fit_depth(pixels: np.ndarray, bits: int) -> np.ndarray:
+    """uint8 or uint16 -> the dtype of `bits`: 255 is 65,535, exactly; down, to the nearest."""
+    if BITS[pixels.dtype] == bits:
+        return pixels
+    if bits == 16:
+        return pixels.astype(np.uint16) * np.uint16(257)
+    return ((pixels.astype(np.uint32) + 128) // 257).astype(np.uint8)
+
+
+def fit_picture(pixels: np.ndarray, in_chans: int) -> np.ndarray:
+    """(H, W, 1 to 4), grey, grey + alpha, RGB or RGBA -> (H, W, in_chans); a missing alpha is opaque, one that is not
+    asked for is dropped.
+    """
+    channels = pixels.shape[2]
+    if channels == in_chans:
+        return pixels
+    if in_chans > 4:
+        raise Unfit("other channels", f"a picture of {channels}, and in_chans={in_chans}")
+    colours = pixels[:, :, :1] if channels < 3 else pixels[:, :, :3]
+    if in_chans < 3:
+        colours = colours if channels < 3 else _luminance(colours)
+    else:
+        colours = np.repeat(colours, 3, axis=2) if channels < 3 else colours
+    if in_chans in (1, 3):
+        return np.ascontiguousarray(colours)
+    opaque = np.full((*pixels.shape[:2], 1), np.iinfo(pixels.dtype).max, pixels.dtype)
+    return np.concatenate([colours, opaque if channels in (1, 3) else pixels[:, :, -1:]], axis=2)
+
+
+def _luminance(pixels: np.ndarray) -> np.ndarray:
+    """ITU-R 601, in Pillow's integers: (H, W, 3) -> (H, W, 1)."""
+    weighted = pixels.astype(np.uint64) @ np.array([19595, 38470, 7471], np.uint64)
+    return ((weighted + 0x8000) >> np.uint64(16)).astype(pixels.dtype)[:, :, None]
+
+
+def fit_range(values: np.ndarray, value_range) -> np.ndarray:
+    """Any real type -> uint8 or uint16: these as they are, others scaled from the range to 16 bits."""
+    if values.dtype in BITS:
+        return values
+    if value_range is None:
+        raise Unfit("other values", f"{values.dtype}, which needs value_range, the least and the greatest value")
+    low, high = value_range
+    values = values.astype(np.float64)
+    if not np.isfinite(values).all():
+        raise UnreadableImage("not finite", "it holds NaN or infinity")
+    return np.rint(((values - low) / (high - low)).clip(0, 1) * 65535).astype(np.uint16)
+
+
+def turn(pixels: np.ndarray, orientation: int, back: bool = False) -> np.ndarray:
+    """(H, W, C) as the EXIF orientation 1 to 8 says it is to be shown, or `back` from there; others change nothing."""
+    if back:
+        orientation = _UNTURNED.get(orientation, orientation)
+    turned = {
+        2: lambda a: a[:, ::-1],
+        3: lambda a: a[::-1, ::-1],
+        4: lambda a: a[::-1],
+        5: lambda a: a.swapaxes(0, 1),
+        6: lambda a: np.rot90(a, -1),
+        7: lambda a: a[::-1, ::-1].swapaxes(0, 1),
+        8: lambda a: np.rot90(a, 1),
+    }.get(orientation, lambda a: a)(pixels)
+    return np.ascontiguousarray(turned)
