@@ -26,6 +26,9 @@ setup(
         "mmcv-lite>=2.2",
         "einops>=0.8",
         "webdataset>=1.0",
+        "braceexpand>=0.1.7",
+        "fsspec>=2024.6",
+        "urllib3>=2.1",
         "safetensors>=0.4",
         "simplejpeg>=1.7",
         "scikit-image>=0.24",
@@ -37,7 +40,7 @@ setup(
     ],
     extras_require={
         "tensorboard": ["tensorboard"],
-        "test": ["pytest>=8", "pytest-xdist>=3.5", "ruff>=0.6", "tensorboard"],
+        "test": ["pytest>=8", "pytest-xdist>=3.5", "ruff>=0.6", "tensorboard", "aiohttp"],
     },
     entry_points={"console_scripts": ["a2mim=a2mim.cli:main"]},
 )

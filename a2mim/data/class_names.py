@@ -1,5 +1,6 @@
 """One numbering of classes for a pair of sets: label 3 of the one must mean what it means in the other."""
 
+import copy
 import warnings
 
 import numpy as np
@@ -29,16 +30,10 @@ def match_labels(train: ImageDataset, test: ImageDataset) -> ImageDataset:
         )
     if not train.class_names or not test.class_names or train.class_names == test.class_names:
         return test
-    return ImageDataset(
-        test.store,
-        test.title,
-        test.keys,
-        _renumbered(train, test),
-        test.shard_sizes,
-        train.class_names,
-        test.splits,
-        test.duplicates,
-    )
+    matched = copy.copy(test)
+    matched.labels, matched.class_names = _renumbered(train, test), train.class_names
+    matched.__dict__.pop("fingerprint", None)  # it was of the other labels
+    return matched
 
 
 def _renumbered(train: ImageDataset, test: ImageDataset) -> np.ndarray:

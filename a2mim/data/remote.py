@@ -1,104 +1,101 @@
-"""Shards behind http(s): fetched whole into the user's cache folder, once, and checked before they get their name."""
+"""What is not a local file: http(s), the object stores that fsspec knows, and the output of a command.
 
-import hashlib
+An origin answers for one address. It has `name` (for messages, without a password), `ranges` (whether parts can be
+read) and three methods:
+
+- `stat()`: a Stat; FileNotFoundError when the place has no such thing;
+- `download(file)`: appends what `file`, open for writing, does not have yet;
+- `read(offset, size)`: exactly these bytes.
+
+All raise PassingFault where another attempt may help and ShardError where not; none waits longer than `access.timeout`.
+"""
+
 import os
 import re
-import shutil
-import tempfile
 import time
-from pathlib import Path
-from urllib.error import HTTPError, URLError
-from urllib.parse import urlsplit
-from urllib.request import Request, urlopen
+from dataclasses import dataclass
+from typing import BinaryIO
+from urllib.parse import unquote, urlsplit
 
-from a2mim.data.shard_index import cache_folder
-from a2mim.data.tarfiles import TarError, members
+from a2mim.data.access import Access
+from a2mim.data.retry import PassingFault
 
-TIMEOUT = 30.0  # seconds without a byte
-TRIES = 4
-_GONE = (404, 410)
-_PASSING = (408, 425, 429, 500, 502, 503, 504)
+_SCHEME = re.compile(r"^([a-z][a-z0-9+.-]*)://", re.IGNORECASE)
+BLOCK = 1 << 20
+_SLOWEST = 1000  # bytes a second, over a whole `timeout`
+
+
+@dataclass(frozen=True)
+class Stat:
+    """What is known of a remote shard before it is read.
+
+    Args:
+        size: in bytes; None: not told.
+        tag: changes with the content (ETag, or the time of the last change); None: not told.
+        checksum: (name of a hashlib algorithm, hexadecimal digest) where the server gives one.
+    """
+
+    size: int | None = None
+    tag: str | None = None
+    checksum: tuple[str, str] | None = None
 
 
 def is_remote(shard: str) -> bool:
-    return shard.startswith(("http://", "https://"))
+    return shard.startswith("pipe:") or (scheme_of(shard) not in (None, "file"))
 
 
-def exists(url: str) -> bool:
-    """True for what is in the cache or what the server has; servers without HEAD are believed to have it."""
-    if _place(url).exists():
-        return True
-    try:
-        with _ask(Request(url, method="HEAD")):
-            return True
-    except HTTPError as error:
-        if error.code not in (*_GONE, 405, 501):
-            raise OSError(f"{url}: the server answered {error.code} {error.reason}") from None
-        return error.code not in _GONE
+def scheme_of(address: str) -> str | None:
+    found = _SCHEME.match(address)
+    return found.group(1).lower() if found else None
 
 
-def fetch(url: str) -> str:
-    """The local path of a shard, downloaded when it is not in the cache; raises OSError with URL and status."""
-    place = _place(url)
-    if place.exists():
-        return str(place)
-    place.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, part = tempfile.mkstemp(dir=place.parent, suffix=".part")
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            _download(url, file)
-        _check(url, part)
-        os.replace(part, place)
-    finally:
-        if os.path.exists(part):
-            os.unlink(part)
-    return str(place)
+def local_path(shard: str) -> str:
+    """A path as it is, and that of a file:// URL."""
+    return unquote(urlsplit(shard).path) if scheme_of(shard) == "file" else shard
 
 
-def _check(url: str, part: str) -> None:
-    """A damaged archive, or a web page in its place, must not enter the cache."""
-    try:
-        for _ in members(part):
-            pass
-    except TarError as error:
-        raise TarError(str(error).replace(part, url)) from None
+def origin_of(address: str, access: Access):
+    """Who answers for a remote address; ValueError when it may not or cannot be asked."""
+    if address.startswith("pipe:"):
+        from a2mim.data.pipes import Pipe
+
+        return Pipe(address, access)
+    if scheme_of(address) in ("http", "https"):
+        from a2mim.data.web import WebFile
+
+        return WebFile(address, access)
+    from a2mim.data.object_stores import StoredObject
+
+    return StoredObject(address, access)
 
 
-def _download(url: str, file) -> None:
-    for attempt in range(TRIES):
-        file.seek(0)
-        file.truncate()
-        try:
-            with _ask(Request(url)) as response:
-                length = response.headers.get("Content-Length")
-                shutil.copyfileobj(response, file, 1 << 20)
-            if length is not None and file.tell() != int(length):
-                raise ConnectionError(f"{file.tell()} of {length} bytes came")
+def base_name(address: str) -> str:
+    """The file name of a shard: a part of its samples' keys, so the same wherever the shard is reached."""
+    if address.startswith("pipe:"):
+        names = re.findall(r"([\w.-]+\.tar)\b", address)
+        return names[-1] if names else re.sub(r"\W+", "_", address)[-64:]
+    return os.path.basename(urlsplit(address).path if is_remote(address) else address) or "shard.tar"
+
+
+class Watch:
+    """Raises PassingFault when less than 1 kB a second came over a whole timeout: silence with a pulse."""
+
+    def __init__(self, name: str, timeout: float):
+        self.name, self.timeout = name, timeout
+        self.since, self.came = time.monotonic(), 0
+
+    def count(self, size: int) -> None:
+        self.came += size
+        passed = time.monotonic() - self.since
+        if passed < self.timeout:
             return
-        except HTTPError as error:
-            raise OSError(f"{url}: the server answered {error.code} {error.reason}") from None
-        except OSError as error:
-            if attempt == TRIES - 1:
-                raise OSError(f"{url}: {error}, after {TRIES} attempts") from None
-            time.sleep(0.1 * 2**attempt)
+        if self.came < _SLOWEST * passed:
+            raise PassingFault(f"{self.name}: stalled, {self.came} bytes in {passed:.1f} s")
+        self.since, self.came = time.monotonic(), 0
 
 
-def _ask(request: Request):
-    """urlopen; tries again where waiting may help."""
-    for attempt in range(TRIES):
-        try:
-            return urlopen(request, timeout=TIMEOUT)
-        except HTTPError as error:
-            if error.code not in _PASSING or attempt == TRIES - 1:
-                raise
-        except URLError as error:
-            if attempt == TRIES - 1:
-                raise OSError(f"{request.full_url}: {error.reason}") from None
-        time.sleep(0.1 * 2**attempt)
-
-
-def _place(url: str) -> Path:
-    """By the whole URL: shards of two data sets may share a base name; which is kept, as sample keys contain it."""
-    whole = hashlib.sha256(url.encode()).hexdigest()[:24]
-    name = re.sub(r"[^\w.-]+", "_", os.path.basename(urlsplit(url).path)) or "shard.tar"
-    return cache_folder() / "shards" / whole / name
+def append(file: BinaryIO, read, watch: Watch) -> None:
+    """Writes what `read()` returns until it returns nothing."""
+    while data := read():
+        file.write(data)
+        watch.count(len(data))

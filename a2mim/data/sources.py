@@ -2,29 +2,63 @@
 
 import glob
 import os
+import re
 
+from a2mim.data.access import DEFAULT, Access
 from a2mim.data.dataset import ImageDataset
-from a2mim.data.remote import is_remote
+from a2mim.data.remote import is_remote, local_path, scheme_of
+
+_LISTS = (".txt", ".urls", ".list")  # files with a shard a line
+_PLAIN = (str, os.PathLike)
 
 
-def open_dataset(source, split: str = "train", in_chans: int = 3) -> ImageDataset:
+def open_dataset(
+    source,
+    split: str = "train",
+    in_chans: int = 3,
+    access: Access = DEFAULT,
+    bits: int | None = None,
+    exif: bool = False,
+    value_range=None,
+) -> ImageDataset:
     """Opens images by number.
 
     Args:
-        source: "photos" (built in), a folder of images, a tar shard, a brace pattern ("shard-{0000..0009}.tar"), a
-            glob, an http(s) URL, or a list of shards; a list of one source is that source.
+        source: one of
+
+            - "photos" (built in) or a folder of images;
+            - tar shards: a path, a brace pattern ("shard-{0000..0009}.tar"), a glob, a URL (http, https, or of an
+              object store that fsspec knows: s3, gs, hf, az, …), "pipe:COMMAND" where `access` allows it, a text file
+              with one of these a line, or a list of them; a list of one source is that source;
+            - an ImageDataset, which is returned as it is;
+            - any torch data set, or pipeline such as `webdataset.WebDataset`: see data/own_data.py for how much less
+              is promised for these.
         split: "train" or "test", for sources that have both: the built-in photographs, and folders with train/ and
             test/ (or val/, validation/) in them. Any other source is one set and is returned whole.
-        in_chans: 3.
+        in_chans: channels, see data/pixel_format.py.
+        access: how remote shards are reached, and what is done about bad ones.
+        bits: 8 or 16 a value in the batches; None: what the first image has.
+        exif: turn images as their EXIF orientation says.
+        value_range: (least, greatest) value of arrays that are neither uint8 nor uint16.
 
-    Errors: FileNotFoundError naming what is missing, ValueError for everything that has to be written differently.
+    Errors: FileNotFoundError naming what is missing, ShardError for shards that cannot be used, ValueError for
+    everything that has to be written differently.
     """
-    if in_chans != 3:
-        raise ValueError(f"in_chans={in_chans}: images are read as RGB, in_chans must be 3")
-    if not isinstance(source, (str, os.PathLike)):
-        source = list(source)
+    dataset = _opened(source, split, access)
+    dataset.take_form(in_chans, bits, exif, value_range)
+    return dataset
+
+
+def _opened(source, split: str, access: Access) -> ImageDataset:
+    if isinstance(source, ImageDataset):
+        return source
+    if not isinstance(source, (*_PLAIN, list, tuple)):
+        from a2mim.data.own_data import open_own
+
+        return open_own(source)
+    if not isinstance(source, _PLAIN):
         source = source[0] if len(source) == 1 else _only_shards(source)
-    if isinstance(source, (str, os.PathLike)):
+    if isinstance(source, _PLAIN):
         source = os.fspath(source)
         if source == "photos":
             from a2mim.data.photos import open_photos
@@ -36,29 +70,73 @@ def open_dataset(source, split: str = "train", in_chans: int = 3) -> ImageDatase
             return open_folder(source, split)
     from a2mim.data.shards import open_shards
 
-    return open_shards(expand(source), title=source if isinstance(source, str) else f"{len(source)} sources")
+    return open_shards(expand(source, access), source if isinstance(source, str) else f"{len(source)} sources", access)
 
 
 def _only_shards(sources: list) -> list:
     for source in sources:
+        if not isinstance(source, _PLAIN):
+            raise ValueError(f"a list is of tar shards, one entry is {type(source).__name__}; give it alone")
         if source == "photos" or os.path.isdir(source):
             raise ValueError(f"{source} cannot be joined with others; a list is of tar shards, give it alone")
     return sources
 
 
-def expand(source) -> list[str]:
-    """Brace patterns, globs and lists of them to shard paths and URLs, in order."""
-    from webdataset.shardlists import expand_urls
-
-    if not isinstance(source, (str, os.PathLike)):
-        return [shard for part in source for shard in expand(part)]
+def expand(source, access: Access = DEFAULT) -> list[str]:
+    """Patterns, text files and lists of them to shard paths and URLs, in order."""
+    if not isinstance(source, _PLAIN):
+        return [shard for part in source for shard in expand(part, access)]
+    source = os.fspath(source)
+    if source.lower().endswith(_LISTS) and not is_remote(source):
+        return _listed(source, access)
     shards = []
-    for shard in expand_urls(os.path.expanduser(os.fspath(source))):
-        if is_remote(shard) or os.path.exists(shard) or not glob.has_magic(shard):
+    for shard in _braces(source):
+        shard = os.path.expanduser(local_path(shard))
+        if not glob.has_magic(shard) or shard.startswith("pipe:") or os.path.exists(shard):
             shards.append(shard)
             continue
-        matches = sorted(glob.glob(shard))
+        matches = _matches(shard, access)
         if not matches:
             raise FileNotFoundError(f"nothing matches {shard!r}; give a folder, tar shards, a URL or 'photos'")
         shards += matches
     return shards
+
+
+def _braces(source: str) -> list[str]:
+    """Brace patterns, several of them joined by "::" as webdataset has it; a command is left as it is."""
+    if source.startswith("pipe:") and not re.search(r"\{\d+\.\.\d+\}", source):
+        return [source]
+    if "WDS_" in source:  # webdataset puts variables of the environment in; the import takes a second
+        from webdataset.shardlists import expand_urls
+
+        return expand_urls(source)
+    from braceexpand import braceexpand
+
+    return [shard for part in source.split("::") for shard in braceexpand(part)]
+
+
+def _listed(path: str, access: Access) -> list[str]:
+    """A shard or pattern a line, '#' before a remark; relative paths count from the list's folder."""
+    try:
+        with open(path, encoding="utf-8") as file:
+            lines = [line.strip() for line in file]
+    except UnicodeDecodeError:
+        raise ValueError(f"{path} is no text file; a list has one shard a line") from None
+    shards = []
+    for line in lines:
+        if line and not line.startswith("#"):
+            plain = is_remote(line) or scheme_of(line) or os.path.isabs(os.path.expanduser(line))
+            shards += expand(line if plain else os.path.join(os.path.dirname(path), line), access)
+    if not shards:
+        raise ValueError(f"{path} lists no shard; write one a line")
+    return shards
+
+
+def _matches(pattern: str, access: Access) -> list[str]:
+    if scheme_of(pattern) in ("http", "https"):
+        return [pattern]  # '?' begins a query there, and servers list nothing
+    if is_remote(pattern):
+        from a2mim.data.object_stores import glob as glob_remote
+
+        return glob_remote(pattern, access)
+    return sorted(glob.glob(pattern))

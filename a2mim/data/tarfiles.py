@@ -9,12 +9,14 @@ Source: POSIX.1-2008 pax, "ustar Interchange Format"; GNU tar manual, "Basic Tar
 import os
 from collections.abc import Iterator
 
+from a2mim.data.errors import ShardError
+
 BLOCK = 512
 _LONGEST_END = 128 * BLOCK  # writers pad the end marker to a record, 20 blocks by default
 _REGULAR = (b"0", b"\0", b"7")
 
 
-class TarError(ValueError):
+class TarError(ShardError):
     """A damaged or unusable archive; the message has path and byte."""
 
 
