@@ -9,6 +9,7 @@ import warnings
 
 from a2mim.commands.evaluate import add_knn, add_linear_probe
 from a2mim.commands.export import add_export
+from a2mim.commands.models import add_check_model
 from a2mim.commands.pretrain import add_pretrain
 from a2mim.commands.shards import add_shards
 
@@ -17,7 +18,7 @@ from a2mim.commands.shards import add_shards
 # (docs/performance.md).
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
-COMMANDS = (add_pretrain, add_knn, add_linear_probe, add_export, add_shards)
+COMMANDS = (add_pretrain, add_knn, add_linear_probe, add_export, add_shards, add_check_model)
 USER_ERRORS = (ValueError, OSError, FloatingPointError)
 
 

@@ -122,6 +122,7 @@ class MaskedEncoder(nn.Module):
         self.name, self.model, self.img_size, self.model_args = built
         found = _study(self.model, self.img_size, in_chans, site, mask_patch_size, maps)
 
+        self.found = found  # for the certificate
         # The number of the site, then the path in its output.
         self.site = found.sites[0].name if len(found.sites) == 1 else tuple(s.name for s in found.sites)
         self.site_paths = [(i, *path) for i, s in enumerate(found.sites) for path in s.layouts]

@@ -293,10 +293,10 @@ def better_pool(model: nn.Module, output: Any, frozen: list[str]) -> str | None:
         return len(unreached(model, [model.forward_head(output, pre_logits=True)], frozen)) < len(frozen)
 
     keys = list(model.state_dict())
-    if not reads_frozen():
-        return None
     try:
+        if not reads_frozen():
+            return None
         model.reset_classifier(0, "avg")
-    except (TypeError, ValueError, AssertionError):  # this model knows no other pooling
+    except (TypeError, ValueError, AssertionError, NotImplementedError):  # this model knows no (other) pooling
         return None
     return "avg" if list(model.state_dict()) == keys and not reads_frozen() else None

@@ -1,0 +1,28 @@
+"""`a2mim check-model`: what is known of a network before it is trained."""
+
+from __future__ import annotations
+
+from a2mim.commands.arguments import add_debug
+
+
+def add_check_model(commands) -> None:
+    p = commands.add_parser(
+        "check-model", help="where the mask token goes in a network, and proofs", allow_abbrev=False
+    )
+    p.add_argument("name", help="a timm name, or the dotted path of a network of your own")
+    p.add_argument("--img-size", type=int, nargs="+", help="pixels, or height and width (default: the network's own)")
+    p.add_argument("--in-chans", type=int, default=3, help="channels of the images (3)")
+    p.add_argument("--site", nargs="+", help="modules that take the token (default: by rule)")
+    p.add_argument("--mask-patch-size", type=int, default=32, help="side of a hidden square, pixels (32)")
+    add_debug(p)
+    p.set_defaults(run=run_check_model)
+
+
+def run_check_model(chosen) -> None:
+    from a2mim.certificate import certify
+
+    if len(chosen.img_size or ()) > 2:
+        raise ValueError(f"--img-size {' '.join(map(str, chosen.img_size))}: give one number, or height and width.")
+    size = chosen.img_size[0] if chosen.img_size and len(chosen.img_size) == 1 else chosen.img_size
+    site = chosen.site or "auto"
+    print(certify(chosen.name, size, chosen.in_chans, site, mask_patch_size=chosen.mask_patch_size))
