@@ -123,7 +123,8 @@ def load_config(
         FileNotFoundError, ValueError: in one sentence.
     """
     schema = schema or PRETRAIN
-    config = complete(read(path), path, schema)
+    given = (schema.read or read)(path)
+    config = complete(given, path, schema, schema.under(given, options or {}))
     if laptop:
         if not config["laptop"]:
             raise ValueError(f"{path} has no laptop block; give it one, or give --data to run the recipe as written")
@@ -152,10 +153,12 @@ def read(path) -> dict:
         raise ValueError(f"{path} cannot be read as a config: {error}") from error
 
 
-def complete(given: dict, path="the config", schema: Schema | None = None) -> dict:
-    """Lays the given settings over the defaults; unknown keys are errors."""
+def complete(given: dict, path="the config", schema: Schema | None = None, under: dict | None = None) -> dict:
+    """Lays the given settings over the defaults, with `under` (dotted) between them; unknown keys are errors."""
     schema = schema or PRETRAIN
     config = copy.deepcopy(schema.defaults)
+    for key, value in (under or {}).items():
+        assign(config, key, value, schema)
     for key, value in given.items():
         if key not in config and key in COMMAND_OF:
             raise ValueError(f"{path} sets {key!r}: it is a recipe for a2mim {COMMAND_OF[key]}, not {schema.command}")
@@ -229,7 +232,7 @@ def _literal(text: str):
 def check_values(config: dict, schema: Schema) -> None:
     """What can be said of the settings without building anything."""
     for key, (holds, what) in schema.rules.items():
-        value = _get(config, key)
+        value = get(config, key)
         if not holds(value):
             raise ValueError(f"{key}={value!r} must be {what}")
     warmup, epochs = config["schedule"]["warmup_epochs"], config["schedule"]["epochs"]
@@ -240,7 +243,7 @@ def check_values(config: dict, schema: Schema) -> None:
 
 def check_pretraining(config: dict) -> None:
     """What belongs together in a pre-training recipe."""
-    mean, std, chans = (_get(config, f"data.{k}") for k in ("mean", "std", "in_chans"))
+    mean, std, chans = (get(config, f"data.{k}") for k in ("mean", "std", "in_chans"))
     if not len(mean) == len(std) == chans:
         raise ValueError(
             f"data.mean has {len(mean)} and data.std {len(std)} values, data.in_chans={chans}; give one each"
@@ -272,7 +275,8 @@ def check_cell(config: dict) -> None:
 PRETRAIN = Schema("pretrain", DEFAULTS, RULES, check_pretraining, required=("model",), example="configs/a2mim_xcit.py")
 
 
-def _get(config: dict, dotted: str):
+def get(config: dict, dotted: str):
+    """config[a][b]... of "a.b..."."""
     for name in dotted.split("."):
         config = config[name]
     return config

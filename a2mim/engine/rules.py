@@ -19,6 +19,8 @@ class Schema:
         open_groups: settings below which new keys are allowed, because parts check their arguments when they are built.
         required: settings without a default.
         example: a recipe that has them.
+        read: a path -> the recipe's own settings; None: as a config file.
+        under: (the recipe's own settings, options) -> dotted settings that lie between the defaults and the recipe.
     """
 
     command: str
@@ -28,6 +30,8 @@ class Schema:
     open_groups: tuple = ("laptop",)
     required: tuple = ()
     example: str = ""
+    read: Callable | None = None
+    under: Callable[[dict, dict], dict] = lambda given, options: {}
 
 
 # settings that only one command has: a recipe that is given to the other is recognised
