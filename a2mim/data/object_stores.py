@@ -92,23 +92,25 @@ def glob(pattern: str, access: Access) -> list[str]:
     """The addresses that match, sorted."""
     files, path = _file_system(pattern)
     try:
-        return sorted(files.unstrip_protocol(match) for match in within(4 * access.timeout, lambda: files.glob(path)))
+        found = within(4 * access.timeout, lambda: files.glob(path))
     except TimeoutError:
         raise ShardError(f"{pattern}: no answer in time") from None
+    slashes = "://" if ":///" in pattern else ":///"  # one object, one address: spelt as the pattern is
+    return sorted(files.unstrip_protocol(match).replace(slashes, "://") for match in found)
 
 
 def _file_system(address: str):
     """(file system, path in it); ValueError naming the package to install, or what is wrong with the address."""
-    import fsspec
-    from fsspec.registry import known_implementations
+    from fsspec.core import url_to_fs
+    from fsspec.registry import known_implementations, registry
 
     scheme = scheme_of(address)
     if "::" in address:
         raise ValueError(f"{address}: chained addresses are not taken; give them one by one")
-    if scheme not in fsspec.registry.registry and scheme not in known_implementations:
+    if scheme not in registry and scheme not in known_implementations:
         raise ValueError(f"{address}: {scheme}:// is not known; give a path, http(s)://, s3://, gs://, hf:// or pipe:")
     try:
-        return fsspec.core.url_to_fs(address)
+        return url_to_fs(address)
     except ImportError as error:
         module = known_implementations[scheme]["class"].partition(".")[0]
         package = module if module != "fsspec" else getattr(error.__cause__, "name", None) or scheme

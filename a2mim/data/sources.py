@@ -106,13 +106,23 @@ def _braces(source: str) -> list[str]:
     """Brace patterns, several of them joined by "::" as webdataset has it; a command is left as it is."""
     if source.startswith("pipe:") and not re.search(r"\{\d+\.\.\d+\}", source):
         return [source]
-    if "WDS_" in source:  # webdataset puts variables of the environment in; the import takes a second
-        from webdataset.shardlists import expand_urls
-
-        return expand_urls(source)
+    if "${" in source and not source.startswith("pipe:"):
+        source = _with_variables(source)
     from braceexpand import braceexpand
 
     return [shard for part in source.split("::") for shard in braceexpand(part)]
+
+
+def _with_variables(source: str) -> str:
+    """webdataset's rule: ${NAME} is the variable WDS_NAME of the environment."""
+
+    def value(match: re.Match) -> str:
+        name = f"WDS_{match.group(1)}"
+        if name not in os.environ:
+            raise ValueError(f"{source}: there is no variable {name} in the environment")
+        return os.environ[name]
+
+    return re.sub(r"\$\{(\w+)\}", value, source)
 
 
 def _listed(path: str, access: Access) -> list[str]:
