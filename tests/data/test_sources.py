@@ -1,0 +1,69 @@
+import pytest
+from loopback import quick
+
+from a2mim.data import ImageDataset, open_dataset
+from a2mim.data.access import Access
+from a2mim.data.sources import expand
+
+
+def test_a_text_file_lists_shards_and_patterns(shards, tmp_path):
+    listing = tmp_path / "train.txt"
+    listing.write_text(f"# the first two\npart-0.tar\n\n{tmp_path}/part-1.tar\npart-{{2,3}}.tar\n")
+    assert open_dataset(listing).fingerprint == open_dataset(shards).fingerprint
+    listing.write_text("part-*.tar")
+    assert open_dataset(str(listing)).fingerprint == open_dataset(shards).fingerprint
+    listing.write_text("# nothing\n")
+    with pytest.raises(ValueError, match=r"train\.txt lists no shard"):
+        open_dataset(listing)
+    listing.write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(ValueError, match=r"train\.txt is no text file"):
+        open_dataset(listing)
+
+
+def test_addresses_of_every_kind_are_listed_in_order(tmp_path):
+    wanted = ["https://h/a-0.tar?x=1", "https://h/a-1.tar?x=1", "s3://b/c.tar", "pipe:cat {a,b}.tar", "/d/e.tar"]
+    sources = ["https://h/a-{0..1}.tar?x=1", "s3://b/c.tar", "pipe:cat {a,b}.tar", "file:///d/e.tar"]
+    assert expand(sources) == wanted
+    assert expand("pipe:curl -s h/a-{00..01}.tar") == ["pipe:curl -s h/a-00.tar", "pipe:curl -s h/a-01.tar"]
+    (tmp_path / "all.urls").write_text("\n".join(sources))
+    assert expand(tmp_path / "all.urls") == wanted
+
+
+def test_variables_of_webdataset_are_put_in(monkeypatch):
+    monkeypatch.setenv("WDS_PLACE", "/data")
+    assert expand("${PLACE}/a-{0..1}.tar") == ["/data/a-0.tar", "/data/a-1.tar"]
+    with pytest.raises(ValueError, match="there is no variable WDS_OTHER in the environment"):
+        expand("${OTHER}/a.tar")
+
+
+def test_an_open_set_is_returned_as_it_is(dataset):
+    assert isinstance(dataset, ImageDataset) and open_dataset(dataset) is dataset
+
+
+def test_a_folder_cannot_be_one_of_several(shards, class_folder, tmp_path):
+    with pytest.raises(ValueError, match=r"animals cannot be joined with others"):
+        open_dataset([shards, str(class_folder)])
+    with pytest.raises(ValueError, match="one entry is int"):
+        open_dataset([shards, 7])
+
+
+@pytest.mark.parametrize(
+    "choice", [{"remote": "all"}, {"tries": 0}, {"timeout": 0}, {"cache_bytes": 0}, {"processes": 0}]
+)
+def test_choices_that_cannot_be_are_refused(choice):
+    with pytest.raises(ValueError, match=f"{next(iter(choice))}="):
+        Access(**choice)
+
+
+def test_bad_shards_are_left_out_only_by_choice_and_named(shards, tmp_path):
+    (tmp_path / "part-2.tar").write_bytes((tmp_path / "part-2.tar").read_bytes()[:7000])
+    access = quick(tmp_path / "cache", skip_bad_shards=True)
+    dataset = open_dataset(str(tmp_path / "part-{0..4}.tar"), access=access)
+    assert len(dataset) == 29 and dataset.shard_sizes.tolist() == [12, 9, 8]
+    assert [sentence.rpartition("/")[2].partition(":")[0] for sentence in dataset.skipped] == [
+        "part-2.tar",
+        "part-4.tar",
+    ]
+    assert "2 bad shards skipped" in dataset.describe()
+    with pytest.raises(OSError, match=r"2 of 2 shards cannot be used .*: byte \d+: cut short.*no such file"):
+        open_dataset(str(tmp_path / "part-{2,4}.tar"), access=access)
