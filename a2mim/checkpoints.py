@@ -15,6 +15,10 @@ FORMAT = 1
 _NAME = re.compile(r"step_(\d+)\.pth")
 
 
+class NotOurs(ValueError):
+    """A file of torch.save that a2mim did not write."""
+
+
 def checkpoint_path(folder: Path, step: int) -> Path:
     return folder / f"step_{step:08d}.pth"
 
@@ -76,7 +80,7 @@ def read_checkpoint(path: Path) -> dict:
     checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     found = checkpoint.get("format") if isinstance(checkpoint, dict) else None
     if found is None:
-        raise ValueError("it is not a checkpoint of a2mim")
+        raise NotOurs("it is not a checkpoint of a2mim")
     if found != FORMAT:
         raise ValueError(f"its format is {found}, this version reads {FORMAT}")
     return checkpoint

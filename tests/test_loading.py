@@ -206,3 +206,32 @@ def test_pickled_code_is_never_run(tmp_path):
     torch.save({"format": FORMAT, "state_dict": {}, "meta": print}, tmp_path / "c.pth")
     with pytest.raises(ValueError, match="cannot be read"):
         load_encoder(tmp_path / "c.pth")
+
+
+def test_a_network_of_ones_own_comes_back_from_its_checkpoint(tmp_path):
+    encoder = encoder_of("torchvision.models.resnet18")
+    path = write_checkpoint(encoder, tmp_path / "step_000001.pth")
+    model, preprocessing = load_encoder(path)
+    assert same_features(model, encoder.model) and preprocessing["img_size"] == [SIZE, SIZE]
+    write_checkpoint(encoder, path, lambda state: state.pop("encoder.model.bn1.bias"))
+    with pytest.raises(ValueError, match=r"1 missing \(bn1.bias\)"):
+        load_encoder(path)
+    assert load_encoder("torchvision.models.resnet18", img_size=SIZE)[1]["img_size"] == [SIZE, SIZE]
+
+
+def test_a_first_convolution_that_timm_cannot_adapt_is_refused_not_left_random(tmp_path):
+    # NaFlexViT embeds patches by a linear layer: timm drops its weights for another number of channels, and says so
+    # in its log alone
+    name = "naflexvit_base_patch16_gap"
+    model_args = {"embed_dim": 64, "depth": 1, "num_heads": 2}
+    state = timm.create_model(name, num_classes=0, **model_args).state_dict()
+    state = {f"encoder.model.{key}": value for key, value in state.items()}
+    arguments = {"name": name, "img_size": [SIZE, SIZE], "in_chans": 3, "model_args": model_args, "frozen": []}
+    torch.save(
+        {"format": FORMAT, "state_dict": state, "meta": {"encoder": arguments, "pixels": PIXELS}}, tmp_path / "c.pth"
+    )
+    load_encoder(tmp_path / "c.pth")
+    with pytest.raises(
+        ValueError, match=r"cannot be adapted from 3 to 5 channels and would stay random: .* in_chans=3"
+    ):
+        load_encoder(tmp_path / "c.pth", in_chans=5)

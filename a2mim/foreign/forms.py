@@ -1,0 +1,298 @@
+"""The names that other toolkits give to the families of networks they share with timm: one table.
+
+Sources: the toolkits' own modules, whose features the tests compare with timm's (torchvision, transformers,
+mmpretrain 1.2); OpenMixup by reading. Invariant: a tensor is renamed or re-ordered, never changed in value.
+"""
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from einops import rearrange
+
+from a2mim.pixels import IMAGENET_MEAN, IMAGENET_STD
+
+BICUBIC = {"mean": IMAGENET_MEAN, "std": IMAGENET_STD, "interpolation": "bicubic"}
+BILINEAR = BICUBIC | {"interpolation": "bilinear"}
+HALF = {"mean": (0.5,) * 3, "std": (0.5,) * 3, "interpolation": "bilinear"}
+
+
+@dataclass(frozen=True)
+class Form:
+    """One toolkit's names for one family of networks.
+
+    Args:
+        title: for reports.
+        marks: patterns; the form is recognised where each matches the beginning of some key.
+        rules: (pattern, replacement) of re.sub, applied in turn to every key.
+        reshape: from the renamed tensors to timm's, where names alone do not do it.
+        pixels: what images the toolkit's weights expect; None: as timm says for the architecture.
+        examples: timm names, for the sentence that asks for one.
+    """
+
+    title: str
+    marks: tuple[str, ...]
+    rules: tuple[tuple[str, str | Callable], ...] = ()
+    reshape: Callable[[dict], dict] | None = None
+    pixels: dict | None = None
+    examples: tuple[str, ...] = ()
+
+
+def _shift(template: str, by: int):
+    """A replacement that adds `by` to the first group, a stage's number: toolkits count from 0 or 1."""
+    return lambda found: template.format(int(found[1]) + by, *found.groups()[1:])
+
+
+def _join_qkv(tensors: dict) -> dict:
+    """….attn.{q,k,v}.{weight,bias} -> ….attn.qkv.{weight,bias}, joined along the first axis."""
+    joined = {}
+    for key, value in tensors.items():
+        found = re.fullmatch(r"(blocks\.\d+\.attn\.)([qkv])\.(weight|bias)", key)
+        if not found:
+            joined[key] = value
+        elif found[2] == "q":
+            parts = [tensors.get(f"{found[1]}{letter}.{found[3]}") for letter in "qkv"]
+            if all(part is not None for part in parts):  # else the key is missing, and is named as such
+                joined[f"{found[1]}qkv.{found[3]}"] = torch.cat(parts)
+    return joined
+
+
+def _split_class_attention(tensors: dict) -> dict:
+    """XCiT's class attention: one qkv in the authors' code, three layers in timm's."""
+    split = {}
+    for key, value in tensors.items():
+        found = re.fullmatch(r"(cls_attn_blocks\.\d+\.attn\.)qkv\.(weight|bias)", key)
+        if found:
+            split |= {f"{found[1]}{x}.{found[2]}": part for x, part in zip("qkv", value.chunk(3), strict=True)}
+        else:
+            split[key] = value
+    return split
+
+
+def _merge_as_timm(tensors: dict) -> dict:
+    """OpenMMLab's PatchMerging unfolds channels first, (c, row, column); timm's concatenates (column, row, c)."""
+    pattern = re.compile(r"layers\.\d+\.downsample\.(reduction\.weight|norm\.(weight|bias))")
+    merged = dict(tensors)
+    for key, value in tensors.items():
+        if pattern.fullmatch(key):
+            merged[key] = rearrange(value, "... (c h w) -> ... (w h c)", h=2, w=2)
+    return merged
+
+
+def _layer_scale(tensors: dict) -> dict:
+    """OpenMixup's ViT has gamma_1 and gamma_2 in each block: BEiT's names with relative positions, ls1, ls2 without."""
+    if any(key.endswith("relative_position_bias_table") for key in tensors):
+        return tensors
+    return {re.sub(r"\.gamma_([12])$", r".ls\1.gamma", key): value for key, value in tensors.items()}
+
+
+_MM_FFN = ((r"\.ffn\.layers\.0\.0\.", ".mlp.fc1."), (r"\.ffn\.layers\.1\.", ".mlp.fc2."))
+_VITS = ("vit_tiny_patch16_224", "vit_small_patch16_224", "vit_base_patch16_224", "vit_large_patch16_224")
+_SWINS = ("swin_tiny_patch4_window7_224", "swin_small_patch4_window7_224", "swin_base_patch4_window7_224")
+_CONVNEXTS = ("convnext_tiny", "convnext_small", "convnext_base", "convnext_large", "convnext_atto")
+_XCITS = ("xcit_nano_12_p16_224", "xcit_tiny_12_p16_224", "xcit_small_12_p16_224", "xcit_medium_24_p16_224")
+_RESNETS = ("resnet18", "resnet50", "resnet34", "resnet101", "resnet152")
+
+TIMM = Form("timm's own names", ())
+FORMS = (
+    Form(
+        "a ResNet of transformers",
+        (r"embedder\.embedder\.convolution\.weight", r"encoder\.stages\.0\.layers\.0\.layer\.0\.convolution\.weight"),
+        (
+            (r"^embedder\.embedder\.convolution", "conv1"),
+            (r"^embedder\.embedder\.normalization", "bn1"),
+            (r"\.shortcut\.convolution\.", ".downsample.0."),
+            (r"\.shortcut\.normalization\.", ".downsample.1."),
+            (r"\.layer\.(\d+)\.convolution\.", _shift(".conv{}.", 1)),
+            (r"\.layer\.(\d+)\.normalization\.", _shift(".bn{}.", 1)),
+            (r"^encoder\.stages\.(\d+)\.layers\.", _shift("layer{}.", 1)),
+        ),
+        pixels=BICUBIC,
+        examples=_RESNETS,
+    ),
+    Form(
+        "a ViT of transformers",
+        (r"embeddings\.patch_embeddings\.projection\.weight", r"embeddings\.position_embeddings$"),
+        (
+            (r"^embeddings\.patch_embeddings\.projection", "patch_embed.proj"),
+            (r"^embeddings\.position_embeddings$", "pos_embed"),
+            (r"^embeddings\.cls_token$", "cls_token"),
+            (r"^(encoder\.layer|layers)\.(\d+)\.", r"blocks.\2."),
+            (r"\.attention\.(?:attention\.)?(q|k|v)(?:uery|ey|alue|_proj)\.", r".attn.\1."),
+            (r"\.attention\.(?:output\.dense|o_proj)\.", ".attn.proj."),
+            (r"\.(?:intermediate\.dense|mlp\.fc1)\.", ".mlp.fc1."),
+            (r"\.(?:output\.dense|mlp\.fc2)\.", ".mlp.fc2."),
+            (r"\.layernorm_before\.", ".norm1."),
+            (r"\.layernorm_after\.", ".norm2."),
+            (r"^layernorm\.", "norm."),
+        ),
+        _join_qkv,
+        HALF,
+        _VITS,
+    ),
+    Form(
+        "a ViT of mmpretrain or OpenMixup",
+        (r"layers\.0\.ln1\.weight", r"patch_embed\.projection\.weight"),
+        (
+            (r"^patch_embed\.projection\.", "patch_embed.proj."),
+            (r"^layers\.(\d+)\.", r"blocks.\1."),
+            (r"\.ln([12])\.", r".norm\1."),
+            (r"^ln1\.", "norm."),
+            *_MM_FFN,
+            (r"\.attn\.gamma1\.weight$", ".ls1.gamma"),
+            (r"\.ffn\.gamma2\.weight$", ".ls2.gamma"),
+        ),
+        _layer_scale,
+        BICUBIC,
+        (*_VITS, "beit_base_patch16_224", "beit_large_patch16_224"),
+    ),
+    Form(
+        "a Swin of mmpretrain or OpenMixup",
+        (r"stages\.0\.blocks\.0\.attn\.w_msa\.qkv\.weight",),
+        (
+            (r"^patch_embed\.projection\.", "patch_embed.proj."),
+            # the merging that ends a stage there begins the next one here
+            (r"^stages\.(\d+)\.downsample\.", _shift("layers.{}.downsample.", 1)),
+            (r"^stages\.", "layers."),
+            (r"\.attn\.w_msa\.", ".attn."),
+            *_MM_FFN,
+            (r"^norm3\.", "norm."),
+        ),
+        _merge_as_timm,
+        BICUBIC,
+        _SWINS,
+    ),
+    Form(
+        "a ConvNeXt of mmpretrain or OpenMixup",
+        (r"stages\.0\.0\.depthwise_conv\.weight",),
+        (
+            (r"^downsample_layers\.0\.", "stem."),
+            (r"^downsample_layers\.(\d+)\.", r"stages.\1.downsample."),
+            (r"^stages\.(\d+)\.(\d+)\.", r"stages.\1.blocks.\2."),
+            (r"\.depthwise_conv\.", ".conv_dw."),
+            (r"\.pointwise_conv([12])\.", r".mlp.fc\1."),
+            (r"\.grn\.gamma$", ".mlp.grn.weight"),
+            (r"\.grn\.beta$", ".mlp.grn.bias"),
+            (r"^norm3\.", "head.norm."),
+        ),
+        pixels=BICUBIC,
+        examples=_CONVNEXTS,
+    ),
+    Form(
+        "an XCiT of mmpretrain",
+        (r"xca_layers\.0\.attn\.temperature",),
+        (
+            (r"^patch_embed\.proj\.(\d)\.conv\.", lambda found: f"patch_embed.proj.{2 * int(found[1])}.0."),
+            (r"^patch_embed\.proj\.(\d)\.bn\.", lambda found: f"patch_embed.proj.{2 * int(found[1])}.1."),
+            (r"^pos_embed\.token_projection\.conv\.", "pos_embed.token_projection."),
+            (r"^xca_layers\.", "blocks."),
+            (r"^ca_layers\.", "cls_attn_blocks."),
+            (r"\.local_mp\.conv1\.bn\.", ".local_mp.bn."),
+            (r"\.local_mp\.conv([12])\.conv\.", r".local_mp.conv\1."),
+            *_MM_FFN,
+        ),
+        pixels=BICUBIC,
+        examples=_XCITS,
+    ),
+    Form(
+        "a ViT of torchvision",
+        (r"conv_proj\.weight", r"encoder\.layers\.encoder_layer_0\.ln_1\.weight"),
+        (
+            (r"^class_token$", "cls_token"),
+            (r"^conv_proj\.", "patch_embed.proj."),
+            (r"^encoder\.pos_embedding$", "pos_embed"),
+            (r"^encoder\.layers\.encoder_layer_(\d+)\.", r"blocks.\1."),
+            (r"\.ln_([12])\.", r".norm\1."),
+            (r"\.self_attention\.in_proj_", ".attn.qkv."),
+            (r"\.self_attention\.out_proj\.", ".attn.proj."),
+            (r"\.mlp\.(?:0|linear_1)\.", ".mlp.fc1."),
+            (r"\.mlp\.(?:3|linear_2)\.", ".mlp.fc2."),
+            (r"^encoder\.ln\.", "norm."),
+        ),
+        pixels=BILINEAR,
+        examples=("vit_base_patch16_224", "vit_large_patch16_224", "vit_base_patch32_224"),
+    ),
+    Form(
+        "a Swin of torchvision",
+        (r"features\.1\.0\.attn\.relative_position_bias_table", r"features\.2\.reduction\.weight"),
+        (
+            (r"^features\.0\.0\.", "patch_embed.proj."),
+            (r"^features\.0\.2\.", "patch_embed.norm."),
+            (
+                r"^features\.([246])\.(norm|reduction)\.",
+                lambda found: f"layers.{int(found[1]) // 2}.downsample.{found[2]}.",
+            ),
+            (r"^features\.([1357])\.(\d+)\.", lambda found: f"layers.{int(found[1]) // 2}.blocks.{found[2]}."),
+            (r"\.mlp\.0\.", ".mlp.fc1."),
+            (r"\.mlp\.3\.", ".mlp.fc2."),
+        ),
+        pixels=BICUBIC,
+        examples=_SWINS,
+    ),
+    Form(
+        "a ConvNeXt of torchvision",
+        (r"features\.1\.0\.layer_scale", r"features\.1\.0\.block\.0\.weight"),
+        (
+            (r"^features\.0\.", "stem."),
+            (r"^features\.([246])\.([01])\.", lambda found: f"stages.{int(found[1]) // 2}.downsample.{found[2]}."),
+            (r"^features\.([1357])\.(\d+)\.", lambda found: f"stages.{int(found[1]) // 2}.blocks.{found[2]}."),
+            (r"\.layer_scale$", ".gamma"),
+            (r"\.block\.0\.", ".conv_dw."),
+            (r"\.block\.2\.", ".norm."),
+            (r"\.block\.3\.", ".mlp.fc1."),
+            (r"\.block\.5\.", ".mlp.fc2."),
+            (r"^classifier\.0\.", "head.norm."),
+        ),
+        pixels=BILINEAR,
+        examples=_CONVNEXTS,
+    ),
+    Form(
+        "an XCiT in its authors' names",
+        (r"(pos_embeder\.token_projection|cls_attn_blocks\.0\.attn\.qkv)\.weight", r"blocks\.0\.attn\.temperature"),
+        ((r"^pos_embeder\.", "pos_embed."),),
+        _split_class_attention,
+        BICUBIC,
+        _XCITS,
+    ),
+    Form(
+        "a ConvNeXt in its authors' names",
+        (r"stages\.0\.0\.dwconv\.weight", r"downsample_layers\.0\.0\.weight"),
+        (
+            (r"^downsample_layers\.0\.", "stem."),
+            (r"^downsample_layers\.(\d+)\.", r"stages.\1.downsample."),
+            (r"^stages\.(\d+)\.(\d+)\.", r"stages.\1.blocks.\2."),
+            (r"\.dwconv\.", ".conv_dw."),
+            (r"\.pwconv([12])\.", r".mlp.fc\1."),
+            (r"\.grn\.gamma$", ".mlp.grn.weight"),
+            (r"\.grn\.beta$", ".mlp.grn.bias"),
+            (r"^norm\.", "head.norm."),
+        ),
+        pixels=BICUBIC,
+        examples=_CONVNEXTS,
+    ),
+    Form(
+        "a Swin in its authors' names",
+        (r"layers\.0\.downsample\.reduction\.weight", r"layers\.0\.blocks\.0\.attn\.qkv\.weight"),
+        ((r"^layers\.(\d+)\.downsample\.", _shift("layers.{}.downsample.", 1)),),
+        pixels=BICUBIC,
+        examples=_SWINS,
+    ),
+    Form(
+        "a ResNet in the names of torchvision, timm and mmpretrain",
+        (r"conv1\.weight", r"layer1\.0\.conv1\.weight", r"layer4\.0\.conv1\.weight"),
+        examples=_RESNETS,
+    ),
+    Form(
+        "a ViT in the names of timm, DINO and MAE",
+        (r"blocks\.0\.attn\.qkv\.weight", r"patch_embed\.proj\.weight", r"cls_token$"),
+        examples=_VITS,
+    ),
+    Form(
+        "an XCiT in timm's names",
+        (r"blocks\.0\.attn\.temperature", r"patch_embed\.proj\.0\.0\.weight"),
+        examples=_XCITS,
+    ),
+    Form("a ConvNeXt in timm's names", (r"stages\.0\.blocks\.0\.conv_dw\.weight",), examples=_CONVNEXTS),
+    Form("a Swin in timm's names", (r"layers\.0\.blocks\.0\.attn\.relative_position_bias_table",), examples=_SWINS),
+)
