@@ -4,6 +4,7 @@ In training an image that cannot be read is replaced by another, chosen by (seed
 same in every run; in evaluation it is left out. Either way the fault travels with the batch to be counted.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,6 +14,7 @@ from a2mim.data import keyed
 from a2mim.data.crops import DRAWS, center_crop, random_crop
 from a2mim.data.dataset import ImageDataset
 from a2mim.data.decode import UnreadableImage
+from a2mim.data.errors import ShardError
 from a2mim.data.transforms import TransformError, Transforms
 
 MAX_IN_A_ROW = 9  # unreadable images, each drawn to replace the one before: then the data is broken, not an image
@@ -27,7 +29,7 @@ class RandomCrops:
     """Training: transforms on the whole image, RandomResizedCrop, flip; keyed by (seed, epoch, sample).
 
     Args:
-        size: (H, W) in pixels; scale, ratio, hflip, interpolation: as TrainLoader's.
+        size: (H, W) in pixels; scale, ratio, hflip, interpolation, augment: as TrainLoader's.
     """
 
     size: tuple[int, int]
@@ -37,13 +39,16 @@ class RandomCrops:
     interpolation: str
     transforms: Transforms
     seed: int
+    augment: Callable[[torch.Tensor, int], torch.Tensor] | None = None
     draws = DRAWS + 1  # uniforms per sample; the last one seeds the transforms
     replaces = True  # an unreadable image, so that every batch is full
 
     def __call__(self, pixels: np.ndarray, u: np.ndarray) -> torch.Tensor:
         """(H, W, C) and (draws,) uniforms of the sample -> (C, *size), of the same dtype."""
-        pixels = self.transforms(pixels, seed=int(u[-1] * 2**53))
-        return random_crop(pixels, u[:DRAWS], self.size, self.scale, self.ratio, self.hflip, self.interpolation)
+        seed = int(u[-1] * 2**53)
+        pixels = self.transforms(pixels, seed)
+        image = random_crop(pixels, u[:DRAWS], self.size, self.scale, self.ratio, self.hflip, self.interpolation)
+        return image if self.augment is None else self.augment(image, seed + 1)
 
 
 @dataclass
@@ -104,7 +109,7 @@ class Batches:
                 image, i = self._image(epoch, int(i), u, faults)
             except UnreadableImage:
                 continue
-            except (UnreadableData, TransformError) as error:
+            except (UnreadableData, TransformError, ShardError) as error:
                 return {"error": error, "faults": faults}
             images[len(shown)] = image
             shown.append(i)

@@ -11,7 +11,7 @@ import hashlib
 import numpy as np
 
 # Streams keep draws for different purposes apart.
-CROP, REPLACEMENT, ORDER, PHOTOGRAPH = range(4)
+CROP, REPLACEMENT, ORDER, PHOTOGRAPH, COPY, ERASING = range(6)
 
 
 def uniforms(seed: int, epoch: int, keys: np.ndarray, draws: int, stream: int = CROP) -> np.ndarray:

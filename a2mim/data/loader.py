@@ -15,6 +15,7 @@ from a2mim.data.crops import INTERPOLATIONS
 from a2mim.data.dataset import ImageDataset
 from a2mim.data.decode import LENIENT, REDUCED
 from a2mim.data.plan import VERSION, Plan
+from a2mim.data.repeated import repeated
 from a2mim.data.transforms import Transforms
 from a2mim.data.workers import Workers
 
@@ -34,6 +35,8 @@ class TrainLoader:
         hflip: chance of a left-right flip, in [0, 1].
         interpolation: "bilinear" or "bicubic", antialiased.
         transforms: see data/transforms.py; applied to the whole image before the crop.
+        augment: of the finished crop, called with it and a seed; see data/augment.py.
+        repeats: copies of an image in a batch, each cropped anew; see data/repeated.py.
         seed: of order and crops.
         rank, world_size: this process and how many there are.
         num_workers: processes that prepare batches; 0: this one. Does not change the batches.
@@ -63,19 +66,24 @@ class TrainLoader:
         prefetch: int = 2,
         start_method: str | None = None,
         pin_memory: bool = False,
+        augment=None,
+        repeats: int = 1,
     ):
         _check_range("scale", scale, 1.0)
         _check_range("ratio", ratio, float("inf"))
         self.dataset = dataset
         self.plan = Plan(dataset.shard_sizes, global_batch_size, seed, lanes, block)
+        self.repeats = repeats
         self.rank, self.world_size = rank, world_size
         self.position = 0
         self._began = 0, 0  # a position, and the epoch that begins there
         self.faults = Faults()
         self.plan.check_world(world_size)
         size, interpolation = _size(img_size), _interpolation(interpolation)
-        self.crop = RandomCrops(size, tuple(scale), tuple(ratio), hflip, interpolation, Transforms(transforms), seed)
-        batches, size = Batches(dataset, self.crop), global_batch_size // world_size
+        crop = size, tuple(scale), tuple(ratio), hflip, interpolation, Transforms(transforms), seed, augment
+        self.crop = RandomCrops(*crop)
+        shown = repeated(dataset, repeats) if repeats > 1 else dataset
+        batches, size = Batches(shown, self.crop), global_batch_size // world_size
         self._workers = Workers(batches, size, num_workers, prefetch, start_method, pin_memory)
 
     def __len__(self) -> int:
@@ -111,7 +119,7 @@ class TrainLoader:
 
     def _requests(self, epoch: int, step: int) -> Iterator[tuple[int, np.ndarray]]:
         for k in range(step, len(self)):
-            yield epoch, self.plan.batch(epoch, k, self.rank, self.world_size)
+            yield epoch, self.plan.batch(epoch, k, self.rank, self.world_size, self.repeats)
 
     def seek(self, step: int) -> None:
         """The next batch will be number `step`, counted from the first of epoch 0. Takes effect at the next `iter`."""
@@ -154,6 +162,7 @@ class TrainLoader:
             "seed": self.plan.seed,
             "lanes": self.plan.lanes,
             "block": self.plan.block,
+            **({"repeats": self.repeats} if self.repeats > 1 else {}),
         }
 
 

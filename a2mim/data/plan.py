@@ -10,6 +10,7 @@ comes twice in an epoch.
 import numpy as np
 
 from a2mim.data import keyed
+from a2mim.data.repeated import repeat_order
 
 VERSION = 1  # of the order: raised when the same arguments give another one
 
@@ -42,11 +43,14 @@ class Plan:
         self.steps = self.size // global_batch_size
         self._epoch, self._order = None, None
 
-    def batch(self, epoch: int, step: int, rank: int = 0, world_size: int = 1) -> np.ndarray:
-        """The ids of one rank's part of a global batch: (global_batch_size / world_size,) int64."""
+    def batch(self, epoch: int, step: int, rank: int = 0, world_size: int = 1, repeats: int = 1) -> np.ndarray:
+        """The ids of one rank's part of a global batch: (global_batch_size / world_size,) int64; with `repeats`, those
+        of copies (data/repeated.py).
+        """
         self.check_world(world_size)
-        first = step * self.global_batch_size
-        return self.order(epoch)[first : first + self.global_batch_size][rank::world_size]
+        first, order = step * self.global_batch_size, self.order(epoch)
+        order = order if repeats == 1 else repeat_order(order, repeats)
+        return order[first : first + self.global_batch_size][rank::world_size]
 
     def check_world(self, world_size: int) -> None:
         """Every process must get as many images of each batch."""

@@ -1,0 +1,45 @@
+"""Repeated augmentation: an image comes several times in a batch, each time cropped anew.
+
+Source: https://arxiv.org/abs/1901.09335; as in DeiT and timm an epoch has as many steps as without, and so shows
+1 / times of the images.
+"""
+
+import copy
+
+import numpy as np
+
+from a2mim.data import keyed
+from a2mim.data.dataset import ImageDataset
+
+
+def repeated(dataset: ImageDataset, times: int) -> ImageDataset:
+    """The set with `times` copies of each image: number i + c * N is copy c of image i, with a key of its own."""
+    copies = copy.copy(dataset)
+    copies.__dict__.pop("fingerprint", None)
+    copies.store = _Again(dataset.store, len(dataset))
+    keys = [keyed.hashes(c, 0, dataset.keys, 1, keyed.COPY)[:, 0] for c in range(1, times)]
+    copies.keys, copies.labels = np.concatenate([dataset.keys, *keys]), np.tile(dataset.labels, times)
+    return copies
+
+
+def repeat_order(order: np.ndarray, times: int) -> np.ndarray:
+    """(N,) ids of an epoch -> (N,) ids: the copies of its first N / times images, one copy after another."""
+    first = order[: -(-len(order) // times)]
+    return (first[:, None] + len(order) * np.arange(times)[None, :]).reshape(-1)[: len(order)]
+
+
+class _Again:
+    """A store whose numbers begin again after the last image."""
+
+    def __init__(self, store, length: int):
+        self.store, self.length = store, length
+
+    def content(self, i: int):
+        return self.store.content(int(i) % self.length)
+
+    def name(self, i: int) -> str:
+        return self.store.name(int(i) % self.length)
+
+    def will_need(self, ids: np.ndarray) -> None:
+        if hasattr(self.store, "will_need"):
+            self.store.will_need(np.unique(ids % self.length))
