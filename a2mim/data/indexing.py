@@ -27,11 +27,14 @@ _SHARDS_A_PROCESS = 4  # fewer are scanned before another process has started
 
 @dataclass
 class Shard:
-    """One shard and what is known of it. `stat` is None for a local one; `index` None when it cannot be used."""
+    """One shard and what is known of it. `stat` is None for a local one; `index` None when it cannot be used; `stamp`
+    is the one that it was indexed under.
+    """
 
     address: str
     size: int | None = None  # bytes
     stat: Stat | None = None
+    stamp: np.ndarray | None = None
     index: ShardIndex | None = None
     fault: Exception | None = None
 
@@ -39,7 +42,7 @@ class Shard:
         """webdataset's key of each sample, from the cached index where there is one."""
         keys = self.index.keys if self.index else None
         if keys is None:
-            keys = shard_index.load_keys(places_of(self, access), stamp_of(self))
+            keys = shard_index.load_keys(places_of(self, access), self.stamp)
         if keys is None:
             copy = self.address if self.stat is None else ShardCache(access).fetch(self.address, self.stat)
             keys = shard_index.scan(os.fspath(copy), base_name(self.address)).keys
@@ -67,7 +70,8 @@ def index_all(shards: list[Shard], access: Access) -> None:
     local, stale = [shard for shard in shards if shard.fault is None and shard.stat is None], []
     for shard in local:
         try:
-            shard.index = shard_index.load(places_of(shard, access), stamp_of(shard))
+            shard.stamp = shard_index.local_stamp(shard.address)
+            shard.index = shard_index.load(places_of(shard, access), shard.stamp)
         except OSError as error:
             shard.fault = ShardError(f"{shard.address}: {error.strerror}")
             continue
@@ -82,12 +86,6 @@ def places_of(shard: Shard, access: Access):
     if shard.stat is None:
         return shard_index.local_places(shard.address, access)
     return (shard_index.cached_place(shard.address, access),)
-
-
-def stamp_of(shard: Shard) -> np.ndarray:
-    if shard.stat is None:
-        return shard_index.local_stamp(shard.address)
-    return shard_index.remote_stamp(shard.stat.size, shard.stat.tag or shard.address)
 
 
 def _scan(shards: list[Shard], access: Access) -> None:
@@ -126,7 +124,8 @@ def _ask(shard: Shard, access: Access) -> None:
 
 def _index_remote(shard: Shard, access: Access) -> None:
     """From the cache, from an index beside the shard, or from the shard itself, which then lies in the cache."""
-    places, stamp = places_of(shard, access), stamp_of(shard)
+    shard.stamp = shard_index.remote_stamp(shard.stat.size, shard.stat.tag or shard.address)
+    places, stamp = places_of(shard, access), shard.stamp
     shard.index = shard_index.load(places, stamp) or _index_beside(shard, access)
     if shard.index is not None:
         return
@@ -156,7 +155,7 @@ def _index_beside(shard: Shard, access: Access) -> ShardIndex | None:
         index = shard_index.load([beside], stamp, compare=2)
         if index is not None:
             index.keys = shard_index.load_keys([beside], stamp, compare=2)
-            shard_index.store(index, [place], stamp_of(shard))
+            shard_index.store(index, [place], shard.stamp)
         return index
     except (OSError, ValueError):  # there is none, or none that can be used
         return None

@@ -110,7 +110,7 @@ class TarStore:
         except OSError as error:
             raise ShardError(f"{address}: {error.strerror}") from None
         if len(data) < size:
-            raise ShardError(f"{address}: byte {offset + len(data)}: cut short since it was indexed")
+            raise ShardError(f"{address}: byte {offset}: {len(data)} of {size} bytes: cut short since it was indexed")
         return data
 
     def _descriptor(self, shard: int) -> int:
