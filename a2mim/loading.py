@@ -213,8 +213,8 @@ def _of_foreign(path: Path, content, name: str | None, model_args: dict | None =
         )
     arguments = arguments_of(name, found.tensors, model_args or {})
     model = on_meta(name, **arguments)
-    for key in model.state_dict():  # older files have none: a count that nothing is computed from
-        if key.endswith("num_batches_tracked"):
+    for key in model.state_dict():  # a count that nothing is computed from, which older files do not have
+        if key.endswith("num_batches_tracked") and key.replace("num_batches_tracked", "running_mean") in found.tensors:
             found.tensors.setdefault(key, torch.zeros((), dtype=torch.int64))
     cfg = model.pretrained_cfg
     size = arguments.get("img_size", cfg["input_size"][1:])

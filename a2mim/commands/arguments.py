@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-SOURCE_HELP = "a run folder, an exported folder, a checkpoint, or a timm name"
+SOURCE_HELP = (
+    "a run folder, an exported or transformers folder, a checkpoint, NAME:FILE (a timm name and another toolkit's"
+    " weights), NAME:pretrained (timm's), or a timm name (random weights)"
+)
 DATA_HELP = "folder, tar shards (brace pattern, glob, URL, several), or photos"
 
 
