@@ -22,6 +22,7 @@ REFERENCE = {
     "a2mim_xcit": (8e-4, 300, "cosine", (0.67, 1), 5.0, 1.0, ["l1", "fourier"], "add", "blocks.5", 14),
     "a2mim_xvit": (8e-4, 300, "cosine", (0.67, 1), 5.0, 1.0, ["l1", "fourier"], "add", "blocks.5", 14),
     "a2mim_linglo": (8e-4, 300, "cosine", (0.67, 1), 5.0, 1.0, ["l1", "fourier"], "add", "stages.2", 14),
+    "a2mim_crossvit": (8e-4, 300, "cosine", (0.67, 1), 5.0, 1.0, ["l1", "fourier"], "add", "blocks.1", 20),
     "simmim_vit_base": (4e-4, 800, "step", (0.67, 1), 5.0, 1.0, ["l1"], "replace", "patch_embed", 14),
 }
 
@@ -54,7 +55,8 @@ def test_the_settings_are_the_paper_s(built):
     assert [loss.name for loss in model.losses] == losses
     assert (model.encoder.token_mode, model.encoder.site) == (token, site)
     assert model.encoder.site_layouts[0].grid == (grid, grid)
-    assert (model.masking.mask_patch_size, model.masking.mask_ratio) == (32, 0.6)
+    cell = 48 if name == "a2mim_crossvit" else 32  # whole tokens of 12 px
+    assert (model.masking.mask_patch_size, model.masking.mask_ratio) == (cell, 0.6)
 
 
 def test_the_frequency_term_has_the_reference_s_weight_leak_and_fill():
