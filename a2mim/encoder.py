@@ -157,7 +157,7 @@ class MaskedEncoder(nn.Module):
         for module in found.resized:
             self.model.get_submodule(module).register_forward_pre_hook(self._refill)
         if visible_stats:
-            sum_over_visible(self.model, name, self.img_size, self._hidden_share)
+            sum_over_visible(self.model, self.name, self.img_size, self._hidden_share)
 
     def forward(self, images: Tensor, mask: Tensor | None = None) -> list[Tensor]:
         """images: (B, C, H, W) float; mask: (B, rows, cols) bool, True = hidden. Returns maps, each (B, D, h, w)."""

@@ -4,7 +4,6 @@ import copy
 import functools
 
 import pytest
-import timm
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -22,11 +21,9 @@ named = pytest.mark.parametrize("name", TINY)
 @functools.cache
 def built(name: str, visible_stats: bool = True, token: str = "add") -> MaskedEncoder:
     """Small, with attention that is not close to uniform; shared between tests, which copy it before they change it."""
-    original = timm.create_model
     torch.manual_seed(0)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(timm, "create_model", lambda n, **given: original(n, **{**TINY[name], **given}))
-        encoder = MaskedEncoder(name, img_size=64, token=token, visible_stats=visible_stats).eval()
+    arguments = dict(img_size=64, token=token, visible_stats=visible_stats, model_args=TINY[name])
+    encoder = MaskedEncoder(name, **arguments).eval()
     generator = torch.Generator().manual_seed(0)
     for key, parameter in encoder.model.named_parameters():
         if "attn" in key:
