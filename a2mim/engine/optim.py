@@ -1,6 +1,7 @@
 """Which parameters decay, at what rate, and how a step is taken."""
 
 from contextlib import contextmanager
+from fnmatch import fnmatch
 
 import torch
 from mmengine.optim import OptimWrapper
@@ -25,9 +26,10 @@ def parameter_groups(model: nn.Module, weight_decay: float, lr: float, token_lr_
         if not parameter.requires_grad:
             continue
         inner = name.removeprefix("encoder.model.")
+        spared = any(fnmatch(inner, pattern) for pattern in listed)  # XCiT lists "pos_embed.*"
         if name.startswith(("encoder.tokens", "encoder.gammas")):
             token.append(parameter)
-        elif parameter.ndim <= 1 or inner in listed or inner.rsplit(".", 1)[-1] in NO_DECAY:
+        elif parameter.ndim <= 1 or spared or inner.rsplit(".", 1)[-1] in NO_DECAY:
             plain.append(parameter)
         else:
             decayed.append(parameter)

@@ -57,6 +57,11 @@ def test_temperature_of_xcit_does_not_decay_although_timm_would_let_it(models):
     assert sum("temperature" in n for n in names(models["xcit"], plain)) == 12
 
 
+def test_what_a_backbone_lists_by_a_pattern_does_not_decay(models):
+    _, plain, _ = parameter_groups(models["xcit"], 0.05, 1.0, 1.0)  # timm's XCiT lists "pos_embed.*"
+    assert "encoder.model.pos_embed.token_projection.weight" in names(models["xcit"], plain)
+
+
 def optimizer_of(model, **changes):
     settings = {"type": "adamw", "base_lr": 1e-3, "betas": (0.9, 0.95), "weight_decay": 0.05, "token_lr_scale": 0.1}
     return build_optimizer(model, settings | changes, global_batch_size=512)
