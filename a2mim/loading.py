@@ -197,7 +197,8 @@ def _of_checkpoint(path: Path, checkpoint: dict) -> Source:
 
 def _of_foreign(path: Path, content, name: str | None, model_args: dict | None = None, pixels=None) -> Source:
     """Weights of another toolkit for timm's model `name`; what an encoder does without is left out by name."""
-    own = on_meta(name, **(model_args or {})).state_dict() if name else {}
+    make = on_meta if name is None or _is_timms(name) else lambda *a, **k: create(*a, **k)[0]
+    own = make(name, **(model_args or {})).state_dict() if name else {}
     found = recognise(content, own)
     if found is None:
         what = f"those of {name} or of " if name else ""
@@ -211,8 +212,8 @@ def _of_foreign(path: Path, content, name: str | None, model_args: dict | None =
             f"{path} is not a checkpoint of a2mim: it holds the weights of {found.form.title}, which do not say which"
             f" one; write NAME:{path}, with timm's name of it, e.g. {near}:{path}."
         )
-    arguments = arguments_of(name, found.tensors, model_args or {})
-    model = on_meta(name, **arguments)
+    arguments = arguments_of(name, found.tensors, model_args or {}) if _is_timms(name) else {}
+    model = make(name, **arguments)
     for key in model.state_dict():  # a count that nothing is computed from, which older files do not have
         if key.endswith("num_batches_tracked") and key.replace("num_batches_tracked", "running_mean") in found.tensors:
             found.tensors.setdefault(key, torch.zeros((), dtype=torch.int64))

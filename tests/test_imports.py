@@ -29,19 +29,20 @@ ALLOWED = {
     "networks": {"layout", "measure", "sites", "tracing"},
     "encoder": {"layout", "networks", "sites", "masking", "registry", "visible_stats"},
     "certificate": {"encoder", "layout", "networks"},
+    "survey": {"certificate", "encoder", "layout", "losses", "mim"},
     "mim": {"decoders", "encoder", "losses", "masking", "pixels", "registry", "targets"},
     "data": set(),
     "foreign": {"pixels"},
     "loading": {"checkpoints", "foreign", "networks", "pixels"},
     "evaluation": {"batchnorm", "data", "devices", "encoder", "loading", "pixels"},
-    "export": {"batchnorm", "compat", "data", "encoder", "evaluation", "loading", "pixels"},
+    "export": {"batchnorm", "compat", "data", "devices", "encoder", "evaluation", "loading", "pixels"},
     "analysis": {"data", "encoder", "evaluation", "loading", "pixels"},
     "engine": {
         *("analysis", "batchnorm", "checkpoints", "data", "devices", "encoder", "evaluation", "export"),
-        *("mim", "pixels", "registry"),
+        *("loading", "mim", "pixels", "registry"),
     },
     "commands": {"data", "engine", "evaluation", "export", "certificate"},
-    "cli": {"commands"},
+    "cli": {"commands", "data"},
     "__init__": {"compat"},
 }
 # a library -> the rooms that may import it

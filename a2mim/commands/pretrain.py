@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from a2mim.commands.arguments import DATA_HELP, add_machine, one_or_list
+from a2mim.commands.arguments import DATA_HELP, SOURCE_HELP, add_machine, one_or_list
 
 
 def add_pretrain(commands) -> None:
@@ -11,6 +11,8 @@ def add_pretrain(commands) -> None:
     p.add_argument("--data", nargs="+", help=f"{DATA_HELP}; none: laptop scale, on built-in photographs")
     p.add_argument("--test-data", nargs="+", help="labelled images to judge the encoder on, before and after")
     p.add_argument("--laptop", action="store_true", default=None, help="the recipe's laptop scale, also with --data")
+    p.add_argument("--init-from", metavar="SOURCE", help=f"weights that the encoder starts from: {SOURCE_HELP}")
+    p.add_argument("--allow-partial", action="store_true", help="start also from a file that lacks some of them")
     p.add_argument("--work-dir", help="the run's folder (default: the first free runs/<recipe>)")
     p.add_argument("--resume", action="store_true", help="go on from the newest checkpoint")
     p.add_argument(
@@ -27,6 +29,10 @@ def run_pretrain(chosen) -> int:
     options = parse_options(chosen.cfg_options)
     if chosen.seed is not None:
         options["seed"] = chosen.seed
+    if chosen.init_from is not None:
+        options["init_from"] = chosen.init_from
+    if chosen.allow_partial:
+        options["allow_partial"] = True
     if not chosen.resume:  # mistakes are answered before torch is imported
         load_config(chosen.config, options, chosen.laptop or chosen.data is None)
 

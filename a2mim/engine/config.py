@@ -16,6 +16,8 @@ from a2mim.engine.rules import COMMAND_OF, DICT, FLAG, Schema, list_of, number, 
 
 DEFAULTS = {
     "model": None,  # the row of the table: see a2mim.mim.MIM
+    "init_from": None,  # weights that the encoder starts from: whatever a2mim.loading reads
+    "allow_partial": False,  # of init_from: what the file lacks stays random
     "data": {
         "img_size": 224,  # pixels, square
         "in_chans": 3,
@@ -62,6 +64,8 @@ DEFAULTS = {
 
 RULES = {  # dotted setting -> (does it hold, what it must be)
     "model": DICT,
+    "init_from": (lambda v: v is None or isinstance(v, str), "None, or weights to start from, e.g. NAME:FILE"),
+    "allow_partial": FLAG,
     "data.img_size": whole(1),
     "data.in_chans": whole(1),
     "data.mean": list_of(int | float, "numbers, one a channel"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import shlex
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from a2mim.engine.optim import build_optimizer
 from a2mim.engine.report import sentence, words
 from a2mim.engine.runner import step_seed
 from a2mim.export import export_timm_folder
+from a2mim.loading import describe_report, initialise
 
 
 class Pretraining:
@@ -29,13 +31,27 @@ class Pretraining:
     schema = PRETRAIN
 
     def __init__(self, settings: dict, asked: dict, device: torch.device, saved: dict | None = None):
-        self.settings, self.device = settings, device
+        self.settings, self.device, self.saved = settings, device, saved
         self.train_set, self.test_set = open_sets(asked["data"], asked["test_data"], settings["data"]["in_chans"])
 
     def build(self) -> None:
         self.model = build_mim(self.settings)
         self.network = self.model.encoder
+        self.start = self._initialise()
         self.untrained = copy.deepcopy(self.model.encoder)  # judged at the end, so that training starts at once
+
+    def _initialise(self) -> dict | None:
+        """Loads the weights to start from, if any, and returns the report; a run that goes on can do without them."""
+        encoder, source = self.model.encoder, self.settings["init_from"]
+        if source is None:
+            return None
+        try:
+            return initialise(encoder.model, encoder.model_args, source, self.settings["allow_partial"])
+        except (OSError, ValueError) as error:
+            if self.saved is None:
+                raise
+            warnings.warn(f"what this run started from is judged as a random network: {error}", stacklevel=2)
+            return self.saved.get("start")
 
     def augmentation(self) -> dict:
         return {}
@@ -66,7 +82,8 @@ class Pretraining:
     def meta(self) -> dict:
         """What rebuilds the encoder."""
         pixels = {key: self.settings["data"][key] for key in ("mean", "std", "interpolation")}
-        return {"encoder": self.model.encoder.arguments(), "pixels": pixels, "version": a2mim.__version__}
+        encoder = self.model.encoder.arguments()
+        return {"encoder": encoder, "pixels": pixels, "version": a2mim.__version__, "start": self.start}
 
     def opening(self) -> list[str]:
         encoder, size = self.model.encoder, self.settings["data"]["img_size"]
@@ -75,13 +92,16 @@ class Pretraining:
         lines = [
             f"  encoder  {encoder.name} at {size} px, {total / 1e6:.2f} M parameters, mask token at {encoder.site!r}"
         ]
+        if self.start:
+            lines.append(f"  start    {describe_report(self.start)}")
         if frozen:
             share = f"{frozen / total:.1%} of the parameters ({len(encoder.frozen)} tensors)"
             lines.append(f"  frozen   {share}: no loss on the feature map reaches them; names in summary.json")
         return lines
 
     def facts(self, last: dict) -> dict:
-        return {"encoder": self.model.encoder.arguments(), "loss": {"mean_colour": last.get("baseline")}}
+        loss = {"mean_colour": last.get("baseline")}
+        return {"encoder": self.model.encoder.arguments(), "start": self.start, "loss": loss}
 
     def hand_over(self, runner) -> dict:
         """Exports the encoder, then judges it beside the untrained one; what is to be said of both."""

@@ -94,7 +94,7 @@ _CONVNEXTS = ("convnext_tiny", "convnext_small", "convnext_base", "convnext_larg
 _XCITS = ("xcit_nano_12_p16_224", "xcit_tiny_12_p16_224", "xcit_small_12_p16_224", "xcit_medium_24_p16_224")
 _RESNETS = ("resnet18", "resnet50", "resnet34", "resnet101", "resnet152")
 
-TIMM = Form("timm's own names", ())
+OWN = Form("the architecture's own names", ())
 FORMS = (
     Form(
         "a ResNet of transformers",

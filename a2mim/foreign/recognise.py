@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from a2mim.foreign.forms import BICUBIC, FORMS, TIMM, Form
+from a2mim.foreign.forms import BICUBIC, FORMS, OWN, Form
 
 # where a file keeps its tensors, in the order of preference: DINO judges by its teacher
 CONTAINERS = ("state_dict", "model_state_dict", "teacher", "model", "module", "student", "network", "net")
@@ -127,9 +127,11 @@ def _form_of(tensors: dict, own_keys) -> Form | None:
     that only looks like them fits: the authors' Swin differs in its merging layers alone.
     """
     marked = [f for f in FORMS if all(any(re.match(mark, key) for key in tensors) for mark in f.marks)]
+    if own_keys and own_keys <= tensors.keys():
+        return next((form for form in marked if not form.rules), OWN)
     renamed = [form for form in marked if form.rules]
     if renamed:
         return renamed[0]
     if own_keys and 2 * len(own_keys & tensors.keys()) >= len(own_keys):
-        return marked[0] if marked else TIMM
+        return marked[0] if marked else OWN
     return marked[0] if marked else None

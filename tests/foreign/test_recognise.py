@@ -299,7 +299,7 @@ def test_timms_own_names_are_found_in_any_wrapping_and_lose_their_classifier():
         {"epoch": 3, "model": {"_orig_mod." + k: v for k, v in state.items()}},
     ):
         found = recognise(wrapped, model.state_dict())
-        assert found.form.title == "timm's own names" and found.left_out == {"head": 1}
+        assert found.form.title == "the architecture's own names" and found.left_out == {"head": 1}
         assert found.tensors.keys() == own and found.pixels is None
 
 
