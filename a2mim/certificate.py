@@ -14,7 +14,7 @@ from a2mim.encoder import MaskedEncoder
 from a2mim.layout import Layout, leaves
 from a2mim.networks import OwnNetwork, build_model
 
-SIZES = (64, 96, 128, 160, 192, 224, 240, 256, 288, 320, 384, 448, 512, (224, 160))  # pixels, tried on every network
+SIZES = (64, 96, 128, 160, 192, 224, 256, 384, (224, 160))  # pixels, tried beside half of, once and twice its own
 
 
 @dataclass
@@ -105,7 +105,9 @@ def certify(
     encoder = MaskedEncoder(name, site=site, img_size=img_size, in_chans=in_chans, **arguments).eval()
     found = encoder.found
     images = torch.randn(2, in_chans, *encoder.img_size, generator=torch.Generator().manual_seed(5))
-    tried = {size: takes(name, size, in_chans, arguments.get("model_args")) for size in sizes}
+    own = encoder.img_size[0]
+    tried = dict.fromkeys((own // 2, own, 2 * own, *sizes))
+    tried = {size: takes(name, size, in_chans, arguments.get("model_args")) for size in sorted(tried, key=_area)}
     return Certificate(
         name=encoder.name,
         parameters=sum(p.numel() for p in encoder.model.parameters()),
@@ -205,3 +207,7 @@ def _line(line: MapLine) -> str:
 
 def _size(size) -> str:
     return str(size) if isinstance(size, int) else " x ".join(map(str, size)) if size[0] != size[1] else str(size[0])
+
+
+def _area(size) -> int:
+    return size * size if isinstance(size, int) else size[0] * size[1]

@@ -158,8 +158,14 @@ def find_class(name: str):
         returned = typing.get_type_hints(found).get("return")
     if not (inspect.isclass(returned) and issubclass(returned, nn.Module)):
         raise ValueError(f"{name} is neither an nn.Module nor a function annotated to return one (-> nn.Module).")
-    settings = getattr(found, "config_class", None)
-    return (lambda **arguments: found(_configure(settings, arguments))) if settings is not None else found
+    if not is_configured(returned):
+        return found
+    return lambda **arguments: found(_configure(returned.config_class, arguments))
+
+
+def is_configured(kind: type) -> bool:
+    """Whether this is a class of transformers, made from a configuration."""
+    return getattr(kind, "config_class", None) is not None
 
 
 def _configure(settings, arguments: dict):

@@ -35,7 +35,9 @@ ALLOWED = {
     "foreign": {"pixels"},
     "loading": {"checkpoints", "foreign", "networks", "pixels"},
     "evaluation": {"batchnorm", "data", "devices", "encoder", "loading", "pixels"},
-    "export": {"batchnorm", "compat", "data", "devices", "encoder", "evaluation", "loading", "pixels"},
+    "export": {
+        *("batchnorm", "compat", "data", "devices", "encoder", "evaluation", "layout", "loading", "networks", "pixels"),
+    },
     "analysis": {"data", "encoder", "evaluation", "loading", "pixels"},
     "engine": {
         *("analysis", "batchnorm", "checkpoints", "data", "devices", "encoder", "evaluation", "export"),
