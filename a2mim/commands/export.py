@@ -1,16 +1,27 @@
-"""`a2mim export`: an encoder handed over, with a receipt."""
+"""`a2mim export`: an encoder handed over, with a receipt; `a2mim verify`: the receipt's proof, repeated."""
 
 from __future__ import annotations
 
-from a2mim.commands.arguments import SOURCE_HELP, add_machine, one_or_list
+import sys
+
+from a2mim.commands.arguments import SOURCE_HELP, add_debug, add_machine, one_or_list
+
+TARGETS_HELP = (
+    "targets, separated by commas: timm, transformers, torchvision, mmpretrain, mmdet, mmseg, detectron2, ultralytics,"
+    " onnx, torch-export, torchscript, safetensors; or all, for every one that can take the encoder"
+)
+PYTHON_HELP = "interpreter that loads the export, e.g. of an environment with the target (default: this one)"
 
 
 def add_export(commands) -> None:
     p = commands.add_parser("export", help="hand an encoder to another toolkit, proven equal", allow_abbrev=False)
     p.add_argument("source", help=SOURCE_HELP)
-    p.add_argument("--to", default="timm", help="targets, separated by commas: timm")
-    p.add_argument("--out", help="folder (default: export/ in the run)")
+    p.add_argument("--to", default="timm", help=TARGETS_HELP)
+    p.add_argument("--out", help="folder, one below it for each target (default: export/ in the run)")
     p.add_argument("--data", nargs="+", help="images that BatchNorm is calibrated on (default: the run's own)")
+    p.add_argument("--no-calibration", action="store_true", help="leave BatchNorm's statistics as they are")
+    p.add_argument("--license", default="apache-2.0", help="of the weights, as model hubs spell it (apache-2.0)")
+    p.add_argument("--python", default=sys.executable, help=PYTHON_HELP)
     add_machine(p, num_workers=0)
     p.set_defaults(run=run_export)
 
@@ -18,7 +29,43 @@ def add_export(commands) -> None:
 def run_export(chosen) -> None:
     from a2mim.export.command import export_calibrated
 
-    data = one_or_list(chosen.data)
-    for receipt in export_calibrated(chosen.source, chosen.to.split(","), chosen.out, data, chosen.num_workers):
-        difference = f"largest difference {receipt['largest_difference']:.1e}"
-        print(f"{receipt['folder']}: {receipt['target']} computes the same features ({difference}, see receipt.json)")
+    receipts = export_calibrated(
+        chosen.source,
+        chosen.to.split(","),
+        chosen.out,
+        one_or_list(chosen.data),
+        chosen.num_workers,
+        calibrate=not chosen.no_calibration,
+        device=chosen.device,
+        license=chosen.license,
+        python=chosen.python,
+    )
+    for receipt in receipts:
+        print(tell(receipt))
+
+
+def add_verify(commands) -> None:
+    p = commands.add_parser("verify", help="repeat the proof of an export", allow_abbrev=False)
+    p.add_argument("folder", help="an exported folder, or one that holds several; the lines of its README.md are run")
+    p.add_argument("--python", default=sys.executable, help=PYTHON_HELP)
+    add_debug(p)
+    p.set_defaults(run=run_verify)
+
+
+def run_verify(chosen) -> None:
+    from a2mim.export.verify import verify
+
+    for found in verify(chosen.folder, chosen.python):
+        print(tell(found))
+
+
+def tell(found: dict) -> str:
+    """One line on one folder."""
+    if found["mode"] == "contract only":
+        absent = ", ".join(found["not_installed"])
+        return (
+            f"{found['folder']}: contract only, as {absent} is not installed: keys and shapes are those that"
+            f" {found['target']} documents"
+        )
+    difference = f"largest difference {found['largest_difference']:.1e}"
+    return f"{found['folder']}: {found['target']} computes the same features ({difference}, see receipt.json)"

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from a2mim.data import EvalLoader, open_dataset
+from a2mim.devices import choose_device
 from a2mim.export.handover import export
 from a2mim.export.targets import check_targets
 from a2mim.loading import Source, read_source
@@ -18,7 +19,14 @@ CALIBRATION_IMAGES = 2048
 
 
 def export_calibrated(
-    source: str | Path, to: list[str], out_dir=None, data=None, num_workers: int = 0, calibrate: bool = True
+    source: str | Path,
+    to: list[str],
+    out_dir=None,
+    data=None,
+    num_workers: int = 0,
+    calibrate: bool = True,
+    device: str | None = None,
+    **options,
 ) -> list[dict]:
     """`export` with BatchNorm calibrated on images from `data`. Returns the receipts.
 
@@ -26,6 +34,8 @@ def export_calibrated(
         data: what `open_dataset` takes; None takes the run's own images where the statistics are those of masked ones,
             and leaves them as they are where they are fit to be left.
         calibrate: False leaves them as they are whatever they are; the receipt says so.
+        device: where they are calibrated; None takes a GPU where there is one.
+        options: further arguments of `export`.
 
     Raises:
         ValueError: an unknown target; no data for a checkpoint with BatchNorm, whose statistics are those of masked
@@ -37,7 +47,7 @@ def export_calibrated(
     elif data is None and has_masked_statistics(read_source(source)):
         data = data_of_run(source)
     batches = None if data is None else calibration_batches(source, data, num_workers)
-    return export(source, to, out_dir, batches)
+    return export(source, to, out_dir, batches, device=choose_device(device), **options)
 
 
 def has_masked_statistics(found: Source) -> bool:

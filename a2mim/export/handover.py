@@ -2,20 +2,20 @@
 
 import os
 import shutil
+import sys
 import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 
 from a2mim import loading
 from a2mim.batchnorm import calibrate_batchnorm
-from a2mim.export import contracts
 from a2mim.export.card import tell_training, write_card
 from a2mim.export.receipt import (
     TOLERANCE,
-    check_in_fresh_process,
     hash_files,
     hash_tensors,
     now,
@@ -23,7 +23,8 @@ from a2mim.export.receipt import (
     write_json,
 )
 from a2mim.export.target import ExportError, Subject, Target, Written, flatten
-from a2mim.export.targets import TARGETS, check_possible, check_targets
+from a2mim.export.targets import TARGETS, check_targets, possible
+from a2mim.export.verify import recheck
 
 
 def export(
@@ -32,15 +33,19 @@ def export(
     out_dir: str | Path | None = None,
     batches: Iterable[Tensor] | None = None,
     license: str = "apache-2.0",
+    python: str = sys.executable,
+    device: torch.device | str = "cpu",
 ) -> list[dict]:
     """Writes one folder a target below `out_dir`; returns their receipts, each with its "folder".
 
     Args:
         source: what `load_encoder` takes: a run folder, a checkpoint, an exported folder, a timm name (random weights).
-        to: names from TARGETS.
+        to: names from TARGETS, or "all" for every one that can take the encoder.
         out_dir: where the folders go; None: "export" in the run folder, or beside what the source is.
         batches: normalised float images (B, C, H, W) to calibrate BatchNorm on; None leaves its statistics alone.
         license: of the weights, as model hubs spell it.
+        python: the interpreter that loads what was written, where that shall be another environment's.
+        device: where BatchNorm is calibrated; all else is done on the CPU.
 
     Raises:
         ExportError: what was loaded back is not what was exported; the folder is then as it was before.
@@ -52,10 +57,11 @@ def export(
     found = loading.read_source(source)
     model, preprocessing = loading.build(found)
     out_dir = Path(out_dir) if out_dir is not None else _beside(Path(source), found)
-    subject = Subject(model, found.model_args, preprocessing, found.frozen, str(source), tell_training(source), license)
-    check_possible(subject, names)
-    batchnorm = _calibrate(model, batches, found.calibrated)
-    return [prove(TARGETS[name], subject, out_dir / name, batchnorm) for name in names]
+    told = {"source": str(source), "trained": tell_training(source), "license": license}
+    names = possible(Subject(model, found.model_args, preprocessing, found.frozen, **told), names)
+    batchnorm = _calibrate(model.to(device), batches, found.calibrated)
+    subject = Subject(model.cpu(), found.model_args, preprocessing, found.frozen, **told)
+    return [prove(TARGETS[name], subject, out_dir / name, batchnorm, python) for name in names]
 
 
 def export_timm_folder(
@@ -88,7 +94,7 @@ def export_timm_folder(
     return prove(TARGETS["timm"], subject, Path(out_dir), batchnorm)
 
 
-def prove(target: Target, subject: Subject, out_dir: Path, batchnorm: dict) -> dict:
+def prove(target: Target, subject: Subject, out_dir: Path, batchnorm: dict, python: str = sys.executable) -> dict:
     """One folder, written under another name, checked in a fresh process, then moved; returns its receipt, without what
     only `verify` needs.
     """
@@ -100,9 +106,8 @@ def prove(target: Target, subject: Subject, out_dir: Path, batchnorm: dict) -> d
         _write_reference(subject, written, staging / "reference.npz")
         write_card(target, subject, written, batchnorm, staging / "README.md")
         proof = {"check": _request(subject, written), "tensors": state_tensors(written.tensors)}
-        outcome = check_in_fresh_process(staging, proof["check"] | {"tensors": proof["tensors"]})
-        problem = outcome.pop("problem") or contracts.check_contract(written.contract, proof["tensors"])
-        if problem:
+        outcome = recheck(staging, proof, python)
+        if problem := outcome.pop("problem"):
             raise ExportError(f"{target.name} does not get back the {subject.name} that was exported: {problem}.")
         receipt = {
             "target": target.name,

@@ -1,19 +1,42 @@
 """The table of targets: one row each, its file beside this one."""
 
-from a2mim.export import timm_folder
+from a2mim.export import (
+    detectron2_pickle,
+    openmmlab,
+    safetensors_file,
+    timm_folder,
+    torchvision_file,
+    transformers_folder,
+)
 from a2mim.export.target import Subject, Target
 
-TARGETS: dict[str, Target] = {target.name: target for target in (timm_folder.TARGET,)}
+ROWS = (
+    timm_folder.TARGET,
+    transformers_folder.TARGET,
+    torchvision_file.TARGET,
+    openmmlab.MMPRETRAIN,
+    openmmlab.MMDET,
+    openmmlab.MMSEG,
+    detectron2_pickle.TARGET,
+    safetensors_file.TARGET,
+)
+TARGETS: dict[str, Target] = {target.name: target for target in ROWS}
 
 
 def check_targets(names: list[str]) -> None:
     """Raises ValueError for names that are no target, or for none at all."""
-    if not names or set(names) - set(TARGETS):
-        raise ValueError(f"export to {names} was asked for: choose from {', '.join(TARGETS)}.")
+    if not names or set(names) - {*TARGETS, "all"}:
+        raise ValueError(f"export to {names} was asked for: choose from {', '.join(TARGETS)}, or all.")
 
 
-def check_possible(subject: Subject, names: list[str]) -> None:
-    """Raises ValueError with every reason why one of these targets cannot take this encoder."""
-    reasons = [f"{name}: {reason}" for name in names if (reason := TARGETS[name].refuse(subject))]
-    if reasons:
-        raise ValueError(f"{subject.name} cannot be exported to {'; '.join(reasons)}.")
+def possible(subject: Subject, names: list[str]) -> list[str]:
+    """The names, each once; for "all" those that can take this encoder. Raises ValueError with every reason why one
+    that was asked for by its name cannot.
+    """
+    reasons = {name: TARGETS[name].refuse(subject) for name in (TARGETS if "all" in names else names)}
+    if "all" in names:
+        return [name for name, reason in reasons.items() if not reason]
+    refused = [f"{name}: {reason}" for name, reason in reasons.items() if reason]
+    if refused:
+        raise ValueError(f"{subject.name} cannot be exported to {'; to '.join(refused)}.")
+    return list(reasons)

@@ -33,13 +33,12 @@ OURS = "import a2mim  # which makes the architecture known to timm\n\n"
 
 
 def write(subject: Subject, folder: Path) -> Written:
-    config = write_timm_folder(subject.model, arguments_of(subject), subject.preprocessing, folder, subject.license)
-    size = ", ".join(map(str, subject.input_size))
-    code = CODE.format(size=size, width=subject.model.num_features, import_a2mim=OURS if subject.ours else "")
+    arguments = {"name": subject.name, "model_args": subject.model_args, "frozen": subject.frozen}
+    config = write_timm_folder(subject.model, arguments, subject.preprocessing, folder, subject.license)
     return Written(
-        code,
+        fill(CODE, subject),
         subject.outputs,
-        ("timm", "safetensors", *(["a2mim"] if subject.ours else [])),
+        ("timm", "safetensors", *ours(subject)),
         subject.tensors,
         "model.safetensors",
         contract=("timm", {"architecture": subject.name, "model_args": config["model_args"]}),
@@ -47,9 +46,15 @@ def write(subject: Subject, folder: Path) -> Written:
     )
 
 
-def arguments_of(subject: Subject) -> dict:
-    """As `MaskedEncoder.arguments` gives them."""
-    return {"name": subject.name, "model_args": subject.model_args, "frozen": subject.frozen}
+def fill(code: str, subject: Subject) -> str:
+    """The lines with the input's size and the width; they import a2mim only where timm needs it to know the name."""
+    size = ", ".join(map(str, subject.input_size))
+    return code.format(size=size, width=subject.model.num_features, import_a2mim=OURS if subject.ours else "")
+
+
+def ours(subject: Subject) -> tuple[str, ...]:
+    """What the lines then need besides the target's own packages."""
+    return ("a2mim",) if subject.ours else ()
 
 
 NOTES = """\
@@ -72,7 +77,7 @@ def write_timm_folder(model: nn.Module, arguments: dict, preprocessing: dict, fo
         "num_classes": 0,
         "num_features": model.num_features,
         "global_pool": _global_pool(model),
-        "model_args": _model_args(model, arguments, channels),
+        "model_args": full_model_args(model, arguments["model_args"], channels),
         "pretrained_cfg": {
             **{key: cfg.get(key) for key in FROM_TIMM},
             "input_size": [channels, *size],
@@ -90,9 +95,9 @@ def write_timm_folder(model: nn.Module, arguments: dict, preprocessing: dict, fo
     return config
 
 
-def _model_args(model: nn.Module, arguments: dict, channels: int) -> dict:
+def full_model_args(model: nn.Module, model_args: dict, channels: int) -> dict:
     """What timm.create_model needs beyond the name; never num_classes: transformers forbids it there."""
-    args = {key: value for key, value in arguments["model_args"].items() if key != "num_classes"}
+    args = {key: value for key, value in model_args.items() if key != "num_classes"}
     if channels != 3:
         args["in_chans"] = channels
     pool = _global_pool(model)

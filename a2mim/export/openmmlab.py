@@ -1,0 +1,169 @@
+"""mmpretrain, mmdet, mmseg: encoder.pth, and encoder.py, which a configuration takes as its base.
+
+Their loader raises only where the prefix matches nothing at all; any other wrong key is a line in a log.
+"""
+
+import copy
+import pprint
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from a2mim.export import openmmlab_native, timm_folder
+from a2mim.export.openmmlab_native import Native
+from a2mim.export.receipt import write_text
+from a2mim.export.target import Subject, Target, Written
+
+PREFIX = "backbone."
+PYRAMIDS = ("ResNet", "ResNeXt", "SwinTransformer", "ConvNeXt")  # what necks of detectors and segmenters take
+CODE = """\
+import numpy as np
+import torch
+from mmengine.config import Config
+
+import {library}.models  # registers its classes
+from {library}.registry import MODELS
+
+images = torch.from_numpy(np.load("reference.npz")["images"])  # yours: normalised, float32 (B, {size})
+config = Config.fromfile("encoder.py")
+model = MODELS.build(config.model.backbone)
+model.init_weights()  # reads encoder.pth, as the runner does
+model.eval()
+with torch.no_grad():
+    maps = model(images)
+last = maps[-1]
+"""
+NOTES = """\
+`encoder.py` is meant as a base: `_base_ = ["encoder.py"]` in a configuration of your own gives it `model.backbone` with
+its weights and `model.data_preprocessor` with mean and deviation{pipeline}. Mind that OpenMMLab only logs keys that do
+not fit. {how}
+"""
+
+
+def refuse_dense(subject: Subject, library: str) -> str:
+    found = openmmlab_native.native(subject)
+    if found is None or found.config["type"] not in PYRAMIDS:
+        return (
+            f"{library}'s necks want a pyramid of maps from a class it knows; those that go are ResNet, ResNeXt, Swin"
+            " and ConvNeXt, any other goes to mmpretrain"
+        )
+    return ""
+
+
+def write(subject: Subject, folder: Path, library: str) -> Written:
+    found = openmmlab_native.native(subject)
+    if found is None:
+        found = through_timm(subject)
+        contract = ("mmpretrain.TIMMBackbone", {"architecture": subject.name, "model_args": subject.model_args})
+    else:
+        contract = (f"mmpretrain.{found.config['type']}", dict(found.config))
+    if library != "mmpretrain":
+        found, left_random = dense(found, subject, library)
+    else:
+        left_random = ()
+    state = {PREFIX + key: value for key, value in found.tensors.items()}
+    torch.save({"state_dict": state, "meta": {}}, folder / "encoder.pth")
+    write_text(folder / "encoder.py", configuration(found, subject, library))
+    own = found.config["type"].split(".")
+    how = f"The class is {own[-1]}{', of mmpretrain' if own[:-1] else ''}."
+    pipeline = ", and `test_pipeline` with the resize and the crop" if library == "mmpretrain" else ""
+    return Written(
+        CODE.format(library=library, size=", ".join(map(str, subject.input_size))),
+        {"maps": found.maps} if len(found.maps) > 1 else {"last": found.maps[0]},
+        (library, *(["mmpretrain"] if own[:-1] else []), *timm_folder.ours(subject)),
+        found.tensors,
+        "encoder.pth",
+        file_prefix=PREFIX,
+        left_random=left_random,
+        contract=contract,
+        notes=NOTES.format(pipeline=pipeline, how=how),
+        details={"class": found.config["type"]},
+    )
+
+
+def refuse_classification(subject: Subject) -> str:
+    try:
+        if openmmlab_native.native(subject) is None:
+            without_pooling(subject)
+    except Exception as error:  # asserts, or another signature
+        return (
+            "mmpretrain's wrapper of timm calls reset_classifier(0, ''), which this architecture does not take"
+            f" ({type(error).__name__}); ResNet, ViT, XCiT, Swin, ConvNeXt and all that take it go"
+        )
+    return ""
+
+
+def without_pooling(subject: Subject) -> nn.Module:
+    """A copy, as mmpretrain's wrapper of timm changes the model."""
+    model = copy.deepcopy(subject.model)
+    model.reset_classifier(0, "")
+    return model.eval()
+
+
+def through_timm(subject: Subject) -> Native:
+    """mmpretrain's wrapper of timm, which takes the pooling away: its maps are whatever the model gives before."""
+    model = without_pooling(subject)
+    with torch.no_grad():
+        maps = model(subject.images)
+    config = {"type": "TIMMBackbone", "model_name": subject.name, **subject.model_args}
+    tensors = {f"timm_model.{key}": value for key, value in subject.tensors.items()}
+    if subject.input_size[0] != 3:
+        config["in_channels"] = subject.input_size[0]
+    config.pop("in_chans", None)
+    return Native(config, tensors, tuple(maps) if isinstance(maps, list | tuple) else (maps,))
+
+
+def dense(found: Native, subject: Subject, library: str) -> tuple[Native, tuple[str, ...]]:
+    """With all four maps, in the arguments of mmdet's and mmseg's classes; and the keys that are new layers there."""
+    config, stages = dict(found.config) | {"out_indices": (0, 1, 2, 3)}, range(3)
+    maps, left_random = found.maps, ()
+    if config["type"] == "ResNeXt":
+        config["base_width"] = config.pop("width_per_group")
+    if config["type"] == "SwinTransformer":
+        config |= config.pop("arch")
+        config["pretrain_img_size"] = config.pop("img_size")
+        left_random = tuple(f"norm{stage}.{part}" for stage in stages for part in ("weight", "bias"))
+    if config["type"] == "ConvNeXt":
+        config |= {"type": "mmpretrain.ConvNeXt", "gap_before_final_norm": False}
+        maps = (openmmlab_native.normed_map(subject),)
+        left_random = tuple(f"norm{stage}.{part}" for stage in stages for part in ("weight", "bias"))
+    return Native(config, found.tensors, maps), left_random
+
+
+def configuration(found: Native, subject: Subject, library: str) -> str:
+    """encoder.py"""
+    facts = subject.preprocessing
+    scale = {key: [round(255 * v, 4) for v in facts[key]] for key in ("mean", "std")}
+    swap = {"to_rgb" if library == "mmpretrain" else "bgr_to_rgb": len(scale["mean"]) == 3}
+    kind = {"mmpretrain": {}, "mmdet": {"type": "DetDataPreprocessor"}, "mmseg": {"type": "SegDataPreProcessor"}}
+    checkpoint = {"type": "Pretrained", "checkpoint": "{{ fileDirname }}/encoder.pth", "prefix": PREFIX}
+    parts = {
+        "model": {
+            "data_preprocessor": {**kind[library], **scale, **swap},
+            "backbone": {**found.config, "init_cfg": checkpoint},
+        }
+    }
+    imports = ["mmpretrain.models"] if found.config["type"].startswith("mmpretrain.") else []
+    imports += ["a2mim"] if subject.ours else []
+    if imports:
+        parts = {"custom_imports": {"imports": imports, "allow_failed_imports": False}} | parts
+    if library == "mmpretrain":
+        height, width = facts["img_size"]
+        resize = {
+            "type": "ResizeEdge",
+            "scale": round(min(height, width) / timm_folder.CROP_PCT),
+            "edge": "short",
+            "backend": "pillow",
+            "interpolation": facts["interpolation"],
+        }
+        crop = {"type": "CenterCrop", "crop_size": (width, height)}
+        parts["test_pipeline"] = [{"type": "LoadImageFromFile"}, resize, crop, {"type": "PackInputs"}]
+    lines = [f"{name} = {pprint.pformat(value, sort_dicts=False, width=110)}\n" for name, value in parts.items()]
+    return "\n".join(['"""An encoder exported by a2mim: weights, input and class, as a base."""\n', *lines])
+
+
+MMPRETRAIN = Target("mmpretrain", partial(write, library="mmpretrain"), refuse_classification)
+MMDET = Target("mmdet", partial(write, library="mmdet"), partial(refuse_dense, library="mmdet"))
+MMSEG = Target("mmseg", partial(write, library="mmseg"), partial(refuse_dense, library="mmseg"))

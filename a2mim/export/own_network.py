@@ -1,0 +1,62 @@
+"""A network of the user's own: its weights under its own keys, loaded by its own class; nothing of ours is needed."""
+
+from pathlib import Path
+
+from safetensors.torch import save
+from torch import Tensor, nn
+
+from a2mim.evaluation.features import frozen
+from a2mim.export.receipt import write_json
+from a2mim.export.target import Subject, Target, Written
+from a2mim.layout import leaves
+from a2mim.networks import OwnNetwork, is_configured
+
+CODE = """\
+import numpy as np
+import torch
+from safetensors.torch import load_file
+from {module} import {name}
+
+images = torch.from_numpy(np.load("reference.npz")["images"])  # yours: normalised, float32 (B, {size})
+model = {name}({arguments}).eval()
+model.load_state_dict(load_file("model.safetensors"))  # strict
+with torch.no_grad():
+    output = model(images)
+"""
+NOTES = """\
+What lies behind the last feature map, such as a classifier, was never trained and is as it was made. In a2mim, give
+this folder to any command; the features are then the mean over the last map.
+"""
+
+
+def write(subject: Subject, folder: Path) -> Written:
+    network = subject.model.network
+    architecture, size = subject.name, subject.input_size
+    config = {
+        "architecture": architecture,
+        "num_classes": 0,
+        "num_features": subject.model.num_features,
+        "model_args": dict(subject.model_args),
+        "pretrained_cfg": {"input_size": size, "num_classes": 0}
+        | {key: subject.preprocessing[key] for key in ("mean", "std", "interpolation")},
+    }
+    write_json(folder / "config.json", config)
+    (folder / "model.safetensors").write_bytes(save(subject.tensors, metadata={"format": "pt"}))
+    module, _, name = architecture.rpartition(".")
+    arguments = ", ".join(f"{key}={value!r}" for key, value in subject.model_args.items())
+    if is_configured(type(network)):
+        arguments = f"{name}.config_class({arguments})"
+    code = CODE.format(module=module, name=name, arguments=arguments, size=", ".join(map(str, size)))
+    packages = ("safetensors", module.partition(".")[0])
+    expected = {"output": _output(network, subject.images)}
+    return Written(code, expected, packages, subject.tensors, "model.safetensors", notes=NOTES)
+
+
+def _output(network: nn.Module, images: Tensor) -> Tensor | dict[str, Tensor]:
+    """What the network itself returns, with its classifier if it has one; nests flattened to {"a.0": tensor}."""
+    with frozen(network):
+        found = {".".join(map(str, path)): tensor for path, tensor in leaves(network(images))}
+    return found.get("", found)
+
+
+TARGET = Target("network", write, lambda subject: "" if isinstance(subject.model, OwnNetwork) else "timm builds it")
