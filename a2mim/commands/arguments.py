@@ -6,7 +6,7 @@ SOURCE_HELP = (
     "a run folder, an exported or transformers folder, a checkpoint, NAME:FILE (a timm name and another toolkit's"
     " weights), NAME:pretrained (timm's), or a timm name (random weights)"
 )
-DATA_HELP = "folder, tar shards (brace pattern, glob, URL, several), or photos"
+DATA_HELP = "folder, tar shards (brace pattern, glob, URL, several, a .txt of them), or photos"
 
 
 def add_judged(parser) -> None:
@@ -23,7 +23,31 @@ def add_judged(parser) -> None:
 def add_machine(parser, num_workers: int | None) -> None:
     parser.add_argument("--num-workers", type=int, default=num_workers, help="data processes")
     parser.add_argument("--device", help="cpu, cuda, cuda:1 (default: a GPU where there is one)")
+    add_access(parser)
     add_debug(parser)
+
+
+def add_access(parser) -> None:
+    """How data is reached; see `a2mim.data.access.Access`."""
+    group = parser.add_argument_group("how data is reached")
+    group.add_argument("--allow-pipe", action="store_true", help="run the commands of pipe: sources in a shell")
+    group.add_argument("--skip-bad-shards", action="store_true", help="go on without missing or damaged shards, named")
+    group.add_argument("--shard-cache", metavar="DIR", help="copies of remote shards (default: in ~/.cache/a2mim)")
+    group.add_argument("--shard-cache-gb", type=float, default=100.0, help="what it may hold (100)")
+
+
+def access_of(chosen):
+    """The choices that `add_access` put there; the defaults for a command that reads no data."""
+    from a2mim.data.access import Access
+
+    if not hasattr(chosen, "shard_cache_gb"):
+        return Access()
+    return Access(
+        allow_pipe=chosen.allow_pipe,
+        skip_bad_shards=chosen.skip_bad_shards,
+        cache_dir=chosen.shard_cache,
+        cache_bytes=int(chosen.shard_cache_gb * 1e9),
+    )
 
 
 def add_debug(parser) -> None:

@@ -1,6 +1,8 @@
 """How data is reached: what the user allows, where copies are kept, how long a silent server is waited for."""
 
 import os
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -55,6 +57,22 @@ class Access:
 
 
 DEFAULT = Access()
+_current = ContextVar("access", default=DEFAULT)
+
+
+def current() -> Access:
+    """What `open_dataset` and `check_shards` take when they are told nothing."""
+    return _current.get()
+
+
+@contextmanager
+def using(access: Access):
+    """Makes these the current choices: how the command line's flags reach every set that a command opens."""
+    token = _current.set(access)
+    try:
+        yield
+    finally:
+        _current.reset(token)
 
 
 def cache_folder() -> Path:

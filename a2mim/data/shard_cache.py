@@ -95,8 +95,8 @@ class ShardCache:
         bound = self.access.cache_bytes
         if size > bound:
             raise ValueError(
-                f"{address} has {size:,} bytes and the cache may hold {bound:,}; raise --cache-gb, or write smaller"
-                " shards with `a2mim shards reshard`"
+                f"{address} has {size:,} bytes and the cache may hold {bound:,}; raise --shard-cache-gb, or write"
+                " smaller shards with `a2mim shards reshard`"
             )
         kept = []
         for path in self.folder.glob("*/*"):

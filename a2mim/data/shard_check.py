@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 from tqdm import tqdm
 
-from a2mim.data.access import DEFAULT, Access
+from a2mim.data.access import Access, current
 from a2mim.data.dataset import ImageDataset
 from a2mim.data.decode import LENIENT, UnreadableImage
 from a2mim.data.errors import ShardError
@@ -54,11 +54,12 @@ class ShardReport:
         return [*self.damaged, *self.unreadable, *([self.labels] if self.labels else [])]
 
 
-def check_shards(pattern, access: Access = DEFAULT) -> ShardReport:
+def check_shards(pattern, access: Access | None = None) -> ShardReport:
     """Indexes and decodes every image of shards, named as for open_dataset, in several processes.
 
     Remote shards pass through the cache. FileNotFoundError, naming them, when any is missing.
     """
+    access = access or current()
     addresses = expand(pattern, access)
     shards = look_at(addresses, access)
     refuse_missing(shards)

@@ -4,7 +4,7 @@ import glob
 import os
 import re
 
-from a2mim.data.access import DEFAULT, Access
+from a2mim.data.access import DEFAULT, Access, current
 from a2mim.data.dataset import ImageDataset
 from a2mim.data.remote import is_remote, local_path, scheme_of
 
@@ -16,7 +16,7 @@ def open_dataset(
     source,
     split: str = "train",
     in_chans: int = 3,
-    access: Access = DEFAULT,
+    access: Access | None = None,
     bits: int | None = None,
     exif: bool = False,
     value_range=None,
@@ -36,7 +36,7 @@ def open_dataset(
         split: "train" or "test", for sources that have both: the built-in photographs, and folders with train/ and
             test/ (or val/, validation/) in them. Any other source is one set and is returned whole.
         in_chans: channels, see data/pixel_format.py.
-        access: how remote shards are reached, and what is done about bad ones.
+        access: how remote shards are reached, and what is done about bad ones; None: as the command line says.
         bits: 8 or 16 a value in the batches; None: what the first image has.
         exif: turn images as their EXIF orientation says.
         value_range: (least, greatest) value of arrays that are neither uint8 nor uint16.
@@ -44,7 +44,7 @@ def open_dataset(
     Errors: FileNotFoundError naming what is missing, ShardError for shards that cannot be used, ValueError for
     everything that has to be written differently.
     """
-    dataset = _opened(source, split, access)
+    dataset = _opened(source, split, access or current())
     dataset.take_form(in_chans, bits, exif, value_range)
     return dataset
 
@@ -87,6 +87,8 @@ def expand(source, access: Access = DEFAULT) -> list[str]:
     if not isinstance(source, _PLAIN):
         return [shard for part in source for shard in expand(part, access)]
     source = os.fspath(source)
+    if source.endswith(" given from Python>"):
+        raise ValueError(f"the data was a {source[1:-1]}; give it again, with data=, to go on")
     if source.lower().endswith(_LISTS) and not is_remote(source):
         return _listed(source, access)
     shards = []

@@ -86,9 +86,15 @@ def remember(folder: Path, settings: dict, asked: dict) -> None:
     for.
     """
     if is_main_process():
-        write_json(folder / "summary.json", {"status": "running", "asked": asked})
+        write_json(folder / "summary.json", {"status": "running", "asked": recordable(asked)})
         lines = [f"{key} = {pprint.pformat(value, sort_dicts=False)}\n" for key, value in settings.items()]
         write_text(folder / "config.py", "".join(lines))
+
+
+def recordable(asked: dict) -> dict:
+    """What was asked for as JSON can keep it; an object leaves a name that cannot be opened again."""
+    plain = (str, list, bool, int, float, type(None))
+    return {k: v if isinstance(v, plain) else f"<{type(v).__name__} given from Python>" for k, v in asked.items()}
 
 
 def recall(folder: Path) -> dict:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+from collections import Counter
 from pathlib import Path
 
 import torch
@@ -108,12 +109,24 @@ class LogHook(Hook):
         line |= {"lr": group["lr"] / group.get("lr_scale", 1.0), "grad_norm": optimizer.grad_norm}
         line["images_per_second"] = round(images / max(loop.spent, 1e-9), 1)
         line["data_share"] = round(loop.waited / max(loop.spent, 1e-9), 4)
+        if faults := faults_of_all(runner):
+            line["faults"] = dict(faults)
         if runner.device.type == "cuda":
             line["gpu_memory_gb"] = round(torch.cuda.max_memory_allocated() / 2**30, 2)
         return line
 
     def after_train(self, runner) -> None:
         self.bar.close()
+
+
+def faults_of_all(runner) -> Counter:
+    """Damaged images by reason, over all processes: each sees its own part of the data."""
+    counts = Counter(runner.loader.faults)
+    if not runner.distributed:
+        return counts
+    parts = [None] * runner.world_size
+    torch.distributed.all_gather_object(parts, counts)
+    return sum(parts, Counter())
 
 
 def keep_lines_until(path: Path, step: int) -> list[dict]:

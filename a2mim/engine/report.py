@@ -14,7 +14,9 @@ import torch
 from mmengine.dist import is_main_process
 
 import a2mim
-from a2mim.engine.hooks import LogHook
+from a2mim.data.loader import Faults
+from a2mim.engine.folder import recordable
+from a2mim.engine.hooks import LogHook, faults_of_all
 
 
 def say(*lines: str) -> None:
@@ -50,9 +52,9 @@ def describe_run(runner, started: float) -> dict:
     """The part of summary.json that every run has."""
     run, task, log = runner.run, runner.task, next(hook for hook in runner.hooks if isinstance(hook, LogHook))
     first, last = log.first or {}, log.last
-    facts = task.facts(last)
+    facts, faults = task.facts(last), Faults(faults_of_all(runner))
     return {
-        "asked": run.asked,
+        "asked": recordable(run.asked),
         "steps": runner.iter,
         "of_steps": runner.max_iters,
         "seconds": round(time.time() - started, 1),
@@ -62,8 +64,12 @@ def describe_run(runner, started: float) -> dict:
             "source": task.train_set.describe(),
             "images": len(task.train_set),
             "fingerprint": task.train_set.fingerprint,
-            "unreadable": dict(run.loader.faults.unreadable),
-            "damaged_but_decoded": sum(run.loader.faults.values()) - sum(run.loader.faults.unreadable.values()),
+            "unreadable": dict(faults.unreadable),
+            "damaged_but_decoded": faults.total() - sum(faults.unreadable.values()),
+            "first_unreadable": run.loader.faults.names,
+            "duplicates": task.train_set.duplicates,
+            "incomplete": task.train_set.incomplete,
+            "skipped_shards": list(task.train_set.skipped),
         },
         **facts,
         "device": str(run.device),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from os import PathLike
 from pathlib import Path
 
 import torch
@@ -35,7 +36,8 @@ def pretrain(
 
     Args:
         config: path of a recipe.
-        data: what to train on, see `a2mim.data.open_dataset`; None takes the built-in photographs, at laptop scale.
+        data: what to train on, see `a2mim.data.open_dataset`, which also takes data sets and pipelines of your own;
+            None takes the built-in photographs, at laptop scale.
         work_dir: the run's folder; None takes the first free one of runs/<recipe>, runs/<recipe>-2, …
         test_data: labelled images that the encoder is judged on before and after, with `data`'s labels; None takes the
             test split of `data`, where it has one.
@@ -52,6 +54,40 @@ def pretrain(
     """
     asked = {"config": str(config), "data": _plain(data), "test_data": _plain(test_data), "laptop": laptop}
     return carry_out(Pretraining, asked, work_dir, resume, num_workers, device, overrides)
+
+
+def finetune(
+    config,
+    source=None,
+    data=None,
+    work_dir=None,
+    *,
+    test_data=None,
+    laptop: bool | None = None,
+    resume: bool = False,
+    num_workers: int | None = None,
+    device: str | None = None,
+    **overrides,
+) -> dict:
+    """Trains an encoder end to end with a classifier on it, and returns the run's summary (also in summary.json).
+
+    Args:
+        config: path of a fine-tuning recipe, or the name of a fine-tuning protocol.
+        source: the encoder, as `a2mim.loading.load_encoder` takes it; a resumed run needs none.
+        data: labelled training images; None takes the built-in photographs, at laptop scale.
+        test_data: labelled test images, judged with `data`'s labels every few epochs and at the end; None takes the
+            test split of `data`, where it has one.
+        work_dir, laptop, resume, num_workers, device, overrides: as in `pretrain`.
+
+    Raises:
+        ValueError, FileNotFoundError: bad input, before anything is written.
+        FloatingPointError: the loss or the weights are not finite; names the last good checkpoint.
+    """
+    from a2mim.engine.finetuning import Finetuning
+
+    asked = {"config": str(config), "source": source and str(source), "laptop": laptop}
+    asked |= {"data": _plain(data), "test_data": _plain(test_data)}
+    return carry_out(Finetuning, asked, work_dir, resume, num_workers, device, overrides)
 
 
 def carry_out(kind, asked: dict, work_dir, resume: bool, num_workers, device, overrides: dict) -> dict:
@@ -84,8 +120,10 @@ def carry_out(kind, asked: dict, work_dir, resume: bool, num_workers, device, ov
 
 
 def _plain(source):
-    """A source as JSON can keep it."""
-    return [str(part) for part in source] if isinstance(source, list | tuple) else source and str(source)
+    """Paths as strings; a data set that is given as an object stays one."""
+    if isinstance(source, list | tuple):
+        return [str(part) for part in source]
+    return str(source) if isinstance(source, PathLike) else source
 
 
 def prepare(kind, asked: dict, work_dir, resume: bool, num_workers, device, overrides: dict):

@@ -146,7 +146,7 @@ def test_the_cache_keeps_its_bound_and_drops_what_was_unused_for_longest(server,
     assert len(copies(access)) <= 3 and {"part-0.tar", "part-3.tar"} <= set(copies(access))
     pixels = [dataset.read(i) for i in range(len(dataset))]  # what was dropped is fetched again, within the bound
     assert len(pixels) == 32 and len(copies(access)) <= 3 and len(more) == 8
-    with pytest.raises(ValueError, match=r"has \d+,?\d* bytes and the cache may hold 10; raise --cache-gb"):
+    with pytest.raises(ValueError, match=r"has \d+,?\d* bytes and the cache may hold 10; raise --shard-cache-gb"):
         open_dataset(server.url + "/part-1.tar", access=quick(tmp_path / "small", cache_bytes=10))
 
 
