@@ -43,12 +43,14 @@ class RandomCrops:
     draws = DRAWS + 1  # uniforms per sample; the last one seeds the transforms
     replaces = True  # an unreadable image, so that every batch is full
 
-    def __call__(self, pixels: np.ndarray, u: np.ndarray) -> torch.Tensor:
+    def __call__(self, pixels: np.ndarray, u: np.ndarray) -> np.ndarray:
         """(H, W, C) and (draws,) uniforms of the sample -> (C, *size), of the same dtype."""
         seed = int(u[-1] * 2**53)
         pixels = self.transforms(pixels, seed)
         image = random_crop(pixels, u[:DRAWS], self.size, self.scale, self.ratio, self.hflip, self.interpolation)
-        return image if self.augment is None else self.augment(image, seed + 1)
+        if self.augment is None:
+            return image
+        return self.augment(torch.from_numpy(np.ascontiguousarray(image)), seed + 1).numpy()
 
 
 @dataclass
@@ -62,7 +64,7 @@ class CenterCrops:
     draws = 0
     replaces = False  # no image may answer for another
 
-    def __call__(self, pixels: np.ndarray, u: np.ndarray) -> torch.Tensor:
+    def __call__(self, pixels: np.ndarray, u: np.ndarray) -> np.ndarray:
         """(H, W, C) -> (C, *size), of the same dtype."""
         return center_crop(pixels, self.size, self.short_side, self.interpolation)
 
@@ -102,7 +104,7 @@ class Batches:
         epoch, ids, slot, ahead = request
         self.dataset.will_need(ahead)
         images = torch.empty((len(ids), *self.shape), dtype=self.dtype) if self.ring is None else self.ring[slot]
-        shown, faults = [], []
+        rows, shown, faults = images.numpy(), [], []
         uniforms = keyed.uniforms(self.crop.seed, epoch, self.dataset.keys[ids], self.crop.draws, keyed.CROP)
         for i, u in zip(ids, uniforms, strict=True):
             try:
@@ -111,13 +113,13 @@ class Batches:
                 continue
             except (UnreadableData, TransformError, ShardError) as error:
                 return {"error": error, "faults": faults}
-            images[len(shown)] = image
+            rows[len(shown)] = image
             shown.append(i)
         shown = np.array(shown, np.int64)
         place = {"images": images[: len(shown)]} if self.ring is None else {"slot": slot, "count": len(shown)}
         return {**place, "labels": self.dataset.labels[shown], "ids": shown, "faults": faults}
 
-    def _image(self, epoch: int, i: int, u: np.ndarray, faults: list) -> tuple[torch.Tensor, int]:
+    def _image(self, epoch: int, i: int, u: np.ndarray, faults: list) -> tuple[np.ndarray, int]:
         """The crop and the id of image i, or, in training, of the first readable one of its replacements.
 
         A replacement is cropped as the image it stands for would have been, hence otherwise than in its own turn.
@@ -133,7 +135,7 @@ class Batches:
         names = "; ".join(sentence for _, sentence in faults[first : first + 3])
         raise UnreadableData(f"{MAX_IN_A_ROW} images in a row cannot be read, first: {names}")
 
-    def _crop(self, i: int, u: np.ndarray, faults: list) -> torch.Tensor:
+    def _crop(self, i: int, u: np.ndarray, faults: list) -> np.ndarray:
         """The crop of image i; what was wrong with it is added to `faults`, also when it raises UnreadableImage."""
         notes = []
         try:

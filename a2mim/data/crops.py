@@ -4,7 +4,6 @@ import math
 
 import numpy as np
 import torch
-from torch import Tensor
 from torch.nn.functional import interpolate
 
 TRIES = 10  # torchvision's RandomResizedCrop
@@ -37,16 +36,14 @@ def random_box(u: np.ndarray, width: int, height: int, scale, ratio) -> tuple[in
     return (width - w) // 2, (height - h) // 2, w, h
 
 
-def random_crop(pixels: np.ndarray, u: np.ndarray, size, scale, ratio, hflip: float, interpolation: str) -> Tensor:
-    """(H, W, C) -> (C, *size), of the same dtype."""
+def random_crop(pixels: np.ndarray, u: np.ndarray, size, scale, ratio, hflip: float, interpolation: str) -> np.ndarray:
+    """(H, W, C) -> (C, *size), of the same dtype; a view, to be copied to where it is wanted."""
     x, y, w, h = random_box(u, pixels.shape[1], pixels.shape[0], scale, ratio)
     crop = resize(pixels[y : y + h, x : x + w], size, interpolation)
-    if u[-1] >= hflip:
-        return crop
-    return crop.flip(-1) if crop.dtype == torch.uint8 else crop.view(torch.int16).flip(-1).view(torch.uint16)
+    return crop[..., ::-1] if u[-1] < hflip else crop
 
 
-def center_crop(pixels: np.ndarray, size, short_side: int, interpolation: str) -> Tensor:
+def center_crop(pixels: np.ndarray, size, short_side: int, interpolation: str) -> np.ndarray:
     """Short side to `short_side`, then the central `size`: (H, W, C) -> (C, *size), of the same dtype."""
     pixels = _without_far_ends(pixels)
     height, width = pixels.shape[:2]
@@ -66,12 +63,12 @@ def _without_far_ends(pixels: np.ndarray) -> np.ndarray:
     return pixels[top : height - top, left : width - left]
 
 
-def resize(pixels: np.ndarray, size, interpolation: str) -> Tensor:
+def resize(pixels: np.ndarray, size, interpolation: str) -> np.ndarray:
     """Antialiased, as Pillow's: (H, W, C) -> (C, *size), of the same dtype; in uint8 at most 1 of 255 away from Pillow.
 
     Bicubic of uint8 is left to Pillow, five times slower: its weights overshoot at edges, and what is clipped after the
     first pass depends on which axis that was. torch begins with the rows; Pillow 13 decides by the shape, in a way that
-    we could not tell from outside, and then the two differ by up to 31 of 255 (at most 1 where the order is the same).
+    we could not tell from outside, and then the two differ by up to 31 of 255 (by 1 or 2 where the order is the same).
     torch takes its fast uint8 path only for channels-last memory, which a one-image batch does not tell by itself:
     the strides are spelt out.
     """
@@ -82,26 +79,21 @@ def resize(pixels: np.ndarray, size, interpolation: str) -> Tensor:
     pixels = np.array(pixels, order="C")  # a copy: torch wants writable, gapless memory
     h, w, c = pixels.shape
     image = torch.from_numpy(pixels).permute(2, 0, 1)[None].as_strided((1, c, h, w), (h * w * c, 1, w * c, c))
-    return interpolate(image, size=tuple(size), mode=interpolation, antialias=True, align_corners=False)[0]
+    return interpolate(image, size=tuple(size), mode=interpolation, antialias=True, align_corners=False)[0].numpy()
 
 
-def _resize_deep(pixels: np.ndarray, size, interpolation: str) -> Tensor:
+def _resize_deep(pixels: np.ndarray, size, interpolation: str) -> np.ndarray:
     """In float32, whose 24 bits hold 16-bit values with room for the weights."""
     image = torch.from_numpy(pixels.astype(np.float32)).permute(2, 0, 1)[None]
     resized = interpolate(image, size=tuple(size), mode=interpolation, antialias=True, align_corners=False)[0]
-    return resized.round_().clamp_(0, 65535).to(torch.uint16)
+    return resized.round_().clamp_(0, 65535).numpy().astype(np.uint16)
 
 
-def _resize_bicubic(pixels: np.ndarray, size) -> Tensor:
+def _resize_bicubic(pixels: np.ndarray, size) -> np.ndarray:
+    """Pillow knows RGB and single bands."""
     from PIL import Image
 
-    bands = [pixels] if pixels.shape[2] == 3 else np.split(pixels, pixels.shape[2], axis=2)
-    resized = [
-        np.atleast_3d(
-            Image.fromarray(np.ascontiguousarray(b.squeeze(2) if b.shape[2] == 1 else b)).resize(
-                (size[1], size[0]), Image.Resampling.BICUBIC
-            )
-        )
-        for b in bands
-    ]
-    return torch.from_numpy(np.concatenate(resized, axis=2)).permute(2, 0, 1)
+    bands = [pixels] if pixels.shape[2] == 3 else pixels.transpose(2, 0, 1)
+    images = [Image.fromarray(np.ascontiguousarray(band)) for band in bands]
+    resized = [np.atleast_3d(image.resize((size[1], size[0]), Image.Resampling.BICUBIC)) for image in images]
+    return np.concatenate(resized, axis=2).transpose(2, 0, 1)

@@ -20,6 +20,7 @@ from a2mim.data.transforms import Transforms
 from a2mim.data.workers import Workers
 
 SHOWN = (LENIENT, REDUCED)  # counted with the faults, but the image is there
+OLDER = {"repeats": 1}  # what states had that do not say it
 FEW_FAULTS, FAULT_SHARE = 10, 0.01  # more than both unreadable images among those handed out end the run
 
 
@@ -142,7 +143,7 @@ class TrainLoader:
         """
         epoch, step = state["epoch"], state["step"]
         position = state.get("position", epoch * len(self) + step)  # older states have none
-        changed = [field for field, now in self._identity().items() if state.get(field) != now]
+        changed = [field for field, now in self._identity().items() if state.get(field, OLDER.get(field)) != now]
         if changed and not next_epoch:
             field = changed[0]
             raise ValueError(
@@ -162,7 +163,7 @@ class TrainLoader:
             "seed": self.plan.seed,
             "lanes": self.plan.lanes,
             "block": self.plan.block,
-            **({"repeats": self.repeats} if self.repeats > 1 else {}),
+            "repeats": self.repeats,
         }
 
 
