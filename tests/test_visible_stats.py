@@ -2,6 +2,7 @@
 
 import copy
 import functools
+import math
 
 import pytest
 import torch
@@ -103,17 +104,23 @@ def test_every_token_meets_the_summary_of_the_visible_tokens_alone(name):
 
 
 @named
-def test_a_token_counts_by_its_visible_share_as_so_many_copies_of_it_would(name):
-    """Cells of 8 px under tokens of 16: shares of quarters, so four copies of a whole token and one of a quarter."""
-    mask, (key, module, tokens, output) = some_mask(8), attention_calls(built(name), some_images(), some_mask(8))[-1]
-    side = side_of(tokens)
-    shares = 1 - pool_mask(mask, (side, side), (64 / side, 64 / side), (64, 64)).flatten(1).float()
-    assert ((shares > 0) & (shares < 1)).any()
-    copies = (shares * (4 if side == 4 else 16)).round().long()
-    for image in range(2):
-        subset = tokens[image].repeat_interleave(copies[image], dim=0)
-        expected = alone(module, tokens[image, :1], subset)
-        torch.testing.assert_close(output[image, :1], expected, rtol=1e-4, atol=1e-5, msg=key)
+@pytest.mark.parametrize("img_size", [(64, 64), (64, 96), (72, 72)])
+def test_a_token_counts_by_its_visible_share_as_so_many_copies_of_it_would(name, img_size):
+    """Cells of 8 px under tokens of 4 to 32, on grids that overhang the image too."""
+    torch.manual_seed(0)
+    encoder = MaskedEncoder(name, img_size=img_size, visible_stats=True, model_args=TINY[name]).eval()
+    height, width = img_size
+    mask, partial = torch.rand(1, height // 8, width // 8) < 0.7, 0
+    for key, module, tokens, output in attention_calls(encoder, torch.randn(1, 3, *img_size), mask):
+        stride = next(s for s in (4, 8, 16, 32) if math.ceil(height / s) * math.ceil(width / s) == tokens.shape[1])
+        grid = math.ceil(height / stride), math.ceil(width / stride)
+        shares = 1 - pool_mask(mask, grid, (stride, stride), img_size)[0].flatten().float()
+        copies = (16 * shares).round().long()
+        torch.testing.assert_close(copies / 16, shares)
+        expected = alone(module, tokens[0, :1], tokens[0].repeat_interleave(copies, dim=0))
+        torch.testing.assert_close(output[0, :1], expected, rtol=1e-4, atol=1e-5, msg=key)
+        partial += ((shares > 0) & (shares < 1)).sum()
+    assert partial > 0
 
 
 @named
