@@ -67,6 +67,8 @@ def test_a_folder_of_shards_says_how_to_name_them(tmp_path):
         open_dataset(tmp_path)
 
 
-def test_channels_other_than_three_are_refused(class_folder):
-    with pytest.raises(ValueError, match="in_chans=1"):
-        open_dataset(class_folder, in_chans=1)
+def test_a_folder_can_be_read_in_other_channels(class_folder):
+    dataset = open_dataset(class_folder, in_chans=1)
+    assert dataset.read(0).shape == (40, 56, 1)
+    with pytest.raises(ValueError, match=r"does not suit: .*a picture of 3, and in_chans=5"):
+        open_dataset(class_folder, in_chans=5)
