@@ -50,7 +50,7 @@ class KeyOnlyAttention(nn.Module):
             raise ValueError(f"interaction={interaction!r} is unknown; choose one of {', '.join(INTERACTIONS)}.")
         if dim % num_heads:
             raise ValueError(f"a width of {dim} cannot be split among {num_heads} heads; choose a divisor of {dim}.")
-        self.num_heads, self.interaction = num_heads, interaction
+        self.num_heads, self.interaction, self.scale = num_heads, interaction, (dim // num_heads) ** -0.5
         self.kv = nn.Linear(dim, 2 * dim)
         self.saliency = nn.Parameter(trunc_normal_(torch.empty(num_heads, dim // num_heads), std=0.02))
         self.saliency_bias = nn.Parameter(torch.zeros(num_heads))
@@ -59,14 +59,14 @@ class KeyOnlyAttention(nn.Module):
 
     def forward(self, tokens: Tensor, visible: Tensor | None = None) -> Tensor:
         """(B, N, D) -> (B, N, D). visible: (B, N), how much each token counts in the sums, >= 0; None for all alike."""
-        keys, values = rearrange(self.kv(tokens), "b n (p h c) -> p b h n c", p=2, h=self.num_heads)
+        keys, values = rearrange(self.kv(tokens), "b n (p h c) -> p b h n c", p=2, h=self.num_heads).unbind(0)
         with without_autocast(tokens):
             met = self._interact(*widen(keys, values, self.saliency, self.saliency_bias), visible)
         return self.proj_drop(self.proj(rearrange(met, "b h n c -> b n (h c)").to(tokens.dtype)))
 
     def _interact(self, keys: Tensor, values: Tensor, saliency: Tensor, bias: Tensor, visible: Tensor | None) -> Tensor:
         """keys, values: (B, heads, N, c); saliency: (heads, c); bias: (heads,). Returns (B, heads, N, c)."""
-        scores = torch.einsum("bhnc,hc->bhn", keys, saliency) / math.sqrt(keys.shape[-1]) + bias[:, None]
+        scores = self.scale * torch.einsum("bhnc,hc->bhn", keys, saliency) + bias[:, None]
         counted = scores if visible is None else scores + visible.to(scores.dtype).log()[:, None]  # log 0: left out
         weights = counted.softmax(dim=-1)[:, :, None]
         if self.interaction == "product":
