@@ -7,18 +7,23 @@ import os
 import sys
 import warnings
 
-from a2mim.commands.evaluate import add_knn, add_linear_probe
-from a2mim.commands.export import add_export
+from a2mim.commands.arguments import access_of
+from a2mim.commands.evaluate import add_compare, add_evaluate, add_knn, add_linear_probe
+from a2mim.commands.export import add_export, add_verify
 from a2mim.commands.models import add_check_model
 from a2mim.commands.pretrain import add_pretrain
 from a2mim.commands.shards import add_shards
+from a2mim.data.access import using
 
 # OpenMP's threads spin while they wait for one another. Long spinning is fastest on an idle machine and ruinous beside
 # any other busy process, sleeping at once is slow on both; this short spin is near the best of each
 # (docs/performance.md).
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
-COMMANDS = (add_pretrain, add_knn, add_linear_probe, add_export, add_shards, add_check_model)
+COMMANDS = (
+    *(add_pretrain, add_evaluate, add_compare, add_knn, add_linear_probe),
+    *(add_export, add_verify, add_shards, add_check_model),
+)
 USER_ERRORS = (ValueError, OSError, FloatingPointError)
 
 
@@ -29,7 +34,8 @@ def main(arguments: list[str] | None = None) -> int:
     if not chosen.debug:
         warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"
     try:
-        return chosen.run(chosen) or 0
+        with using(access_of(chosen)):
+            return chosen.run(chosen) or 0
     except USER_ERRORS as error:
         if chosen.debug:
             raise

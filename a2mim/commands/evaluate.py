@@ -1,10 +1,48 @@
-"""`a2mim knn` and `a2mim linear-probe`: how good the features of a frozen encoder are."""
+"""`a2mim evaluate`, `compare`, `knn` and `linear-probe`: how good the features of a frozen encoder are."""
 
 from __future__ import annotations
 
+import argparse
 import json
 
-from a2mim.commands.arguments import add_judged, one_or_list
+from a2mim.commands.arguments import DATA_HELP, SOURCE_HELP, add_debug, add_judged, add_machine, one_or_list
+
+
+def add_evaluate(commands) -> None:
+    p = commands.add_parser(
+        "evaluate",
+        help="judge an encoder by protocols, by name",
+        allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        description="Judges an encoder by one or more protocols, from one pass over the images.\n\n"
+        "  a2mim evaluate RUN --protocol dino-knn,logreg --data TRAIN --test-data TEST --out results\n\n"
+        "`a2mim evaluate --list` names the protocols; docs/evaluation.md says what they are.",
+    )
+    p.add_argument("source", nargs="?", help=SOURCE_HELP)
+    p.add_argument("--list", action="store_true", help="name the protocols and leave")
+    p.add_argument("--protocol", default="dino-knn", help="names or TOML files, with commas between (dino-knn)")
+    p.add_argument("--data", nargs="+", help=f"labelled training images: {DATA_HELP}; the folder of davis, copydays")
+    p.add_argument("--test-data", nargs="+", help="labelled test images")
+    p.add_argument("--out", help="folder for results.json and results.csv, which grows")
+    p.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="another constant; the result says so")
+    p.add_argument("--img-size", type=int, help="pixels (default: the encoder's)")
+    p.add_argument("--batch-size", type=int, default=64, help="images a forward pass (64)")
+    p.add_argument("--seed", type=int, default=0, help="of the weights, where the source is only a name (0)")
+    p.add_argument("--allow-partial", action="store_true", help="take weights that are not all of the encoder's")
+    p.add_argument("--feature-cache", help="folder of cached features (default: ~/.cache/a2mim/features)")
+    p.add_argument("--feature-cache-gb", type=float, default=20.0, help="what it may hold; the oldest goes first (20)")
+    p.add_argument("--no-feature-cache", action="store_true", help="keep features for this run only")
+    add_machine(p, num_workers=0)
+    p.set_defaults(run=run_evaluate)
+
+
+def add_compare(commands) -> None:
+    p = commands.add_parser("compare", help="pair results on the same test images", allow_abbrev=False)
+    p.add_argument("results", nargs="+", help="results.json files or their folders; the first is the baseline")
+    p.add_argument("--protocol", help="only results of this protocol")
+    p.add_argument("--anyway", action="store_true", help="also where protocol, constants or training data differ")
+    add_debug(p)
+    p.set_defaults(run=run_compare)
 
 
 def add_knn(commands) -> None:
@@ -28,40 +66,104 @@ def add_linear_probe(commands) -> None:
     p.set_defaults(run=run_linear_probe)
 
 
-def bench(chosen):
-    from a2mim.evaluation.bench import Bench
+def run_evaluate(chosen) -> None:
+    from a2mim.evaluation.protocols import protocol_names, read_protocol
 
-    return Bench(
+    if chosen.list:
+        for name in protocol_names():
+            print(f"{name:18} {read_protocol(name).summary}")
+        return
+    if chosen.source is None or chosen.data is None:
+        raise ValueError("evaluate needs an encoder and --data; --list names the protocols.")
+    from a2mim.evaluation.cache import Cache
+    from a2mim.evaluation.evaluate import evaluate
+    from a2mim.evaluation.table import table
+
+    cache = None if chosen.no_feature_cache else Cache(most_bytes=1e9 * chosen.feature_cache_gb)
+    if chosen.feature_cache and cache:
+        cache.root = chosen.feature_cache
+    results = evaluate(
         chosen.source,
+        chosen.protocol.split(","),
         one_or_list(chosen.data),
         one_or_list(chosen.test_data),
+        out=chosen.out,
+        overrides=_pairs(chosen.set),
+        cache=cache,
+        img_size=chosen.img_size,
+        batch_size=chosen.batch_size,
+        num_workers=chosen.num_workers,
+        device=chosen.device,
+        allow_partial=chosen.allow_partial,
+        seed=chosen.seed,
+    )
+    print(table(results))
+    for note in dict.fromkeys(result["note"] for result in results if "note" in result):
+        print(f"note: {note}")
+    if chosen.out:
+        print(f"written to {chosen.out}/results.json and results.csv")
+
+
+def run_compare(chosen) -> None:
+    from a2mim.evaluation.compare import compare_all
+    from a2mim.evaluation.results import read_results
+
+    results = [result for path in chosen.results for result in read_results(path)]
+    if chosen.protocol:
+        results = [result for result in results if result["protocol"] == chosen.protocol]
+    print("\n".join(compare_all(results, chosen.anyway)))
+
+
+def run_knn(chosen) -> None:
+    overrides = {"k": chosen.k, "temperature": chosen.temperature, "pooling": chosen.pooling}
+    _judge_one(chosen, "dino-knn", overrides)
+
+
+def run_linear_probe(chosen) -> None:
+    overrides = {"epochs": chosen.epochs, "seed": chosen.seed}
+    if chosen.n_last_blocks is not None and chosen.protocol == "dino-linear":
+        overrides["blocks"] = chosen.n_last_blocks
+    _judge_one(chosen, chosen.protocol, overrides)
+
+
+def _judge_one(chosen, protocol: str, overrides: dict) -> None:
+    """One protocol without a cache; its constants under the names that these commands have always printed."""
+    from a2mim.evaluation.evaluate import evaluate
+
+    (result,) = evaluate(
+        chosen.source,
+        [protocol],
+        one_or_list(chosen.data),
+        one_or_list(chosen.test_data),
+        overrides=overrides,
         device=chosen.device,
         img_size=chosen.img_size,
         batch_size=chosen.batch_size,
         num_workers=chosen.num_workers,
     )
-
-
-def run_knn(chosen) -> None:
-    from a2mim.evaluation import bench as benches
-
-    show(benches.run_knn(bench(chosen), chosen.k, chosen.temperature, chosen.pooling), chosen.out)
-
-
-def run_linear_probe(chosen) -> None:
-    from a2mim.evaluation import bench as benches
-
-    found = benches.run_linear(bench(chosen), chosen.protocol, chosen.epochs, chosen.n_last_blocks, chosen.seed)
-    show(found, chosen.out)
-
-
-def show(result: dict, out: str | None) -> None:
-    """The number first, then every constant that decides it."""
     low, high = result["interval"]
     interval = f"95 % interval {low:.2f}–{high:.2f}"
     print(f"{result['protocol']}: top-1 {result['top1']:.2f} % ({interval}), top-5 {result['top5']:.2f} %")
-    rest = {key: value for key, value in result.items() if key not in ("protocol", "top1", "top5", "interval")}
-    print(", ".join(f"{key} {value}" for key, value in rest.items()))
-    if out:
-        with open(out, "w", encoding="utf-8") as file:
-            json.dump(result, file, indent=2)
+    shown = {key: value for key, value in result.items() if key not in _NOT_SHOWN}
+    print(", ".join(f"{key} {value}" for key, value in shown.items()))
+    if chosen.out:
+        from a2mim.evaluation.results import pack
+
+        with open(chosen.out, "w", encoding="utf-8") as file:
+            json.dump(result | {"correct": pack(result["correct"])}, file, indent=2)
+
+
+_NOT_SHOWN = (
+    *("protocol", "top1", "top5", "interval", "correct", "constants", "overridden", "sources", "loading"),
+    *("top1_last", "top1_best", "protocol_hash"),
+)
+
+
+def _pairs(texts: list[str]) -> dict[str, str]:
+    pairs = {}
+    for text in texts:
+        key, equals, value = text.partition("=")
+        if not equals or not key:
+            raise ValueError(f"--set takes KEY=VALUE, got {text!r}.")
+        pairs[key] = value
+    return pairs

@@ -1,20 +1,33 @@
 """Frozen features once, then judged by named protocols: k-NN and linear probes, with intervals."""
 
+from a2mim.evaluation.compare import compare
+from a2mim.evaluation.evaluate import evaluate
 from a2mim.evaluation.features import extract_features
-from a2mim.evaluation.intervals import paired_difference, verdict, wilson_interval
+from a2mim.evaluation.intervals import bootstrap_interval, paired_difference, verdict, wilson_interval
 from a2mim.evaluation.judge import judge
 from a2mim.evaluation.knn import knn
 from a2mim.evaluation.linear import hold_out, linear_probe
 from a2mim.evaluation.linear_dino import linear_probe_dino
+from a2mim.evaluation.logreg import logreg
+from a2mim.evaluation.protocols import protocol_names, read_protocol
+from a2mim.evaluation.results import read_results, write_result
 
 __all__ = [
+    "bootstrap_interval",
+    "compare",
+    "evaluate",
     "extract_features",
     "hold_out",
     "judge",
     "knn",
     "linear_probe",
     "linear_probe_dino",
+    "logreg",
     "paired_difference",
+    "protocol_names",
+    "read_protocol",
+    "read_results",
     "verdict",
     "wilson_interval",
+    "write_result",
 ]

@@ -1,93 +1,280 @@
-"""A named protocol from an encoder and two labelled sets to a result: what tools/knn.py and tools/linear_probe.py
-call.
-"""
+"""An encoder and two labelled sets: their views, their cached features, and what a result says of them."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import functools
+import warnings
+from collections.abc import Iterable, Iterator
 
+import numpy as np
+import timm
 import torch
 from torch import Tensor
 
 from a2mim.batchnorm import calibrate_batchnorm
 from a2mim.data import EvalLoader, ImageDataset, TrainLoader, match_labels, open_dataset
 from a2mim.devices import choose_device
-from a2mim.evaluation.features import extract_features, pooling_name, refuse_below_one, unreadable_of
-from a2mim.evaluation.intervals import wilson_interval
-from a2mim.evaluation.knn import check_constants, knn
-from a2mim.evaluation.linear import hold_out, linear_probe
-from a2mim.evaluation.linear_dino import linear_probe_dino
-from a2mim.loading import build, read_source
+from a2mim.evaluation.cache import Cache, Entry, FeatureSet
+from a2mim.evaluation.features import class_positions, frozen, pooling_name, refuse_below_one
+from a2mim.evaluation.identity import hash_encoder, hash_of, stamp_of
+from a2mim.evaluation.intervals import bootstrap_interval
+from a2mim.evaluation.overlap import find_overlap, overlap_sentence
+from a2mim.evaluation.probe import Labelled
+from a2mim.evaluation.subsets import subset_of
+from a2mim.evaluation.taps import tap
+from a2mim.loading import build_reported, read_source
 from a2mim.pixels import normalize
 
 RESIZE = 256 / 224  # short side before the crop, in crops: Resize(256), CenterCrop(224)
 CALIBRATION_IMAGES = 1024
+IMBALANCE = 10  # times as many images of the commonest class as of the rarest: then it is said
+LOADED_AT_ONCE = 256  # random crops; larger batches are put together from features
+
+
+class Encoder:
+    """A frozen encoder, from wherever it lies.
+
+    Args:
+        source: what `load_encoder` takes.
+        device: "cpu", "cuda", …; None takes a GPU where there is one.
+        img_size: pixels, or (H, W); None is the encoder's own.
+        allow_partial: take weights that are not all of the model's; the result then says which.
+        seed: of the weights, where the source is only a name.
+    """
+
+    def __init__(self, source, device=None, img_size=None, allow_partial: bool = False, seed: int = 0):
+        refuse_below_one(img_size=min(img_size) if isinstance(img_size, (tuple, list)) else img_size)
+        self.device, self.name = choose_device(device), str(source)
+        found = read_source(source)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)  # a random encoder is the same one each time
+            sizes = {} if img_size is None else {"img_size": img_size}
+            self.model, self.pixels, self.loading = build_reported(found, allow_partial, **sizes)
+        self.model.to(self.device).eval()
+        self.random, self.clean_statistics = found.tensors is None, found.calibrated
+        self.img_size = tuple(self.pixels["img_size"])
+        self.stats = {key: self.pixels[key] for key in ("mean", "std")}
+        self.hash = hash_encoder(self.model, name=found.name, **found.model_args, img_size=list(self.img_size))
+
+    @property
+    def channels(self) -> int:
+        return len(self.pixels["mean"])
+
+    def normalized(self, images: Tensor) -> Tensor:
+        """What a loader gives -> float on the device."""
+        return normalize(images.to(self.device, non_blocking=True), **self.stats)
+
+    def taps(self, parts: Iterable[str]):
+        """(images as a loader gives them) -> {part: (B, D)}, frozen, in one forward pass."""
+        run = tap(self.model, parts)
+
+        def frozen_run(images: Tensor) -> dict[str, Tensor]:
+            with frozen(self.model):
+                return run(self.normalized(images))
+
+        return frozen_run
 
 
 class Bench:
     """An encoder and two labelled sets, with DINO's views of their images.
 
     Args:
-        source: what `load_encoder` takes.
+        source, device, img_size, allow_partial: see `Encoder`.
         data, test_data: labelled sets, see `open_dataset`.
-        device: "cpu", "cuda", …; None takes a GPU where there is one.
-        img_size: pixels; None is the encoder's own.
         batch_size: images a forward pass.
         num_workers: data processes.
         calibrate: take BatchNorm's statistics anew from training images first. None does so unless an exported folder
             brings statistics of whole images: a checkpoint has those of masked ones, a random network has none.
+        cache: where features are kept; None keeps them for this process only.
+        seed: of the weights, where the source is only a name.
 
     Test labels are numbered by the training set's class names, see `match_labels`.
     """
 
     def __init__(
-        self, source, data, test_data, device=None, img_size=None, batch_size=64, num_workers=0, calibrate=None
+        self,
+        source,
+        data,
+        test_data,
+        device=None,
+        img_size=None,
+        batch_size=64,
+        num_workers=0,
+        calibrate=None,
+        cache: Cache | None = None,
+        allow_partial: bool = False,
+        seed: int = 0,
     ):
         refuse_below_one(batch_size=batch_size, img_size=img_size)
         if num_workers < 0:
             raise ValueError(f"num_workers={num_workers} must be at least 0")
-        self.device = choose_device(device)
-        found = read_source(source)
-        self.model, self.pixels = build(found, **({} if img_size is None else {"img_size": img_size}))
-        self.model.to(self.device)
-        channels = len(self.pixels["mean"])
-        self.train = labelled(open_dataset(data, "train", channels), data)
-        test = labelled(open_dataset(test_data, "test", channels), test_data)
-        self.test = match_labels(self.train, test)
+        self.encoder = Encoder(source, device, img_size, allow_partial, seed)
+        self.model, self.device, self.img_size = self.encoder.model, self.encoder.device, self.encoder.img_size
         self.batch_size, self.num_workers = batch_size, num_workers
-        self.img_size = tuple(self.pixels["img_size"])
-        self.resize = round(max(self.img_size) * RESIZE)
-        self.stats = {key: self.pixels[key] for key in ("mean", "std")}
-        calibrate = not found.calibrated if calibrate is None else calibrate
+        self.cache = Cache(root=None) if cache is None else cache
+        self.train = labelled(open_dataset(data, "train", self.encoder.channels), data)
+        test = labelled(open_dataset(test_data, "test", self.encoder.channels), test_data)
+        self.test = match_labels(self.train, test)
+        calibrate = not self.encoder.clean_statistics if calibrate is None else calibrate
         self.calibrated = calibrate_batchnorm(self.model, self._clean()) if calibrate else 0
+        self._entries: dict[tuple, Entry] = {}
 
     def _clean(self) -> Iterator[Tensor]:
         chosen = torch.randperm(len(self.train), generator=torch.Generator().manual_seed(0))[:CALIBRATION_IMAGES]
         for batch in self.view(self.train, chosen.sort().values):
-            yield normalize(batch["images"].to(self.device), **self.stats)
+            yield self.encoder.normalized(batch["images"])
 
-    def view(self, dataset: ImageDataset, indices=None) -> EvalLoader:
-        """Resize bicubic, central crop."""
+    def resize(self, ratio: float = RESIZE) -> int:
+        """Short side in pixels."""
+        return round(max(self.img_size) * ratio)
+
+    def view(self, dataset: ImageDataset, indices=None, resize=RESIZE, interpolation="bicubic") -> EvalLoader:
+        """Resize, central crop."""
+        short_side = self.resize(resize)
         return EvalLoader(
-            dataset, self.img_size, self.resize, "bicubic", self.batch_size, self.num_workers, indices=indices
+            dataset, self.img_size, short_side, interpolation, self.batch_size, self.num_workers, indices=indices
         )
 
-    def constants(self) -> dict:
-        """What a reader needs to compare the number with another."""
+    def crops(self, dataset: ImageDataset, batch_size: int, constants: dict) -> TrainLoader:
+        """Fresh random crops, flipped every other time, of one training pass after another."""
+        return TrainLoader(
+            dataset,
+            self.img_size,
+            batch_size,
+            scale=tuple(constants["scale"]),
+            interpolation=constants["crop_interpolation"],
+            seed=constants["seed"],
+            num_workers=self.num_workers,
+        )
+
+    def features(self, split: str, parts: Iterable[str], constants: dict) -> FeatureSet:
+        """The parts of every image of a split ("train" or "test"), in the protocol's test view: made once."""
+        dataset = getattr(self, split)
+        view = {key: constants[key] for key in ("resize", "interpolation")}
+        key = (split, *view.values())
+        if key not in self._entries:
+            self._entries[key] = self.cache.entry(self._identity(dataset) | view)
+        self._entries[key].take(
+            parts,
+            len(dataset),
+            self.encoder.taps,
+            lambda start: self.view(dataset, np.arange(start, len(dataset)), **view),
+            f"{split} images",
+        )
+        return FeatureSet(self._entries[key], dataset.labels)
+
+    def _identity(self, dataset: ImageDataset) -> dict:
         return {
+            "encoder": self.encoder.hash,
+            "encoder_name": self.encoder.name,
+            "batchnorm": [self.train.fingerprint, self.calibrated] if self.calibrated else None,
+            "timm": timm.__version__,
+            "data": [dataset.title, dataset.fingerprint, stamp_of(dataset)],
+            "form": repr(getattr(dataset, "form", None)),
             "img_size": list(self.img_size),
-            "resize": self.resize,
-            "interpolation": "bicubic",
-            "batchnorm_calibrated_on": self.calibrated,
+            **self.encoder.stats,
         }
 
-    def result(self, found: dict, *loaders) -> dict:
-        """The protocol's result with its interval and constants, plain values only; "unreadable" counts the images that
-        the loaders could not read: those of the test set are not judged, so not in "n_test" either.
+    def random_views(self, kept: np.ndarray, parts, classes: Tensor, batch_size: int, constants: dict):
+        """(() -> one pass over random crops of the kept images, batches of what size, their number).
+
+        A pass yields ({part: (b, D)} on the device, targets (b,), b). A batch larger than LOADED_AT_ONCE is put
+        together from features, so that its images are never in memory at once.
         """
-        interval = wilson_interval(int(found["correct"].sum()), found["n_test"])
-        plain = {key: value for key, value in found.items() if not isinstance(value, Tensor)}
-        return plain | {"interval": list(interval), "unreadable": unreadable_of(*loaders)} | self.constants()
+        batch_size = min(batch_size, len(kept))
+        if batch_size > LOADED_AT_ONCE:
+            batch_size -= batch_size % LOADED_AT_ONCE
+        loader = self.crops(subset_of(self.train, kept), min(batch_size, LOADED_AT_ONCE), constants)
+        run, together = self.encoder.taps(parts), max(1, batch_size // LOADED_AT_ONCE)
+
+        def one_pass():
+            waiting = []
+            for batch in loader:
+                images = batch["images"].split(self.batch_size)
+                found = [run(part) for part in images]
+                waiting.append(({p: torch.cat([f[p] for f in found]) for p in parts}, batch["labels"]))
+                if len(waiting) == together:
+                    joined = {part: torch.cat([found[part] for found, _ in waiting]) for part in parts}
+                    labels = torch.cat([labels for _, labels in waiting])
+                    yield joined, class_positions(classes, labels).to(self.device), len(labels)
+                    waiting = []
+
+        return one_pass, batch_size, len(loader) // together, loader
+
+    def central_views(self, images: Labelled, kept: Tensor, parts, classes: Tensor, batch_size: int, seed: int):
+        """As `random_views`, from cached features in a new order each pass; the last batch may be short."""
+        generator = torch.Generator().manual_seed(seed + 1)
+        batch_size = min(batch_size, len(kept))
+        targets = class_positions(classes, images.labels)
+
+        def one_pass():
+            order = kept[torch.randperm(len(kept), generator=generator)]
+            for rows in order.split(batch_size):
+                found = {part: images.parts[part][rows].to(self.device) for part in parts}
+                yield found, targets[rows].to(self.device), len(rows)
+
+        return one_pass, batch_size, -(-len(kept) // batch_size), None
+
+    def pooling(self, constants: dict) -> str:
+        return pooling_name(self.model, constants["pooling"])
+
+    @functools.cached_property
+    def balance(self) -> dict:
+        """Images a class of each set; warns where the commonest class has far more than the rarest."""
+        told = {}
+        for split in ("train", "test"):
+            classes, counts = np.unique(getattr(self, split).labels, return_counts=True)
+            told[split] = {"classes": len(classes), "least": int(counts.min()), "most": int(counts.max())}
+            if counts.max() > IMBALANCE * counts.min():
+                warnings.warn(
+                    f"the {split} set has from {counts.min()} to {counts.max()} images a class: top-1 follows the"
+                    " common ones; the mean over classes is reported beside it",
+                    stacklevel=2,
+                )
+        absent = np.setdiff1d(self.train.labels, self.test.labels)
+        return told | {"classes_without_test_images": len(absent)}
+
+    def overlap(self, constants: dict) -> dict:
+        """Counts of test images that training has too, exactly and nearly; warns of them by name."""
+        train, test = (self.features(split, (), constants) for split in ("train", "test"))
+        found = find_overlap(train.signatures(), test.signatures())
+        sentence = overlap_sentence(
+            found, lambda i: self.test.name(test.rows[i]), lambda i: self.train.name(train.rows[i])
+        )
+        if sentence:
+            warnings.warn(f"{sentence}: the number flatters", stacklevel=2)
+        return {kind: len(pairs) for kind, pairs in found.items()}
+
+    def about(self, constants: dict) -> dict:
+        """What a reader needs to compare a number with another."""
+        said = {
+            "encoder": self.encoder.name,
+            "encoder_hash": self.encoder.hash,
+            "loading": self.encoder.loading,
+            "data": self.train.title,
+            "test_data": self.test.title,
+            "data_fingerprint": hash_of([self.train.fingerprint, self.test.fingerprint]),
+            "test_fingerprint": self.test.fingerprint,
+            "img_size": list(self.img_size),
+            "batchnorm_calibrated_on": self.calibrated,
+            "balance": self.balance,
+        }
+        if "resize" in constants:
+            said |= {"resize": self.resize(constants["resize"]), "interpolation": constants["interpolation"]}
+        return said
+
+    def answers(self, correct: Tensor, test: FeatureSet) -> dict:
+        """ "correct" over the whole test set (-1: unreadable), its interval and the mean over classes, in percent."""
+        whole = torch.full((len(self.test),), -1, dtype=torch.int8)
+        whole[torch.from_numpy(test.rows)] = correct.to(torch.int8)
+        _, classes, counts = test.labels.unique(return_inverse=True, return_counts=True)
+        per_class = torch.bincount(classes, weights=correct.double()) / counts
+        return {
+            "correct": whole,
+            "interval": list(bootstrap_interval(correct)),
+            "top1_class_mean": 100 * per_class.mean().item(),
+            "n_test": len(correct),
+        }
 
 
 def labelled(dataset: ImageDataset, source) -> ImageDataset:
@@ -99,54 +286,3 @@ def labelled(dataset: ImageDataset, source) -> ImageDataset:
             " or a folder with one folder a class"
         )
     return dataset
-
-
-def run_knn(bench: Bench, k: int = 20, temperature: float = 0.07, pooling: str = "default") -> dict:
-    """DINO's weighted k-NN."""
-    check_constants(k, temperature)
-    loaders = bench.view(bench.train), bench.view(bench.test)
-    sets = [part for loader in loaders for part in extract_features(bench.model, loader, pooling, **bench.stats)]
-    found = knn(*sets, k=k, temperature=temperature) | {"pooling": pooling_name(bench.model, pooling)}
-    return bench.result(found, *loaders)
-
-
-def run_linear(
-    bench: Bench, protocol: str = "dino-linear", epochs: int = 100, n_last_blocks: int | None = None, seed: int = 0
-) -> dict:
-    """A linear classifier on the frozen encoder.
-
-    Args:
-        protocol: "dino-linear" trains on freshly augmented crops each epoch; "linear-cached" on one central crop an
-            image, which takes one pass over the images in all.
-    """
-    refuse_below_one(epochs=epochs)
-    if protocol == "linear-cached":
-        loaders = bench.view(bench.train), bench.view(bench.test)
-        sets = [part for loader in loaders for part in extract_features(bench.model, loader, **bench.stats)]
-        found = linear_probe(*sets, epochs=epochs, seed=seed) | {"pooling": pooling_name(bench.model, "default")}
-        return bench.result(found, *loaders)
-    if protocol != "dino-linear":
-        raise ValueError(f"protocol {protocol!r} is not known; choose dino-linear or linear-cached")
-    labels = torch.from_numpy(bench.train.labels)
-    crops = TrainLoader(
-        bench.train,
-        bench.img_size,
-        min(256, len(bench.train)),
-        scale=(0.08, 1.0),
-        interpolation="bilinear",
-        seed=seed,
-        num_workers=bench.num_workers,
-    )
-    test = bench.view(bench.test)
-    found = linear_probe_dino(
-        bench.model,
-        crops,
-        labels,
-        bench.view(bench.train, hold_out(labels, 0.1, seed).numpy()),
-        test,
-        epochs=epochs,
-        n_last_blocks=n_last_blocks,
-        seed=seed,
-        **bench.stats,
-    )
-    return bench.result(found, crops, test)  # a training image counts each time that it was to be shown

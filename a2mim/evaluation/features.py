@@ -12,6 +12,7 @@ from tqdm import tqdm
 from a2mim.pixels import IMAGENET_MEAN, IMAGENET_STD, normalize
 
 POOLINGS = ("default", "cls", "avg")
+_ROWS = 2**16  # looked at together where a set may lie on disk, larger than memory
 
 
 def extract_features(
@@ -80,7 +81,7 @@ def pooling_of(model: nn.Module, pooling: str) -> Callable[[Tensor], Tensor]:
         return lambda images: model.forward_head(model.forward_features(images), pre_logits=True)
     if pooling == "cls":
         return lambda images: model.forward_features(images)[:, 0]
-    return lambda images: _average(model, model.forward_features(images))
+    return lambda images: average_tokens(model, model.forward_features(images))
 
 
 def pooling_name(model: nn.Module, pooling: str) -> str:
@@ -111,7 +112,7 @@ def refuse_below_one(**constants) -> None:
             raise ValueError(f"{name}={value} must be at least 1")
 
 
-def _average(model: nn.Module, features: Tensor) -> Tensor:
+def average_tokens(model: nn.Module, features: Tensor) -> Tensor:
     """(B, N, D) tokens, (B, D, h, w) or (B, h, w, D) -> (B, D); class and register tokens are left out."""
     if features.ndim == 3:
         # XCiT adds its class token late and does not count it as a prefix token
@@ -140,8 +141,8 @@ def check_features(train_features: Tensor, train_labels: Tensor, test_features: 
         if (labels < 0).any():
             missing = int((labels < 0).sum())
             raise ValueError(f"{missing} of {len(labels)} {split} images have no label: give a labelled set.")
-        if not torch.isfinite(features).all():
-            bad = int((~torch.isfinite(features)).any(dim=1).sum())
+        bad = sum(int((~torch.isfinite(block)).any(dim=1).sum()) for block in features.split(_ROWS))
+        if bad:
             raise ValueError(
                 f"the features of {bad} of {len(features)} {split} images are not finite: the encoder has diverged."
             )
@@ -150,12 +151,16 @@ def check_features(train_features: Tensor, train_labels: Tensor, test_features: 
             f"training features have {train_features.shape[1]} dimensions and test features {test_features.shape[1]}: "
             "take both from one encoder with one pooling."
         )
-    spread = (train_features - train_features[0]).abs().max()
-    if len(train_features) > 1 and spread <= 1e-6 * train_features.abs().max():
+    if len(train_features) > 1 and _are_constant(train_features):
         raise ValueError(
             f"all {len(train_features)} training images have the same features: the encoder has collapsed "
             "or its weights were not loaded."
         )
+
+
+def _are_constant(features: Tensor) -> bool:
+    first = features[0]
+    return all((block - first).abs().max() <= 1e-6 * block.abs().max() for block in features.split(_ROWS))
 
 
 def class_positions(classes: Tensor, labels: Tensor) -> Tensor:

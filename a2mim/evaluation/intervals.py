@@ -21,6 +21,23 @@ def wilson_interval(correct: int, total: int) -> tuple[float, float]:
     return 100 * max(0.0, low), 100 * min(1.0, high)
 
 
+def bootstrap_interval(correct: Tensor, seed: int = 0, resamples: int = 10_000) -> tuple[float, float]:
+    """95 % percentile bootstrap of an accuracy, in percent: test images are drawn with replacement.
+
+    Where all answers are alike every draw is the same, and the interval is Wilson's.
+
+    Args:
+        correct: (M,) bool.
+    """
+    total, right = len(correct), int(correct.sum())
+    if total == 0 or right in (0, total):
+        return wilson_interval(right, total)
+    # an image is right or wrong, so drawing images with replacement is drawing the number of those that are right
+    draws = np.random.default_rng(seed).binomial(total, right / total, size=resamples)
+    low, high = np.percentile(draws / total, [2.5, 97.5])
+    return 100 * float(low), 100 * float(high)
+
+
 def paired_difference(
     correct_a: Tensor, correct_b: Tensor, seed: int = 0, resamples: int = 10_000
 ) -> tuple[float, float, float]:

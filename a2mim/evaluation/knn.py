@@ -6,6 +6,8 @@ from torch import Tensor
 
 from a2mim.evaluation.features import check_features, class_positions
 
+_CHUNK = 2**15  # rows of the bank multiplied at once
+
 
 def knn(
     train_features: Tensor,
@@ -15,6 +17,8 @@ def knn(
     k: int = 20,
     temperature: float = 0.07,
     block_bytes: int = 2**28,
+    also_k=(),
+    device=None,
 ) -> dict:
     """Votes of the k most similar training images, each weighted exp(cosine / temperature).
 
@@ -22,45 +26,54 @@ def knn(
     the smaller label comes first. A test class without training images is simply never right.
 
     Args:
-        train_features, test_features: (N, D) and (M, D) float; normalised to unit length here.
+        train_features, test_features: (N, D) and (M, D) float; normalised to unit length here, block by block, so they
+            may lie on disk.
         train_labels, test_labels: (N,) and (M,) int64 >= 0, any values.
         k: neighbours, clamped to the number of training images (the result's "note" then says so).
         temperature: dimensionless, > 0.
-        block_bytes: of similarities held at once; changes nothing else.
+        block_bytes: of similarities held at once; changes nothing else. Beside them memory holds the queries and their
+            neighbours, 12 bytes each.
+        also_k: further numbers of neighbours, from the same similarities.
+        device: where blocks are multiplied; None: where the training features are.
 
     Returns:
-        "top1" and "top5" in percent, "correct" (M,) bool for top-1, and the constants that decide the numbers. As in
-        the original, top-5 looks at the first min(5, k) classes, also at such without a vote.
+        "top1" and "top5" in percent, "correct" (M,) bool for top-1, and the constants that decide the numbers;
+        "by_k": {k: [top1, top5]}, for also_k too. As in the original, top-5 looks at the first min(5, k) classes, also
+        at such without a vote.
 
     Raises:
         ValueError: k or temperature out of range, or features that cannot be judged (see `check_features`).
 
     Source: https://github.com/facebookresearch/dino, eval_knn.py; differs in accepting any labels and any set sizes.
     """
-    check_constants(k, temperature)
+    for number in (k, *also_k):
+        check_constants(number, temperature)
     check_features(train_features, train_labels, test_features, test_labels)
+    device = train_features.device if device is None else device
     used_k = min(k, len(train_features))
-    bank = F.normalize(train_features.float(), dim=1)
-    classes, train_targets = torch.unique(train_labels.to(bank.device), return_inverse=True)
-    queries = F.normalize(test_features.float(), dim=1).to(bank.device)
-    test_labels = test_labels.to(bank.device)
-    ranks = []
-    rows = max(1, block_bytes // (4 * max(len(bank), len(classes))))
-    for block, labels in zip(queries.split(rows), test_labels.split(rows), strict=True):
-        votes = _votes(block @ bank.T, train_targets, len(classes), used_k, temperature)
-        ranks.append(_rank_of_label(votes, classes, labels))
-    rank = torch.cat(ranks).cpu()
-    correct = rank == 0
+    ks = sorted({min(number, len(train_features)) for number in (k, *also_k)})
+    classes, targets = torch.unique(train_labels.to(device), return_inverse=True)
+    values, neighbours = nearest(train_features, test_features, ks[-1], block_bytes, device)
+    ranks = {number: [] for number in ks}
+    rows = max(1, block_bytes // (16 * len(classes)))
+    for start in range(0, len(values), rows):
+        block = slice(start, start + rows)
+        for number in ks:
+            votes = _votes(values[block, :number], targets[neighbours[block, :number]], len(classes), temperature)
+            ranks[number].append(_rank_of_label(votes, classes, test_labels[block].to(device)).cpu())
+    ranks = {number: torch.cat(parts) for number, parts in ranks.items()}
+    by_k = {number: _top1_top5(rank, number) for number, rank in ranks.items()}
     result = {
         "protocol": "dino-knn",
-        "top1": 100 * correct.double().mean().item(),
-        "top5": 100 * (rank < min(5, used_k)).double().mean().item(),
+        "top1": by_k[used_k][0],
+        "top5": by_k[used_k][1],
         "k": used_k,
         "temperature": temperature,
+        "by_k": by_k,
         "n_train": len(train_features),
         "n_test": len(test_features),
         "n_classes": len(classes),
-        "correct": correct,
+        "correct": ranks[used_k] == 0,
     }
     if used_k < k:
         result["note"] = f"k was {k}; the training set has only {used_k} images, so k = {used_k}"
@@ -72,21 +85,72 @@ def check_constants(k: int, temperature: float) -> None:
         raise ValueError(f"k={k} and temperature={temperature} were given: k must be at least 1, temperature above 0.")
 
 
-def _votes(similarity: Tensor, targets: Tensor, n_classes: int, k: int, temperature: float) -> Tensor:
-    """(M, N) cosines -> (M, classes) float64 votes."""
-    values, neighbours = _first_largest(similarity, k)
-    weights = (values / temperature).exp().double()
-    return weights.new_zeros(len(similarity), n_classes).scatter_add_(1, targets[neighbours], weights)
+def nearest(bank: Tensor, queries: Tensor, k: int, block_bytes: int = 2**28, device=None) -> tuple[Tensor, Tensor]:
+    """(M, k) cosines, largest first, and the (M, k) rows of the bank they belong to; of equals the earlier row first.
+
+    Args:
+        bank, queries: (N, D) and (M, D) float of any length. The bank is read once, _CHUNK rows at a time.
+    """
+    queries = F.normalize(queries.float(), dim=1).to(device)
+    values = queries.new_empty(len(queries), k)
+    rows = torch.empty(len(queries), k, dtype=torch.int64, device=queries.device)
+    chunk_rows = max(k, _CHUNK)
+    block_rows = max(1, block_bytes // (4 * min(chunk_rows, len(bank))))
+    for first in range(0, len(bank), chunk_rows):
+        chunk = F.normalize(bank[first : first + chunk_rows].to(queries.device).float(), dim=1)
+        for start in range(0, len(queries), block_rows):
+            block = slice(start, start + block_rows)
+            similarity = queries[block] @ chunk.T
+            if not first:
+                values[block], rows[block] = _first_largest(similarity, k)
+            else:
+                _merge(values[block], rows[block], similarity, first)
+    return values, rows
+
+
+def _merge(values: Tensor, rows: Tensor, similarity: Tensor, first: int) -> None:
+    """Takes into values and rows (M, k) what is larger among similarity (M, C), the columns of rows first, first + 1, …
+
+    What only equals the k-th is later, and so not nearer: few columns are left, and only those are sorted.
+    """
+    k = values.shape[1]
+    query, column = (similarity > values[:, -1:]).nonzero(as_tuple=True)
+    if not len(query):
+        return
+    changed, counts = query.unique_consecutive(return_counts=True)
+    starts = (counts.cumsum(0) - counts).repeat_interleave(counts)
+    place = torch.arange(len(query), device=query.device) - starts
+    line = torch.arange(len(changed), device=query.device).repeat_interleave(counts)
+    wide = values.new_full((len(changed), k + int(counts.max())), -torch.inf)
+    origin = rows.new_zeros(wide.shape)
+    wide[:, :k], origin[:, :k] = values[changed], rows[changed]
+    wide[line, k + place] = similarity[query, column]
+    origin[line, k + place] = column + first
+    values[changed], order = _first_largest(wide, k)
+    rows[changed] = origin.gather(1, order)
 
 
 def _first_largest(similarity: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """topk, but where values tie at the border the earlier columns win; torch.topk leaves that open."""
+    """topk, but where values tie the earlier columns win and come first; torch.topk leaves both open."""
     values, indices = similarity.topk(k, dim=1)
     tied = (similarity >= values[:, -1:]).sum(dim=1) > k
     if tied.any():
         ordered, order = similarity[tied].sort(dim=1, descending=True, stable=True)
         values[tied], indices[tied] = ordered[:, :k], order[:, :k]
-    return values, indices
+    indices, order = indices.sort(dim=1)
+    values, order = values.gather(1, order).sort(dim=1, descending=True, stable=True)
+    return values, indices.gather(1, order)
+
+
+def _votes(values: Tensor, targets: Tensor, n_classes: int, temperature: float) -> Tensor:
+    """(M, k) cosines and classes of the neighbours -> (M, classes) float64 votes."""
+    weights = (values / temperature).exp().double()
+    return weights.new_zeros(len(values), n_classes).scatter_add_(1, targets, weights)
+
+
+def _top1_top5(rank: Tensor, k: int) -> list[float]:
+    """Percentages; as in the original, top-5 is the first min(5, k)."""
+    return [100 * (rank < places).double().mean().item() for places in (1, min(5, k))]
 
 
 def _rank_of_label(votes: Tensor, classes: Tensor, labels: Tensor) -> Tensor:

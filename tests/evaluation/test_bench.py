@@ -7,7 +7,9 @@ from PIL import Image
 
 from a2mim.checkpoints import FORMAT
 from a2mim.encoder import MaskedEncoder
-from a2mim.evaluation.bench import Bench, run_knn, run_linear
+from a2mim.evaluation.bench import Bench
+from a2mim.evaluation.protocols import read_protocol
+from a2mim.evaluation.runners import RUNNERS, check
 from a2mim.export.timm_folder import write_timm_folder
 from a2mim.loading import load_encoder
 
@@ -38,20 +40,27 @@ def bench(sets, source="resnet18", **options):
     return Bench(source, *sets, **{"device": "cpu", "img_size": SIZE} | options)
 
 
+def run(made, name, **overrides):
+    protocol = read_protocol(name, overrides)
+    check(protocol)
+    return RUNNERS[protocol.kind](made, protocol)[0]
+
+
 def test_classes_are_matched_by_name_however_each_set_numbers_them(sets):
-    result = run_knn(bench(sets), k=3)
-    assert result["top1"] == 100 and result["n_test"] == 8
+    result = run(bench(sets), "dino-knn", k=3)
+    assert result["top1"] == 100 == result["top1_last"] and result["n_test"] == 8
     assert (result["pooling"], result["unreadable"]) == ("avg", {})
 
 
 @pytest.mark.parametrize(
-    "run", [run_knn, lambda b: run_linear(b, "linear-cached", 2), lambda b: run_linear(b, epochs=1)]
+    ("name", "overrides"), [("dino-knn", {"k": 3}), ("linear-cached", {"epochs": 2}), ("dino-linear", {"epochs": 1})]
 )
-def test_unreadable_images_are_counted_and_not_judged(sets, tmp_path, run):
+def test_unreadable_images_are_counted_and_not_judged(sets, tmp_path, name, overrides):
     (tmp_path / "train" / "cat" / "03.png").write_bytes(b"<html>")
     (tmp_path / "test" / "dog" / "00.png").write_bytes(b"")
-    result = run(bench(sets, calibrate=False))
+    result = run(bench(sets, calibrate=False), name, **overrides)
     assert result["unreadable"] == {"not an image": 1, "empty": 1} and result["n_test"] == 7
+    assert result["correct"].tolist()[0] == -1 and (result["correct"][1:] >= 0).all()
 
 
 def test_a_checkpoint_is_calibrated_and_an_exported_folder_is_taken_as_it_is(sets, tmp_path):
@@ -66,7 +75,7 @@ def test_a_checkpoint_is_calibrated_and_an_exported_folder_is_taken_as_it_is(set
     stored = load_encoder(exported)[0].bn1.running_mean
     for source, seen in ((path, 24), (run, 24), ("resnet18", 24), (exported, 0)):
         made = bench(sets, source)
-        assert made.constants()["batchnorm_calibrated_on"] == seen, source
+        assert made.about({})["batchnorm_calibrated_on"] == seen, source
         assert torch.equal(made.model.bn1.running_mean, stored) == (seen == 0)
 
 
@@ -84,17 +93,26 @@ def test_settings_out_of_range_are_refused_before_anything_is_read(wrong, words)
         bench(("nowhere", "nowhere"), "nowhere/run", **wrong)
 
 
-def test_constants_out_of_range_are_refused_before_features_are_taken(sets):
-    made = bench(sets, calibrate=False)
-    made.model = None  # whoever looks at it fails otherwise
-    for wrong in (
-        lambda: run_knn(made, k=0),
-        lambda: run_knn(made, temperature=0),
-        lambda: run_linear(made, epochs=0),
-        lambda: run_linear(made, "linear-cached", epochs=0),
+def test_constants_out_of_range_are_refused_before_features_are_taken():
+    for name, wrong in (
+        ("dino-knn", {"k": 0}),
+        ("dino-knn", {"temperature": 0.0}),
+        ("dino-knn", {"also_k": [5, 0]}),
+        ("dino-linear", {"epochs": 0}),
+        ("linear-cached", {"epochs": 0}),
+        ("mae-linear", {"batch_size": 0}),
+        ("logreg", {"c_values": 0}),
     ):
         with pytest.raises(ValueError, match="must be at least 1"):
-            wrong()
+            check(read_protocol(name, wrong))
+    for name, wrong, words in (
+        ("dinov2-linear", {"train_view": "both"}, "must be crops or center"),
+        ("dinov2-linear", {"base_lrs": []}, "at least one rate"),
+        ("logreg", {"held_out": 1.0}, "between 0 and 1"),
+        ("low-shot", {"subsets": ["0%"]}, "must be a share"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            check(read_protocol(name, wrong))
 
 
 def test_judging_on_the_training_images_is_warned_of(sets):

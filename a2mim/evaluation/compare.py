@@ -1,0 +1,76 @@
+"""Two results on the same test images: what may be said of their difference."""
+
+from __future__ import annotations
+
+import warnings
+
+import torch
+
+from a2mim.evaluation.intervals import verdict
+from a2mim.evaluation.results import unpack
+
+MUST_AGREE = {"protocol": "protocols", "protocol_hash": "constants", "data_fingerprint": "data"}
+
+
+def compare(first: dict, second: dict, anyway: bool = False) -> str:
+    """One plain sentence: gain, loss, or no difference that these test images can show, with its paired interval.
+
+    Args:
+        first, second: results, as `read_results` gives them; second minus first is told.
+        anyway: compare although protocol, constants or training data differ; the sentence then says so.
+
+    Raises:
+        ValueError: they differ and `anyway` is not given, or they have no test image in common.
+    """
+    different = [what for key, what in MUST_AGREE.items() if first[key] != second[key]]
+    names = [f"{r['protocol']} of {r['encoder']}" for r in (first, second)]
+    if different and not anyway:
+        raise ValueError(
+            f"{names[0]} and {names[1]} differ in their {' and '.join(different)}{_detail(first, second)}: give"
+            " --anyway to pair them all the same."
+        )
+    same_test = first.get("test_fingerprint", first["data_fingerprint"]) == second.get(
+        "test_fingerprint", second["data_fingerprint"]
+    )
+    answers = [unpack(result["correct"]) for result in (first, second)]
+    if not same_test or len(answers[0]) != len(answers[1]) or not len(answers[0]):
+        raise ValueError(f"{names[0]} and {names[1]} were not tested on the same images: they cannot be paired.")
+    both = (answers[0] >= 0) & (answers[1] >= 0)
+    if not both.any():
+        raise ValueError(f"{names[0]} and {names[1]} have no judged test image in common.")
+    if not both.all():
+        warnings.warn(f"{int((~both).sum())} of {len(both)} test images were not judged by both", stacklevel=2)
+    sentence = verdict(f"{names[1]} against {names[0]}", *((a[both] == 1).to(torch.bool) for a in answers))
+    return sentence + (f" They differ in their {' and '.join(different)}{_detail(first, second)}." if different else "")
+
+
+def compare_all(results: list[dict], anyway: bool = False) -> list[str]:
+    """Every later result of a protocol against the first of that protocol; with `anyway` against the first of all.
+
+    Raises:
+        ValueError: there is nothing to pair.
+    """
+    sentences = []
+    for i, result in enumerate(results):
+        earlier = [other for other in results[:i] if _group(other) == _group(result)]
+        earlier = earlier or (results[: min(i, 1)] if anyway else [])
+        if earlier:
+            sentences.append(compare(earlier[0], result, anyway))
+    if not sentences:
+        told = ", ".join(dict.fromkeys(f"{r['protocol']} ({r['encoder']})" for r in results)) or "none"
+        raise ValueError(f"nothing can be paired among these results: {told}; give two of one protocol, or --anyway.")
+    return sentences
+
+
+def _group(result: dict) -> tuple:
+    """Results of one protocol are paired; low-shot's subsets are protocols of their own."""
+    constants = result["constants"]
+    return result["protocol"], constants.get("subset"), constants.get("subset_seed"), constants.get("classifier")
+
+
+def _detail(first: dict, second: dict) -> str:
+    """The constants that differ, at most three."""
+    keys = sorted({*first["constants"], *second["constants"]})
+    pairs = [(key, *(r["constants"].get(key) for r in (first, second))) for key in keys]
+    told = [f"{key} {a} and {b}" for key, a, b in pairs if a != b][:3]
+    return f" ({'; '.join(told)})" if told else ""

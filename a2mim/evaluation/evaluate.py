@@ -1,0 +1,104 @@
+"""One encoder, several protocols by name: features in one pass, results on screen and on disk."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from a2mim.evaluation import runners
+from a2mim.evaluation.bench import Bench
+from a2mim.evaluation.cache import Cache
+from a2mim.evaluation.protocols import Protocol, read_protocol
+from a2mim.evaluation.results import write_result
+
+DENSE = ("davis", "copydays")  # they read folders of a form of their own
+
+
+def evaluate(
+    source,
+    protocols,
+    data,
+    test_data=None,
+    out=None,
+    overrides: dict | None = None,
+    cache: Cache | None = None,
+    **options,
+) -> list[dict]:
+    """Results of every protocol, in order; what `a2mim evaluate` prints. Each is written to `out` when it is there.
+
+    Args:
+        source: what `load_encoder` takes.
+        protocols: names, or paths of TOML files.
+        data, test_data: labelled sets, see `open_dataset`; a dense protocol takes its folder as `data` alone.
+        out: folder of results.json and results.csv.
+        overrides: constants by name, for every protocol that has them, or "protocol.name" for one; see `read_protocol`.
+        cache: where features are kept; None keeps them for this call only.
+        options: of `Bench`: device, img_size, batch_size, num_workers, calibrate, allow_partial, seed.
+
+    Raises:
+        ValueError: see `read_protocol`, `Bench` and the protocols.
+    """
+    chosen = read_protocols(protocols, overrides or {})
+    out = None if out is None else Path(out)
+    for protocol in chosen:
+        if protocol.kind == "finetune":
+            raise ValueError(f"{protocol.name} trains the encoder: run a2mim finetune; evaluate judges frozen ones.")
+        runners.check(protocol)
+    if any(protocol.kind in DENSE for protocol in chosen):
+        return _dense(source, chosen, data, out, options)
+    if test_data is None:
+        raise ValueError(f"{chosen[0].name} needs labelled test images: give --test-data.")
+    bench = Bench(source, data, test_data, cache=cache, **options)
+    for constants, parts in _passes(chosen, bench):
+        for split in ("train", "test"):
+            bench.features(split, parts, constants)
+    overlap = bench.overlap(chosen[0].constants)
+    results = []
+    for protocol in chosen:
+        for result in runners.RUNNERS[protocol.kind](bench, protocol, out):
+            results.append(result | {"overlap": overlap})
+            if out is not None:
+                write_result(results[-1], out)
+    return results
+
+
+def read_protocols(names, overrides: dict) -> list[Protocol]:
+    """Protocols with the overrides that are theirs; an override that none of them has is an error."""
+    names, used, found = list(dict.fromkeys(names)), set(), []
+    if not names:
+        raise ValueError("no protocol was named: give at least one.")
+    for name in names:
+        known = read_protocol(name)
+        keys = {*known.constants, "variant"} if "variant" in known.constants else set(known.constants)
+        own = {key: value for key, value in overrides.items() if key in keys}
+        own |= {k.partition(".")[2]: v for k, v in overrides.items() if k.partition(".")[0] == known.name and "." in k}
+        used |= set(own) | {f"{known.name}.{key}" for key in own}
+        found.append(read_protocol(name, own))
+    for key in set(overrides) - used:
+        read_protocol(names[0], {key.rpartition(".")[2]: overrides[key]})  # raises, with the nearest names
+        raise ValueError(f"--set {key}: {key.rpartition('.')[0]} is not among the protocols that were named.")
+    return found
+
+
+def _passes(chosen: list[Protocol], bench: Bench) -> list[tuple[dict, tuple[str, ...]]]:
+    """(constants of the view, all parts that are wanted of it), for each different view."""
+    wanted = {}
+    for protocol in chosen:
+        view = (protocol.constants["resize"], protocol.constants["interpolation"])
+        wanted.setdefault(view, []).extend(runners.parts_of(protocol, bench))
+    return [
+        ({"resize": resize, "interpolation": interpolation}, tuple(dict.fromkeys(parts)))
+        for (resize, interpolation), parts in wanted.items()
+    ]
+
+
+def _dense(source, chosen: list[Protocol], data, out: Path | None, options: dict) -> list[dict]:
+    from a2mim.evaluation import copydays, davis
+
+    if others := [protocol.name for protocol in chosen if protocol.kind not in DENSE]:
+        raise ValueError(f"{others[0]} and {chosen[0].name} read different data: run them one after the other.")
+    runs, results = {"davis": davis.run, "copydays": copydays.run}, []
+    for protocol in chosen:
+        results.append(runs[protocol.kind](source, protocol, data, **options))
+        if out is not None:
+            write_result(results[-1], out)
+    return results

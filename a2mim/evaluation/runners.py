@@ -1,0 +1,232 @@
+"""What each kind of protocol does with a bench: features, a classifier, a result with every constant."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from a2mim.evaluation.bench import Bench
+from a2mim.evaluation.cache import FeatureSet
+from a2mim.evaluation.features import refuse_below_one
+from a2mim.evaluation.heads import LarsHeads, LinearHeads
+from a2mim.evaluation.knn import check_constants, knn
+from a2mim.evaluation.linear import cosine, hold_out, linear_probe
+from a2mim.evaluation.logreg import logreg
+from a2mim.evaluation.probe import Stack, check_probe, probe
+from a2mim.evaluation.protocols import Protocol, read_protocol
+from a2mim.evaluation.subsets import draw_subset, parse_size, write_list
+from a2mim.evaluation.taps import dino_parts, grid_parts
+
+COUNTS = ("k", "epochs", "batch_size", "c_values", "max_iterations", "tries")
+
+
+def check(protocol: Protocol) -> None:
+    """Refuses constants out of range, before any image is looked at."""
+    constants = protocol.constants
+    refuse_below_one(**{key: constants[key] for key in COUNTS if key in constants})
+    if protocol.kind == "knn":
+        for k in (constants["k"], *constants["also_k"]):
+            check_constants(k, constants["temperature"])
+    if constants.get("train_view", "crops") not in ("crops", "center"):
+        raise ValueError(f"train_view={constants['train_view']!r} of {protocol.name} must be crops or center.")
+    if not 0 < constants.get("held_out", 0.5) < 1:
+        raise ValueError(f"held_out={constants['held_out']} of {protocol.name} must lie between 0 and 1.")
+    if not constants.get("base_lrs", [1]):
+        raise ValueError(f"base_lrs of {protocol.name} is empty: give at least one rate.")
+    for size in constants.get("subsets", ()):
+        parse_size(size)
+
+
+def parts_of(protocol: Protocol, bench: Bench) -> tuple[str, ...]:
+    """What the protocol wants to know of every image, so that one pass can serve several protocols."""
+    if protocol.kind in ("linear", "mae-linear"):
+        inputs = _inputs(protocol, bench)
+        return tuple(dict.fromkeys(part for parts in inputs.values() for part in parts))
+    return (protocol.constants["pooling"],)
+
+
+def run_knn(bench: Bench, protocol: Protocol, out: Path | None = None) -> list[dict]:
+    """DINO's weighted k-NN."""
+    train, test = _sets(bench, protocol)
+    return [_knn(bench, protocol, train, test, slice(None))]
+
+
+def run_logreg(bench: Bench, protocol: Protocol, out: Path | None = None) -> list[dict]:
+    train, test = _sets(bench, protocol)
+    return [_logreg(bench, protocol, train, test, slice(None))]
+
+
+def run_linear_cached(bench: Bench, protocol: Protocol, out: Path | None = None) -> list[dict]:
+    """Softmax regression on standardised features of central views."""
+    train, test = _sets(bench, protocol)
+    c, (part,) = protocol.constants, parts_of(protocol, bench)
+    settings = {key: c[key] for key in ("epochs", "batch_size", "base_lrs", "held_out", "seed")}
+    found = linear_probe(train.features(part), train.labels, test.features(part), test.labels, **settings)
+    return [_result(bench, protocol, found | {"pooling": bench.pooling(c)}, train, test)]
+
+
+def run_linear(bench: Bench, protocol: Protocol, out: Path | None = None) -> list[dict]:
+    """Linear heads under SGD: DINO's, DINOv2's grid, and MAE's under LARS."""
+    c, inputs, parts = protocol.constants, _inputs(protocol, bench), parts_of(protocol, bench)
+    train, test = _sets(bench, protocol)
+    images, tested = train.labelled(parts), test.labelled(parts)
+    check_probe(images, tested)
+    classes, mae = torch.unique(train.labels), protocol.kind == "mae-linear"
+    held, kept, note = _split(train, c)
+    make = bench.central_views if c["train_view"] == "center" else bench.random_views
+    views = (images, kept) if c["train_view"] == "center" else (train.rows[kept.numpy()],)
+    if c["train_view"] == "center":
+        one_pass, batch_size, steps, loader = make(*views, parts, classes, c["batch_size"], c["seed"])
+    else:
+        one_pass, batch_size, steps, loader = make(*views, parts, classes, c["batch_size"], c)
+    stacks = []
+    for name, joined in inputs.items():
+        dim = sum(images.parts[part].shape[1] for part in joined)
+        settings = (c["base_lrs"], dim, len(classes))
+        heads = (
+            LarsHeads(*settings, c, c["seed"], bench.device) if mae else LinearHeads(*settings, c["seed"], bench.device)
+        )
+        stacks.append(Stack(name, joined, heads, list(c["base_lrs"])))
+    found = probe(
+        stacks,
+        one_pass,
+        classes,
+        dataclasses.replace(images, parts={p: f[held] for p, f in images.parts.items()}, labels=images.labels[held]),
+        tested,
+        c["epochs"],
+        _schedule(c),
+        c.get("epoch_length") or steps,
+        per_iteration=mae or c["schedule"] == "iteration",
+        track_best=c.get("features") != "grid",
+    )
+    found |= {"held_out": len(held), "seed": c["seed"], "n_train": len(kept), "n_classes": len(classes)}
+    found["batch_size"] = batch_size
+    if mae and len(c["base_lrs"]) == 1:
+        note = f"one rate, as published, not swept; {note}" if note else "one rate, as published, not swept"
+    notes = "; ".join(filter(None, (found.pop("note", ""), note)))
+    return [_result(bench, protocol, found | ({"note": notes} if notes else {}), train, test, loader)]
+
+
+def run_low_shot(bench: Bench, protocol: Protocol, out: Path | None = None) -> list[dict]:
+    """Classifiers on frozen features of class-balanced subsets, each drawn `tries` times."""
+    c = protocol.constants
+    train, test = _sets(bench, protocol)
+    results = []
+    for size in c["subsets"]:
+        for seed in range(c["seed"], c["seed"] + c["tries"]):
+            rows = draw_subset(train.labels.numpy(), size, seed)
+            chosen = {"subset": size, "subset_seed": seed, "n_train": len(rows)}
+            if out is not None:
+                name = f"{str(size).replace('%', 'percent')}-seed{seed}.tsv"
+                chosen["list"] = str(write_list(bench.train, train.rows[rows], out / "low-shot" / name))
+            for classifier in c["classifiers"]:
+                results.append(_few(bench, protocol, classifier, train, test, rows, chosen))
+    return results
+
+
+def _few(bench, protocol, classifier: str, train, test, rows, chosen: dict) -> dict:
+    """One classifier on one subset; its own constants and the subset's are the result's."""
+    runs = {"knn": _knn, "logreg": _logreg}
+    inner = read_protocol(classifier)
+    if inner.kind not in runs:
+        raise ValueError(f"classifiers of low-shot are of the kinds {', '.join(runs)}: {classifier} is not.")
+    c = protocol.constants
+    shared = {key: c[key] for key in ("pooling", "resize", "interpolation")}
+    one = {key: value for key, value in c.items() if key not in ("subsets", "classifiers", "tries", "seed")}
+    constants = one | inner.constants | shared | {key: chosen[key] for key in ("subset", "subset_seed")}
+    used = dataclasses.replace(protocol, kind=inner.kind, constants=constants | {"classifier": classifier})
+    return runs[inner.kind](bench, used, train, test, torch.from_numpy(rows)) | chosen
+
+
+def _knn(bench: Bench, protocol: Protocol, train: FeatureSet, test: FeatureSet, rows) -> dict:
+    c = protocol.constants
+    features, labels = train.features(c["pooling"])[rows], train.labels[rows]
+    settings = {key: c[key] for key in ("k", "temperature", "also_k")}
+    found = knn(features, labels, test.features(c["pooling"]), test.labels, **settings, device=bench.device)
+    found["by_k"] = {str(k): pair for k, pair in found["by_k"].items()}
+    return _result(bench, protocol, found | {"pooling": bench.pooling(c)}, train, test)
+
+
+def _logreg(bench: Bench, protocol: Protocol, train: FeatureSet, test: FeatureSet, rows) -> dict:
+    c = protocol.constants
+    features, labels = train.features(c["pooling"])[rows], train.labels[rows]
+    keys = ("c_powers", "c_values", "max_iterations", "tolerance", "held_out")
+    settings = {key: c[key] for key in keys} | {"seed": c.get("seed", 0), "device": bench.device}
+    found = logreg(features, labels, test.features(c["pooling"]), test.labels, **settings)
+    return _result(bench, protocol, found | {"pooling": bench.pooling(c)}, train, test)
+
+
+def _sets(bench: Bench, protocol: Protocol) -> tuple[FeatureSet, FeatureSet]:
+    parts = parts_of(protocol, bench)
+    return tuple(bench.features(split, parts, protocol.constants) for split in ("train", "test"))
+
+
+def _inputs(protocol: Protocol, bench: Bench) -> dict[str, tuple[str, ...]]:
+    """{what it is: parts to join} of each stack of heads."""
+    c, model = protocol.constants, bench.model
+    if protocol.kind == "mae-linear":
+        has_token = getattr(model, "cls_token", None) is not None
+        part = "default" if c["pooling"] == "cls" and not has_token else c["pooling"]
+        return {bench.pooling({"pooling": part}): (part,)}
+    if c["features"] == "grid":
+        images = torch.randn(2, bench.encoder.channels, *bench.img_size, generator=torch.Generator().manual_seed(0))
+        return grid_parts(model, images.to(bench.device), c["blocks"])
+    parts, words = dino_parts(model, None if c["blocks"] == "auto" else c["blocks"])
+    return {words: parts}
+
+
+def _split(train: FeatureSet, constants: dict) -> tuple[Tensor, Tensor, str]:
+    """(held-out rows, rows to train on, a note), of the readable images."""
+    every = torch.arange(len(train))
+    held = hold_out(train.labels, constants["held_out"], constants["seed"])
+    if len(constants["base_lrs"]) == 1 and constants.get("features") != "grid":
+        return every, every, ""  # nothing to choose
+    if len(held) == 0:
+        return every, every, "no class has two training images, so the head was chosen by the training images"
+    kept = torch.ones(len(train), dtype=torch.bool)
+    kept[held] = False
+    return held, every[kept], ""
+
+
+def _schedule(constants: dict):
+    epochs, warmup = constants["epochs"], constants.get("warmup_epochs", 0)
+
+    def factor(epoch: float) -> float:
+        return epoch / warmup if epoch < warmup else cosine((epoch - warmup) / max(epochs - warmup, 1e-9))
+
+    return factor
+
+
+def _result(bench: Bench, protocol: Protocol, found: dict, train: FeatureSet, test: FeatureSet, *loaders) -> dict:
+    """Plain values, but for "correct": what `write_result` takes."""
+    faults = train.entry.faults + test.entry.faults
+    for loader in filter(None, loaders):  # a training image counts each time that it was to be shown
+        faults += Counter(loader.faults.unreadable)
+    plain = {key: value for key, value in found.items() if not isinstance(value, Tensor)}
+    return {
+        **plain,
+        "protocol": protocol.name,
+        "protocol_hash": protocol.hash,
+        "overridden": protocol.overridden,
+        "constants": protocol.constants,
+        "sources": list(protocol.sources),
+        "top1_last": plain["top1"],
+        "top1_best": plain.get("best_top1"),
+        "unreadable": dict(faults),
+        **bench.about(protocol.constants),
+        **bench.answers(found["correct"], test),
+    }
+
+
+RUNNERS = {
+    "knn": run_knn,
+    "linear": run_linear,
+    "mae-linear": run_linear,
+    "linear-cached": run_linear_cached,
+    "logreg": run_logreg,
+    "low-shot": run_low_shot,
+}

@@ -1,0 +1,40 @@
+"""Results as a table of plain text."""
+
+from __future__ import annotations
+
+
+def table(results: list[dict]) -> str:
+    """One line a result: protocol, number, interval, best epoch where there is one, and what the number is of."""
+    head = ("protocol", "metric", "last", "95 % interval", "best", "top-5", "images", "detail")
+    lines = [head, *(_line(result) for result in results)]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
+    rows = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines]
+    return "\n".join([rows[0], "  ".join("-" * width for width in widths), *rows[1:]])
+
+
+def _line(result: dict) -> tuple[str, ...]:
+    low, high = result["interval"]
+    changes = ", ".join(f"{key}={used}" for key, (_, used) in result.get("overridden", {}).items())
+    best = result.get("top1_best")
+    epoch = f" (epoch {result['best_epoch']})" if "best_epoch" in result else ""
+    return (
+        result["protocol"] + (" *" if changes else ""),
+        result.get("metric", "top-1 %"),
+        f"{result['top1_last']:.2f}",
+        f"{low:.2f}–{high:.2f}",
+        "" if best is None else f"{best:.2f}{epoch}",
+        f"{result['top5']:.2f}" if "top5" in result else "",
+        str(result["n_test"]),
+        _detail(result, changes),
+    )
+
+
+def _detail(result: dict, changes: str) -> str:
+    """The few choices that decide the number, then what was overridden."""
+    told = []
+    if "subset" in result:
+        told.append(f"{result['subset']} of labels, {result['constants']['classifier']}")
+    for key in ("k", "C", "base_lr", "head", "pooling"):
+        if key in result:
+            told.append(f"{key} {result[key]:g}" if isinstance(result[key], float) else f"{key} {result[key]}")
+    return "; ".join(told + ([f"* with {changes}"] if changes else []))
