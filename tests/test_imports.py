@@ -41,7 +41,7 @@ ALLOWED = {
     "analysis": {"data", "encoder", "evaluation", "loading", "pixels"},
     "engine": {
         *("analysis", "batchnorm", "checkpoints", "data", "devices", "encoder", "evaluation", "export"),
-        *("loading", "mim", "pixels", "registry"),
+        *("loading", "mim", "pixels", "registry", "sites"),
     },
     "commands": {"data", "engine", "evaluation", "export", "certificate"},
     "cli": {"commands", "data"},

@@ -193,6 +193,8 @@ def _to_constant(key: str, value):
         return 1 - value if value else 0.0
     if key == "clip_grad":
         return value or 0.0
+    if key == "subset":
+        return str(value)
     return list(value) if isinstance(value, tuple) else value
 
 

@@ -5,7 +5,7 @@ from fnmatch import fnmatch
 
 import torch
 from mmengine.optim import OptimWrapper
-from timm.optim import create_optimizer_v2
+from timm.optim import create_optimizer_v2, param_groups_layer_decay
 from timm.scheduler import CosineLRScheduler, MultiStepLRScheduler
 from torch import Tensor, nn
 
@@ -44,12 +44,41 @@ def parameter_groups(model: nn.Module, weight_decay: float, lr: float, token_lr_
 def build_optimizer(model: nn.Module, settings: dict, global_batch_size: int) -> torch.optim.Optimizer:
     """settings: the recipe's `optimizer`; lr = base_lr * global_batch_size / 256."""
     settings = dict(settings)
-    name = settings.pop("type").lower()
     lr = settings.pop("base_lr") * global_batch_size / 256
-    decay = settings.pop("weight_decay")
-    groups = parameter_groups(model, decay, lr, settings.pop("token_lr_scale"))
+    groups = parameter_groups(model, settings["weight_decay"], lr, settings.pop("token_lr_scale"))
+    return create_optimizer(groups, lr, settings)
+
+
+def layer_groups(model: nn.Module, weight_decay: float, layer_decay: float) -> list[dict]:
+    """The trainable parameters of a timm classifier by layer and by decay, each group with its `lr_scale`.
+
+    Layers are timm's (`group_matcher`): the stem is layer 0, then L blocks, then what stands behind them, layer L + 1,
+    with the classifier; the scale of layer i is layer_decay^(L + 1 - i), as in MAE and BEiT. What does not decay in
+    pre-training does not decay here.
+    """
+    exempt = list(model.no_weight_decay()) if hasattr(model, "no_weight_decay") else []  # patterns, as timm reads them
+    exempt += [name for name, _ in model.named_parameters() if name.rsplit(".", 1)[-1] in NO_DECAY]
+    return param_groups_layer_decay(model, weight_decay, no_weight_decay_list=exempt, layer_decay=layer_decay)
+
+
+def build_layered_optimizer(model: nn.Module, settings: dict, global_batch_size: int) -> torch.optim.Optimizer:
+    """settings: a fine-tuning recipe's `optimizer`; lr = base_lr * global_batch_size / base_batch, times each group's
+    `lr_scale`, which timm's schedules apply.
+    """
+    settings = dict(settings)
+    lr = settings.pop("base_lr") * global_batch_size / settings.pop("base_batch")
+    groups = layer_groups(model, settings["weight_decay"], settings.pop("layer_decay"))
+    if settings["type"].lower() not in ("sgd", "momentum"):
+        settings.pop("nesterov"), settings.pop("momentum")
+    return create_optimizer(groups, lr, settings)
+
+
+def create_optimizer(groups: list[dict], lr: float, settings: dict) -> torch.optim.Optimizer:
+    """timm's optimiser of that `type`; settings: the rest of its arguments."""
+    settings = dict(settings)
+    name, decay = settings.pop("type").lower(), settings.pop("weight_decay")
     extra = {"fused": True} if name == "adamw" else {}
-    if name == "sgd":
+    if name in ("sgd", "momentum"):
         settings.pop("betas")
     try:
         return create_optimizer_v2(groups, opt=name, lr=lr, weight_decay=decay, **settings, **extra)
@@ -62,7 +91,7 @@ def build_schedule(optimizer, settings: dict, steps_per_epoch: int, total_steps:
     prolonged.
     """
     warmup = min(round(settings["warmup_epochs"] * steps_per_epoch), total_steps - 1)
-    common = {"warmup_t": warmup, "warmup_lr_init": 0.0, "t_in_epochs": False}
+    common = {"warmup_t": warmup, "warmup_lr_init": settings.get("warmup_lr", 0.0), "t_in_epochs": False}
     if settings["type"] == "step":
         return MultiStepLRScheduler(
             optimizer,

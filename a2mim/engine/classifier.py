@@ -1,0 +1,157 @@
+"""An encoder with a classifier on it, under one loss: the model that fine-tuning trains.
+
+Invariant: the timm model inside stays timm's, key for key, so that what is handed over is a copy.
+"""
+
+from __future__ import annotations
+
+import copy
+
+import timm
+import torch
+from mmengine.model import BaseModel
+from timm.loss import BinaryCrossEntropy, SoftTargetCrossEntropy
+from torch import Tensor, nn
+
+from a2mim.evaluation.identity import hash_encoder
+from a2mim.loading import Source, build_reported
+from a2mim.pixels import normalize
+from a2mim.sites import unreached
+
+
+class Classifier(BaseModel):
+    """A timm model with its classifier, and the loss it is trained by.
+
+    Args:
+        model: a timm model with num_classes > 0.
+        loss: the recipe's `loss`: "cross-entropy", or "bce", whose `threshold` makes multi-hot targets of mixed ones.
+        mean, std: normalisation of stored images, per channel, in units of 0..1.
+    """
+
+    def __init__(self, model: nn.Module, loss: dict, mean, std):
+        super().__init__()
+        self.model = model
+        binary = loss["type"] == "bce"
+        self.name = "loss_bce" if binary else "loss_ce"
+        threshold = loss["threshold"] or None
+        self.loss = BinaryCrossEntropy(0.0, target_threshold=threshold) if binary else SoftTargetCrossEntropy()
+        self.register_buffer("mean", torch.tensor(mean).view(-1, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(std).view(-1, 1, 1), persistent=False)
+
+    def normalize(self, images: Tensor) -> Tensor:
+        return normalize(images, self.mean, self.std)
+
+    def forward(self, images: Tensor, targets: Tensor | None = None, mode: str = "loss"):
+        """images: (B, C, H, W) as stored, or normalised float; targets: (B, K) float, the share of each class.
+
+        mode "loss" returns {"loss_…": scalar}, "predict" the logits (B, K) float32.
+        """
+        logits = self.model(self.normalize(images)).float()
+        return logits if mode == "predict" else {self.name: self.loss(logits, targets)}
+
+
+def build_classified(found: Source, num_classes: int, img_size: int, in_chans: int, chosen: dict):
+    """(timm model with a new classifier, plain values that rebuild it, the report of what was loaded with its hash).
+
+    Args:
+        found: the encoder, read but not built.
+        chosen: the recipe's `classifier`.
+
+    Raises:
+        ValueError: weights that do not fit, or a pooling or drop path that this architecture does not know.
+    """
+    args = dict(found.model_args)
+    if in_chans != args.get("in_chans", 3):
+        args["in_chans"] = in_chans
+    size = args.get("img_size", (found.preprocessing or {}).get("img_size"))
+    if size is None or list(_pair(size)) != [img_size, img_size]:
+        args |= {"img_size": [img_size, img_size]} if _takes(found.name, img_size=[img_size, img_size]) else {}
+    changed = {key: value for key, value in args.items() if found.model_args.get(key) != value}
+    if chosen["drop_path_rate"]:
+        if not _takes(found.name, drop_path_rate=chosen["drop_path_rate"]):
+            raise ValueError(f"{found.name} has no stochastic depth; set classifier.drop_path_rate to 0")
+        changed["drop_path_rate"] = chosen["drop_path_rate"]
+    model, pixels, report = build_reported(found, chosen["allow_partial"], **changed)
+    report["hash"] = hash_encoder(model, name=found.name, **found.model_args, img_size=list(pixels["img_size"]))
+    args |= put_classifier(model, num_classes, chosen)
+    arguments = {"name": found.name, "model_args": args, "num_classes": num_classes, "frozen": []}
+    arguments |= {"img_size": [img_size, img_size], "in_chans": in_chans, "pooling": pooling_of(model)}
+    arguments["frozen"] = freeze_unreached(model, (in_chans, img_size, img_size))
+    return model, arguments, report
+
+
+def rebuild_classified(arguments: dict, drop_path_rate: float) -> nn.Module:
+    """The same model from the plain values of `build_classified`, with random weights."""
+    extra = {"drop_path_rate": drop_path_rate} if drop_path_rate else {}
+    model = timm.create_model(
+        arguments["name"], num_classes=arguments["num_classes"], **arguments["model_args"], **extra
+    )
+    for name in arguments["frozen"]:
+        model.get_parameter(name).requires_grad_(False)
+    return model
+
+
+def put_classifier(model: nn.Module, num_classes: int, chosen: dict) -> dict:
+    """Gives the model its pooling and a new classifier; returns the create_model arguments that say so."""
+    pooling = None if chosen["pooling"] == "default" else chosen["pooling"]
+    args = {"global_pool": pooling} if pooling else {}
+    try:
+        model.reset_classifier(num_classes, pooling)
+    except (AssertionError, TypeError, ValueError, KeyError) as error:
+        raise ValueError(
+            f"{type(model).__name__} does not take classifier.pooling={pooling!r} ({error or 'unknown to it'});"
+            " set it to 'default'"
+        ) from None
+    if hasattr(model, "fc_norm"):  # a ViT's norm stands before or behind the pooling
+        if chosen["norm"] == "after" and isinstance(model.fc_norm, nn.Identity):
+            model.fc_norm, model.norm = model.norm, nn.Identity()
+        args["fc_norm"] = not isinstance(model.fc_norm, nn.Identity)
+    if chosen["head_init_std"] is not None:
+        heads = model.get_classifier()
+        for head in heads if isinstance(heads, tuple) else (heads,):
+            nn.init.trunc_normal_(head.weight, std=chosen["head_init_std"])
+            nn.init.zeros_(head.bias)
+    return args
+
+
+def freeze_unreached(model: nn.Module, shape: tuple[int, int, int]) -> list[str]:
+    """Freezes the parameters that no logit depends on (XCiT's class attention under average pooling) and names them.
+
+    They are found on a noisy copy: a layer that starts at zero hides what stands behind it.
+    """
+    probe = copy.deepcopy(model).eval()
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in probe.parameters():
+            parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.02)
+    images = torch.randn(2, *shape, generator=generator)
+    frozen = unreached(probe, [probe(images)])
+    for name in frozen:
+        model.get_parameter(name).requires_grad_(False)
+    return frozen
+
+
+def pooling_of(model: nn.Module) -> str:
+    """What the classifier reads, in timm's word."""
+    for owner in (model, getattr(model, "head", None)):
+        pool = getattr(owner, "global_pool", None)
+        name = getattr(pool, "pool_type", pool)
+        if isinstance(name, str) and name:
+            return name + (", then norm" if getattr(model, "fc_norm", None).__class__ is nn.LayerNorm else "")
+    return "the model's own"
+
+
+def _takes(name: str, **argument) -> bool:
+    """Whether timm builds this architecture with the argument."""
+    try:
+        with torch.device("meta"):
+            timm.create_model(name, num_classes=0, **argument)
+    except TypeError:
+        return False
+    except (AssertionError, RuntimeError, ValueError):  # it has the argument; the value is judged when it is built
+        return True
+    return True
+
+
+def _pair(size) -> tuple:
+    return (size, size) if isinstance(size, int) else tuple(size)

@@ -1,0 +1,111 @@
+"""A classifier judged on the test images while it is trained: the last number, the best one, and every answer."""
+
+from __future__ import annotations
+
+import json
+
+import torch
+from mmengine.dist import is_main_process
+from mmengine.hooks import Hook
+from timm.utils import distribute_bn
+
+from a2mim.data import EvalLoader
+from a2mim.evaluation.features import frozen
+
+
+class EvaluationHook(Hook):
+    """Top-1 and top-5 every few epochs and at the end, in float32, of the averaged weights where they are kept.
+
+    Several processes take a share of the images each; BatchNorm's statistics, which every process gathers for itself,
+    are averaged before that and before each checkpoint.
+
+    Args:
+        dataset: labelled test images.
+        every_epochs: between two evaluations.
+        view: what EvalLoader takes: img_size, resize, interpolation, batch_size, num_workers.
+    """
+
+    priority = 80  # after the log's line, before the checkpoint, which carries the history
+
+    def __init__(self, dataset, every_epochs: int, view: dict):
+        self.dataset, self.every_epochs, self.view = dataset, every_epochs, view
+        self.history: list[dict] = []
+        self.correct: torch.Tensor | None = None  # (M,) of the last evaluation: 1 right, 0 wrong, -1 unreadable
+        self.loader: EvalLoader | None = None
+
+    @property
+    def last(self) -> dict:
+        return self.history[-1] if self.history else {}
+
+    def before_train(self, runner) -> None:
+        share = range(runner.rank, len(self.dataset), runner.world_size)
+        self.loader = EvalLoader(self.dataset, indices=list(share), **self.view)
+
+    def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None) -> None:
+        if runner.iter % (self.every_epochs * len(runner.loader)) == 0 or runner.iter == runner.max_iters:
+            self.evaluate(runner)
+
+    def after_train(self, runner) -> None:
+        if runner.iter == runner.max_iters and self.correct is None:  # a finished run that was resumed
+            self.evaluate(runner, note=False)
+
+    def before_save_checkpoint(self, runner, checkpoint: dict) -> None:
+        even_batchnorm(runner)
+        checkpoint["evaluations"] = self.history
+
+    def after_load_checkpoint(self, runner, checkpoint: dict) -> None:
+        self.history = list(checkpoint.get("evaluations", []))
+
+    def evaluate(self, runner, note: bool = True) -> None:
+        """One pass; `note`: into the history and the log."""
+        even_batchnorm(runner)
+        ranks, loss = self.run(runner)
+        self.correct = torch.where(ranks < 0, ranks, (ranks == 0).long())
+        judged = int((ranks >= 0).sum())
+        if not note or not judged:
+            return
+        step = runner.iter
+        line = {"step": step, "epoch": round(step / len(runner.loader), 3)}
+        line |= {"test_top1": 100 * (ranks == 0).sum().item() / judged}
+        line |= {"test_top5": 100 * ((ranks >= 0) & (ranks < 5)).sum().item() / judged, "test_loss": loss}
+        self.history.append(line)
+        if is_main_process():
+            with (runner.run_dir / "log.jsonl").open("a") as file:
+                file.write(json.dumps(line) + "\n")
+            runner.visualizer.add_scalars({k: v for k, v in line.items() if isinstance(v, float)}, step=step)
+
+    def run(self, runner) -> tuple[torch.Tensor, float]:
+        """((M,) how many classes score above the true one, -1 where an image cannot be read; mean cross-entropy)."""
+        model, ranks, total = runner.averaged, torch.full((len(self.dataset),), -1), torch.zeros(2, dtype=torch.float64)
+        with frozen(model):
+            for batch in self.loader:
+                labels = batch["labels"].to(runner.device)
+                logits = model(runner.to_device(batch["images"]), mode="predict")
+                ranks[batch["ids"]] = rank_of_label(logits, labels).cpu()
+                losses = torch.nn.functional.cross_entropy(logits, labels, reduction="sum")
+                total += torch.tensor([losses.item(), len(labels)], dtype=torch.float64)
+        if runner.distributed:
+            ranks, total = (gather(value, runner.device, how) for value, how in ((ranks, "max"), (total, "sum")))
+        return ranks, (total[0] / total[1].clamp(min=1)).item()
+
+
+def rank_of_label(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """(B,): how many classes score above the true one, or as much with a smaller number; all, if it is not finite."""
+    own = logits.gather(1, labels[:, None])
+    earlier = torch.arange(logits.shape[1], device=logits.device) < labels[:, None]
+    ranks = (~(logits <= own) | ((logits == own) & earlier)).sum(dim=1)
+    return torch.where(own[:, 0].isfinite(), ranks, logits.shape[1])
+
+
+def gather(value: torch.Tensor, device: torch.device, how: str) -> torch.Tensor:
+    """The elementwise maximum or sum over the processes."""
+    value = value.to(device)
+    torch.distributed.all_reduce(value, getattr(torch.distributed.ReduceOp, how.upper()))
+    return value.cpu()
+
+
+def even_batchnorm(runner) -> None:
+    """The same running statistics on every process: their mean."""
+    if runner.distributed:
+        for model in {id(m): m for m in (runner.inner_model, runner.averaged)}.values():
+            distribute_bn(model, runner.world_size, reduce=True)

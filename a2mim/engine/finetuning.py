@@ -1,0 +1,254 @@
+"""Fine-tuning as a task of the engine: an encoder with a classifier, trained end to end on labelled images."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import timm
+import torch
+from mmengine.hooks import Hook
+from mmengine.model import revert_sync_batchnorm
+
+import a2mim
+from a2mim.data.augment import Augment
+from a2mim.engine.assembly import open_sets
+from a2mim.engine.classifier import Classifier, build_classified, rebuild_classified
+from a2mim.engine.evaluating import EvaluationHook
+from a2mim.engine.finetune_config import FINETUNE, protocol_in_force
+from a2mim.engine.finetune_result import hand_over_classifier, result_of
+from a2mim.engine.mixing import Mixing
+from a2mim.engine.optim import build_layered_optimizer
+from a2mim.engine.runner import step_seed
+from a2mim.evaluation.results import write_result
+from a2mim.evaluation.subsets import draw_subset, subset_of, write_list
+from a2mim.loading import read_source
+from a2mim.pixels import IMAGENET_MEAN, IMAGENET_STD
+
+
+class Finetuning:
+    """See `a2mim.engine.task.Task`.
+
+    A resumed run takes the architecture from its checkpoint and needs its source no more.
+    """
+
+    command = "finetune"
+    schema = FINETUNE
+
+    def __init__(self, settings: dict, asked: dict, device: torch.device, saved: dict | None = None):
+        self.settings, self.asked, self.device, self.saved = settings, asked, device, saved
+        self.found = None if saved else read_source(_given(asked["source"]))
+        data = settings["data"]
+        complete_pixels(data, saved["pixels"] if saved else pixels_of(self.found))
+        whole, self.test_set = open_sets(asked["data"], asked["test_data"], data["in_chans"])
+        self.rows = choose_rows(whole, settings["labels"], self.test_set)
+        self.train_set = whole if len(self.rows) == len(whole) else subset_of(whole, self.rows)
+        self.whole = whole
+        self.num_classes = saved["classifier"]["num_classes"] if saved else count_classes(whole, self.test_set)
+        check_mixable(settings)
+        if (settings["augment"]["auto_augment"] or settings["augment"]["color_jitter"]) and data["in_chans"] != 3:
+            raise ValueError(
+                f"these images have {data['in_chans']} channels, and augment.auto_augment and augment.color_jitter are"
+                " for 3; set them to '' and 0"
+            )
+
+    def build(self) -> None:
+        settings, data = self.settings, self.settings["data"]
+        if self.saved:
+            self.arguments, self.source_hash = self.saved["classifier"], self.saved["source_hash"]
+            model = rebuild_classified(self.arguments, settings["classifier"]["drop_path_rate"])
+        else:
+            sizes = data["img_size"], data["in_chans"]
+            chosen = settings["classifier"]
+            model, self.arguments, self.report = build_classified(self.found, self.num_classes, *sizes, chosen)
+            self.source_hash = self.report["hash"]
+        self.found = None
+        self.model = Classifier(model, settings["loss"], data["mean"], data["std"])
+        self.network = self.model.model
+        erasing, mix = settings["augment"]["erasing"], settings["mix"]
+        self.mixing = Mixing(self.num_classes, erasing, mix, settings["seed"], self.device)
+
+    def augmentation(self) -> dict:
+        augment, data = self.settings["augment"], self.settings["data"]
+        if not augment["auto_augment"] and not augment["color_jitter"]:
+            return {"repeats": augment["repeats"]}
+        looks = data["img_size"], data["mean"], data["interpolation"]
+        return {
+            "repeats": augment["repeats"],
+            "augment": Augment(augment["auto_augment"], augment["color_jitter"], *looks),
+        }
+
+    def optimizer(self) -> torch.optim.Optimizer:
+        return build_layered_optimizer(self.network, self.settings["optimizer"], self.settings["global_batch_size"])
+
+    def hooks(self) -> list[Hook]:
+        data, evaluate = self.settings["data"], self.settings["evaluate"]
+        size = data["test_size"]
+        view = {"img_size": size, "resize": round(size / data["crop_pct"]), "interpolation": data["interpolation"]}
+        self.judge = EvaluationHook(
+            self.test_set, evaluate["every_epochs"], view | {"batch_size": evaluate["batch_size"]}
+        )
+        return [self.judge, ListHook(self.whole, self.rows)]
+
+    def pieces(self, runner, batch: dict, step: int) -> Iterator[dict]:
+        """Erased and mixed images, and their targets."""
+        epoch = step // len(runner.loader)
+        parts = (batch[key].chunk(runner.accumulate) for key in ("images", "labels", "ids"))
+        for number, (images, labels, ids) in enumerate(zip(*parts, strict=True)):
+            images = self.mixing.erase(self.model.normalize(runner.to_device(images)), ids, epoch)
+            seed = step_seed(runner.seed, step, runner.rank, f"mix {number}")
+            images, targets = self.mixing.mix(images, labels.to(runner.device), seed)
+            yield {"images": images, "targets": targets}
+
+    def measure(self, runner, batch: dict) -> dict[str, float]:
+        return {}
+
+    def caption(self, line: dict) -> str:
+        return f"test {self.judge.last['test_top1']:.1f} %" if self.judge.last else ""
+
+    def meta(self) -> dict:
+        """What rebuilds the classifier."""
+        pixels = {key: self.settings["data"][key] for key in ("mean", "std", "interpolation", "img_size", "in_chans")}
+        return {
+            "classifier": self.arguments,
+            "class_names": self.whole.class_names,
+            "source_hash": self.source_hash,
+            "pixels": pixels,
+            "version": a2mim.__version__,
+        }
+
+    def opening(self) -> list[str]:
+        total = sum(p.numel() for p in self.network.parameters())
+        made = f"{self.arguments['name']} at {self.settings['data']['img_size']} px, {total / 1e6:.2f} M parameters"
+        source = f"{self.asked['source']} ({self.report['recognised']})" if not self.saved else self.asked["source"]
+        protocol = protocol_in_force(self.settings)
+        lines = [
+            f"  source   {source}",
+            f"  encoder  {made}, {self.arguments['pooling']} -> {self.num_classes} classes",
+            f"  test     {self.test_set.describe()}",
+        ]
+        if protocol is not None:
+            changed = (
+                f", with {len(protocol.overridden)} constants changed" if protocol.overridden else ", as published"
+            )
+            lines.append(f"  protocol {protocol.name}{changed}")
+        if self.arguments["frozen"]:
+            lines.append(f"  frozen   {len(self.arguments['frozen'])} tensors that this pooling does not read")
+        return lines
+
+    def facts(self, last: dict) -> dict:
+        return {"classifier": self.arguments, "source_hash": self.source_hash, "test": self.test_set.describe()}
+
+    def hand_over(self, runner) -> dict:
+        """The result as files, the classifier and the encoder as timm folders."""
+        result = result_of(self, runner)
+        write_result(result, runner.run_dir)
+        handed = {"export": None, "classifier_folder": None}
+        if self.settings["export"]:
+            handed = hand_over_classifier(self, revert_sync_batchnorm(runner.averaged.model), runner.run_dir)
+        kept = ("protocol", "protocol_hash", "overridden", "top1_last", "top1_best", "top5_last", "interval", "n_test")
+        return {"result": {key: result[key] for key in kept} | {"best_epoch": result["best_epoch"]}, **handed}
+
+    def closing(self, summary: dict, folder: Path) -> list[str]:
+        result, loss = summary["result"], summary["loss"]
+        low, high = result["interval"]
+        lines = [] if loss["first"] is None else [f"  loss     {loss['first']:.4f} -> {loss['last']:.4f}"]
+        lines += [
+            f"  test     top-1 {result['top1_last']:.2f} % after the last epoch, 95 % interval {low:.1f}–{high:.1f},"
+            f" of {result['n_test']} images; top-5 {result['top5_last']:.2f} %",
+            f"  best     {result['top1_best']:.2f} % after epoch {result['best_epoch']:g}: chosen on the test images,"
+            " so it flatters",
+            f"  results  {folder / 'results.json'}, {folder / 'results.csv'}",
+        ]
+        if summary["classifier_folder"]:
+            lines += [
+                f"  encoder  {folder / 'encoder'}",
+                "next:",
+                f'  timm.create_model("local-dir:{summary["classifier_folder"]}", pretrained=True)',
+            ]
+        return lines
+
+
+class ListHook(Hook):
+    """Writes which images were trained on, where not all of them were.
+
+    Args:
+        dataset: all of them.
+        rows: those that were chosen.
+    """
+
+    priority = "VERY_HIGH"
+
+    def __init__(self, dataset, rows: np.ndarray):
+        self.dataset, self.rows = dataset, rows
+
+    def before_train(self, runner) -> None:
+        if len(self.rows) < len(self.dataset) and runner.rank == 0:
+            write_list(self.dataset, self.rows, runner.run_dir / "train_images.tsv")
+
+
+def _given(source):
+    if source is None:
+        raise ValueError(
+            "fine-tuning needs a SOURCE: a run folder, an exported folder, a checkpoint, NAME:FILE, or a timm name"
+            " (which starts from random weights)"
+        )
+    return source
+
+
+def pixels_of(found) -> dict:
+    """mean, std, img_size [H, W] and in_chans of a source, of timm's description where it has none itself."""
+    known = found.preprocessing
+    if known is None:
+        cfg = timm.get_pretrained_cfg(found.name)
+        mean, std, size = (cfg.mean, cfg.std, cfg.input_size) if cfg else (IMAGENET_MEAN, IMAGENET_STD, (3, 224, 224))
+        known = {"mean": mean, "std": std, "img_size": size[1:]}
+    return known | {"in_chans": found.model_args.get("in_chans", len(known["mean"]))}
+
+
+def complete_pixels(data: dict, source: dict) -> None:
+    """Fills what the recipe's `data` leaves to the source."""
+    size = source["img_size"]
+    if data["img_size"] is None:
+        height, width = (size, size) if isinstance(size, int) else size
+        if height != width:
+            raise ValueError(f"the source takes images of {height} x {width} px; set data.img_size to one number")
+        data["img_size"] = int(height)
+    data["test_size"] = data["test_size"] or data["img_size"]
+    data["in_chans"] = data["in_chans"] or source["in_chans"]
+    for key in ("mean", "std"):
+        values = data[key] or source[key]
+        same = len(values) == data["in_chans"]
+        data[key] = list(values) if same else [sum(values) / len(values)] * data["in_chans"]
+
+
+def choose_rows(dataset, labels: dict, test_set) -> np.ndarray:
+    """The rows to train on: those with a label, or a class-balanced part of them."""
+    if test_set is None:
+        raise ValueError(
+            f"fine-tuning needs labels, and labelled test images: give --test-data, or --data with a test/ beside"
+            f" train/ ({dataset.describe()})"
+        )
+    rows = np.flatnonzero(dataset.labels >= 0)
+    if len(np.unique(dataset.labels[rows])) < 2:
+        raise ValueError(f"{dataset.describe()}: there is nothing to tell apart; give images of at least two classes")
+    if labels["subset"] is not None:
+        rows = rows[draw_subset(dataset.labels[rows], labels["subset"], labels["seed"])]
+    return rows
+
+
+def count_classes(train, test) -> int:
+    return len(train.class_names or ()) or int(max(train.labels.max(), test.labels.max())) + 1
+
+
+def check_mixable(settings: dict) -> None:
+    """Mixup mixes each image of a piece with another."""
+    pieces = int(os.environ.get("WORLD_SIZE", 1)) * settings["accumulate"]
+    piece, rest = divmod(settings["global_batch_size"], pieces)
+    if (settings["mix"]["mixup"] or settings["mix"]["cutmix"]) and piece % 2 and not rest:
+        raise ValueError(
+            f"mixup and cutmix need an even number of images in a piece, not {piece} (global_batch_size="
+            f"{settings['global_batch_size']} in {pieces}); choose {(piece + 1) * pieces}"
+        )

@@ -1,0 +1,21 @@
+"""ResNet strikes back, A2: 300 epochs at 224 px, LAMB, binary cross-entropy, repeated augmentation.
+
+python tools/finetune.py configs/finetune/rsb_a2.py SOURCE --data TRAIN --test-data TEST
+
+The constants are the protocol's (a2mim/evaluation/protocols); whatever is set beside them stands in the result.
+"""
+
+protocol = "rsb-a2"
+laptop = {
+    "data.img_size": None,  # the encoder's own
+    "data.test_size": None,
+    "global_batch_size": 64,
+    "optimizer.base_lr": 8e-3,
+    "optimizer.base_batch": 256,
+    "schedule.epochs": 6,
+    "schedule.warmup_epochs": 1,
+    "augment.repeats": 1,
+    "augment.auto_augment": "",
+    "mix.mixup": 0.0,
+    "mix.cutmix": 0.0,
+}

@@ -1,0 +1,11 @@
+"""Fine-tunes an encoder: python tools/finetune.py configs/finetune/mae_finetune.py SOURCE"""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that a checkout runs without being installed
+
+from a2mim.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main(["finetune", *sys.argv[1:]]))
