@@ -174,7 +174,7 @@ def checkpoints_alike(encoder: MaskedEncoder, images: Tensor) -> bool:
     gradients, mask = [], torch.zeros(len(images), 2, 2, dtype=torch.bool)
     mask[:, 0] = True
     for checkpointing in (False, True):
-        trial = copy.deepcopy(encoder)
+        trial = copy.deepcopy(encoder).train()  # in evaluation some keep what they computed once (EfficientViT)
         if checkpointing:
             try:
                 trial.model.set_grad_checkpointing(True)

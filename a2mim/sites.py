@@ -93,8 +93,7 @@ def study(
     else:
         calls = [find_site(trial, seen.calls, name) for name in _names(site)]
 
-    measured = _measure(trial, both, seen, calls, named, last, {} if named else guesses)
-    places, outputs = measured
+    places, outputs = _measure(trial, both, seen, calls, named, last, {} if named else guesses)
     if outputs:
         finals = [Maps("", "", outputs, [], [])]
     else:
@@ -109,16 +108,17 @@ def study(
         Maps(
             name=call.name,
             module=hook_target(trial, call.name),
-            layouts=places[call.name],
+            layouts={path: places[call.name][path] for path in used_paths(call, roots)},
             strides=[],
-            channels=[
-                seen.tensors[call.name][path].shape[layout.channel] for path, layout in places[call.name].items()
-            ],
+            channels=[],
             depth=call.depth,
             leak=leak(call, roots, images),
         )
         for call in calls
     ]
+    for found in sites:
+        tensors = seen.tensors[found.name]
+        found.channels = [tensors[path].shape[layout.channel] for path, layout in found.layouts.items()]
     for found in (*sites, *finals):
         found.strides = [strides.of(layout) for layout in found.layouts.values()]
     frozen = unreached(trial, read)
@@ -227,10 +227,24 @@ def leak(call: Call, roots: list, images: Tensor) -> float:
         roots: autograd nodes of the final maps.
         images: what the model was traced on; 1 is returned for an output that does not depend on them (positions).
     """
-    through, around = _sources(call.nodes, set()), _sources(roots, set(call.nodes))
+    nodes = list(call.nodes.values())
+    through, around = _sources(nodes, set()), _sources(roots, set(nodes))
     if not any(node.variable is images for node in through):
         return 1.0
     return sum(number for node, number in through.items() if node in around) / sum(through.values())
+
+
+def used_paths(call: Call, roots: list) -> list[tuple]:
+    """Paths of the maps in a module's output that the roots depend on (Swin in transformers also hands on one that
+    nobody reads).
+    """
+    behind, todo = set(), list(roots)
+    while todo:
+        node = todo.pop()
+        if node is not None and node not in behind:
+            behind.add(node)
+            todo.extend(following for following, _ in node.next_functions)
+    return [path for path in call.guesses if call.nodes.get(path) in behind] or list(call.guesses)
 
 
 def _sources(starts: list, walls: set) -> dict[Any, int]:

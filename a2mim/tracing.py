@@ -23,7 +23,7 @@ class Call:
     depth: float
     guesses: dict[tuple, list[Layout]]  # path in its output -> layouts that the shape allows
     widths: dict[tuple, int]  # path in its output -> channels, for the likeliest layout
-    nodes: list  # the autograd nodes that made its outputs
+    nodes: dict[tuple, Any]  # path in its output -> the autograd node that made it
 
 
 @dataclass
@@ -78,7 +78,7 @@ def trace(model: nn.Module, images: Tensor, run: Callable[[Tensor], Any] | None 
             counts[name] = counts.get(name, 0) + 1
             tensors[name] = dict(leaves(output))
             # Read at once: an in-place operation that follows gives the tensor another node.
-            nodes = [t.grad_fn for t in tensors[name].values() if t.grad_fn is not None]
+            nodes = {path: t.grad_fn for path, t in tensors[name].items() if t.grad_fn is not None}
             finished.append((name, leaf_calls, guess_all(output, images, model), nodes))
 
         return hook
