@@ -121,9 +121,8 @@ def construct(name: str, size, in_chans: int, model_args: dict) -> tuple[nn.Modu
         try:
             return make(**arguments), arguments
         except (AttributeError, TypeError) as error:  # refused here, or found out later by the network
-            problem = problem or error if set(arguments) - set(model_args) else error
-            if not any(key in str(error) for key in extra):
-                break
+            if problem is None or not any(key in str(error) for key in extra):
+                problem = error
     given = ", ".join(f"{key}={value!r}" for key, value in model_args.items()) or "no arguments"
     if len(channels) > 1 and channels != [{}]:
         given += f" and {in_chans} channels as one of {', '.join(CHANNEL_ARGUMENTS)}"
@@ -286,10 +285,12 @@ def _find_map(network: nn.Module, images: Tensor, name: str) -> tuple[str, dict[
     else:
         modules = list(dict.fromkeys(module for module, _ in candidates))
         measured = read_stripes(lambda lit: observe(_run(trial), trial, modules, lit), images[:1], candidates)
-    sure = {key: layout for key, layout in measured.items() if layout.evidence == "stripes"}
-    # Where the whole image mixes, or the grid is too small to tell, the only reading of a shape is believed.
-    chosen = sure or {key: layout for key, layout in measured.items() if len(candidates[key]) == 1}
-    chosen = chosen or (measured if images.is_meta else {})
+    # Axes of their own leave little to doubt, and small grids tell little; an order of tokens has to show itself.
+    chosen = {
+        key: layout
+        for key, layout in measured.items()
+        if layout.evidence == "stripes" or len(layout.shape) == 2 or images.is_meta
+    }
     if not chosen:
         raise ValueError(
             f"{name} has no module that hands on a feature map of the image (B, D, h, w), (B, h, w, D) or (B, N, D);"
