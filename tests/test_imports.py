@@ -34,7 +34,7 @@ ALLOWED = {
     "data": set(),
     "foreign": {"pixels"},
     "loading": {"checkpoints", "foreign", "networks", "pixels"},
-    "evaluation": {"batchnorm", "data", "devices", "encoder", "loading", "pixels"},
+    "evaluation": {"batchnorm", "data", "devices", "encoder", "layout", "loading", "pixels", "sites"},
     "export": {
         *("batchnorm", "compat", "data", "devices", "encoder", "evaluation", "layout", "loading", "networks", "pixels"),
     },

@@ -6,7 +6,7 @@ import warnings
 
 import torch
 
-from a2mim.evaluation.intervals import verdict
+from a2mim.evaluation.intervals import bootstrap_mean, verdict
 from a2mim.evaluation.results import unpack
 
 MUST_AGREE = {"protocol": "protocols", "protocol_hash": "constants", "data_fingerprint": "data"}
@@ -29,6 +29,8 @@ def compare(first: dict, second: dict, anyway: bool = False) -> str:
             f"{names[0]} and {names[1]} differ in their {' and '.join(different)}{_detail(first, second)}: give"
             " --anyway to pair them all the same."
         )
+    if "scores" in first and "scores" in second:
+        return _compare_scores(first, second, names) + _told(first, second, different)
     same_test = first.get("test_fingerprint", first["data_fingerprint"]) == second.get(
         "test_fingerprint", second["data_fingerprint"]
     )
@@ -41,7 +43,25 @@ def compare(first: dict, second: dict, anyway: bool = False) -> str:
     if not both.all():
         warnings.warn(f"{int((~both).sum())} of {len(both)} test images were not judged by both", stacklevel=2)
     sentence = verdict(f"{names[1]} against {names[0]}", *((a[both] == 1).to(torch.bool) for a in answers))
-    return sentence + (f" They differ in their {' and '.join(different)}{_detail(first, second)}." if different else "")
+    return sentence + _told(first, second, different)
+
+
+def _compare_scores(first: dict, second: dict, names: list[str]) -> str:
+    """Of dense protocols: one score, in percent, for each object or query, paired by its name."""
+    shared = [name for name in first["scores"] if name in second["scores"]]
+    if not shared:
+        raise ValueError(f"{names[0]} and {names[1]} have no object or query in common.")
+    change = [second["scores"][name] - first["scores"][name] for name in shared]
+    low, high = bootstrap_mean(change)
+    what = (
+        f"no difference that {len(shared)} of them can show" if low <= 0 <= high else "a gain" if low > 0 else "a loss"
+    )
+    mean = sum(change) / len(change)
+    return f"{names[1]} against {names[0]}: {what} ({mean:+.1f} points, 95 % interval {low:+.1f} to {high:+.1f})."
+
+
+def _told(first: dict, second: dict, different: list[str]) -> str:
+    return f" They differ in their {' and '.join(different)}{_detail(first, second)}." if different else ""
 
 
 def compare_all(results: list[dict], anyway: bool = False) -> list[str]:

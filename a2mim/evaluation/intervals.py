@@ -38,6 +38,15 @@ def bootstrap_interval(correct: Tensor, seed: int = 0, resamples: int = 10_000) 
     return 100 * float(low), 100 * float(high)
 
 
+def bootstrap_mean(values, seed: int = 0, resamples: int = 10_000) -> tuple[float, float]:
+    """95 % percentile bootstrap of a mean: (n,) numbers, drawn with replacement."""
+    values = np.asarray(values, np.float64)
+    generator = np.random.default_rng(seed)
+    means = [values[generator.integers(len(values), size=len(values))].mean() for _ in range(resamples)]
+    low, high = np.percentile(means, [2.5, 97.5])
+    return float(low), float(high)
+
+
 def paired_difference(
     correct_a: Tensor, correct_b: Tensor, seed: int = 0, resamples: int = 10_000
 ) -> tuple[float, float, float]:
