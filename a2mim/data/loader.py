@@ -116,7 +116,7 @@ class TrainLoader:
         for batch in self._workers.run(self._requests(epoch, step)):
             self.position += 1  # before the batch is used: a state saved during its step is the state after it
             rank_images = self.position * (self.plan.global_batch_size // self.world_size)
-            yield _unpack(batch, self.faults, rank_images)
+            yield unpack(batch, self.faults, rank_images)
 
     def _requests(self, epoch: int, step: int) -> Iterator[tuple[int, np.ndarray]]:
         for k in range(step, len(self)):
@@ -134,8 +134,8 @@ class TrainLoader:
         place = {"position": self.position, "epoch": epoch, "step": step}
         return {**self._identity(), **place, "faults": dict(self.faults)}
 
-    def load_state_dict(self, state: dict, next_epoch: bool = False) -> None:
-        """Takes up the position. Costs nothing, whatever the position.
+    def load_state_dict(self, state: dict, next_epoch: bool = False) -> list[str]:
+        """Takes up the position; returns what changed, in words. Costs nothing, whatever the position.
 
         Args:
             next_epoch: where data, batch or plan are others than when the state was saved, begin the next epoch with
@@ -154,6 +154,10 @@ class TrainLoader:
         self._began = (position, epoch + (step > 0)) if changed else (position - step, epoch)
         self.position = position
         self.faults = Faults(state["faults"])
+        if not changed:
+            return []
+        cut = f"epoch {epoch} ends after {step} batches, " if step else ""
+        return [f"the data's {', '.join(changed)}: {cut}epoch {self.epoch} begins with what is now"]
 
     def _identity(self) -> dict:
         return {
@@ -213,7 +217,7 @@ class EvalLoader:
         parts = np.split(self.indices, range(self.batch_size, len(self.indices), self.batch_size))
         shown = 0
         for batch in self._workers.run((0, part) for part in parts):
-            batch = _unpack(batch, self.faults, len(self.indices))
+            batch = unpack(batch, self.faults, len(self.indices))
             shown += len(batch["ids"])
             if len(batch["ids"]):
                 yield batch
@@ -240,7 +244,7 @@ class Faults(Counter):
         self.names += [sentence for reason, sentence in faults if reason not in SHOWN][: 3 - len(self.names)]
 
 
-def _unpack(batch: dict, faults: Faults, images: int) -> dict:
+def unpack(batch: dict, faults: Faults, images: int) -> dict:
     """Tensors throughout; counts the faults of a batch, raises when it carries an error or when there are too many for
     `images` images.
     """

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from mmengine.hooks import EMAHook
 
-from a2mim.data import TrainLoader, match_labels, open_dataset
+from a2mim.data import StreamLoader, TrainLoader, match_labels, open_dataset
 from a2mim.engine import hooks
 from a2mim.engine.optim import StepWrapper, build_schedule
 from a2mim.engine.runner import TrainRunner
@@ -34,17 +34,21 @@ class Run:
     @property
     def max_steps(self) -> int:
         """Optimiser steps in all."""
-        return self.settings["schedule"]["epochs"] * len(self.loader)
+        return self.loader.position_of(self.settings["schedule"]["epochs"])
 
 
-def open_sets(data, test_data, in_chans: int):
-    """(training set, test set or None): the test set is the one named, else the source's own test split, if any."""
+def open_sets(data, test_data, in_chans: int, **form):
+    """(training set, test set or None): the test set is the one named, else the source's own test split, if any.
+
+    form: bits, exif and value_range of `open_dataset`.
+    """
     source = "photos" if data is None else data
-    train = open_dataset(source, "train", in_chans)
+    train = open_dataset(source, "train", in_chans, **form)
+    form["bits"] = train.form.bits  # both sets alike
     if test_data is not None:
-        return train, match_labels(train, open_dataset(test_data, "test", in_chans))
+        return train, match_labels(train, open_dataset(test_data, "test", in_chans, **form))
     if "test" in train.splits:
-        test = open_dataset(source, "test", in_chans)
+        test = open_dataset(source, "test", in_chans, **form)
         if (train.labels >= 0).any() and (test.labels >= 0).any():
             return train, match_labels(train, test)
     return train, None
@@ -68,7 +72,7 @@ def build_loader(
         num_workers = min(8, cores) if device.type == "cuda" else 0
     if num_workers < 0:
         raise ValueError(f"--num-workers {num_workers} must be at least 0; 0 prepares the batches in the main process")
-    return TrainLoader(
+    return (StreamLoader if dataset.stream else TrainLoader)(
         dataset,
         data["img_size"],
         batch,
@@ -81,6 +85,7 @@ def build_loader(
         rank=int(os.environ.get("RANK", 0)),
         world_size=world,
         num_workers=num_workers,
+        pin_memory=device.type == "cuda",
         **(augmentation or {}),
     )
 
@@ -109,7 +114,8 @@ def build_runner(run: Run, resume_from: dict | None) -> TrainRunner:
     if settings["compile"]:
         task.network.compile()
     optimizer = task.optimizer()
-    schedule = build_schedule(optimizer, settings["schedule"], len(run.loader), run.max_steps)
+    steps = len(run.loader)
+    schedule = build_schedule(optimizer, settings["schedule"], steps, settings["schedule"]["epochs"] * steps)
     amp = choose_amp(settings["amp"], device)
     wrapper = StepWrapper(optimizer, amp, device.type, settings["accumulate"], settings["clip_grad"])
     saving = settings["checkpoint"]

@@ -21,6 +21,9 @@ DEFAULTS = {
     "data": {
         "img_size": 224,  # pixels, square
         "in_chans": 3,
+        "bits": None,  # 8 or 16 a value in the batches; None: what the first image has
+        "exif": False,  # turn images as their EXIF orientation says
+        "value_range": None,  # (least, greatest) value of arrays that are neither uint8 nor uint16
         "mean": (0.485, 0.456, 0.406),  # per channel, in units of 0..1
         "std": (0.229, 0.224, 0.225),
         "scale": (0.67, 1.0),  # RandomResizedCrop: share of the image's area
@@ -68,6 +71,12 @@ RULES = {  # dotted setting -> (does it hold, what it must be)
     "allow_partial": FLAG,
     "data.img_size": whole(1),
     "data.in_chans": whole(1),
+    "data.bits": one_of(None, 8, 16),
+    "data.exif": FLAG,
+    "data.value_range": (
+        lambda v: v is None or (isinstance(v, list | tuple) and len(v) == 2 and v[0] < v[1]),
+        "None or two numbers, the least and the greatest value",
+    ),
     "data.mean": list_of(int | float, "numbers, one a channel"),
     "data.std": list_of(int | float, "numbers, one a channel"),
     "data.scale": pair(1, "two numbers from 0 to 1, the least and the greatest share of the area"),

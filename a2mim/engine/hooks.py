@@ -34,13 +34,16 @@ class RecordHook(Hook):
 
 
 class ScheduleHook(Hook):
-    """Sets the learning rate of the coming step, from a timm scheduler in closed form."""
+    """Sets the learning rate of the coming step, from a timm scheduler in closed form.
+
+    Its steps are those of a run whose epochs were all as long as now: where new data came in between, others passed.
+    """
 
     def __init__(self, scheduler):
         self.scheduler = scheduler
 
     def before_train_iter(self, runner, batch_idx, data_batch=None) -> None:
-        self.scheduler.step_update(runner.iter)
+        self.scheduler.step_update(round(runner.loader.epochs_done(runner.iter) * len(runner.loader)))
 
 
 class LogHook(Hook):
@@ -103,7 +106,7 @@ class LogHook(Hook):
         if runner.distributed:
             torch.distributed.all_reduce(mean)
         images = (runner.iter - self.logged) * len(batch["images"]) * runner.world_size
-        line = {"step": runner.iter, "epoch": round(runner.iter / len(runner.loader), 3)}
+        line = {"step": runner.iter, "epoch": round(runner.loader.epochs_done(runner.iter), 3)}
         line |= dict(zip(values, (mean / runner.world_size).tolist(), strict=True))
         group = optimizer.optimizer.param_groups[0]
         line |= {"lr": group["lr"] / group.get("lr_scale", 1.0), "grad_norm": optimizer.grad_norm}

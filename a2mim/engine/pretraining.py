@@ -32,7 +32,8 @@ class Pretraining:
 
     def __init__(self, settings: dict, asked: dict, device: torch.device, saved: dict | None = None):
         self.settings, self.device, self.saved = settings, device, saved
-        self.train_set, self.test_set = open_sets(asked["data"], asked["test_data"], settings["data"]["in_chans"])
+        form = {key: settings["data"][key] for key in ("in_chans", "bits", "exif", "value_range")}
+        self.train_set, self.test_set = open_sets(asked["data"], asked["test_data"], **form)
 
     def build(self) -> None:
         self.model = build_mim(self.settings)
@@ -160,7 +161,7 @@ def judged_lines(judged: dict | None) -> list[str]:
 
 
 def first_images(dataset, settings: dict) -> torch.Tensor:
-    """(rows, C, H, W) uint8, spread evenly over the set: what the pictures show."""
+    """(rows, C, H, W) uint8 or uint16, spread evenly over the set: what the pictures show."""
     rows = min(settings["log"]["rows"], len(dataset))
     indices = [i * len(dataset) // rows for i in range(rows)]
     size = settings["data"]["img_size"]

@@ -28,6 +28,7 @@ def pretrain(
     test_data=None,
     laptop: bool | None = None,
     resume: bool = False,
+    next_epoch: bool = False,
     num_workers: int | None = None,
     device: str | None = None,
     **overrides,
@@ -44,6 +45,8 @@ def pretrain(
         laptop: run the recipe's laptop block; None means exactly when there is no `data`.
         resume: go on from the newest readable checkpoint of `work_dir` (or of the newest runs/<recipe>), with the
             settings and the data of that run, except for what is given now.
+        next_epoch: with `resume`: where the data, the global batch or the seed are others now, give up the rest of the
+            epoch and start the next one with them; without it they are refused.
         num_workers: data processes; None chooses.
         device: "cpu", "cuda", …; None takes a GPU where there is one.
         overrides: dotted setting -> value.
@@ -53,7 +56,7 @@ def pretrain(
         FloatingPointError: the loss or the weights are not finite; names the last good checkpoint.
     """
     asked = {"config": str(config), "data": _plain(data), "test_data": _plain(test_data), "laptop": laptop}
-    return carry_out(Pretraining, asked, work_dir, resume, num_workers, device, overrides)
+    return carry_out(Pretraining, asked, work_dir, resume, next_epoch, num_workers, device, overrides)
 
 
 def finetune(
@@ -65,6 +68,7 @@ def finetune(
     test_data=None,
     laptop: bool | None = None,
     resume: bool = False,
+    next_epoch: bool = False,
     num_workers: int | None = None,
     device: str | None = None,
     **overrides,
@@ -77,7 +81,7 @@ def finetune(
         data: labelled training images; None takes the built-in photographs, at laptop scale.
         test_data: labelled test images, judged with `data`'s labels every few epochs and at the end; None takes the
             test split of `data`, where it has one.
-        work_dir, laptop, resume, num_workers, device, overrides: as in `pretrain`.
+        work_dir, laptop, resume, next_epoch, num_workers, device, overrides: as in `pretrain`.
 
     Raises:
         ValueError, FileNotFoundError: bad input, before anything is written.
@@ -87,14 +91,16 @@ def finetune(
 
     asked = {"config": str(config), "source": source and str(source), "laptop": laptop}
     asked |= {"data": _plain(data), "test_data": _plain(test_data)}
-    return carry_out(Finetuning, asked, work_dir, resume, num_workers, device, overrides)
+    return carry_out(Finetuning, asked, work_dir, resume, next_epoch, num_workers, device, overrides)
 
 
-def carry_out(kind, asked: dict, work_dir, resume: bool, num_workers, device, overrides: dict) -> dict:
+def carry_out(
+    kind, asked: dict, work_dir, resume: bool, next_epoch: bool, num_workers, device, overrides: dict
+) -> dict:
     """Runs a task from its preparation to its summary. kind: the class of the task."""
     started = time.time()
     try:
-        run, found = prepare(kind, asked, work_dir, resume, num_workers, device, overrides)
+        run, found = prepare(kind, asked, work_dir, resume, next_epoch, num_workers, device, overrides)
         run.folder = folder.claim(run.folder, Path(asked["config"]).stem)
         runner = build_runner(run, found[1] if found else None)
         if found:
@@ -126,7 +132,7 @@ def _plain(source):
     return str(source) if isinstance(source, PathLike) else source
 
 
-def prepare(kind, asked: dict, work_dir, resume: bool, num_workers, device, overrides: dict):
+def prepare(kind, asked: dict, work_dir, resume: bool, next_epoch: bool, num_workers, device, overrides: dict):
     """(the run, (path, checkpoint) to go on from or None). What can be wrong is found here, and nothing is written."""
     where, found, changed = None, None, []
     if resume:
@@ -135,6 +141,8 @@ def prepare(kind, asked: dict, work_dir, resume: bool, num_workers, device, over
         settings = load_config(where / "config.py", overrides, strict=False, schema=kind.schema)
         changed = differences(load_config(where / "config.py", schema=kind.schema), settings)
         found = read_newest(where / "checkpoints")
+    elif next_epoch:
+        raise ValueError("--next-epoch says how to go on with a run: add --resume, or leave it out")
     else:
         folder.refuse_used(work_dir)
         if asked["laptop"] is None:
@@ -148,6 +156,8 @@ def prepare(kind, asked: dict, work_dir, resume: bool, num_workers, device, over
     torch.backends.cudnn.benchmark = True
     task = kind(settings, asked, chosen, found and found[1]["meta"])
     loader = build_loader(task.train_set, settings, chosen, num_workers, task.augmentation())
+    if found:
+        changed += loader.load_state_dict(found[1]["loader"], next_epoch)
     torch.manual_seed(settings["seed"])
     task.build()
     run = Run(settings, where, asked, chosen, loader, task)

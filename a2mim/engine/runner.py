@@ -39,8 +39,8 @@ class TrainLoop(BaseLoop):
 
     iter = property(lambda self: self.step)
     max_iters = property(lambda self: self.max_steps)
-    epoch = property(lambda self: self.step // len(self.dataloader))
-    max_epochs = property(lambda self: self.max_steps // len(self.dataloader))
+    epoch = property(lambda self: int(self.dataloader.epochs_done(self.step)))
+    max_epochs = property(lambda self: int(self.dataloader.epochs_done(self.max_steps)))
 
     def seek(self, step: int) -> None:
         """Goes on at `step`: optimiser steps since the start of the run."""

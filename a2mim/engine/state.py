@@ -26,7 +26,7 @@ def state_of(runner) -> dict:
 
 def restore(runner, checkpoint: dict) -> None:
     """The inverse of `state_of`, strict in every part. The optimiser's settings are the recipe's, its state the saved
-    one.
+    one; the loader has taken up its own part already, so that what changed is refused before anything is built.
     """
     runner.call_hook("after_load_checkpoint", checkpoint=checkpoint)
     optimizer = runner.optim_wrapper.optimizer
@@ -38,7 +38,6 @@ def restore(runner, checkpoint: dict) -> None:
         raise ValueError(f"the checkpoint is of another model than this recipe's: {first_line(error)}") from error
     for group, own in zip(optimizer.param_groups, settings, strict=True):
         group.update(own)
-    runner.loader.load_state_dict(checkpoint["loader"])
     runner.train_loop.seek(checkpoint["meta"]["step"])
 
 

@@ -239,3 +239,26 @@ def test_a_signal_finishes_the_step_saves_and_exits_with_its_code(run, recipe, i
     assert "--resume" in printed
     assert torch.load(last, weights_only=True)["meta"]["step"] == log_of(folder)[-1]["step"]
     assert json.loads((folder / "summary.json").read_text())["status"] == "stopped"
+
+
+def test_other_data_begin_the_next_epoch_when_that_is_asked_for(run, tmp_path, images, capsys):
+    """Three steps an epoch, then two: killed after step 4, so epochs 0 and 1 (cut short) are 4 steps, epoch 2 is 2."""
+    whole, _ = run("whole")
+    kill_after(whole, 4, tmp_path / "resumed")
+    fewer = tmp_path / "fewer"
+    shutil.copytree(images, fewer)
+    for number in range(5):
+        (fewer / f"{number:02d}.png").unlink()
+    resumed, summary = run("resumed", resume=True, data=fewer, next_epoch=True)
+    assert "epoch 1 ends after 1 batches, epoch 2 begins with what is now" in capsys.readouterr().out
+    assert summary["steps"] == 6 and summary["data"]["images"] == 19 and summary["data"]["left_out_each_epoch"] == 3
+    assert [line["epoch"] for line in log_of(resumed)] == [0.333, 0.667, 1.0, 1.333, 2.5, 3.0]
+    shutil.copytree(resumed, tmp_path / "again")
+    (tmp_path / "again" / "checkpoints" / "step_00000006.pth").unlink()
+    again, _ = run("again", resume=True, data=fewer)  # nothing changed any more: exact, and without the flag
+    assert_same_run(resumed, again)
+
+
+def test_beginning_the_next_epoch_without_resuming_is_refused(run):
+    with pytest.raises(ValueError, match="--next-epoch says how to go on"):
+        run("whole", next_epoch=True)
