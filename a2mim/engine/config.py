@@ -57,7 +57,13 @@ DEFAULTS = {
     "sync_batchnorm": False,  # across GPUs
     "checkpoint": {"every_steps": None, "every_epochs": 1, "keep": 3},
     "log": {"every_steps": 10, "pictures": 5, "rows": 6, "tensorboard": False},  # pictures: how many in a run
-    "judge": {"train_images": 5000, "test_images": 2000, "k": 20},  # at most; needs labels and a test set
+    "judge": {  # needs labels and a test set
+        "train_images": 5000,  # at most, before and after
+        "test_images": 2000,
+        "k": 20,
+        "every_epochs": 1,  # a small k-NN on the way, within 3 % of the time; None: not
+        "images": None,  # of it; None: a 50th of the training images, from 500 to 10,000
+    },
     "export": ["timm"],  # what the encoder is written for at the end, with a receipt each
     "seed": 0,
     "laptop": {},  # dotted key -> value: what changes when the recipe runs at laptop scale
@@ -113,6 +119,8 @@ RULES = {  # dotted setting -> (does it hold, what it must be)
     "judge.train_images": whole(1),
     "judge.test_images": whole(1),
     "judge.k": whole(1),
+    "judge.every_epochs": or_none(whole(1)),
+    "judge.images": or_none(whole(4)),
     "export": list_of(str, "targets, e.g. ['timm'] or []"),
     "seed": whole(0),
     "laptop": DICT,

@@ -17,6 +17,7 @@ from a2mim.engine import judging
 from a2mim.engine.assembly import build_mim, open_sets
 from a2mim.engine.config import PRETRAIN
 from a2mim.engine.hooks import PictureHook
+from a2mim.engine.online import OnlineKNN
 from a2mim.engine.optim import build_optimizer
 from a2mim.engine.report import sentence, words
 from a2mim.engine.runner import step_seed
@@ -29,6 +30,7 @@ class Pretraining:
 
     command = "pretrain"
     schema = PRETRAIN
+    online: OnlineKNN | None = None
 
     def __init__(self, settings: dict, asked: dict, device: torch.device, saved: dict | None = None):
         self.settings, self.device, self.saved = settings, device, saved
@@ -61,8 +63,14 @@ class Pretraining:
         return build_optimizer(self.model, self.settings["optimizer"], self.settings["global_batch_size"])
 
     def hooks(self) -> list:
-        images = first_images(self.test_set or self.train_set, self.settings)
-        return [PictureHook(images, self.settings["log"]["pictures"])]
+        settings = self.settings
+        images = first_images(self.test_set or self.train_set, settings)
+        around = [PictureHook(images, settings["log"]["pictures"])]
+        if settings["judge"]["every_epochs"] and self.test_set is not None and not self.train_set.stream:
+            sets = self.train_set, self.test_set
+            self.online = OnlineKNN(*sets, settings["judge"], settings["data"], settings["seed"])
+            around.append(self.online)
+        return around
 
     def pieces(self, runner, batch: dict, step: int) -> Iterator[dict]:
         """Images, and the generator that draws this step's masks on this process."""
@@ -102,7 +110,8 @@ class Pretraining:
 
     def facts(self, last: dict) -> dict:
         loss = {"mean_colour": last.get("baseline")}
-        return {"encoder": self.model.encoder.arguments(), "start": self.start, "loss": loss}
+        facts = {"encoder": self.model.encoder.arguments(), "start": self.start, "loss": loss}
+        return facts | ({"online_knn": self.online.facts()} if self.online else {})
 
     def hand_over(self, runner) -> dict:
         """Exports the encoder, then judges it beside the untrained one; what is to be said of both."""

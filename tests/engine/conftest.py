@@ -1,4 +1,4 @@
-"""A tiny recipe on a tiny folder of images: a step takes milliseconds."""
+"""Tiny recipes on tiny folders of images: a step takes milliseconds."""
 
 import numpy as np
 import pytest
@@ -52,3 +52,18 @@ def run(recipe, images, tmp_path):
         return tmp_path / name, a2mim.pretrain(recipe, work_dir=tmp_path / name, **arguments)
 
     return start
+
+
+@pytest.fixture(scope="session")
+def labelled(tmp_path_factory):
+    """train/ and test/ with three classes: 24 and 12 PNGs, whose mean colour tells the class, roughly."""
+    import mmcv
+
+    folder = tmp_path_factory.mktemp("labelled")
+    generator = np.random.default_rng(1)
+    for split, number in (("train", 24), ("test", 12)):
+        for i in range(number):
+            image = generator.integers(0, 160, (40, 44, 3), np.uint8)
+            image[..., i % 3] += 80
+            mmcv.imwrite(image, str(folder / split / "abc"[i % 3] / f"{i:02d}.png"))
+    return folder

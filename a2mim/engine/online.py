@@ -1,0 +1,144 @@
+"""k-NN while an encoder is pre-trained: a few images, the same ones each time, within 3 % of the time."""
+
+from __future__ import annotations
+
+import copy
+import json
+import time
+
+import numpy as np
+import torch
+from mmengine.hooks import Hook
+
+from a2mim.batchnorm import calibrate_batchnorm
+from a2mim.data import EvalLoader
+from a2mim.evaluation import knn
+from a2mim.evaluation.features import frozen, pooling_of
+from a2mim.pixels import normalize
+
+SHARE = 0.03  # of the time since the start, at most
+LEAST, MOST, PART = 500, 10_000, 50  # how many images, where the recipe does not say: a 50th, within bounds
+KEPT_BYTES = 2**28  # of cropped images that stay in memory; more are read anew each time
+FORWARD = 0.6  # a forward pass costs no more than this share of a training step: the first time's cost, guessed
+
+
+class OnlineKNN(Hook):
+    """Judges a copy of the encoder at the ends of epochs, on the first process, and leaves training as it is.
+
+    What the judging has cost, with what it is about to cost, stays under SHARE of the time: an epoch's end that comes
+    too early for that is passed over, so which epochs are judged depends on the clock; what is found there does not.
+    BatchNorm is calibrated on the training half of the images, as in `Judge`.
+
+    Args:
+        train_set, test_set: labelled; half of the images come from each.
+        judge: the recipe's `judge`.
+        data: the recipe's `data`.
+        seed: of which images.
+    """
+
+    priority = 80  # after the log's line, before the checkpoint, which carries the history
+
+    def __init__(self, train_set, test_set, judge: dict, data: dict, seed: int):
+        self.every, self.k = judge["every_epochs"], judge["k"]
+        self.pixels = {key: data[key] for key in ("mean", "std")}
+        images = judge["images"] or min(MOST, max(LEAST, len(train_set) // PART))
+        self.bank, self.queries = (Few(part, images // 2, data["img_size"], seed) for part in (train_set, test_set))
+        self.history: list[dict] = []
+        self.cost: float | None = None  # seconds, of the last time
+        self.spent = self.began = 0.0
+        self.passed_over = self.first_step = 0
+
+    def before_train(self, runner) -> None:
+        self.began, self.first_step = time.perf_counter(), runner.iter
+
+    def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None) -> None:
+        done = runner.loader.epochs_done(runner.iter)
+        if runner.rank or done != int(done) or int(done) % self.every:
+            return
+        elapsed = time.perf_counter() - self.began
+        if self.spent + self.expected(runner, elapsed) > SHARE * elapsed:
+            self.passed_over += 1
+            return
+        started = time.perf_counter()
+        top1 = self.judge(runner)
+        self.cost = time.perf_counter() - started
+        self.spent += self.cost
+        line = {"step": runner.iter, "epoch": round(done, 3), "knn_top1": top1}
+        self.history.append(line)
+        with (runner.run_dir / "log.jsonl").open("a") as file:
+            file.write(json.dumps(line) + "\n")
+        runner.visualizer.add_scalars({"knn_top1": top1}, step=runner.iter)
+
+    def expected(self, runner, elapsed: float) -> float:
+        """Seconds that judging will take: those of the last time, or a guess from the steps so far."""
+        if self.cost is not None:
+            return self.cost
+        steps = runner.iter - self.first_step
+        seen = steps * runner.loader.plan.global_batch_size / runner.world_size
+        return FORWARD * (2 * len(self.bank) + len(self.queries)) * elapsed / max(1, seen)
+
+    def judge(self, runner) -> float:
+        """Top-1 in percent, of the averaged weights where they are kept."""
+        model = copy.deepcopy(runner.averaged.encoder.model)
+        calibrate_batchnorm(model, self.normalized(self.bank, runner.device))
+        pool = pooling_of(model, "default")
+        with frozen(model):
+            features = [
+                torch.cat([pool(images).float().cpu() for images in self.normalized(part, runner.device)])
+                for part in (self.bank, self.queries)
+            ]
+        sets = features[0], self.bank.labels, features[1], self.queries.labels
+        return knn(*sets, k=self.k)["top1"]
+
+    def normalized(self, part: Few, device):
+        return (normalize(images.to(device), **self.pixels) for images in part.batches())
+
+    def before_save_checkpoint(self, runner, checkpoint: dict) -> None:
+        checkpoint["online_knn"] = self.history
+
+    def after_load_checkpoint(self, runner, checkpoint: dict) -> None:
+        self.history = list(checkpoint.get("online_knn", []))
+
+    def facts(self) -> dict:
+        """For summary.json; the share is of this process's time."""
+        elapsed = time.perf_counter() - self.began
+        return {
+            "history": self.history,
+            "images": [len(self.bank), len(self.queries)],
+            "passed_over": self.passed_over,
+            "share_of_time": round(self.spent / max(elapsed, 1e-9), 4),
+        }
+
+
+class Few:
+    """Some labelled images of a set, drawn once, in central crops.
+
+    Args:
+        number: at most so many.
+        img_size: pixels.
+        seed: of which.
+    """
+
+    def __init__(self, dataset, number: int, img_size: int, seed: int):
+        rows = np.flatnonzero(dataset.labels >= 0)
+        rows = np.sort(np.random.default_rng(seed).permutation(rows)[:number])
+        self.loader = EvalLoader(dataset, img_size, resize=None, interpolation="bilinear", indices=rows)
+        self.number, self.kept, self.labels = len(rows), None, None
+
+    def __len__(self) -> int:
+        return self.number
+
+    def batches(self):
+        """(B, C, H, W) as stored; `labels` are those of the images that can be read, once all have been."""
+        if self.kept is not None:
+            yield from self.kept
+            return
+        labels, kept, size = [], [], 0
+        for batch in self.loader:
+            labels.append(batch["labels"])
+            size += batch["images"].nbytes
+            if size <= KEPT_BYTES:
+                kept.append(batch["images"])
+            yield batch["images"]
+        self.labels = torch.cat(labels)
+        self.kept = kept if size <= KEPT_BYTES else None

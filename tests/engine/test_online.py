@@ -1,0 +1,82 @@
+"""k-NN on the way costs little, says what it measures, and leaves training as it is."""
+
+import json
+
+import pytest
+import torch
+
+from a2mim.checkpoints import list_checkpoints, read_newest
+from a2mim.data import EvalLoader, open_dataset
+from a2mim.engine import online
+from a2mim.evaluation import extract_features, knn
+from a2mim.loading import load_encoder
+
+
+@pytest.fixture
+def always(monkeypatch):
+    monkeypatch.setattr(online, "SHARE", float("inf"))
+
+
+def lines(folder):
+    return [json.loads(text) for text in (folder / "log.jsonl").read_text().splitlines()]
+
+
+def weights(folder):
+    return read_newest(folder / "checkpoints")[1]
+
+
+@pytest.mark.parametrize("name", ["xcit_nano_12_p16_224", "resnet10t"])
+def test_training_is_the_same_bit_for_bit_with_it_and_without(run, labelled, always, name):
+    changes = {"model.encoder.drop_path_rate": 0.1} if name == "resnet10t" else {}
+    if name != "xcit_nano_12_p16_224":
+        changes["model.encoder.name"] = name
+    changes |= {"data": labelled, "ema": 0.5, "schedule.epochs": 2}
+    judged, _ = run("judged", **changes)
+    plain, _ = run("plain", **changes, **{"judge.every_epochs": None})
+    a, b = weights(judged), weights(plain)
+    for part in ("state_dict", "ema_state_dict"):
+        assert all(torch.equal(value, b[part][key]) for key, value in a[part].items())
+    assert [line["loss"] for line in lines(judged) if "loss" in line] == [line["loss"] for line in lines(plain)]
+    assert len(a["online_knn"]) == 2
+    assert "online_knn" not in b
+
+
+def test_it_is_the_k_nn_of_the_encoder_at_that_step(run, labelled, always):
+    folder, summary = run("run", data=labelled, **{"judge.k": 3, "schedule.epochs": 2})
+    found = summary["online_knn"]
+    assert found["images"] == [24, 12]
+    assert [line["knn_top1"] for line in lines(folder) if "knn_top1" in line] == [
+        h["knn_top1"] for h in found["history"]
+    ]
+    model, _ = load_encoder(list_checkpoints(folder / "checkpoints")[-1])
+    train, test = (open_dataset(labelled, split) for split in ("train", "test"))
+    sets = []
+    from a2mim.batchnorm import calibrate_batchnorm
+    from a2mim.pixels import normalize
+
+    loaders = [EvalLoader(part, 32, None, "bilinear") for part in (train, test)]
+    calibrate_batchnorm(model, (normalize(batch["images"]) for batch in loaders[0]))
+    for loader in loaders:
+        sets += extract_features(model, loader)
+    assert found["history"][-1]["knn_top1"] == pytest.approx(knn(*sets, k=3)["top1"])
+
+
+def test_it_never_costs_more_than_its_share(run, labelled):
+    _, summary = run("run", data=labelled, **{"schedule.epochs": 8})
+    found = summary["online_knn"]
+    assert found["share_of_time"] <= online.SHARE
+    assert len(found["history"]) + found["passed_over"] == 8
+
+
+def test_what_was_found_before_a_resume_is_kept(run, labelled, always, tmp_path):
+    folder, whole = run("run", data=labelled)
+    for path in list_checkpoints(folder / "checkpoints")[4:]:
+        path.unlink()
+    _, resumed = run("run", data=labelled, resume=True)
+    assert resumed["online_knn"]["history"] == whole["online_knn"]["history"]
+    assert [line["step"] for line in lines(folder) if "knn_top1" in line] == [3, 6, 9]
+
+
+def test_without_labels_it_is_not_there(run):
+    _, summary = run("run", **{"schedule.epochs": 1, "schedule.warmup_epochs": 0})
+    assert "online_knn" not in summary
