@@ -8,13 +8,29 @@ from importlib import import_module
 _PUBLIC = {
     "ImageDataset": "a2mim.data.dataset",
     "open_dataset": "a2mim.data.sources",
+    "open_stream": "a2mim.data.streams",
+    "Access": "a2mim.data.access",
+    "ShardError": "a2mim.data.errors",
     "match_labels": "a2mim.data.class_names",
     "TrainLoader": "a2mim.data.loader",
     "EvalLoader": "a2mim.data.loader",
+    "StreamLoader": "a2mim.data.streams",
     "make_shards": "a2mim.data.write_shards",
     "check_shards": "a2mim.data.shard_check",
 }
-__all__ = ["EvalLoader", "ImageDataset", "TrainLoader", "check_shards", "make_shards", "match_labels", "open_dataset"]
+__all__ = [
+    "Access",
+    "EvalLoader",
+    "ImageDataset",
+    "ShardError",
+    "StreamLoader",
+    "TrainLoader",
+    "check_shards",
+    "make_shards",
+    "match_labels",
+    "open_dataset",
+    "open_stream",
+]
 
 
 def __getattr__(name: str):

@@ -50,6 +50,8 @@ class ImageDataset:
     form = PixelFormat()
     skipped: tuple[str, ...] = ()
     incomplete = unchecked = 0
+    promise = ""  # what does not hold for it, in the user's words; see own_data.py
+    stream = None  # what is trained on, when the images here are only its first ones; see streams.py
 
     def __init__(self, store: Store, title: str, keys, labels, shard_sizes, class_names=None, splits=(), duplicates=0):
         self.store, self.title = store, title
@@ -113,7 +115,9 @@ class ImageDataset:
         left_out += f", {self.incomplete} samples without an image left out" if self.incomplete else ""
         left_out += f", {len(self.skipped)} bad shards skipped ({self.skipped[0]})" if self.skipped else ""
         left_out += f", headers of {self.unchecked} shards unchecked (indexed by DALI)" if self.unchecked else ""
-        return f"{self.title}: {len(self):,} images{shards}, {labelled}{left_out}"
+        count = self.stream.images_per_epoch if self.stream else len(self)
+        promise = f"; {self.promise}" if self.promise else ""
+        return f"{self.title}: {count:,} images{shards}, {labelled}{left_out}{promise}"
 
 
 def _ways_on(reason: str) -> str:

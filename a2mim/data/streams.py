@@ -1,0 +1,246 @@
+"""Pipelines that can only be iterated, such as `webdataset.WebDataset`: trained on with weaker promises.
+
+Which image comes when is the pipeline's affair, and so is its split over workers and processes. What holds: an epoch
+has as many steps as was said, on every process; a pipeline that ends begins anew; crops depend on the seed and the
+place in the stream. What does not: a resumed run begins the stream from its start, another number of workers gives
+other batches, and nobody sees whether an image comes twice or never. The first 256 images stand for the data in
+pictures, in BatchNorm's calibration and in its fingerprint.
+"""
+
+import itertools
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+
+from a2mim.data import keyed
+from a2mim.data.batches import MAX_IN_A_ROW, RandomCrops, UnreadableData
+from a2mim.data.dataset import ImageDataset
+from a2mim.data.decode import UnreadableImage
+from a2mim.data.keyed import key_of
+from a2mim.data.loader import Faults, unpack
+from a2mim.data.own_data import image_and_label
+from a2mim.data.transforms import Transforms
+
+HEAD = 256  # images kept
+HEAD_SIDE = 256  # of their short side in pixels, at least; larger ones are thinned out
+PROMISE = "your own pipeline: order, split and resume are its own affair, a resumed run begins it anew"
+_MOST_WORKERS = 1 << 20  # that number their images without meeting
+
+
+def open_stream(pipeline, images_per_epoch: int | None = None) -> ImageDataset:
+    """A pipeline as a data set to train on.
+
+    Args:
+        pipeline: begins anew each time that it is iterated; its items are as in data/own_data.py.
+        images_per_epoch: over all processes; None: its len().
+
+    Raises:
+        ValueError: a generator, which can be read once only; no length; or items without an image.
+    """
+    title = type(pipeline).__name__
+    if iter(pipeline) is pipeline:
+        raise ValueError(f"a {title} can be read only once; give an object that begins anew each time, such as a class")
+    if images_per_epoch is None:
+        try:
+            images_per_epoch = len(pipeline)
+        except TypeError:
+            raise ValueError(
+                f"the {title} does not say how long an epoch is; give a2mim.data.open_stream(pipeline,"
+                " images_per_epoch=...) or, with webdataset, pipeline.with_length(..., silent=True)"
+            ) from None
+    if images_per_epoch < 1:
+        raise ValueError(f"images_per_epoch={images_per_epoch} must be at least 1")
+    head = list(itertools.islice(map(image_and_label, pipeline), min(HEAD, images_per_epoch)))
+    if not head:
+        raise ValueError(f"the {title} gave no image")
+    keys = np.array([key_of(f"stream/{i}") for i in range(len(head))], np.uint64)
+    labels = [label for _, label in head]
+    dataset = ImageDataset(HeadStore([_thinned(image) for image, _ in head], title), title, keys, labels, [len(head)])
+    dataset.promise = PROMISE
+    dataset.stream = Stream(pipeline, images_per_epoch)
+    return dataset
+
+
+class Stream:
+    """What a StreamLoader reads."""
+
+    def __init__(self, pipeline, images_per_epoch: int):
+        self.pipeline, self.images_per_epoch = pipeline, images_per_epoch
+
+
+class HeadStore:
+    """The first images of a stream, in memory."""
+
+    def __init__(self, contents: list, title: str):
+        self.contents, self.title = contents, title
+
+    def content(self, i: int) -> bytes | np.ndarray:
+        return self.contents[i]
+
+    def name(self, i: int) -> str:
+        return f"{self.title}, image {i}"
+
+
+class StreamLoader:
+    """TrainLoader's counterpart for a data set of `open_stream`; see there for the arguments, and above for what it
+    does not promise.
+    """
+
+    def __init__(
+        self,
+        dataset: ImageDataset,
+        img_size,
+        global_batch_size: int,
+        scale=(0.67, 1.0),
+        ratio=(3 / 4, 4 / 3),
+        hflip: float = 0.5,
+        interpolation: str = "bilinear",
+        transforms=(),
+        seed: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+        num_workers: int = 0,
+        augment=None,
+        repeats: int = 1,
+        pin_memory: bool = False,
+    ):
+        if repeats != 1:
+            raise ValueError(f"repeats={repeats}: images of a pipeline come once each; leave repeats at 1")
+        self.steps = dataset.stream.images_per_epoch // global_batch_size
+        if not self.steps or global_batch_size % world_size:
+            raise ValueError(
+                f"an epoch of {dataset.stream.images_per_epoch} images has no step of global_batch_size="
+                f"{global_batch_size} for {world_size} processes; change one of them"
+            )
+        self.dataset, self.seed, self.global_batch_size = dataset, seed, global_batch_size
+        self.position, self.faults, self._running = 0, Faults(), None
+        size = (img_size, img_size) if isinstance(img_size, int) else tuple(img_size)
+        self.crop = RandomCrops(
+            size, tuple(scale), tuple(ratio), hflip, interpolation, Transforms(transforms), seed, augment
+        )
+        self.batch_size = global_batch_size // world_size
+        batches = _StreamBatches(dataset, self.crop, self.batch_size, rank)
+        self._loader = DataLoader(
+            batches,
+            batch_size=None,
+            num_workers=num_workers,
+            collate_fn=_as_it_is,
+            pin_memory=pin_memory,
+            generator=torch.Generator(),
+        )
+
+    def __len__(self) -> int:
+        return self.steps
+
+    @property
+    def epoch(self) -> int:
+        return self.position // len(self)
+
+    def epochs_done(self, position: int) -> float:
+        return position / len(self)
+
+    def position_of(self, epoch: int) -> int:
+        return epoch * len(self)
+
+    def __iter__(self) -> Iterator[dict]:
+        """To the end of the current epoch; the next one goes on where the stream is."""
+        if self._running is None:
+            self._running = iter(self._loader)
+        for _ in range(len(self) - self.position % len(self)):
+            self.position += 1
+            yield unpack(next(self._running), self.faults, self.position * self.batch_size)
+
+    def seek(self, step: int) -> None:
+        self.position = int(step)
+
+    def state_dict(self) -> dict:
+        epoch, step = divmod(self.position, len(self))
+        return {
+            **self._identity(),
+            "position": self.position,
+            "epoch": epoch,
+            "step": step,
+            "faults": dict(self.faults),
+        }
+
+    def load_state_dict(self, state: dict, next_epoch: bool = False) -> list[str]:
+        """Takes up the count of steps; returns what is to be said: that the stream itself begins anew."""
+        for field, now in self._identity().items():
+            if state.get(field) != now and not next_epoch:
+                raise ValueError(
+                    f"the data cannot be resumed: {field} was {state.get(field)!r} when the state was saved and is"
+                    f" {now!r} now; resume with what it was, or start anew"
+                )
+        self.seek(state["epoch"] * len(self) + state["step"])
+        self.faults = Faults(state["faults"])
+        return [f"the {self.dataset.title} begins anew: images of this epoch may be shown again"]
+
+    def _identity(self) -> dict:
+        return {"plan": "stream", "global_batch_size": self.global_batch_size, "seed": self.seed, "steps": self.steps}
+
+
+class _StreamBatches(IterableDataset):
+    """Finished batches without end, made in a worker or here."""
+
+    def __init__(self, dataset: ImageDataset, crop: RandomCrops, batch_size: int, rank: int):
+        self.dataset, self.crop, self.batch_size, self.rank = dataset, crop, batch_size, rank
+
+    def __iter__(self) -> Iterator[dict]:
+        worker = get_worker_info()
+        number = self.rank * _MOST_WORKERS + (worker.id if worker else 0)
+        faults = []
+        try:
+            images = self._crops(number, faults)
+            while True:
+                rows = list(itertools.islice(images, self.batch_size))
+                yield {
+                    "images": torch.from_numpy(np.stack([np.asarray(row[0]) for row in rows])),
+                    "labels": np.array([row[1] for row in rows], np.int64),
+                    "ids": np.array([row[2] for row in rows], np.int64),
+                    "faults": faults[:],
+                }
+                faults.clear()
+        except Exception as error:  # whatever their code may raise; as a page of traceback it would say less
+            known = isinstance(error, UnreadableData)
+            said = error if known else UnreadableData(f"{self.dataset.title} failed: {type(error).__name__}: {error}")
+            yield {"error": said, "faults": faults}
+
+    def _crops(self, number: int, faults: list) -> Iterator[tuple[torch.Tensor, int, int]]:
+        """(crop, label, place in this worker's stream), for ever."""
+        bad, place = 0, -1
+        while True:
+            began = place
+            for item in self.dataset.stream.pipeline:
+                place += 1
+                content, label = image_and_label(item)
+                try:
+                    notes = []
+                    pixels = self.dataset.decode(content, notes)
+                except UnreadableImage as error:
+                    bad += 1
+                    faults.append((error.reason, f"{self.dataset.title}, image {place} ({error})"))
+                    if bad == MAX_IN_A_ROW:
+                        names = "; ".join(sentence for _, sentence in faults[-MAX_IN_A_ROW:][:3])
+                        raise UnreadableData(f"{bad} images in a row cannot be read, first: {names}") from None
+                    continue
+                bad = 0
+                faults += [(note, f"{self.dataset.title}, image {place} ({note})") for note in notes]
+                key = np.array([key_of(f"{number}/{place}")], np.uint64)
+                u = keyed.uniforms(self.crop.seed, 0, key, self.crop.draws, keyed.CROP)[0]
+                yield self.crop(pixels, u), label, place
+            if place == began:
+                raise UnreadableData(f"{self.dataset.title} gave no image; has each worker and process a part of it?")
+
+
+def _as_it_is(batch):
+    return batch
+
+
+def _thinned(content: bytes | np.ndarray) -> bytes | np.ndarray:
+    """Every n-th pixel of an image that is larger than need be: 256 photographs of 12 megapixels would take 9 GB."""
+    if isinstance(content, bytes):
+        return content
+    step = max(1, min(content.shape[:2]) // HEAD_SIDE)
+    return np.ascontiguousarray(content[::step, ::step])

@@ -1,0 +1,156 @@
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from small_images import encoded, picture
+from torch.utils.data import Dataset, IterableDataset
+
+from a2mim.data import StreamLoader, TrainLoader, open_dataset, open_stream
+from a2mim.data.batches import UnreadableData
+
+
+class Pictures(Dataset):
+    """40 numbered pictures in a form of one's own."""
+
+    classes = ("even", "odd")
+
+    def __init__(self, form=lambda pixels, i: (pixels, i % 2), bad=()):
+        self.form, self.bad, self.targets = form, bad, [i % 2 for i in range(40)]
+
+    def __len__(self):
+        return 40
+
+    def __getitem__(self, i):
+        if i in self.bad:
+            raise KeyError("their own trouble")
+        return self.form(picture(i), i)
+
+
+class Pipeline(IterableDataset):
+    """Endless work for one worker or several; `asked` counts how often it began."""
+
+    def __init__(self, items, asked=None):
+        self.items, self.asked = items, [] if asked is None else asked
+
+    def __iter__(self):
+        self.asked.append(1)
+        worker = torch.utils.data.get_worker_info()
+        yield from self.items[worker.id :: worker.num_workers] if worker else self.items
+
+
+@pytest.mark.parametrize(
+    "form",
+    [
+        lambda pixels, i: pixels,
+        lambda pixels, i: (Image.fromarray(pixels), i % 2),
+        lambda pixels, i: {"image": torch.from_numpy(pixels.copy()).permute(2, 0, 1), "label": torch.tensor(i % 2)},
+        lambda pixels, i: {"png": encoded(pixels, "png"), "cls": str(i % 2).encode()},
+        lambda pixels, i: [pixels.astype(np.uint16) * np.uint16(257), i % 2, "more"],
+    ],
+)
+def test_a_map_style_data_set_is_trained_on_like_any_other(form):
+    dataset = open_dataset(Pictures(form), bits=8)
+    assert len(dataset) == 40 and dataset.labels.tolist() == [0, 1] * 20
+    assert np.array_equal(dataset.read(7), picture(7)) and dataset.name(7) == "Pictures[7]"
+    assert "taken to be the same each time" in dataset.describe()
+    whole, parts = list(TrainLoader(dataset, 16, 8)), list(TrainLoader(dataset, 16, 8, num_workers=1))
+    assert all(torch.equal(a["images"], b["images"]) for a, b in zip(whole, parts, strict=True))
+
+
+def test_what_their_code_raises_is_counted_as_an_unreadable_image():
+    train = TrainLoader(open_dataset(Pictures(bad=(3, 5))), 16, 8)
+    shown = torch.cat([batch["ids"] for batch in train])
+    assert len(shown) == 40 and not {3, 5} & set(shown.tolist())
+    assert train.faults["no item"] >= 2 and "their own trouble" in train.faults.names[0]
+
+
+@pytest.mark.parametrize(
+    "form, message",
+    [
+        (lambda pixels, i: torch.rand(3, 8, 8), r"an image is Tensor of float32 \(8, 8, 3\).*without ToTensor"),
+        (lambda pixels, i: {"picture": pixels, "label": 1}, "has picture, label and no image; call it 'image'"),
+        (lambda pixels, i: "a path", "an image is str of"),
+    ],
+)
+def test_items_of_another_form_are_one_sentence_before_anything_starts(form, message):
+    with pytest.raises(ValueError, match=message):
+        open_dataset(Pictures(form))
+    with pytest.raises(ValueError, match=message):
+        open_stream(Pipeline([form(picture(0), 0)]), 8)
+
+
+def test_what_is_no_data_is_one_sentence():
+    with pytest.raises(ValueError, match="a int is no data"):
+        open_dataset(7)
+    with pytest.raises(ValueError, match="a generator can be read only once"):
+        open_dataset(picture(i) for i in range(3))
+    with pytest.raises(ValueError, match="the Pipeline does not say how long an epoch is"):
+        open_dataset(Pipeline([picture(0)]))
+    with pytest.raises(ValueError, match="images_per_epoch=0"):
+        open_stream(Pipeline([picture(0)]), 0)
+    with pytest.raises(ValueError, match="the Pipeline gave no image"):
+        open_stream(Pipeline([]), 5)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # webdataset leaves its shards open
+@pytest.mark.filterwarnings("ignore::ResourceWarning")
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_a_webdataset_pipeline_is_trained_on(shards, tmp_path, num_workers):
+    import webdataset
+
+    paths = [str(tmp_path / f"part-{k}.tar") for k in range(4)]
+    pipeline = webdataset.WebDataset(paths, shardshuffle=False).with_length(40, silent=True)
+    dataset = open_dataset(pipeline)
+    assert "40 images" in dataset.describe() and "a resumed run begins it anew" in dataset.describe()
+    loader = StreamLoader(dataset, 16, 8, num_workers=num_workers)
+    for _ in range(2):
+        batches = list(loader)
+        assert len(batches) == len(loader) == 5 and loader.position % 5 == 0
+        assert all(batch["images"].shape == (8, 3, 16, 16) for batch in batches)
+    labels = torch.cat([batch["labels"] for batch in batches])
+    assert set(labels.tolist()) == {0, 1, 2}
+
+
+def test_a_stream_shows_each_image_once_before_it_begins_anew():
+    pipeline = Pipeline([(picture(i), i) for i in range(20)])
+    loader = StreamLoader(open_stream(pipeline, 20), 16, 10)
+    first, second = ([label for batch in loader for label in batch["labels"].tolist()] for _ in range(2))
+    assert first == second == list(range(20))
+
+
+def test_damaged_images_of_a_stream_are_left_out_counted_and_too_many_end_the_run():
+    items = [(encoded(picture(i), "png") if i % 4 else b"<html>", i) for i in range(40)]
+    loader = StreamLoader(open_stream(Pipeline(items), 30), 16, 10)
+    labels = [label for batch in loader for label in batch["labels"].tolist()]
+    assert labels == [i for i in range(40) if i % 4] and loader.faults == {"not an image": 10}
+    with pytest.raises(UnreadableData, match=r"^9 images in a row cannot be read, first: Pipeline, image 2 \(empty\)"):
+        list(StreamLoader(open_stream(Pipeline([picture(0), picture(1)] + [b""] * 30), 30), 16, 10))
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_a_pipeline_that_fails_is_one_sentence(num_workers):
+    class Broken(Pipeline):
+        def __iter__(self):
+            yield from super().__iter__()
+            raise KeyError("their own trouble")
+
+    loader = StreamLoader(open_stream(Broken([picture(i) for i in range(300)]), 400), 16, 8, num_workers=num_workers)
+    with pytest.raises(UnreadableData, match="Broken failed: KeyError: 'their own trouble'"):
+        list(loader)
+
+
+def test_a_resumed_stream_counts_on_and_says_that_it_begins_anew():
+    dataset = open_stream(Pipeline([picture(i) for i in range(20)]), 20)
+    loader, resumed = StreamLoader(dataset, 16, 5), StreamLoader(dataset, 16, 5)
+    batches = iter(loader)
+    next(batches), next(batches)
+    (said,) = resumed.load_state_dict(loader.state_dict())
+    assert "the Pipeline begins anew" in said
+    assert resumed.position == 2 and len(list(resumed)) == 2 and resumed.epoch == 1
+    with pytest.raises(ValueError, match=r"global_batch_size was 5 .* and is 10 now"):
+        StreamLoader(dataset, 16, 10).load_state_dict(loader.state_dict())
+
+
+def test_large_images_of_the_head_are_thinned(tmp_path):
+    dataset = open_stream(Pipeline([np.zeros((1200, 1600, 3), np.uint8)]), 4)
+    assert dataset.read(0).shape == (300, 400, 3)
