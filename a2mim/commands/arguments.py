@@ -47,6 +47,7 @@ def access_of(chosen):
         skip_bad_shards=chosen.skip_bad_shards,
         cache_dir=chosen.shard_cache,
         cache_bytes=int(chosen.shard_cache_gb * 1e9),
+        processes=getattr(chosen, "processes", None),
     )
 
 

@@ -1,24 +1,57 @@
-"""`a2mim shards`: tar shards written and checked."""
+"""`a2mim shards`: tar shards written, checked, listed, indexed and written anew."""
 
 from __future__ import annotations
 
-from a2mim.commands.arguments import add_debug
+from a2mim.commands.arguments import add_access, add_debug, one_or_list
+
+_SHARDS = "brace pattern, glob, URL, text file of them, or several"
 
 
 def add_shards(commands) -> None:
-    shards = commands.add_parser("shards", help="write and check tar shards").add_subparsers(required=True)
+    shards = commands.add_parser("shards", help="write, check, list, index and re-encode tar shards")
+    shards = shards.add_subparsers(metavar="command", required=True)
     make = shards.add_parser("make", help="write shards from a folder of images", allow_abbrev=False)
     make.add_argument("folder", help="images; one folder a class where they have labels")
-    make.add_argument("out", help="folder for the shards; a second call goes on where the first was stopped")
-    make.add_argument("--samples-per-shard", type=int, default=1000, help="at most (1000)")
-    make.add_argument("--max-bytes", type=int, default=1 << 30, help="of a shard, at most (1 GiB)")
+    _add_out(make)
     make.add_argument("--seed", type=int, default=0, help="of the shuffle (0)")
     make.set_defaults(run=run_make_shards)
-    check = shards.add_parser("check", help="read every sample of shards", allow_abbrev=False)
-    check.add_argument("pattern", help="brace pattern, glob or file")
+    check = shards.add_parser(
+        "check", help="read every sample; exit status 1 when anything is wrong", allow_abbrev=False
+    )
+    check.add_argument("--in-chans", type=int, default=3, help="channels (3)")
+    check.add_argument("--value-range", type=float, nargs=2, metavar=("LOW", "HIGH"), help="of arrays of floats")
+    check.add_argument("--all", action="store_true", help="name everything that is wrong, not only the first")
     check.set_defaults(run=run_check_shards)
-    for parser in (make, check):
+    listing = shards.add_parser("ls", help="what is in them", allow_abbrev=False)
+    listing.add_argument("--samples", action="store_true", help="a line for each image: shard, key, label, bytes")
+    listing.set_defaults(run=run_list_shards)
+    index = shards.add_parser("index", help="make the indices ahead of a run", allow_abbrev=False)
+    index.add_argument(
+        "--dali",
+        choices=("export", "import"),
+        help="write DALI's .idx beside each shard, or take the index from it, which leaves most headers unchecked",
+    )
+    index.set_defaults(run=run_index_shards)
+    again = shards.add_parser("reshard", help="shuffle and re-encode shards into new ones", allow_abbrev=False)
+    for parser in (check, listing, index, again):
+        parser.add_argument("shards", nargs="+", help=_SHARDS)
+    _add_out(again)
+    again.add_argument("--short-side", type=int, default=384, help="pixels; larger images are made smaller (384)")
+    again.add_argument("--quality", type=int, default=90, help="of their JPEG (90)")
+    again.add_argument("--as-is", action="store_true", help="keep the images' bytes; only pack and shuffle")
+    again.add_argument("--seed", type=int, default=0, help="of the shuffle (0)")
+    again.add_argument("--keep-order", action="store_true", help="do not shuffle")
+    again.set_defaults(run=run_reshard)
+    for parser in (make, check, listing, index, again):
+        add_access(parser)
+        parser.add_argument("--processes", type=int, help="(default: one for each core)")
         add_debug(parser)
+
+
+def _add_out(parser) -> None:
+    parser.add_argument("out", help="folder for the shards; a second call goes on where the first was stopped")
+    parser.add_argument("--samples-per-shard", type=int, default=1000, help="at most (1000)")
+    parser.add_argument("--max-bytes", type=int, default=1 << 30, help="of a shard, at most (1 GiB)")
 
 
 def run_make_shards(chosen) -> int:
@@ -30,12 +63,59 @@ def run_make_shards(chosen) -> int:
 
 
 def run_check_shards(chosen) -> int:
-    return report_shards(chosen.pattern)
+    return report_shards(one_or_list(chosen.shards), chosen.all, chosen.in_chans, chosen.value_range)
 
 
-def report_shards(pattern: str) -> int:
+def report_shards(pattern, everything: bool = False, in_chans: int = 3, value_range=None) -> int:
     from a2mim.data import check_shards
 
-    found = check_shards(pattern)
-    print(f"{found}: --data '{pattern}'")
+    found = check_shards(pattern, None, in_chans, value_range)
+    shown = f"'{pattern}'" if isinstance(pattern, str) else " ".join(f"'{part}'" for part in pattern)
+    print(f"{found}: --data {shown}")
+    if everything:
+        print("\n".join(found.lines()))
     return 0 if found.ok else 1
+
+
+def run_list_shards(chosen) -> int:
+    from a2mim.data.access import current
+    from a2mim.data.shard_list import describe_samples, describe_shards, indexed
+
+    shards = indexed(chosen.shards, current())
+    for line in describe_samples(shards, current()) if chosen.samples else describe_shards(shards):
+        print(line)
+    return int(any(shard.fault is not None for shard in shards))
+
+
+def run_index_shards(chosen) -> int:
+    from a2mim.data.access import current
+    from a2mim.data.shard_list import describe_shards, export_dali, import_dali, indexed
+
+    if chosen.dali == "export":
+        print("\n".join(export_dali(chosen.shards, current())))
+        return 0
+    shards = import_dali(chosen.shards, current()) if chosen.dali else indexed(chosen.shards, current())
+    print("\n".join(describe_shards(shards)))
+    if chosen.dali:
+        print(
+            "Taken from DALI's word: headers between the first and the last sample, and members that it does not list,"
+        )
+        print("were not checked. `a2mim shards check` does so; without .index.npz beside a shard, so does every start.")
+    return int(any(shard.fault is not None for shard in shards))
+
+
+def run_reshard(chosen) -> int:
+    from a2mim.data.reshard import Encoding, reshard
+
+    made = reshard(
+        chosen.shards,
+        chosen.out,
+        Encoding(None if chosen.as_is else chosen.short_side, chosen.quality),
+        chosen.samples_per_shard,
+        chosen.max_bytes,
+        None if chosen.keep_order else chosen.seed,
+    )
+    print(f"{made['images']:,} images in {made['shards']} shards ({made['kept']} of them were there already)")
+    print(f"{', '.join(f'{count:,} {kind}' for kind, count in made['done'].items())}")
+    print(f"{made['bytes_before'] / 1e6:,.1f} MB of images became {made['bytes_after'] / 1e6:,.1f} MB of shards")
+    return report_shards(made["pattern"])

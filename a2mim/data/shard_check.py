@@ -11,6 +11,7 @@ from a2mim.data.decode import LENIENT, UnreadableImage
 from a2mim.data.errors import ShardError
 from a2mim.data.indexing import look_at
 from a2mim.data.parallel import each
+from a2mim.data.pixel_format import PixelFormat
 from a2mim.data.shards import open_shards, refuse_missing
 from a2mim.data.sources import expand
 
@@ -54,20 +55,22 @@ class ShardReport:
         return [*self.damaged, *self.unreadable, *([self.labels] if self.labels else [])]
 
 
-def check_shards(pattern, access: Access | None = None) -> ShardReport:
+def check_shards(pattern, access: Access | None = None, in_chans: int = 3, value_range=None) -> ShardReport:
     """Indexes and decodes every image of shards, named as for open_dataset, in several processes.
 
-    Remote shards pass through the cache. FileNotFoundError, naming them, when any is missing.
+    Remote shards pass through the cache. FileNotFoundError, naming them, when any is missing. in_chans, value_range:
+    see data/pixel_format.py; images that do not suit them are counted as unreadable.
     """
+    form = PixelFormat(in_chans, 16, value_range=value_range and tuple(value_range))
     access = access or current()
     addresses = expand(pattern, access)
     shards = look_at(addresses, access)
     refuse_missing(shards)
     report = ShardReport(shards=len(addresses))
     parts = {}
-    items = [(address, access) for address in addresses]
+    items = [(address, access, form) for address in addresses]
     processes = min(access.workers, sum(shard.size or 0 for shard in shards) // _BYTES_A_PROCESS)
-    for (address, _), outcome in tqdm(
+    for (address, *_), outcome in tqdm(
         each(_check, items, processes), "checking", len(items), unit="shard", leave=False
     ):
         if isinstance(outcome, ShardError):
@@ -88,13 +91,14 @@ def check_shards(pattern, access: Access | None = None) -> ShardReport:
     return report
 
 
-def _check(item: tuple[str, Access]) -> ShardReport:
+def _check(item: tuple[str, Access, PixelFormat]) -> ShardReport:
     """One shard; raises ShardError."""
-    address, access = item
+    address, access, form = item
     try:
         dataset = open_shards([address], address, access)
     except ValueError as error:  # nothing in it, or labels of two kinds
         raise ShardError(str(error)) from None
+    dataset.form = form
     report = ShardReport(images=len(dataset), duplicates=dataset.duplicates, incomplete=dataset.incomplete)
     for i in range(len(dataset)):
         _check_image(dataset, i, report)

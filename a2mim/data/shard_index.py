@@ -73,7 +73,7 @@ def scan(path: str, name: str | None = None) -> ShardIndex:
     """Reads every header of an archive.
 
     Members belong to one sample when webdataset gives them one key. Of several images or labels of a sample the first
-    is kept, and so is the first of samples that share a key.
+    is kept, and so is the first of samples that share a key. Arrays (.npy) are images where there are no pictures.
 
     Args:
         name: the shard's file name, where the path is that of a copy; a part of the samples' keys.
@@ -87,10 +87,10 @@ def collect(found, read, path: str, name: str) -> ShardIndex:
     """Groups (name, offset, size) of members into samples; `read(offset, size)` gives what labels contain."""
     images, arrays, others, duplicates = {}, {}, {}, 0
     for member, offset, size in found:
-        match = _KEY.fullmatch(member)
-        if match is None or _NO_SAMPLE.search(member):
+        split = split_name(member)
+        if split is None:
             continue
-        key, suffix = match.group(1), match.group(2).lower()
+        key, suffix = split
         if suffix in SUFFIXES:
             duplicates += key in images
             images.setdefault(key, (offset, size))
@@ -110,6 +110,12 @@ def collect(found, read, path: str, name: str) -> ShardIndex:
         rows[row] = (*place, label, key_of(f"{name}/{key}"), *numbers)
     incomplete = sum(key not in images for key in others)
     return ShardIndex(rows, list(texts.known), list(images), duplicates, incomplete, texts.captions)
+
+
+def split_name(member: str) -> tuple[str, str] | None:
+    """(key, suffix) of a member by webdataset's rule, None for what belongs to no sample."""
+    match = _KEY.fullmatch(member)
+    return None if match is None or _NO_SAMPLE.search(member) else (match.group(1), match.group(2).lower())
 
 
 class _Texts:

@@ -20,21 +20,25 @@ class TarError(ShardError):
     """A damaged or unusable archive; the message has path and byte."""
 
 
-def members(path: str) -> Iterator[tuple[str, int, int]]:
-    """Yields (name, offset of the content, size in bytes) of every regular file; raises TarError."""
+def members(path: str, start: int = 0) -> Iterator[tuple[str, int, int]]:
+    """Yields (name, offset of the content, size in bytes) of every regular file; raises TarError.
+
+    Args:
+        start: where to begin, the first header of a member in bytes.
+    """
     with open(path, "rb") as file:
-        yield from _Headers(path, file.fileno())
+        yield from _Headers(path, file.fileno(), start)
 
 
 class _Headers:
     """Walks the headers of one open archive."""
 
-    def __init__(self, path: str, descriptor: int):
-        self.path, self.descriptor = path, descriptor
+    def __init__(self, path: str, descriptor: int, start: int):
+        self.path, self.descriptor, self.start = path, descriptor, start
         self.length = os.fstat(descriptor).st_size
 
     def __iter__(self) -> Iterator[tuple[str, int, int]]:
-        offset, name, size = 0, None, None  # name, size: announced by an extension header for the next member
+        offset, name, size = self.start, None, None  # name, size: announced by an extension header for the next member
         while (header := self._header(offset)) is not None:
             length = _number(header[124:136]) if size is None else size
             start = offset + BLOCK

@@ -48,7 +48,7 @@ def make_shards(
         raise ValueError(f"no images in {str(source)!r} and the folders below")
     labels, class_names = labels_from_paths(paths)
     sizes = [(source / path).stat().st_size for path in paths]
-    shards = _divide(np.array(sizes), samples_per_shard, max_bytes, seed)
+    shards = divide(np.array(sizes), samples_per_shard, max_bytes, seed)
     manifest = {
         "images": len(paths),
         "files": hashlib.blake2b(json.dumps([paths, sizes]).encode(), digest_size=8).hexdigest(),
@@ -57,7 +57,7 @@ def make_shards(
         "seed": seed,
         "shards": len(shards),
     }
-    _begin(out, manifest, paths, class_names)
+    begin(out, manifest, paths, class_names)
     missing = [k for k in range(len(shards)) if not (out / NAME.format(k)).exists()]
     kept = len(paths) - sum(len(shards[k]) for k in missing)
     with tqdm(total=len(paths), initial=kept, desc="writing shards", unit="img") as progress:
@@ -74,9 +74,11 @@ def make_shards(
     }
 
 
-def _divide(sizes: np.ndarray, samples_per_shard: int, max_bytes: int, seed: int) -> list[list[int]]:
-    """Shuffled ids, cut whenever a shard is full."""
-    order = np.argsort(keyed.hashes(seed, 0, np.arange(len(sizes)), 1, keyed.ORDER)[:, 0], kind="stable")
+def divide(sizes: np.ndarray, samples_per_shard: int, max_bytes: int, seed: int | None) -> list[list[int]]:
+    """Ids, shuffled unless seed is None, cut whenever a shard is full."""
+    order = np.arange(len(sizes))
+    if seed is not None:
+        order = np.argsort(keyed.hashes(seed, 0, order, 1, keyed.ORDER)[:, 0], kind="stable")
     shards, room = [], -1
     for i in order.tolist():
         need = int(sizes[i]) + _OVERHEAD
@@ -88,7 +90,7 @@ def _divide(sizes: np.ndarray, samples_per_shard: int, max_bytes: int, seed: int
     return shards
 
 
-def _begin(out: Path, manifest: dict, paths: list[str], class_names: list[str] | None) -> None:
+def begin(out: Path, manifest: dict, paths: list[str], class_names: list[str] | None) -> None:
     """Records what is about to be written, or checks that it is what an earlier run began."""
     record = out / "manifest.json"
     if record.exists():
@@ -103,10 +105,10 @@ def _begin(out: Path, manifest: dict, paths: list[str], class_names: list[str] |
     if any(out.glob("*.tar")):
         raise ValueError(f"{str(out)!r} holds tar files but no manifest.json; write to an empty folder")
     out.mkdir(parents=True, exist_ok=True)
-    _write_text(out / "files.txt", "".join(f"{path}\n" for path in paths))
+    write_text(out / "files.txt", "".join(f"{path}\n" for path in paths))
     if class_names:
-        _write_text(out / "classes.txt", "".join(f"{name}\n" for name in class_names))
-    _write_text(record, json.dumps(manifest, indent=2) + "\n")
+        write_text(out / "classes.txt", "".join(f"{name}\n" for name in class_names))
+    write_text(record, json.dumps(manifest, indent=2) + "\n")
 
 
 def _write_shard(out: Path, number: int, members: list[tuple[int, Path, int]], progress: tqdm) -> None:
@@ -138,7 +140,7 @@ def _write_shard(out: Path, number: int, members: list[tuple[int, Path, int]], p
         writer.close()
 
 
-def _write_text(path: Path, text: str) -> None:
+def write_text(path: Path, text: str) -> None:
     part = path.with_name(path.name + ".part")
     part.write_text(text, encoding="utf-8")
     os.replace(part, path)

@@ -1,0 +1,44 @@
+"""One image made smaller for training: decoded once here instead of in every epoch at its full size."""
+
+import io
+import warnings
+
+MODES = ("L", "RGB", "YCbCr", "CMYK", "1", "P")  # of Pillow, that JPEG can stand for
+_ORIENTATION = 0x0112  # EXIF
+_MAX_PIXELS = 64_000_000
+KEPT_SMALL, KEPT_KIND, KEPT_UNREADABLE = "already small", "not 8-bit grey or RGB", "cannot be decoded"
+
+
+def reencode(data: bytes, short_side: int, quality: int) -> bytes | str:
+    """JPEG with a short side of `short_side` pixels, or why the image is to be kept as it is.
+
+    Kept are images that are not larger (a second encoding would only lose), those that JPEG cannot stand for (16 bits,
+    alpha, many bands, several frames), and damaged ones, which a training run then reports. Lanczos, 4:2:0, the EXIF
+    orientation and the colour profile go along.
+    """
+    from PIL import Image
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what Pillow warns about is decided here
+            with Image.open(io.BytesIO(data)) as image:
+                if image.mode not in MODES or "transparency" in image.info or getattr(image, "n_frames", 1) > 1:
+                    return KEPT_KIND
+                width, height = image.size
+                if min(width, height) <= short_side:
+                    return KEPT_SMALL
+                if width * height > _MAX_PIXELS:
+                    return KEPT_KIND
+                orientation = image.getexif().get(_ORIENTATION, 1) if image.format != "TIFF" else 1
+                profile = image.info.get("icc_profile")
+                small = image.convert("L" if image.mode in ("L", "1") else "RGB")
+                scale = short_side / min(width, height)
+                small = small.resize((round(width * scale), round(height * scale)), Image.Resampling.LANCZOS)
+    except Exception:  # Pillow's decoders raise nearly anything on damaged data
+        return KEPT_UNREADABLE
+    exif = Image.Exif()
+    if orientation != 1:
+        exif[_ORIENTATION] = orientation
+    found = io.BytesIO()
+    small.save(found, "JPEG", quality=quality, exif=exif, icc_profile=None if image.mode == "CMYK" else profile)
+    return found.getvalue()
