@@ -1,11 +1,16 @@
 """k-NN against its definition written as a slow loop, and on the sets that break other implementations."""
 
+import importlib
 import math
 
 import pytest
 import torch
 
 from a2mim.evaluation import knn
+from a2mim.evaluation.knn import nearest
+
+MODULE = importlib.import_module("a2mim.evaluation.knn")  # the package's `knn` is the function
+normal = torch.nn.functional.normalize
 
 
 def slow_knn(train_features, train_labels, test_features, test_labels, k, temperature):
@@ -59,10 +64,57 @@ def test_ties_in_similarity_and_in_votes_are_settled_as_the_definition_says(k):
     assert result["top5"] == pytest.approx(100 * sum(top5) / 30)
 
 
-def test_blocks_of_queries_change_nothing():
-    sets = random_sets(90, 31, 8, 5)
-    whole = knn(*sets, k=5)
-    assert torch.equal(knn(*sets, k=5, block_bytes=4 * 90 * 4)["correct"], whole["correct"])
+def published_knn(train, train_labels, test, test_labels, k, temperature, n_classes):
+    """The arithmetic of DINO's evaluation script, in float32: (top-1, top-5) percentages. It needs five classes."""
+    train, test = (torch.nn.functional.normalize(features, dim=1, p=2) for features in (train, test))
+    cosines, indices = (test @ train.T).topk(k, largest=True, sorted=True)
+    one_hot = torch.zeros(len(test), k, n_classes)
+    one_hot.scatter_(2, train_labels[indices][..., None], 1)
+    probabilities = (one_hot * (cosines / temperature).exp()[..., None]).sum(dim=1)
+    hits = probabilities.sort(dim=1, descending=True, stable=True).indices == test_labels[:, None]
+    return [100 * hits[:, :places].sum().item() / len(test) for places in (1, min(5, k))]
+
+
+@pytest.mark.parametrize("n_classes", [5, 40])
+def test_it_agrees_to_the_digit_with_the_published_arithmetic_at_every_k(n_classes):
+    sets = random_sets(400, 150, 16, n_classes, seed=4)
+    result = knn(*sets, k=20, also_k=(3, 10, 100, 200))
+    for k, pair in result["by_k"].items():
+        assert pair == pytest.approx(published_knn(*sets, k, 0.07, n_classes), abs=1e-9), k
+    assert (result["top1"], result["top5"]) == tuple(result["by_k"][20])
+    assert set(result["by_k"]) == {3, 10, 20, 100, 200}
+
+
+def test_top5_of_fewer_than_five_classes_is_not_an_error():
+    sets = random_sets(60, 20, 6, 3)
+    result = knn(*sets, k=20)
+    assert result["top5"] == 100 and result["n_classes"] == 3
+    assert result["top1"] == pytest.approx(100 * sum(slow_knn(*sets, 20, 0.07)[0]) / 20)
+
+
+@pytest.mark.parametrize("k", [1, 7, 40])
+def test_blocks_of_queries_and_of_the_bank_change_nothing(k, monkeypatch):
+    # whole numbers in few dimensions: many cosines are equal, also across blocks
+    generator = torch.Generator().manual_seed(1)
+    bank, queries = (
+        torch.randint(-1, 2, (n, 3), generator=generator) + torch.tensor([0.0, 0.0, 3.0]) for n in (90, 31)
+    )
+    values, rows = nearest(bank, queries, k)
+    ordered = (normal(queries) @ normal(bank).T).sort(dim=1, descending=True, stable=True)
+    assert torch.equal(rows, ordered.indices[:, :k]) and torch.equal(values, ordered.values[:, :k])
+    monkeypatch.setattr(MODULE, "_CHUNK", 8)
+    in_blocks = nearest(bank, queries, k, block_bytes=4 * 8 * 5)
+    torch.testing.assert_close(in_blocks[0], values)
+    assert torch.equal(in_blocks[1], rows)
+
+
+def test_a_bank_sorted_by_class_is_merged_as_any_other(monkeypatch):
+    sets = random_sets(300, 50, 8, 5)
+    order = sets[1].argsort(stable=True)
+    sets[:2] = sets[0][order], sets[1][order]
+    whole = knn(*sets, k=20)
+    monkeypatch.setattr(MODULE, "_CHUNK", 32)
+    assert torch.equal(knn(*sets, k=20, block_bytes=4 * 32 * 7)["correct"], whole["correct"])
 
 
 def test_labels_may_be_any_numbers():
