@@ -285,13 +285,17 @@ def hook_target(model: nn.Module, name: str) -> str:
 
 
 def unreached(model: nn.Module, tensors: list[Tensor], among: list[str] | None = None) -> list[str]:
-    """Names of the parameters whose gradient from a random functional of the tensors is None or exactly zero."""
+    """Names of the parameters whose gradient from a random functional of the tensors is None or exactly zero; on the
+    meta device, where there are no numbers, of those that the graph does not lead to.
+    """
+    named = [(name, p) for name, p in model.named_parameters() if among is None or name in among]
+    if any(t.is_meta for t in tensors):
+        reached = {id(node.variable) for node in _sources([t.grad_fn for t in tensors], set())}
+        return [name for name, p in named if id(p) not in reached]
     generator = torch.Generator().manual_seed(1)
     loss = sum((t * torch.randn(t.shape, generator=generator, device="cpu").to(t)).sum() for t in tensors)
-    named = [(name, p) for name, p in model.named_parameters() if among is None or name in among]
     gradients = torch.autograd.grad(loss, [p for _, p in named], retain_graph=True, allow_unused=True)
-    dead = [g is None or (not g.is_meta and not g.any()) for g in gradients]
-    return [name for (name, _), is_dead in zip(named, dead, strict=True) if is_dead]
+    return [name for (name, _), g in zip(named, gradients, strict=True) if g is None or not g.any()]
 
 
 def better_pool(model: nn.Module, output: Any, frozen: list[str]) -> str | None:

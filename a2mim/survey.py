@@ -26,8 +26,9 @@ OWN = ("xvit", "linglo")  # the modules that a2mim adds to timm
 def wire(name: str) -> dict:
     """One name on the meta device: where the token goes and what comes out, or the error."""
     record = {"name": name}
-    with torch.device("meta"):
-        model = mim_of(name)
+    with torch.device("meta"), torch.no_grad():
+        with torch.enable_grad():
+            model = mim_of(name)
         encoder = model.encoder
         height, width = encoder.img_size
         images, mask = torch.empty(2, encoder.in_chans, height, width), torch.empty(2, 1, 1, dtype=torch.bool)
