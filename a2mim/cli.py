@@ -10,6 +10,7 @@ import warnings
 from a2mim.commands.arguments import access_of
 from a2mim.commands.evaluate import add_compare, add_evaluate, add_knn, add_linear_probe
 from a2mim.commands.export import add_export, add_verify
+from a2mim.commands.finetune import add_finetune
 from a2mim.commands.models import add_check_model
 from a2mim.commands.pretrain import add_pretrain
 from a2mim.commands.shards import add_shards
@@ -21,7 +22,7 @@ from a2mim.data.access import using
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 COMMANDS = (
-    *(add_pretrain, add_evaluate, add_compare, add_knn, add_linear_probe),
+    *(add_pretrain, add_finetune, add_evaluate, add_compare, add_knn, add_linear_probe),
     *(add_export, add_verify, add_shards, add_check_model),
 )
 USER_ERRORS = (ValueError, OSError, FloatingPointError)

@@ -26,6 +26,9 @@ def add_finetune(commands) -> None:
     p.add_argument("--work-dir", help="the run's folder (default: the first free runs/<recipe>)")
     p.add_argument("--resume", action="store_true", help="go on from the newest checkpoint")
     p.add_argument(
+        "--next-epoch", action="store_true", help="with --resume: where the data changed, start the next epoch with it"
+    )
+    p.add_argument(
         "--cfg-options", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help="settings to change, dotted"
     )
     p.add_argument("--seed", type=int, help="of every random number (default: the recipe's)")
@@ -53,6 +56,7 @@ def run_finetune(chosen) -> int:
         test_data=one_or_list(chosen.test_data),
         laptop=chosen.laptop,
         resume=chosen.resume,
+        next_epoch=chosen.next_epoch,
         num_workers=chosen.num_workers,
         device=chosen.device,
         **options,

@@ -42,7 +42,8 @@ class EvaluationHook(Hook):
         self.loader = EvalLoader(self.dataset, indices=list(share), **self.view)
 
     def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None) -> None:
-        if runner.iter % (self.every_epochs * len(runner.loader)) == 0 or runner.iter == runner.max_iters:
+        done = runner.loader.epochs_done(runner.iter)
+        if (done == int(done) and int(done) % self.every_epochs == 0) or runner.iter == runner.max_iters:
             self.evaluate(runner)
 
     def after_train(self, runner) -> None:
@@ -65,7 +66,7 @@ class EvaluationHook(Hook):
         if not note or not judged:
             return
         step = runner.iter
-        line = {"step": step, "epoch": round(step / len(runner.loader), 3)}
+        line = {"step": step, "epoch": round(runner.loader.epochs_done(step), 3)}
         line |= {"test_top1": 100 * (ranks == 0).sum().item() / judged}
         line |= {"test_top5": 100 * ((ranks >= 0) & (ranks < 5)).sum().item() / judged, "test_loss": loss}
         self.history.append(line)

@@ -29,6 +29,7 @@ DEFAULTS = {
         "in_chans": None,  # these three: None takes the source's own
         "mean": None,
         "std": None,
+        **{key: PRETRAINING["data"][key] for key in ("bits", "exif", "value_range")},
         "crop_pct": 0.875,  # side of the test crop / short side of the image
         "scale": (0.08, 1.0),
         "ratio": (3 / 4, 4 / 3),
@@ -90,7 +91,7 @@ RULES = {
     "data.std": or_none(PRETRAINING_RULES["data.std"]),
     "data.crop_pct": number(0, 1, above=True),
     **{f"data.{key}": PRETRAINING_RULES[f"data.{key}"] for key in ("scale", "ratio", "hflip", "interpolation")},
-    "data.transforms": PRETRAINING_RULES["data.transforms"],
+    **{f"data.{key}": PRETRAINING_RULES[f"data.{key}"] for key in ("transforms", "bits", "exif", "value_range")},
     "augment.auto_augment": (
         lambda v: isinstance(v, str),
         "'', 'trivial' or words of timm, e.g. 'rand-m9-mstd0.5-inc1'",

@@ -42,16 +42,18 @@ class Finetuning:
         self.found = None if saved else read_source(_given(asked["source"]))
         data = settings["data"]
         complete_pixels(data, saved["pixels"] if saved else pixels_of(self.found))
-        whole, self.test_set = open_sets(asked["data"], asked["test_data"], data["in_chans"])
+        form = {key: data[key] for key in ("in_chans", "bits", "exif", "value_range")}
+        whole, self.test_set = open_sets(asked["data"], asked["test_data"], **form)
         self.rows = choose_rows(whole, settings["labels"], self.test_set)
         self.train_set = whole if len(self.rows) == len(whole) else subset_of(whole, self.rows)
         self.whole = whole
         self.num_classes = saved["classifier"]["num_classes"] if saved else count_classes(whole, self.test_set)
         check_mixable(settings)
-        if (settings["augment"]["auto_augment"] or settings["augment"]["color_jitter"]) and data["in_chans"] != 3:
+        form, augment = whole.form, settings["augment"]
+        if (augment["auto_augment"] or augment["color_jitter"]) and (form.in_chans, form.bits) != (3, 8):
             raise ValueError(
-                f"these images have {data['in_chans']} channels, and augment.auto_augment and augment.color_jitter are"
-                " for 3; set them to '' and 0"
+                f"these images have {form.in_chans} channels of {form.bits} bits, and augment.auto_augment and"
+                " augment.color_jitter are for 3 of 8; set them to '' and 0"
             )
 
     def build(self) -> None:
@@ -94,7 +96,7 @@ class Finetuning:
 
     def pieces(self, runner, batch: dict, step: int) -> Iterator[dict]:
         """Erased and mixed images, and their targets."""
-        epoch = step // len(runner.loader)
+        epoch = int(runner.loader.epochs_done(step))
         parts = (batch[key].chunk(runner.accumulate) for key in ("images", "labels", "ids"))
         for number, (images, labels, ids) in enumerate(zip(*parts, strict=True)):
             images = self.mixing.erase(self.model.normalize(runner.to_device(images)), ids, epoch)
