@@ -76,7 +76,9 @@ def compare_loaded(request: dict, outcome: dict, found: dict) -> dict:
 
 
 def read_weights(path: Path) -> dict:
-    """Key -> tensor from *.safetensors, from *.pth with "state_dict", or from detectron2's *.pkl with "model"."""
+    """Key -> tensor from *.safetensors, *.pth (with or without "state_dict"), *.pt with a module under "model", or
+    detectron2's *.pkl.
+    """
     import torch
 
     if path.suffix == ".safetensors":
@@ -87,7 +89,10 @@ def read_weights(path: Path) -> dict:
         with path.open("rb") as file:
             content = _ArraysOnly(file).load()
         return {key: torch.from_numpy(value) for key, value in content["model"].items()}
-    content = torch.load(path, map_location="cpu", weights_only=True)
+    with torch.serialization.safe_globals([torch.nn.Module, torch.nn.Sequential, set]):
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    if isinstance(content.get("model"), torch.nn.Module):
+        return content["model"].state_dict()
     return content.get("state_dict", content)
 
 

@@ -29,6 +29,8 @@ RESNETS = {
     "wide_resnet50_2": ((3, 4, 6, 3), True, 1, 128),
     "wide_resnet101_2": ((3, 4, 23, 3), True, 1, 128),
 }
+# torchvision's children, without the pooling and the fc, by their places in a Sequential
+ULTRALYTICS_CHILDREN = {"conv1": 0, "bn1": 1, "layer1": 4, "layer2": 5, "layer3": 6, "layer4": 7}
 
 
 def of_timm(architecture: str, model_args: dict) -> Shapes:
@@ -48,6 +50,15 @@ def of_torchvision(name: str, in_channels: int = 3) -> Shapes:
         if shortcut:
             shapes |= {f"{at}.downsample.0.weight": shortcut}
             shapes |= _batchnorm(f"{at}.downsample.1", shortcut[0])
+    return shapes
+
+
+def of_ultralytics(name: str) -> Shapes:
+    """A BatchNorm2d, then its TorchVision module with unwrap=True and truncate=2."""
+    shapes = _batchnorm("model.0", 3)
+    for key, shape in of_torchvision(name).items():
+        child, rest = key.split(".", 1)
+        shapes[f"model.1.m.{ULTRALYTICS_CHILDREN[child]}.{rest}"] = shape
     return shapes
 
 
@@ -192,6 +203,7 @@ CONTRACTS: dict[str, Callable[..., Shapes]] = {
     "timm": of_timm,
     "torchvision": of_torchvision,
     "detectron2": of_detectron2,
+    "ultralytics": of_ultralytics,
     "mmpretrain.ResNet": of_mm_resnet,
     "mmpretrain.ResNeXt": of_mm_resnet,
     "mmpretrain.VisionTransformer": of_mm_vit,

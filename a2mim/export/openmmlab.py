@@ -116,19 +116,19 @@ def through_timm(subject: Subject) -> Native:
 
 
 def dense(found: Native, subject: Subject, library: str) -> tuple[Native, tuple[str, ...]]:
-    """With all four maps, in the arguments of mmdet's and mmseg's classes; and the keys that are new layers there."""
+    """With all four maps, by mmdet's and mmseg's arguments; and the keys of the layers that are new with them."""
     config, stages = dict(found.config) | {"out_indices": (0, 1, 2, 3)}, range(3)
     maps, left_random = found.maps, ()
     if config["type"] == "ResNeXt":
         config["base_width"] = config.pop("width_per_group")
-    if config["type"] == "SwinTransformer":
-        config |= config.pop("arch")
-        config["pretrain_img_size"] = config.pop("img_size")
+    if config["type"] in ("SwinTransformer", "ConvNeXt"):
+        # mmdet and mmseg have no ConvNeXt, and their Swin shifts the windows of maps that are one window, as
+        # mmpretrain's does not and as timm's did not when it was trained
         left_random = tuple(f"norm{stage}.{part}" for stage in stages for part in ("weight", "bias"))
-    if config["type"] == "ConvNeXt":
-        config |= {"type": "mmpretrain.ConvNeXt", "gap_before_final_norm": False}
-        maps = (openmmlab_native.normed_map(subject),)
-        left_random = tuple(f"norm{stage}.{part}" for stage in stages for part in ("weight", "bias"))
+        if config["type"] == "ConvNeXt":
+            config["gap_before_final_norm"] = False
+            maps = (openmmlab_native.normed_map(subject),)
+        config["type"] = f"mmpretrain.{config['type']}"
     return Native(config, found.tensors, maps), left_random
 
 

@@ -7,6 +7,7 @@ from a2mim.export import (
     timm_folder,
     torchvision_file,
     transformers_folder,
+    ultralytics_model,
 )
 from a2mim.export.target import Subject, Target
 
@@ -18,6 +19,7 @@ ROWS = (
     openmmlab.MMDET,
     openmmlab.MMSEG,
     detectron2_pickle.TARGET,
+    ultralytics_model.TARGET,
     safetensors_file.TARGET,
 )
 TARGETS: dict[str, Target] = {target.name: target for target in ROWS}

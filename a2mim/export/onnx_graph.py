@@ -1,0 +1,67 @@
+"""ONNX: a graph that onnxruntime computes, with the preprocessing in its metadata."""
+
+import importlib.util
+import json
+import warnings
+from pathlib import Path
+
+import torch
+
+from a2mim.export import graphs
+from a2mim.export.target import Subject, Target, Written
+
+CODE = """\
+import json
+
+import numpy as np
+import onnxruntime
+
+images = np.load("reference.npz")["images"]  # yours: normalised, float32 (B, {size})
+session = onnxruntime.InferenceSession("encoder.onnx", providers=["CPUExecutionProvider"])
+names = [output.name for output in session.get_outputs()]
+outputs = dict(zip(names, session.run(names, {{"input": images}})))
+embedding = outputs["embedding"]  # (B, {width})
+one = session.run(["embedding"], {{"input": images[:1]}})[0]  # B is free
+{wide}preprocessing = {{key: json.loads(value) for key, value in session.get_modelmeta().custom_metadata_map.items()}}
+"""
+WIDE = """\
+wide = session.run(["embedding"], {"input": np.concatenate([images, images], axis=3)})[0]  # H and W are free
+"""
+NOTES = (
+    "The metadata of the file holds `mean`, `std`, `img_size` ([H, W]), `interpolation` and `channels`, each as JSON.\n"
+)
+NEEDED = ("onnx", "onnxscript")
+
+
+def write(subject: Subject, folder: Path) -> Written:
+    if missing := [name for name in NEEDED if importlib.util.find_spec(name) is None]:
+        raise ValueError(f"to write ONNX {' and '.join(missing)} must be installed: pip install 'a2mim[onnx]'.")
+    graph, program, free_size = graphs.capture(subject)
+    told = graphs.details(graph, subject, free_size)
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of the exporter, about itself
+        made = torch.onnx.export(
+            program, dynamo=True, input_names=["input"], output_names=list(told["outputs"]), verbose=False
+        )
+    _tidy(made.model, graphs.preprocessing_json(subject))
+    made.save(str(folder / "encoder.onnx"))
+    size = ", ".join(map(str, subject.input_size))
+    return Written(
+        CODE.format(size=size, width=told["outputs"]["embedding"][1], wide=WIDE if free_size else ""),
+        graphs.expectations(graph, subject, free_size),
+        ("onnxruntime",),
+        notes=graphs.notes(told["outputs"], free_size, NOTES),
+        details={**told, "opset": made.model.opset_imports[""]},
+    )
+
+
+def _tidy(model, preprocessing: str) -> None:
+    """Names the axes, and puts the preprocessing where the exporter leaves the file names of this machine."""
+    for node in model.graph.all_nodes():
+        node.metadata_props.clear()
+    model.metadata_props.clear()
+    model.metadata_props.update({key: json.dumps(value) for key, value in json.loads(preprocessing).items()})
+    model.graph.metadata_props.clear()
+
+
+TARGET = Target("onnx", write)

@@ -1,0 +1,71 @@
+"""torch-export and torchscript: graphs that torch alone computes, with the preprocessing inside and beside them."""
+
+import warnings
+from pathlib import Path
+
+import torch
+
+from a2mim.evaluation.features import frozen
+from a2mim.export import graphs
+from a2mim.export.receipt import write_text
+from a2mim.export.target import Subject, Target, Written
+
+FILE = "preprocessing.json"
+EXPORT_CODE = """\
+import numpy as np
+import torch
+
+images = torch.from_numpy(np.load("reference.npz")["images"])  # yours: normalised, float32 (B, {size})
+model = torch.export.load("encoder.pt2").module()
+with torch.no_grad():
+    outputs = model(images)
+    embedding = outputs["embedding"]  # (B, {width})
+    one = model(images[:1])["embedding"]  # B is free
+{wide}"""
+SCRIPT_CODE = EXPORT_CODE.replace('torch.export.load("encoder.pt2").module()', 'torch.jit.load("encoder.ts")')
+WIDE = """\
+    wide = model(torch.cat([images, images], dim=3))["embedding"]  # H and W are free
+"""
+NOTES = (
+    f"`{FILE}`, which is also inside the file, says how images are made ready: `mean`, `std`, `img_size` ([H, W]) …\n"
+)
+
+
+def write_export(subject: Subject, folder: Path) -> Written:
+    graph, program, free_size = graphs.capture(subject)
+    torch.export.save(program, folder / "encoder.pt2", extra_files={FILE: graphs.preprocessing_json(subject)})
+    return _written(EXPORT_CODE, graph, subject, free_size, folder)
+
+
+def write_script(subject: Subject, folder: Path) -> Written:
+    """A trace: only what it computes for another size decides whether the size is free."""
+    graph = graphs.Graph(subject.model, subject.images).eval()
+    with frozen(graph), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of the tracer, about sizes that it fixes, and about its age
+        script = torch.jit.trace(graph, (subject.images,), strict=False, check_trace=False)
+        free_size = graphs.accepts(graph, subject) and _computes_wide(script, graph, subject)
+        torch.jit.save(script, folder / "encoder.ts", _extra_files={FILE: graphs.preprocessing_json(subject)})
+    return _written(SCRIPT_CODE, graph, subject, free_size, folder)
+
+
+def _computes_wide(script, graph: graphs.Graph, subject: Subject) -> bool:
+    try:
+        return graphs.is_same(script, graph, graphs.wide(subject.images))
+    except RuntimeError:  # a size that the trace has fixed
+        return False
+
+
+def _written(code: str, graph: graphs.Graph, subject: Subject, free_size: bool, folder: Path) -> Written:
+    write_text(folder / FILE, graphs.preprocessing_json(subject) + "\n")
+    told = graphs.details(graph, subject, free_size)
+    size = ", ".join(map(str, subject.input_size))
+    return Written(
+        code.format(size=size, width=told["outputs"]["embedding"][1], wide=WIDE if free_size else ""),
+        graphs.expectations(graph, subject, free_size),
+        notes=graphs.notes(told["outputs"], free_size, NOTES),
+        details=told,
+    )
+
+
+EXPORT = Target("torch-export", write_export)
+SCRIPT = Target("torchscript", write_script)
