@@ -152,7 +152,9 @@ def load_config(
         for key, value in config["laptop"].items():
             assign(config, key, value, schema)
     for key, value in (options or {}).items():
-        if assign(config, key, value, schema) == value and strict and key != "seed":  # loops over seeds start somewhere
+        if (
+            assign(config, key, value, schema) == value and strict and not key.endswith("seed")
+        ):  # loops over seeds start somewhere
             raise ValueError(f"{key}={value!r} changes nothing: it is the recipe's own value; leave the option out")
     check_values(config, schema)
     return config
