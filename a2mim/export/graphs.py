@@ -35,7 +35,7 @@ class Graph(nn.Module):
                 self.indices = []
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
-        """(B, C, H, W) -> "embedding" (B, D); "map" (B, D, h, w), the last one after its norm; "stage1", … before any."""
+        """(B, C, H, W) -> "embedding" (B, D); "map" (B, D, h, w), the last, after its norm; "stage1", … before any."""
         features, stages = self._intermediates(images) if self.indices else (self.model.forward_features(images), [])
         outputs = {"embedding": self.model.forward_head(features)}
         if isinstance(features, Tensor) and (features.ndim == 4 or stages):

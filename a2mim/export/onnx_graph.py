@@ -34,8 +34,6 @@ NEEDED = ("onnx", "onnxscript")
 
 
 def write(subject: Subject, folder: Path) -> Written:
-    if missing := [name for name in NEEDED if importlib.util.find_spec(name) is None]:
-        raise ValueError(f"to write ONNX {' and '.join(missing)} must be installed: pip install 'a2mim[onnx]'.")
     graph, program, free_size = graphs.capture(subject)
     told = graphs.details(graph, subject, free_size)
     with torch.no_grad(), warnings.catch_warnings():
@@ -55,6 +53,11 @@ def write(subject: Subject, folder: Path) -> Written:
     )
 
 
+def refuse(subject: Subject) -> str:
+    missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
+    return f"it is written with {' and '.join(missing)}: pip install 'a2mim[onnx]'" if missing else ""
+
+
 def _tidy(model, preprocessing: str) -> None:
     """Names the axes, and puts the preprocessing where the exporter leaves the file names of this machine."""
     for node in model.graph.all_nodes():
@@ -64,4 +67,4 @@ def _tidy(model, preprocessing: str) -> None:
     model.graph.metadata_props.clear()
 
 
-TARGET = Target("onnx", write)
+TARGET = Target("onnx", write, refuse)

@@ -2,9 +2,11 @@
 
 from a2mim.export import (
     detectron2_pickle,
+    onnx_graph,
     openmmlab,
     safetensors_file,
     timm_folder,
+    torch_graphs,
     torchvision_file,
     transformers_folder,
     ultralytics_model,
@@ -20,6 +22,9 @@ ROWS = (
     openmmlab.MMSEG,
     detectron2_pickle.TARGET,
     ultralytics_model.TARGET,
+    onnx_graph.TARGET,
+    torch_graphs.EXPORT,
+    torch_graphs.SCRIPT,
     safetensors_file.TARGET,
 )
 TARGETS: dict[str, Target] = {target.name: target for target in ROWS}
