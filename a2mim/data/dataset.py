@@ -78,6 +78,10 @@ class ImageDataset:
         if hasattr(self.store, "will_need"):
             self.store.will_need(ids)
 
+    @property
+    def has_form(self) -> bool:
+        return "form" in self.__dict__
+
     def take_form(self, in_chans: int = 3, bits: int | None = None, exif: bool = False, value_range=None) -> None:
         """Sets `form`. Without `bits` the first image that can be read decides; ValueError when it does not suit."""
         self.form = PixelFormat(in_chans, bits or 16, exif, value_range and tuple(value_range))

@@ -92,6 +92,11 @@ class TrainLoader:
         return self.plan.steps
 
     @property
+    def left_out(self) -> int:
+        """Images that an epoch does not show, because they fill no batch; others in each epoch."""
+        return self.plan.left_out
+
+    @property
     def epoch(self) -> int:
         return self._place()[0]
 

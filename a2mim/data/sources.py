@@ -45,6 +45,13 @@ def open_dataset(
     everything that has to be written differently.
     """
     dataset = _opened(source, split, access or current())
+    if dataset is source and dataset.has_form:
+        if dataset.form.in_chans != in_chans:
+            raise ValueError(
+                f"{dataset.title} was opened with in_chans={dataset.form.in_chans} and is wanted with {in_chans};"
+                " open it so, or change data.in_chans"
+            )
+        return dataset
     dataset.take_form(in_chans, bits, exif, value_range)
     return dataset
 

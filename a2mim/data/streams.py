@@ -9,6 +9,7 @@ pictures, in BatchNorm's calibration and in its fingerprint.
 
 import itertools
 from collections.abc import Iterator
+from dataclasses import asdict, dataclass
 
 import numpy as np
 import torch
@@ -70,6 +71,15 @@ class Stream:
         self.pipeline, self.images_per_epoch = pipeline, images_per_epoch
 
 
+@dataclass(frozen=True)
+class StreamPlan:
+    """As much of a `Plan` as a stream has: what does not fill a batch is not left out, it comes next."""
+
+    steps: int
+    global_batch_size: int
+    left_out: int = 0
+
+
 class HeadStore:
     """The first images of a stream, in memory."""
 
@@ -108,13 +118,13 @@ class StreamLoader:
     ):
         if repeats != 1:
             raise ValueError(f"repeats={repeats}: images of a pipeline come once each; leave repeats at 1")
-        self.steps = dataset.stream.images_per_epoch // global_batch_size
-        if not self.steps or global_batch_size % world_size:
+        self.plan = StreamPlan(dataset.stream.images_per_epoch // global_batch_size, global_batch_size)
+        if not self.plan.steps or global_batch_size % world_size:
             raise ValueError(
                 f"an epoch of {dataset.stream.images_per_epoch} images has no step of global_batch_size="
                 f"{global_batch_size} for {world_size} processes; change one of them"
             )
-        self.dataset, self.seed, self.global_batch_size = dataset, seed, global_batch_size
+        self.dataset, self.seed = dataset, seed
         self.position, self.faults, self._running = 0, Faults(), None
         size = (img_size, img_size) if isinstance(img_size, int) else tuple(img_size)
         self.crop = RandomCrops(
@@ -132,7 +142,12 @@ class StreamLoader:
         )
 
     def __len__(self) -> int:
-        return self.steps
+        return self.plan.steps
+
+    @property
+    def left_out(self) -> int:
+        """Images that an epoch is short of a whole batch."""
+        return self.dataset.stream.images_per_epoch - self.steps * self.global_batch_size
 
     @property
     def epoch(self) -> int:
@@ -178,7 +193,7 @@ class StreamLoader:
         return [f"the {self.dataset.title} begins anew: images of this epoch may be shown again"]
 
     def _identity(self) -> dict:
-        return {"plan": "stream", "global_batch_size": self.global_batch_size, "seed": self.seed, "steps": self.steps}
+        return {"plan": "stream", "seed": self.seed, **asdict(self.plan)}
 
 
 class _StreamBatches(IterableDataset):

@@ -43,14 +43,14 @@ def announce(run) -> None:
     lines += [
         f"  data     {task.train_set.describe()}",
         *task.opening(),
-        f"  plan     {epochs} epochs = {run.max_steps} steps of {batch} images{left_out(run.loader.plan)}",
+        f"  plan     {epochs} epochs = {run.max_steps} steps of {batch} images{left_out(run.loader.left_out)}",
     ]
     say(*lines)
 
 
-def left_out(plan) -> str:
+def left_out(images: int) -> str:
     """What the announcement says of images that fill no batch."""
-    return f"; each epoch leaves {plan.left_out} out, others each time" if plan.left_out else ""
+    return f"; each epoch leaves {images} out, others each time" if images else ""
 
 
 def describe_run(runner, started: float) -> dict:
@@ -69,7 +69,7 @@ def describe_run(runner, started: float) -> dict:
             "source": task.train_set.describe(),
             "images": len(task.train_set),
             "fingerprint": task.train_set.fingerprint,
-            "left_out_each_epoch": run.loader.plan.left_out,
+            "left_out_each_epoch": run.loader.left_out,
             "unreadable": dict(faults.unreadable),
             "damaged_but_decoded": faults.total() - sum(faults.unreadable.values()),
             "first_unreadable": run.loader.faults.names,

@@ -57,7 +57,7 @@ def uninterrupted(dataset, epochs: int) -> dict[int, list[int]]:
 
 
 def run_chain(folder, shards, chain, epochs: int) -> dict[int, set[str]]:
-    """Position -> all that was logged for it. chain: (processes, workers, position to be killed at; None: to the end)."""
+    """Position -> all that was logged for it. chain: (processes, workers, position to be killed at or None)."""
     for world, workers, stop in chain:
         processes = start(folder, shards, world, workers, epochs)
         if stop is not None:

@@ -201,6 +201,14 @@ def test_data_that_do_not_suit_are_refused_when_opened(tmp_path):
     assert open_dataset(str(tmp_path / "folder"), in_chans=5, value_range=(0, 1)).form.bits == 16
 
 
+def test_an_open_data_set_keeps_the_form_that_it_was_opened_with(tmp_path):
+    arrays(tmp_path, np.uint16)
+    dataset = open_dataset(str(tmp_path / "folder"), in_chans=5, bits=8, exif=True)
+    assert open_dataset(dataset, in_chans=5) is dataset and dataset.form == PixelFormat(5, 8, True)
+    with pytest.raises(ValueError, match="was opened with in_chans=5 and is wanted with 3"):
+        open_dataset(dataset)
+
+
 def test_arrays_beside_pictures_are_not_images(tmp_path):
     members = [
         (f"{i}.{kind}", data)
