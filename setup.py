@@ -34,6 +34,7 @@ setup(
         "scikit-image>=0.24",
         "pillow>=10",
         "numpy>=1.26",
+        "scipy>=1.11",
         "tqdm>=4.66",
         "setuptools",  # mmengine imports distutils, which Python 3.12 took out
         "packaging",  # mmengine imports it without declaring it
