@@ -73,11 +73,10 @@ class Stream:
 
 @dataclass(frozen=True)
 class StreamPlan:
-    """As much of a `Plan` as a stream has: what does not fill a batch is not left out, it comes next."""
+    """As much of a `Plan` as a stream has."""
 
-    steps: int
     global_batch_size: int
-    left_out: int = 0
+    steps: int
 
 
 class HeadStore:
@@ -118,7 +117,7 @@ class StreamLoader:
     ):
         if repeats != 1:
             raise ValueError(f"repeats={repeats}: images of a pipeline come once each; leave repeats at 1")
-        self.plan = StreamPlan(dataset.stream.images_per_epoch // global_batch_size, global_batch_size)
+        self.plan = StreamPlan(global_batch_size, dataset.stream.images_per_epoch // global_batch_size)
         if not self.plan.steps or global_batch_size % world_size:
             raise ValueError(
                 f"an epoch of {dataset.stream.images_per_epoch} images has no step of global_batch_size="
@@ -147,7 +146,7 @@ class StreamLoader:
     @property
     def left_out(self) -> int:
         """Images that an epoch is short of a whole batch."""
-        return self.dataset.stream.images_per_epoch - self.steps * self.global_batch_size
+        return self.dataset.stream.images_per_epoch - self.plan.steps * self.plan.global_batch_size
 
     @property
     def epoch(self) -> int:
