@@ -44,7 +44,7 @@ setup(
         "onnx": ["onnx>=1.17", "onnxscript>=0.5", "onnxruntime>=1.20"],  # to write and to prove an ONNX export
         "parquet": ["pyarrow>=15"],  # to write embeddings as Parquet
         "test": [
-            *("pytest>=8", "pytest-xdist>=3.5", "ruff>=0.6", "tensorboard", "aiohttp"),
+            *("pytest>=8", "pytest-xdist>=3.5", "ruff>=0.6", "tensorboard", "aiohttp", "scikit-learn>=1.5"),
             *("transformers>=5", "mmpretrain>=1.2"),
             *("onnx>=1.17", "onnxscript>=0.5", "onnxruntime>=1.20", "pyarrow>=15"),
         ],

@@ -97,6 +97,7 @@ def run_evaluate(chosen) -> None:
         allow_partial=chosen.allow_partial,
         seed=chosen.seed,
     )
+    print(results[0]["loaded"])
     print(table(results))
     for note in dict.fromkeys(result["note"] for result in results if "note" in result):
         print(f"note: {note}")
@@ -154,7 +155,7 @@ def _judge_one(chosen, protocol: str, overrides: dict) -> None:
 
 
 _NOT_SHOWN = (
-    *("protocol", "top1", "top5", "interval", "correct", "constants", "overridden", "sources", "loading"),
+    *("protocol", "top1", "top5", "interval", "correct", "constants", "overridden", "sources", "loading", "loaded"),
     *("top1_last", "top1_best", "protocol_hash"),
 )
 

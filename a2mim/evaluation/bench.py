@@ -22,7 +22,7 @@ from a2mim.evaluation.overlap import find_overlap, overlap_sentence
 from a2mim.evaluation.probe import Labelled
 from a2mim.evaluation.subsets import subset_of
 from a2mim.evaluation.taps import tap
-from a2mim.loading import build_reported, read_source
+from a2mim.loading import build_reported, describe_report, read_source
 from a2mim.pixels import normalize
 
 RESIZE = 256 / 224  # short side before the crop, in crops: Resize(256), CenterCrop(224)
@@ -50,6 +50,7 @@ class Encoder:
             torch.manual_seed(seed)  # a random encoder is the same one each time
             sizes = {} if img_size is None else {"img_size": img_size}
             self.model, self.pixels, self.loading = build_reported(found, allow_partial, **sizes)
+        self.loaded = describe_report(self.loading) if self.loading else ""
         self.model.to(self.device).eval()
         self.random, self.clean_statistics = found.tensors is None, found.calibrated
         self.img_size = tuple(self.pixels["img_size"])
@@ -251,6 +252,7 @@ class Bench:
             "encoder": self.encoder.name,
             "encoder_hash": self.encoder.hash,
             "loading": self.encoder.loading,
+            "loaded": self.encoder.loaded,
             "data": self.train.title,
             "test_data": self.test.title,
             "data_fingerprint": hash_of([self.train.fingerprint, self.test.fingerprint]),

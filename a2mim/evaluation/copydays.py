@@ -73,6 +73,7 @@ def run(source, protocol: Protocol, data, device=None, allow_partial=False, seed
         "encoder": str(source),
         "encoder_hash": encoder.encoder.hash,
         "loading": encoder.encoder.loading,
+        "loaded": encoder.encoder.loaded,
         "data": str(data),
         "data_fingerprint": hash_of([[p.name for p in (*originals, *distractors, *learn)], sorted(scores)]),
         "batchnorm_calibrated_on": calibrated,

@@ -73,6 +73,7 @@ def run(source, protocol: Protocol, data, device=None, allow_partial=False, seed
         "encoder": str(source),
         "encoder_hash": encoder.hash,
         "loading": encoder.loading,
+        "loaded": encoder.loaded,
         "data": str(data),
         "data_fingerprint": hash_of(sorted(scores)),
         "stride": next(iter(encoders.values())).stride,

@@ -74,8 +74,10 @@ def read_protocols(names, overrides: dict) -> list[Protocol]:
         used |= set(own) | {f"{known.name}.{key}" for key in own}
         found.append(read_protocol(name, own))
     for key in set(overrides) - used:
+        owner, dot, _ = key.partition(".")
+        if dot and owner not in [protocol.name for protocol in found]:
+            raise ValueError(f"--set {key}: {owner} is not among the protocols that were named.")
         read_protocol(names[0], {key.rpartition(".")[2]: overrides[key]})  # raises, with the nearest names
-        raise ValueError(f"--set {key}: {key.rpartition('.')[0]} is not among the protocols that were named.")
     return found
 
 
