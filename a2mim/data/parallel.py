@@ -57,7 +57,11 @@ def each(work: Callable, items: Iterable, processes: int) -> Iterator[tuple]:
 
 def _feed(work: Callable, waiting, done, running: list) -> None:
     """One process, given item after item."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([_ROOT, *sys.path[1:]])}
+    environment = {
+        **os.environ,
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": os.pathsep.join([_ROOT, *filter(None, sys.path)]),
+    }
     name = f"{work.__module__}:{work.__name__}"
     command = [sys.executable, "-m", "a2mim.data.parallel", name]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment) as process:

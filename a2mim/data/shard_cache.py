@@ -66,9 +66,10 @@ class ShardCache:
             return found or self._download(address, stat, place, verify or _walk)
 
     def _download(self, address: str, stat: Stat, place: Path, verify) -> Path:
-        self._make_room(stat.size or 0, address)
         origin = origin_of(address, self.access)
-        descriptor, part = tempfile.mkstemp(dir=place.parent, suffix=_PART)
+        with _locked(self.folder / "room"):
+            self._make_room(stat.size or 0, address)
+            descriptor, part = tempfile.mkstemp(dir=place.parent, prefix=f"{stat.size or 0}-", suffix=_PART)
         try:
             with os.fdopen(descriptor, "wb") as file:
                 persist(lambda: _transfer(origin, file, part, stat), self.access, file.tell)
@@ -78,7 +79,8 @@ class ShardCache:
                 raise TarError(str(error).replace(part, origin.name)) from None
             size = os.path.getsize(part)
             if stat.size is None:
-                self._make_room(size, address)
+                with _locked(self.folder / "room"):
+                    self._make_room(0, address)
             place.with_name(place.name + _NOTE).write_text(
                 json.dumps({"address": origin.name, "size": size, "tag": stat.tag})
             )
@@ -98,17 +100,19 @@ class ShardCache:
                 f"{address} has {size:,} bytes and the cache may hold {bound:,}; raise --shard-cache-gb, or write"
                 " smaller shards with `a2mim shards reshard`"
             )
-        kept = []
+        total, copies = size, []
         for path in self.folder.glob("*/*"):
             with contextlib.suppress(OSError):
                 found = path.stat()
                 if path.suffix == _PART and time.time() - found.st_mtime > _STALE_PART:
                     path.unlink()
+                elif path.suffix == _PART:  # under way: as large as its name promises
+                    total += max(found.st_size, int(path.name.partition("-")[0]))
                 elif path.suffix not in (_NOTE, _LOCK):
-                    kept.append((path.suffix == _PART, found.st_mtime, found.st_size, path))
-        total = sum(entry[2] for entry in kept)
-        for is_part, _, length, path in sorted(kept):
-            if total + size <= bound or is_part:  # a part belongs to a transfer that is under way
+                    total += found.st_size
+                    copies.append((found.st_mtime, found.st_size, path))
+        for _, length, path in sorted(copies):
+            if total <= bound:
                 return
             with contextlib.suppress(OSError):  # whoever has it open can read on
                 path.unlink()

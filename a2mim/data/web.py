@@ -31,6 +31,7 @@ class WebFile:
 
     def __init__(self, url: str, access: Access):
         self.url, self.timeout = url, access.timeout
+        self.version = None  # of what came so far: the rest of another one must not be put behind it
         self.name = re.sub(r"(?<=://)[^/@]*@", "", url)
         login = urllib3.util.parse_url(url).auth
         self.headers = {"Accept-Encoding": "identity"}  # sizes and offsets are those of the file
@@ -53,7 +54,11 @@ class WebFile:
 
     def download(self, file: BinaryIO) -> None:
         start = file.tell()
-        with self._ask("GET", {"Range": f"bytes={start}-"} if start else {}) as answer:
+        rest = {"Range": f"bytes={start}-"} | ({"If-Range": self.version} if self.version else {})
+        with self._ask("GET", rest if start else {}) as answer:
+            if answer.status in (200, 206):
+                tag = answer.headers.get("ETag", "W/")
+                self.version = answer.headers.get("Last-Modified") if tag.startswith("W/") else tag
             if start and (answer.status == 416 or not _starts_at(answer, start)):
                 file.seek(0)
                 file.truncate()

@@ -73,14 +73,16 @@ class _Handler(BaseHTTPRequestHandler):
         elif fault == "flip":
             data = data[:700] + bytes([data[700] ^ 1]) + data[701:]
         first, last = 0, len(data) - 1
+        tag = self.here.tags.get(self.path, f'"{file.stat().st_mtime_ns}"')
         asked = self.headers.get("Range") if self.here.ranges else None
+        asked = asked if self.headers.get("If-Range", tag) == tag else None
         if asked:
             begin, _, end = asked.removeprefix("bytes=").partition("-")
             first, last = int(begin), min(int(end or last), last)
         self.send_response(206 if asked else 200)
         if asked:
             self.send_header("Content-Range", f"bytes {first}-{last}/{len(data)}")
-        self.send_header("ETag", self.here.tags.get(self.path, f'"{file.stat().st_mtime_ns}"'))
+        self.send_header("ETag", tag)
         if self.here.md5:
             self.send_header("Content-MD5", base64.b64encode(hashlib.md5(file.read_bytes()).digest()).decode())
         body = data[first : last + 1]

@@ -1,3 +1,4 @@
+import os
 import pickle
 import time
 
@@ -9,6 +10,7 @@ from small_images import encoded, picture, write_tar
 from a2mim.data import open_dataset
 from a2mim.data.errors import ShardError
 from a2mim.data.remote import origin_of
+from a2mim.data.retry import PassingFault
 from a2mim.data.shard_cache import ShardCache
 from a2mim.data.tarfiles import TarError
 
@@ -55,6 +57,18 @@ def test_a_broken_transfer_goes_on_where_it_broke(server, access, tmp_path):
         *(None, None),
         f"bytes={size // 2}-",
     ]
+
+
+def test_two_versions_are_never_joined(server, access, tmp_path):
+    origin = origin_of(server.url + "/part-0.tar", access)
+    server.faults["/part-0.tar"] = ["short"]
+    with open(tmp_path / "copy", "wb") as file:
+        with pytest.raises(PassingFault, match="bytes came"):
+            origin.download(file)
+        new = (tmp_path / "part-1.tar").read_bytes()
+        (tmp_path / "part-0.tar").write_bytes(new)
+        origin.download(file)
+    assert (tmp_path / "copy").read_bytes() == new
 
 
 def test_a_server_without_ranges_or_head_is_read_from_the_start(server, access):
@@ -148,6 +162,20 @@ def test_the_cache_keeps_its_bound_and_drops_what_was_unused_for_longest(server,
     assert len(pixels) == 32 and len(copies(access)) <= 3 and len(more) == 8
     with pytest.raises(ValueError, match=r"has \d+,?\d* bytes and the cache may hold 10; raise --shard-cache-gb"):
         open_dataset(server.url + "/part-1.tar", access=quick(tmp_path / "small", cache_bytes=10))
+
+
+def test_what_is_under_way_counts_and_what_was_left_behind_does_not(server, tmp_path):
+    size = (tmp_path / "part-0.tar").stat().st_size
+    access = quick(tmp_path / "cache", cache_bytes=3 * size, remote="shards")
+    open_dataset(server.url + "/part-{0..1}.tar", access=access)
+    (access.folder / "shards" / "x").mkdir()
+    under_way = access.folder / "shards" / "x" / f"{2 * size}-tmp.part"
+    under_way.write_bytes(b"")
+    open_dataset(server.url + "/part-2.tar", access=access)
+    assert copies(access) == [under_way.name, "part-2.tar"]
+    os.utime(under_way, (0, 0))
+    open_dataset(server.url + "/part-0.tar", access=access)
+    assert copies(access) == ["part-0.tar", "part-2.tar"]
 
 
 def test_sets_larger_than_the_cache_are_read_by_ranges(server, shards, tmp_path):

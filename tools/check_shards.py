@@ -1,0 +1,11 @@
+"""Reads every sample of tar shards and names what is wrong: python tools/check_shards.py SHARDS"""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that a checkout runs without being installed
+
+from a2mim.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main(["shards", "check", *sys.argv[1:]]))
