@@ -72,7 +72,8 @@ def build_classified(found: Source, num_classes: int, img_size: int, in_chans: i
             raise ValueError(f"{found.name} has no stochastic depth; set classifier.drop_path_rate to 0")
         changed["drop_path_rate"] = chosen["drop_path_rate"]
     model, pixels, report = build_reported(found, chosen["allow_partial"], **changed)
-    report["hash"] = hash_encoder(model, name=found.name, **found.model_args, img_size=list(pixels["img_size"]))
+    described = {"name": found.name, **found.model_args, "img_size": list(pixels["img_size"])}
+    report["hash"] = hash_encoder(model, **described)
     args |= put_classifier(model, num_classes, chosen)
     arguments = {"name": found.name, "model_args": args, "num_classes": num_classes, "frozen": []}
     arguments |= {"img_size": [img_size, img_size], "in_chans": in_chans, "pooling": pooling_of(model)}

@@ -55,7 +55,8 @@ class Encoder:
         self.random, self.clean_statistics = found.tensors is None, found.calibrated
         self.img_size = tuple(self.pixels["img_size"])
         self.stats = {key: self.pixels[key] for key in ("mean", "std")}
-        self.hash = hash_encoder(self.model, name=found.name, **found.model_args, img_size=list(self.img_size))
+        described = {"name": found.name, **found.model_args, "img_size": list(self.img_size)}
+        self.hash = hash_encoder(self.model, **described)
 
     @property
     def channels(self) -> int:
