@@ -57,7 +57,7 @@ class Workers:
             sampler=self._requests,
             batch_size=None,
             num_workers=num_workers,
-            collate_fn=_as_it_is,
+            collate_fn=as_it_is,
             # each pass draws a number for the workers: not from the generator that the network draws from
             generator=torch.Generator(),
             **(many if num_workers else {}),
@@ -120,7 +120,7 @@ def _settle(worker: int) -> None:
         sys.modules["cv2"].setNumThreads(0)
 
 
-def _as_it_is(batch):
+def as_it_is(batch):
     return batch
 
 

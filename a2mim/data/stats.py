@@ -1,0 +1,134 @@
+"""Mean and standard deviation of every channel over all pixels of a data set: one pass, exact, in constant memory.
+
+Sums of values and of their squares are whole numbers, added as such, so that the result does not depend on the order,
+on the number of workers, or on rounding.
+"""
+
+from collections import Counter
+from dataclasses import dataclass, field
+from fractions import Fraction
+from math import sqrt
+
+import numpy as np
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+from a2mim.data.batches import UnreadableData
+from a2mim.data.dataset import ImageDataset
+from a2mim.data.decode import UnreadableImage
+from a2mim.data.workers import as_it_is
+
+CHUNK = 64  # images a worker is sent at once
+_BLOCK = 1 << 20  # pixels; their squares of 32 bits add up exactly in a float64, which has 53
+
+
+@dataclass
+class Stats:
+    """What measure_stats found. Values are in the units of the batches: 0..255 or 0..65,535."""
+
+    bits: int
+    images: int = 0
+    pixels: int = 0
+    sums: list[int] = field(default_factory=list)  # of each channel
+    squares: list[int] = field(default_factory=list)
+    least: list[int] = field(default_factory=list)
+    greatest: list[int] = field(default_factory=list)
+    faults: Counter = field(default_factory=Counter)  # unreadable images by reason
+
+    @property
+    def mean(self) -> list[float]:
+        """Of each channel, in units of 0..1."""
+        return [float(Fraction(total, self.pixels * self._unit)) for total in self.sums]
+
+    @property
+    def std(self) -> list[float]:
+        """Of each channel, in units of 0..1, over the pixels themselves (not an estimate from a sample)."""
+        n = self.pixels
+        variances = [Fraction(n * q - s * s, n * n) for s, q in zip(self.sums, self.squares, strict=True)]
+        return [sqrt(variance) / self._unit for variance in variances]
+
+    @property
+    def _unit(self) -> int:
+        return 2**self.bits - 1
+
+    def add(self, other: "Stats") -> None:
+        for name, join in (("sums", _plus), ("squares", _plus), ("least", min), ("greatest", max)):
+            ours, theirs = getattr(self, name), getattr(other, name)
+            both = [join(a, b) for a, b in zip(ours, theirs, strict=True)] if ours and theirs else ours or theirs
+            setattr(self, name, both)
+        self.images, self.pixels = self.images + other.images, self.pixels + other.pixels
+        self.faults += other.faults
+
+    def lines(self, value_range=None, exif: bool = False) -> list[str]:
+        """For a recipe."""
+        extra = [f"    value_range={tuple(value_range)},"] if value_range else []
+        extra += ["    exif=True,"] if exif else []
+        unread = f"; not read: {', '.join(f'{n} {reason}' for reason, n in self.faults.items())}" if self.faults else ""
+        return [
+            f"# {self.images:,} images, {self.pixels:,} pixels, {self.bits} bits{unread}",
+            f"# least and greatest value: {self.least}, {self.greatest} of 0..{self._unit}",
+            "data = dict(",
+            f"    in_chans={len(self.sums)},",
+            *extra,
+            f"    mean={_rounded(self.mean)},",
+            f"    std={_rounded(self.std)},",
+            ")",
+        ]
+
+
+def measure_stats(dataset: ImageDataset, num_workers: int = 0) -> Stats:
+    """Reads every image, whole; those that cannot be read are left out and counted.
+
+    Raises:
+        UnreadableData: none can be read.
+    """
+    total = Stats(dataset.form.bits)
+    chunks = DataLoader(_Chunks(dataset), batch_size=None, num_workers=num_workers, collate_fn=as_it_is)
+    with tqdm(total=len(dataset), desc="measuring", unit="img", leave=False) as bar:
+        for chunk in chunks:
+            total.add(chunk)
+            bar.update(min(CHUNK, bar.total - bar.n))
+    if not total.images:
+        raise UnreadableData(f"none of {len(dataset)} images can be read: {dict(total.faults)}")
+    return total
+
+
+class _Chunks:
+    """The statistics of `CHUNK` images at a time."""
+
+    def __init__(self, dataset: ImageDataset):
+        self.dataset = dataset
+
+    def __len__(self) -> int:
+        return -(-len(self.dataset) // CHUNK)
+
+    def __getitem__(self, chunk: int) -> Stats:
+        ids = np.arange(chunk * CHUNK, min(len(self.dataset), (chunk + 1) * CHUNK))
+        self.dataset.will_need(ids)
+        stats = Stats(self.dataset.form.bits)
+        for i in ids:
+            try:
+                stats.add(of_image(self.dataset.read(i)))
+            except UnreadableImage as error:
+                stats.faults[error.reason] += 1
+        return stats
+
+
+def of_image(pixels: np.ndarray) -> Stats:
+    """(H, W, C) uint8 or uint16."""
+    values = pixels.reshape(-1, pixels.shape[2])
+    sums, squares = np.zeros(values.shape[1], object), np.zeros(values.shape[1], object)
+    for start in range(0, len(values), _BLOCK):
+        block = values[start : start + _BLOCK].astype(np.float64)
+        sums += block.sum(0).astype(np.int64)
+        squares += np.einsum("nc,nc->c", block, block).astype(np.int64)
+    extremes = values.min(0).tolist(), values.max(0).tolist()
+    return Stats(8 * pixels.itemsize, 1, len(values), [int(s) for s in sums], [int(q) for q in squares], *extremes)
+
+
+def _rounded(values: list[float]) -> tuple[float, ...]:
+    return tuple(float(f"{value:.6g}") for value in values)
+
+
+def _plus(a: int, b: int) -> int:
+    return a + b
