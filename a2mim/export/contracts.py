@@ -211,6 +211,7 @@ CONTRACTS: dict[str, Callable[..., Shapes]] = {
     "mmpretrain.SwinTransformer": of_mm_swin,
     "mmpretrain.ConvNeXt": of_mm_convnext,
     "mmpretrain.TIMMBackbone": of_mm_timm,
+    "mmpretrain.TimmClassifier": of_timm,
 }
 
 

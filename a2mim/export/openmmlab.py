@@ -9,7 +9,6 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from torch import nn
 
 from a2mim.export import openmmlab_native, timm_folder
 from a2mim.export.openmmlab_native import Native
@@ -28,15 +27,16 @@ from {library}.registry import MODELS
 
 images = torch.from_numpy(np.load("reference.npz")["images"])  # yours: normalised, float32 (B, {size})
 config = Config.fromfile("encoder.py")
-model = MODELS.build(config.model.backbone)
+model = MODELS.build(config.{part})
 model.init_weights()  # reads encoder.pth, as the runner does
 model.eval()
 with torch.no_grad():
-    maps = model(images)
-last = maps[-1]
+    {use}
 """
+BACKBONE = {"part": "model.backbone", "use": "maps = model(images)\nlast = maps[-1]"}
+CLASSIFIER = {"part": "model", "use": "pooled = model(images)"}
 NOTES = """\
-`encoder.py` is meant as a base: `_base_ = ["encoder.py"]` in a configuration of your own gives it `model.backbone` with
+`encoder.py` is meant as a base: `_base_ = ["encoder.py"]` in a configuration of your own gives it the network with
 its weights and `model.data_preprocessor` with mean and deviation{pipeline}. Mind that OpenMMLab only logs keys that do
 not fit. {how}
 """
@@ -54,11 +54,13 @@ def refuse_dense(subject: Subject, library: str) -> str:
 
 def write(subject: Subject, folder: Path, library: str) -> Written:
     found = openmmlab_native.native(subject)
+    contract = (f"mmpretrain.{found.config['type']}", dict(found.config)) if found else None
     if found is None:
         found = through_timm(subject)
-        contract = ("mmpretrain.TIMMBackbone", {"architecture": subject.name, "model_args": subject.model_args})
-    else:
-        contract = (f"mmpretrain.{found.config['type']}", dict(found.config))
+        contract = (
+            f"mmpretrain.{found.config['type']}",
+            {"architecture": subject.name, "model_args": subject.model_args},
+        )
     if library != "mmpretrain":
         found, left_random = dense(found, subject, library)
     else:
@@ -66,12 +68,14 @@ def write(subject: Subject, folder: Path, library: str) -> Written:
     state = {PREFIX + key: value for key, value in found.tensors.items()}
     torch.save({"state_dict": state, "meta": {}}, folder / "encoder.pth")
     write_text(folder / "encoder.py", configuration(found, subject, library))
+    whole = found.config["type"] == "TimmClassifier"
+    lines, last = (CLASSIFIER, "pooled") if whole else (BACKBONE, "last")
     own = found.config["type"].split(".")
     how = f"The class is {own[-1]}{', of mmpretrain' if own[:-1] else ''}."
     pipeline = ", and `test_pipeline` with the resize and the crop" if library == "mmpretrain" else ""
     return Written(
-        CODE.format(library=library, size=", ".join(map(str, subject.input_size))),
-        {"maps": found.maps} if len(found.maps) > 1 else {"last": found.maps[0]},
+        CODE.format(library=library, size=", ".join(map(str, subject.input_size)), **lines),
+        {"maps": found.maps} if len(found.maps) > 1 else {last: found.maps[0]},
         (library, *(["mmpretrain"] if own[:-1] else []), *timm_folder.ours(subject)),
         found.tensors,
         "encoder.pth",
@@ -83,36 +87,26 @@ def write(subject: Subject, folder: Path, library: str) -> Written:
     )
 
 
-def refuse_classification(subject: Subject) -> str:
-    try:
-        if openmmlab_native.native(subject) is None:
-            without_pooling(subject)
-    except Exception as error:  # asserts, or another signature
-        return (
-            "mmpretrain's wrapper of timm calls reset_classifier(0, ''), which this architecture does not take"
-            f" ({type(error).__name__}); ResNet, ViT, XCiT, Swin, ConvNeXt and all that take it go"
-        )
-    return ""
-
-
-def without_pooling(subject: Subject) -> nn.Module:
-    """A copy, as mmpretrain's wrapper of timm changes the model."""
-    model = copy.deepcopy(subject.model)
-    model.reset_classifier(0, "")
-    return model.eval()
-
-
 def through_timm(subject: Subject) -> Native:
-    """mmpretrain's wrapper of timm, which takes the pooling away: its maps are whatever the model gives before."""
-    model = without_pooling(subject)
-    with torch.no_grad():
-        maps = model(subject.images)
-    config = {"type": "TIMMBackbone", "model_name": subject.name, **subject.model_args}
-    tensors = {f"timm_model.{key}": value for key, value in subject.tensors.items()}
+    """One of mmpretrain's two wrappers of timm: TIMMBackbone takes the pooling away, and its maps are what the model
+    gives then; where an architecture does not let it, TimmClassifier.
+    """
+    arguments = {"model_name": subject.name, **subject.model_args}
     if subject.input_size[0] != 3:
-        config["in_channels"] = subject.input_size[0]
-    config.pop("in_chans", None)
-    return Native(config, tensors, tuple(maps) if isinstance(maps, list | tuple) else (maps,))
+        arguments["in_chans"] = subject.input_size[0]
+    model = copy.deepcopy(subject.model)
+    try:
+        model.reset_classifier(0, "")
+    except Exception:  # asserts, or another signature
+        config = {"type": "TimmClassifier", "num_classes": 0, **arguments}
+        return Native(config, subject.tensors, (subject.outputs["pooled"],))
+    with torch.no_grad():
+        maps = model.eval()(subject.images)
+    if "in_chans" in arguments:
+        arguments["in_channels"] = arguments.pop("in_chans")
+    tensors = {f"timm_model.{key}": value for key, value in subject.tensors.items()}
+    maps = tuple(maps) if isinstance(maps, list | tuple) else (maps,)
+    return Native({"type": "TIMMBackbone", **arguments}, tensors, maps)
 
 
 def dense(found: Native, subject: Subject, library: str) -> tuple[Native, tuple[str, ...]]:
@@ -139,12 +133,10 @@ def configuration(found: Native, subject: Subject, library: str) -> str:
     swap = {"to_rgb" if library == "mmpretrain" else "bgr_to_rgb": len(scale["mean"]) == 3}
     kind = {"mmpretrain": {}, "mmdet": {"type": "DetDataPreprocessor"}, "mmseg": {"type": "SegDataPreProcessor"}}
     checkpoint = {"type": "Pretrained", "checkpoint": "{{ fileDirname }}/encoder.pth", "prefix": PREFIX}
-    parts = {
-        "model": {
-            "data_preprocessor": {**kind[library], **scale, **swap},
-            "backbone": {**found.config, "init_cfg": checkpoint},
-        }
-    }
+    network = {**found.config, "init_cfg": checkpoint}
+    if network["type"] != "TimmClassifier":
+        network = {"backbone": network}
+    parts = {"model": {"data_preprocessor": {**kind[library], **scale, **swap}, **network}}
     imports = ["mmpretrain.models"] if found.config["type"].startswith("mmpretrain.") else []
     imports += ["a2mim"] if subject.ours else []
     if imports:
@@ -164,6 +156,6 @@ def configuration(found: Native, subject: Subject, library: str) -> str:
     return "\n".join(['"""An encoder exported by a2mim: weights, input and class, as a base."""\n', *lines])
 
 
-MMPRETRAIN = Target("mmpretrain", partial(write, library="mmpretrain"), refuse_classification)
+MMPRETRAIN = Target("mmpretrain", partial(write, library="mmpretrain"))
 MMDET = Target("mmdet", partial(write, library="mmdet"), partial(refuse_dense, library="mmdet"))
 MMSEG = Target("mmseg", partial(write, library="mmseg"), partial(refuse_dense, library="mmseg"))
