@@ -160,10 +160,12 @@ def _plausible(grid: tuple[int, int], img_size: tuple[int, int]) -> bool:
 
 
 def _grids(number: int, img_size: tuple[int, int]) -> list[tuple[int, int]]:
-    """Grids of `number` cells that tile the image plausibly, squarest cells first."""
+    """Grids of `number` cells that tile the image plausibly, squarest cells first. At least 2 x 2: a single token is a
+    summary (PiT's class token) and not a map.
+    """
     if number < 1:
         return []
-    rows = [h for h in range(1, number + 1) if number % h == 0 and _plausible((h, number // h), img_size)]
+    rows = [h for h in range(2, number // 2 + 1) if number % h == 0 and _plausible((h, number // h), img_size)]
     ideal = math.sqrt(number * img_size[0] / img_size[1])
     return [(h, number // h) for h in sorted(rows, key=lambda h: abs(math.log(h / ideal)))]
 

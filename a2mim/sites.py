@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from a2mim.layout import Layout, cell_stride, guess_all, leaves
+from a2mim.layout import Layout, cell_stride, guess_all, leaves, replace_leaves
 from a2mim.measure import Place, observe, read_intermediates, read_stripes, verify_outputs
 from a2mim.tracing import Call, Trace, feature_modules, trace, trial_copy
 
@@ -104,11 +104,12 @@ def study(
         shown = [layout.to_map(tensors[found.name][path]) for path, layout in found.layouts.items()]
         found.channels = [m.shape[1] for m in shown]
         read += shown
+    last_names = [found.name for found in finals]
     sites = [
         Maps(
             name=call.name,
             module=hook_target(trial, call.name),
-            layouts={path: places[call.name][path] for path in used_paths(call, roots)},
+            layouts={path: places[call.name][path] for path in used_paths(trial, call, images, last_names)},
             strides=[],
             channels=[],
             depth=call.depth,
@@ -234,17 +235,29 @@ def leak(call: Call, roots: list, images: Tensor) -> float:
     return sum(number for node, number in through.items() if node in around) / sum(through.values())
 
 
-def used_paths(call: Call, roots: list) -> list[tuple]:
-    """Paths of the maps in a module's output that the roots depend on (Swin in transformers also hands on one that
-    nobody reads).
+def used_paths(model: nn.Module, call: Call, images: Tensor, finals: list[str]) -> list[tuple]:
+    """Paths of the maps in a module's output that the final maps depend on after that module, found by a second forward
+    with a zero added to each. CoaT hands on a fine map that nobody reads any more, Swin in transformers too.
+
+    Args:
+        finals: names of the modules whose outputs are decoded; "" is the output of `forward_features`.
     """
-    behind, todo = set(), list(roots)
-    while todo:
-        node = todo.pop()
-        if node is not None and node not in behind:
-            behind.add(node)
-            todo.extend(following for following, _ in node.next_functions)
-    return [path for path in call.guesses if call.nodes.get(path) in behind] or list(call.guesses)
+    if len(call.guesses) == 1:
+        return list(call.guesses)
+    zeros = {path: torch.zeros(1, device=images.device, requires_grad=True) for path in call.guesses}
+
+    def add_zero(module, inputs, output):
+        return replace_leaves(output, {path: t + zeros[path] for path, t in leaves(output) if path in zeros})
+
+    handle = model.get_submodule(hook_target(model, call.name)).register_forward_hook(add_zero)
+    try:
+        again = trace(model, images)
+    finally:
+        handle.remove()
+    tensors = {"": dict(leaves(again.output)), **again.tensors}
+    reached = _sources([t.grad_fn for name in finals for t in tensors[name].values()], set())
+    variables = {id(node.variable) for node in reached}
+    return [path for path, zero in zeros.items() if id(zero) in variables]
 
 
 def _sources(starts: list, walls: set) -> dict[Any, int]:
