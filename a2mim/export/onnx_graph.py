@@ -30,6 +30,7 @@ wide = session.run(["embedding"], {"input": np.concatenate([images, images], axi
 NOTES = (
     "The metadata of the file holds `mean`, `std`, `img_size` ([H, W]), `interpolation` and `channels`, each as JSON.\n"
 )
+AXES = ("batch", "channels", "height", "width")
 NEEDED = ("onnx", "onnxscript")
 
 
@@ -65,6 +66,12 @@ def _tidy(model, preprocessing: str) -> None:
     model.metadata_props.clear()
     model.metadata_props.update({key: json.dumps(value) for key, value in json.loads(preprocessing).items()})
     model.graph.metadata_props.clear()
+    names = {str(axis): name for axis, name in zip(model.graph.inputs[0].shape, AXES, strict=True)}
+    for value in (*model.graph.inputs, *model.graph.outputs):
+        for i, axis in enumerate(value.shape):
+            if not isinstance(axis, int) and str(axis) in names:
+                value.shape[i] = names[str(axis)]
+        value.metadata_props.clear()
 
 
 TARGET = Target("onnx", write, refuse)
