@@ -107,7 +107,7 @@ def put_classifier(model: nn.Module, num_classes: int, chosen: dict) -> dict:
         if chosen["norm"] == "after" and isinstance(model.fc_norm, nn.Identity):
             model.fc_norm, model.norm = model.norm, nn.Identity()
         args["fc_norm"] = not isinstance(model.fc_norm, nn.Identity)
-    if chosen["head_init_std"] is not None:
+    if chosen["head_init_std"]:
         heads = model.get_classifier()
         for head in heads if isinstance(heads, tuple) else (heads,):
             nn.init.trunc_normal_(head.weight, std=chosen["head_init_std"])

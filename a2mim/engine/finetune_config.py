@@ -19,7 +19,7 @@ DEFAULTS = {
     "classifier": {
         "pooling": "default",  # what the classifier reads: the encoder's own; or "avg", "token", … where timm knows it
         "norm": "default",  # "after": a ViT's last norm moves behind the pooling, as MAE has it
-        "head_init_std": None,  # of its weights, truncated normal, bias 0; None: as timm has it
+        "head_init_std": 0.0,  # of its weights, truncated normal, bias 0; 0: as timm has it
         "drop_path_rate": 0.0,
         "allow_partial": False,  # take a source that lacks some tensors of the model
     },
@@ -81,7 +81,7 @@ RULES = {
     "variant": or_none((lambda v: isinstance(v, str), "a variant of the protocol")),
     "classifier.pooling": (lambda v: isinstance(v, str), "'default' or a pooling of timm, e.g. 'avg'"),
     "classifier.norm": one_of("default", "after"),
-    "classifier.head_init_std": or_none(number()),
+    "classifier.head_init_std": number(),
     "classifier.drop_path_rate": number(0, 1),
     "classifier.allow_partial": FLAG,
     "data.img_size": or_none(whole(1)),

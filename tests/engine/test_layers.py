@@ -1,0 +1,159 @@
+"""Layer decay, mixing and erasing do what the protocols say, on every kind of backbone."""
+
+import random
+
+import numpy as np
+import pytest
+import torch
+
+import a2mim  # noqa: F401  before timm: it mends torchvision
+
+# isort: split
+import timm
+
+from a2mim.engine.classifier import Classifier, put_classifier
+from a2mim.engine.evaluating import rank_of_label
+from a2mim.engine.mixing import Mixing
+from a2mim.engine.optim import build_layered_optimizer, build_schedule, layer_groups
+
+CHOSEN = {"pooling": "default", "norm": "default", "head_init_std": 0.0}
+# model: (L, {parameter: its layer}); the layers are counted by hand in the architecture
+LAYERS = {
+    "vit_tiny_patch16_224": (
+        12,
+        {"cls_token": 0, "pos_embed": 0, "patch_embed.proj.weight": 0, "blocks.0.attn.qkv.weight": 1}
+        | {"blocks.11.mlp.fc2.bias": 12, "head.weight": 13},
+    ),
+    "xcit_nano_12_p16_224": (
+        14,
+        {"patch_embed.proj.0.0.weight": 0, "blocks.0.attn.qkv.weight": 1, "blocks.11.norm1.bias": 12}
+        | {"cls_attn_blocks.1.mlp.fc1.weight": 14, "head.bias": 15},
+    ),
+    "resnet50": (
+        16,
+        {"conv1.weight": 0, "bn1.weight": 0, "layer1.0.conv1.weight": 1, "layer2.0.conv1.weight": 4}
+        | {"layer4.2.bn3.weight": 16, "fc.weight": 17},
+    ),
+    "xvit_tiny_p16_224": (None, {"patch_embed": 0, "blocks.0.": 1, "blocks.1.": 2, "head.weight": "last"}),
+    "linglo_b0": (None, {"patch_embed": 0, "stages.0.units.0.": 1, "head.weight": "last"}),
+}
+
+
+def scales(model, decay):
+    names = {id(p): name for name, p in model.named_parameters()}
+    groups = layer_groups(model, 0.05, decay)
+    return {names[id(p)]: (group["lr_scale"], group["weight_decay"]) for group in groups for p in group["params"]}
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_the_rate_of_layer_i_of_l_is_scaled_by_decay_to_the_l_plus_1_minus_i(name):
+    depth, layers = LAYERS[name]
+    with torch.device("meta"):
+        model = timm.create_model(name, num_classes=5)
+    found = scales(model, 0.7)
+    assert set(found) == {key for key, _ in model.named_parameters()}
+    depth = depth or round(np.log(min(scale for scale, _ in found.values())) / np.log(0.7)) - 1
+    assert depth >= 6
+    for start, layer in layers.items():
+        layer = depth + 1 if layer == "last" else layer
+        own = [scale for key, (scale, _) in found.items() if key.startswith(start)]
+        assert own and own == pytest.approx([0.7 ** (depth + 1 - layer)] * len(own)), start
+    exponents = {round(np.log(scale) / np.log(0.7)) for scale, _ in found.values()}
+    assert exponents == set(range(depth + 2))  # no layer is skipped
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_norms_biases_tokens_and_positions_do_not_decay_in_fine_tuning_either(name):
+    with torch.device("meta"):
+        model = timm.create_model(name, num_classes=5)
+    found, shapes = scales(model, 0.7), dict(model.named_parameters())
+    for key, (_, decay) in found.items():
+        exempt = shapes[key].ndim <= 1 or any(word in key for word in ("pos_embed", "cls_token", "temperature"))
+        assert decay == (0.0 if exempt else 0.05), key
+
+
+def test_the_schedule_gives_each_group_its_share_of_the_rate():
+    model = timm.create_model("test_vit", num_classes=3)
+    settings = {"type": "adamw", "base_lr": 1e-3, "base_batch": 512, "betas": (0.9, 0.999), "momentum": 0.9}
+    settings |= {"nesterov": False, "weight_decay": 0.05, "layer_decay": 0.5}
+    optimizer = build_layered_optimizer(model, settings, 1024)
+    plan = {"type": "cosine", "warmup_epochs": 1, "warmup_lr": 1e-4, "min_lr": 1e-5}
+    schedule = build_schedule(optimizer, plan, 10, 30)
+    for step, expected in ((0, 1e-4), (5, (1e-4 + 2e-3) / 2), (10, 2e-3), (20, (2e-3 + 1e-5) / 2)):
+        schedule.step_update(step)
+        for group in optimizer.param_groups:
+            assert group["lr"] == pytest.approx(expected * group["lr_scale"])
+
+
+@pytest.mark.parametrize(("nesterov", "kind"), [(True, True), (False, False)])
+def test_sgd_takes_its_momentum_from_the_recipe(nesterov, kind):
+    settings = {"type": "sgd", "base_lr": 0.1, "base_batch": 256, "betas": (0.9, 0.999), "momentum": 0.8}
+    settings |= {"nesterov": nesterov, "weight_decay": 0.0, "layer_decay": 1.0}
+    optimizer = build_layered_optimizer(timm.create_model("test_resnet", num_classes=3), settings, 256)
+    assert optimizer.defaults["momentum"] == 0.8
+    assert optimizer.defaults["nesterov"] is kind
+
+
+def test_mae_s_pooling_is_the_mean_of_the_patch_tokens_and_then_the_norm():
+    model = timm.create_model("test_vit", num_classes=0, img_size=32).eval()
+    torch.nn.init.normal_(model.norm.weight)
+    weight, bias = model.norm.weight.clone(), model.norm.bias.clone()
+    args = put_classifier(model, 3, {"pooling": "avg", "norm": "after", "head_init_std": 2e-5})
+    images = torch.randn(2, 3, 32, 32)
+    tokens = model.blocks(model.norm_pre(model._pos_embed(model.patch_embed(images))))
+    pooled = tokens[:, model.num_prefix_tokens :].mean(dim=1)
+    expected = torch.nn.functional.layer_norm(pooled, pooled.shape[1:], weight, bias, model.fc_norm.eps)
+    assert torch.allclose(model(images), model.head(expected), atol=1e-6)
+    assert 0 < model.head.weight.std() < 4e-5
+    again = timm.create_model("test_vit", num_classes=3, img_size=32, **args)
+    assert set(again.state_dict()) == set(model.state_dict())
+
+
+def mixing(**changes):
+    settings = {"mixup": 0.8, "cutmix": 1.0, "smoothing": 0.1} | changes
+    return Mixing(5, 0.5, settings, 0, torch.device("cpu"))
+
+
+def test_mixing_is_a_function_of_its_seed_and_leaves_the_global_generators_alone():
+    images, labels = torch.randn(8, 3, 16, 16), torch.arange(8) % 5
+    before = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state()
+    made = [mixing().mix(images.clone(), labels, seed) for seed in (1, 2, 1)]
+    assert torch.equal(made[0][0], made[2][0]) and torch.equal(made[0][1], made[2][1])
+    assert not torch.equal(made[0][1], made[1][1])
+    assert all(targets.sum(dim=1).allclose(torch.ones(8)) for _, targets in made)
+    assert (random.getstate(), np.random.get_state()[1].tolist()) == before[:2]
+    assert torch.equal(torch.get_rng_state(), before[2])
+
+
+def test_without_mixing_the_target_is_the_label_smoothed():
+    images = torch.randn(3, 3, 8, 8)
+    same, targets = mixing(mixup=0.0, cutmix=0.0).mix(images, torch.tensor([0, 4, 2]), 1)
+    assert same is images
+    assert targets.argmax(dim=1).tolist() == [0, 4, 2]
+    assert targets.sort(dim=1).values.unique().tolist() == pytest.approx([0.02, 0.92])
+
+
+def test_erasing_follows_the_image_and_not_its_place_in_the_batch():
+    images, ids = torch.zeros(16, 3, 16, 16), torch.arange(16)
+    erased = mixing().erase(images.clone(), ids, 0)
+    turned = mixing().erase(images.clone(), ids.flip(0), 0)
+    assert torch.equal(erased, turned.flip(0))
+    assert not torch.equal(erased, mixing().erase(images.clone(), ids, 1))
+    changed = erased.flatten(1).abs().sum(dim=1) > 0
+    assert 2 <= changed.sum() <= 14
+
+
+def test_binary_targets_are_multi_hot_above_the_threshold_and_shares_without_one():
+    model, targets = torch.nn.Flatten(), torch.tensor([[0.9, 0.1, 0.0], [0.25, 0.75, 0.0]])
+    logits = torch.randn(2, 3, 1, 1)
+    for threshold, expected in ((0.2, torch.tensor([[1.0, 0, 0], [1, 1, 0]])), (0.0, targets)):
+        classifier = Classifier(model, {"type": "bce", "threshold": threshold}, [0.5] * 3, [0.5] * 3)
+        found = classifier(logits, targets)["loss_bce"]
+        slow = -(expected * logits.flatten(1).sigmoid().log() + (1 - expected) * (-logits).flatten(1).sigmoid().log())
+        assert found == pytest.approx(slow.mean().item(), rel=1e-5)
+
+
+def test_a_rank_counts_the_classes_in_front_and_a_broken_answer_is_last():
+    logits = torch.tensor([[1.0, 2, 3], [1, 1, 0], [1, 1, 0], [float("nan"), 0, 0], [5, float("nan"), 0]])
+    ranks = rank_of_label(logits, torch.tensor([2, 0, 1, 0, 2]))
+    assert ranks.tolist() == [0, 0, 1, 3, 2]
