@@ -16,7 +16,7 @@ def knn(
     test_labels: Tensor,
     k: int = 20,
     temperature: float = 0.07,
-    block_bytes: int = 2**28,
+    block_bytes: int = 2**27,
     also_k=(),
     device=None,
 ) -> dict:
@@ -85,7 +85,7 @@ def check_constants(k: int, temperature: float) -> None:
         raise ValueError(f"k={k} and temperature={temperature} were given: k must be at least 1, temperature above 0.")
 
 
-def nearest(bank: Tensor, queries: Tensor, k: int, block_bytes: int = 2**28, device=None) -> tuple[Tensor, Tensor]:
+def nearest(bank: Tensor, queries: Tensor, k: int, block_bytes: int = 2**27, device=None) -> tuple[Tensor, Tensor]:
     """(M, k) cosines, largest first, and the (M, k) rows of the bank they belong to; of equals the earlier row first.
 
     Args:
@@ -105,6 +105,7 @@ def nearest(bank: Tensor, queries: Tensor, k: int, block_bytes: int = 2**28, dev
                 values[block], rows[block] = _first_largest(similarity, k)
             else:
                 _merge(values[block], rows[block], similarity, first)
+            del similarity  # before the next one is made
     return values, rows
 
 
