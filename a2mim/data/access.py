@@ -53,7 +53,7 @@ class Access:
     @property
     def workers(self) -> int:
         usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()  # not on a Mac
-        return self.processes or usable
+        return self.processes or max(1, usable // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
 
 
 DEFAULT = Access()

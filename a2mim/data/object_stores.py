@@ -7,7 +7,7 @@ from typing import BinaryIO
 
 from a2mim.data.access import Access
 from a2mim.data.errors import ShardError
-from a2mim.data.remote import BLOCK, Stat, Watch, append, scheme_of
+from a2mim.data.remote import BLOCK, Stat, Watch, append, refuse_another, scheme_of
 from a2mim.data.retry import PassingFault
 
 _LASTING = (PermissionError, IsADirectoryError, NotADirectoryError, NotImplementedError)
@@ -20,6 +20,7 @@ class StoredObject:
     """One address. fsspec promises no timeouts, so that every call to it is made by a thread that can be left."""
 
     ranges = True
+    tag: str | None = None
 
     def __init__(self, address: str, access: Access):
         self.name, self.timeout = address, access.timeout
@@ -35,6 +36,8 @@ class StoredObject:
 
     def download(self, file: BinaryIO) -> None:
         """Begins at the end of what came before."""
+        if self.tag:
+            refuse_another(self.name, self.tag, self.stat().tag)
         opened = self._call(lambda: self.files.open(self.path, "rb", block_size=_BLOCK, cache_type="readahead"))
         try:
             if file.tell():

@@ -7,7 +7,8 @@ read) and three methods:
 - `download(file)`: appends what `file`, open for writing, does not have yet;
 - `read(offset, size)`: exactly these bytes.
 
-All raise PassingFault where another attempt may help and ShardError where not; none waits longer than `access.timeout`.
+`tag`, where it is set, is the one of the content that is wanted. All raise PassingFault where another attempt may help
+and ShardError where not; none waits longer than `access.timeout`.
 """
 
 import os
@@ -18,6 +19,7 @@ from typing import BinaryIO
 from urllib.parse import unquote, urlsplit
 
 from a2mim.data.access import Access
+from a2mim.data.errors import ShardError
 from a2mim.data.retry import PassingFault
 
 _SCHEME = re.compile(r"^([a-z][a-z0-9+.-]*)://", re.IGNORECASE)
@@ -54,8 +56,18 @@ def local_path(shard: str) -> str:
     return unquote(urlsplit(shard).path) if scheme_of(shard) == "file" else shard
 
 
-def origin_of(address: str, access: Access):
-    """Who answers for a remote address; ValueError when it may not or cannot be asked."""
+def origin_of(address: str, access: Access, stat: Stat | None = None):
+    """Who answers for a remote address; ValueError when it may not or cannot be asked.
+
+    Args:
+        stat: what is expected there; ShardError when it has changed, where the answers tell.
+    """
+    origin = _origin(address, access)
+    origin.tag = stat.tag if stat else None
+    return origin
+
+
+def _origin(address: str, access: Access):
     if address.startswith("pipe:"):
         from a2mim.data.pipes import Pipe
 
@@ -75,6 +87,12 @@ def base_name(address: str) -> str:
         names = re.findall(r"([\w.-]+\.tar)\b", address)
         return names[-1] if names else re.sub(r"\W+", "_", address)[-64:]
     return os.path.basename(urlsplit(address).path if is_remote(address) else address) or "shard.tar"
+
+
+def refuse_another(name: str, wanted: str | None, found: str | None) -> None:
+    """ShardError when a tag is another: places in an index are those of the content that it was made from."""
+    if wanted and found and wanted != found:
+        raise ShardError(f"{name}: changed since it was indexed; start anew to index it again")
 
 
 class Watch:

@@ -66,7 +66,7 @@ class ShardCache:
             return found or self._download(address, stat, place, verify or _walk)
 
     def _download(self, address: str, stat: Stat, place: Path, verify) -> Path:
-        origin = origin_of(address, self.access)
+        origin = origin_of(address, self.access, stat)
         with _locked(self.folder / "room"):
             self._make_room(stat.size or 0, address)
             descriptor, part = tempfile.mkstemp(dir=place.parent, prefix=f"{stat.size or 0}-", suffix=_PART)
@@ -81,6 +81,7 @@ class ShardCache:
             if stat.size is None:
                 with _locked(self.folder / "room"):
                     self._make_room(0, address)
+            place.unlink(missing_ok=True)  # before its note tells of another
             place.with_name(place.name + _NOTE).write_text(
                 json.dumps({"address": origin.name, "size": size, "tag": stat.tag})
             )

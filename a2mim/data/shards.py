@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import os
+import warnings
 from collections import OrderedDict
 from dataclasses import replace
 
@@ -85,7 +86,7 @@ class TarStore:
 
     def _range(self, i: int) -> bytes:
         address = self.shards[self._shard_of(i)].address
-        origin = origin_of(address, self.access)
+        origin = origin_of(address, self.access, self.shards[self._shard_of(i)].stat)
         try:
             return persist(lambda: origin.read(int(self.offsets[i]), int(self.sizes[i])), self.access)
         except FileNotFoundError as error:
@@ -119,14 +120,20 @@ class TarStore:
             if len(self._open) >= MAX_OPEN:
                 os.close(self._open.popitem(last=False)[1])
             found = self.shards[shard]
-            path = found.address if found.stat is None else self._copies.take(shard)
-            self._open[shard] = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            self._open[shard] = _opened(found.address) if found.stat is None else self._opened_copy(shard)
             now = os.fstat(self._open[shard]).st_size
             if found.size is not None and now != found.size:
                 os.close(self._open.pop(shard))
                 raise ShardError(f"{found.address}: changed since it was indexed, from {found.size} to {now} bytes")
         self._open.move_to_end(shard)
         return self._open[shard]
+
+    def _opened_copy(self, shard: int) -> int:
+        """A copy may be dropped for others between its arrival and its use: then it is fetched again."""
+        for attempt in range(3):
+            with contextlib.suppress(FileNotFoundError):
+                return _opened(self._copies.take(shard) if attempt == 0 else self._copy(shard))
+        raise ShardError(f"{self.shards[shard].address}: dropped from the cache as soon as it came; raise its bound")
 
     def close(self) -> None:
         while self._open:
@@ -137,6 +144,10 @@ class TarStore:
 
     def __getstate__(self) -> dict:
         return {**self.__dict__, "_open": OrderedDict()}
+
+
+def _opened(path: str) -> int:
+    return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
 
 
 def open_shards(addresses: list[str], title: str, access: Access = DEFAULT) -> ImageDataset:
@@ -172,12 +183,24 @@ def open_shards(addresses: list[str], title: str, access: Access = DEFAULT) -> I
     duplicates = sum(shard.index.duplicates for shard in shards)
     incomplete = sum(shard.index.incomplete for shard in shards)
     unchecked = sum(shard.index.unchecked for shard in shards)
+    _tell(title, skipped, unchecked)
     for shard in shards:
         shard.index = None  # the arrays above are all that is needed
     store = TarStore(shards, np.cumsum(sizes), offsets, lengths, _decided(access, shards))
     dataset = ImageDataset(store, title, keys, labels, sizes, names, duplicates=duplicates)
     dataset.skipped, dataset.incomplete, dataset.unchecked = skipped, incomplete, unchecked
     return dataset
+
+
+def _tell(title: str, skipped: list[str], unchecked: int) -> None:
+    """What a user chose and should not forget, whichever command it is."""
+    if skipped:
+        warnings.warn(f"{title}: {len(skipped)} bad shards are left out: {_few(skipped)}", stacklevel=4)
+    if unchecked:
+        said = (
+            f"{unchecked} shards are indexed by DALI's word, their headers unchecked; remove their .index.npz to check"
+        )
+        warnings.warn(f"{title}: {said}", stacklevel=4)
 
 
 def refuse_missing(shards: list[Shard]) -> None:

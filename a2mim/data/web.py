@@ -15,7 +15,7 @@ import urllib3
 
 from a2mim.data.access import Access
 from a2mim.data.errors import ShardError
-from a2mim.data.remote import BLOCK, Stat, Watch, append
+from a2mim.data.remote import BLOCK, Stat, Watch, append, refuse_another
 from a2mim.data.retry import PassingFault
 
 _GONE = (404, 410)
@@ -28,6 +28,7 @@ class WebFile:
     """One URL."""
 
     ranges = True
+    tag: str | None = None
 
     def __init__(self, url: str, access: Access):
         self.url, self.timeout = url, access.timeout
@@ -66,6 +67,7 @@ class WebFile:
                 raise PassingFault(f"{self.name}: has become shorter than the {start} bytes that came before")
             if answer.status not in (200, 206):
                 self._refuse(answer.status, answer)
+            refuse_another(self.name, self.tag, _tag(answer))
             length = answer.headers.get("Content-Length")
             before = file.tell()
             append(file, lambda: answer.read1(BLOCK), Watch(self.name, self.timeout))
@@ -80,6 +82,7 @@ class WebFile:
                 raise ShardError(f"{self.name}: the server sends no byte ranges; fetch whole shards (remote='shards')")
             if answer.status != 206:
                 self._refuse(answer.status, answer)
+            refuse_another(self.name, self.tag, _tag(answer))
             content = io.BytesIO()
             append(content, lambda: answer.read1(BLOCK), Watch(self.name, self.timeout))
         data = content.getvalue()
@@ -148,8 +151,11 @@ def _proxy(url: str) -> str | None:
 
 
 def _stat(answer, length: str | None) -> Stat:
-    tag = answer.headers.get("ETag") or answer.headers.get("Last-Modified")
-    return Stat(int(length) if length and length.isdigit() else None, tag, _checksum(answer.headers))
+    return Stat(int(length) if length and length.isdigit() else None, _tag(answer), _checksum(answer.headers))
+
+
+def _tag(answer) -> str | None:
+    return answer.headers.get("ETag") or answer.headers.get("Last-Modified")
 
 
 def _checksum(headers) -> tuple[str, str] | None:

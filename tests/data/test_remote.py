@@ -214,6 +214,26 @@ def test_a_shard_that_is_lost_in_the_middle_is_a_shards_fault(server, shards, tm
     assert time.monotonic() - began < 1
 
 
+@pytest.mark.parametrize("remote", ["shards", "ranges"])
+def test_a_shard_that_changes_in_the_middle_is_not_read_by_the_old_index(server, shards, tmp_path, remote):
+    open_dataset(shards)
+    away = open_dataset(server.url + "/part-{0..1}.tar", access=quick(tmp_path / "cache", remote=remote))
+    server.tags["/part-1.tar"] = '"of the same size"'
+    with pytest.raises(ShardError, match=r"part-1\.tar: changed since it was indexed; start anew"):
+        away.read(15)
+    assert away.read(3).shape == (40, 56, 3)
+
+
+def test_a_copy_dropped_before_its_use_is_fetched_again(server, shards, access):
+    open_dataset(shards)
+    away = open_dataset(server.url + "/part-{0..3}.tar", access=access)
+    away.will_need(np.array([30]))
+    copy = away.store._copies._waiting[2]
+    copy.ready.wait(5)
+    os.unlink(copy.value)
+    assert np.array_equal(away.read(30), open_dataset(shards).read(30))
+
+
 def test_a_password_in_a_url_is_used_and_not_shown(server, access):
     origin = origin_of(server.url.replace("//", "//me:secret@") + "/none.tar", access)
     assert origin.headers["authorization"].startswith("Basic ")

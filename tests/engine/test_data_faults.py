@@ -38,7 +38,8 @@ def test_faults_are_in_the_log_and_the_summary_by_reason_with_names(recipe, dama
     arguments += ["--cfg-options", "schedule.epochs=2", "schedule.warmup_epochs=0"]
     assert main(arguments) == 1
     assert "d-1.tar: byte" in capsys.readouterr().err and not (tmp_path / "run").exists()
-    assert main([*arguments, "--skip-bad-shards"]) == 0
+    with pytest.warns(UserWarning, match="1 bad shards are left out"):
+        assert main([*arguments, "--skip-bad-shards"]) == 0
     assert "1 bad shards skipped" in capsys.readouterr().out
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())["data"]
     assert summary["unreadable"].keys() == {"empty", "not an image"} and len(summary["first_unreadable"]) == 3
