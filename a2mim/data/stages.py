@@ -87,13 +87,13 @@ def measure_workers(
     batches = _for_ever(loader)
     for _ in range(max(1, 2 * workers)):
         next(batches)
-    started, cpu = time.perf_counter(), _cpu_seconds()
+    started, cpu = time.perf_counter(), cpu_seconds()
     waited = taken = 0
     while taken < images:
         asked = time.perf_counter()
         taken += len(next(batches)["ids"])
         waited += time.perf_counter() - asked
-    spent, cpu = time.perf_counter() - started, _cpu_seconds() - cpu
+    spent, cpu = time.perf_counter() - started, cpu_seconds() - cpu
     return Speed(workers, taken / spent, 1000 * waited / taken, 1000 * cpu / taken)
 
 
@@ -102,7 +102,7 @@ def _for_ever(loader: TrainLoader):
         yield from loader
 
 
-def _cpu_seconds() -> float:
+def cpu_seconds() -> float:
     """Of this process and its children, the living ones too; from /proc, elsewhere not a number."""
     if not sys.platform.startswith("linux"):
         return float("nan")
