@@ -61,7 +61,8 @@ def _show_numbers(model: nn.Module, images: Tensor, modules: list[str], layouts:
             for (place, path), layout in layouts.items():
                 if place == i:
                     numbers = torch.arange(math.prod(layout.shape), device=images.device) + starts[place, path]
-                    new[path] = layout.write(numbers[None]).to(tensors[path].dtype).expand_as(tensors[path])
+                    shown = layout.write(numbers[None]).to(tensors[path].dtype).expand_as(tensors[path])
+                    new[path] = shown.clone()  # an in-place operation may follow
             return replace_leaves(output, new)
 
         return hook

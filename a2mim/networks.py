@@ -134,7 +134,9 @@ def find_class(name: str):
     annotated to return one, so that a recipe or a checkpoint can name no other code. A class of transformers is called
     through its configuration.
     """
-    found, problem = None, f"{name!r} has no dot"
+    if "." not in name:
+        raise unknown_model(name)
+    found, problem = None, ""
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())  # a script's path is its own folder
     parts = name.split(".")
