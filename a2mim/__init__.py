@@ -14,9 +14,10 @@ _PUBLIC = {
     "MIM": "a2mim.mim",
     "MaskedEncoder": "a2mim.encoder",
     "open_dataset": "a2mim.data",
+    "finetune": "a2mim.engine.run",
     "pretrain": "a2mim.engine.run",
 }
-__all__ = ["MIM", "MaskedEncoder", "open_dataset", "pretrain"]
+__all__ = ["MIM", "MaskedEncoder", "finetune", "open_dataset", "pretrain"]
 
 compat.mend_torchvision_when_imported()
 compat.after_import("timm", lambda: import_module("a2mim.backbones"))
