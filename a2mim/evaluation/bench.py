@@ -51,6 +51,8 @@ class Encoder:
             sizes = {} if img_size is None else {"img_size": img_size}
             self.model, self.pixels, self.loading = build_reported(found, allow_partial, **sizes)
         self.loaded = describe_report(self.loading) if self.loading else ""
+        if self.loading.get("partial"):
+            warnings.warn(f"only a part was loaded, the rest is random: {self.loaded}", stacklevel=2)
         self.model.to(self.device).eval()
         self.random, self.clean_statistics = found.tensors is None, found.calibrated
         self.img_size = tuple(self.pixels["img_size"])

@@ -16,14 +16,14 @@ def draw_subset(labels, size: str | float | int, seed: int = 0) -> np.ndarray:
     Args:
         labels: (N,) int.
         size: "1%" or 0.01, a share of each class; "5" or 5, images a class (all of a class that has fewer).
-        seed: the same rows for the same labels, for ever: numpy's PCG64 stream.
+        seed: the same rows for the same labels, for ever: numpy promises PCG64's raw numbers, not its shuffles.
 
     Raises:
         ValueError: a share outside 0..100 %, or fewer than one image.
     """
     labels = np.asarray(labels)
     share, number = parse_size(size)
-    order = np.random.default_rng(seed).permutation(len(labels))
+    order = np.argsort(np.random.PCG64(seed).random_raw(len(labels)), kind="stable")
     order = order[np.argsort(labels[order], kind="stable")]  # classes one after another, shuffled inside
     _, counts = np.unique(labels, return_counts=True)
     wanted = np.minimum(number, counts) if share is None else np.maximum(1, np.rint(share * counts))

@@ -241,4 +241,18 @@ def test_encoders_that_have_diverged_or_collapsed_are_refused_in_one_sentence(se
                 run([protocol], sets)
 
 
+def test_a_partly_loaded_encoder_is_refused_unless_asked_for_and_then_told(sets, tmp_path):
+    import timm
+
+    state = timm.create_model("resnet18", num_classes=0).state_dict()
+    del state["layer4.1.bn2.weight"]
+    torch.save(state, tmp_path / "weights.pth")
+    source = f"resnet18:{tmp_path / 'weights.pth'}"
+    with pytest.raises(ValueError, match=r"1 missing \(layer4\.1\.bn2\.weight\)"):
+        run(["dino-knn"], sets, source)
+    with pytest.warns(UserWarning, match="only a part was loaded"):
+        (result,) = run(["dino-knn"], sets, source, allow_partial=True)
+    assert result["loading"]["missing"] == ["layer4.1.bn2.weight"] and "1 missing" in result["loaded"]
+
+
 PIXELS = {"mean": [0.5] * 3, "std": [0.2] * 3, "interpolation": "bilinear", "img_size": [SIZE, SIZE]}
