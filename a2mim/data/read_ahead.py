@@ -10,18 +10,17 @@ MOST = 4096  # results that wait; the oldest are forgotten: what nobody takes mu
 
 
 class ReadAhead:
-    """Results by key.
+    """Results by key. The work, from a key to its result, is handed in with each call and not kept: whoever has a
+    ReadAhead and its methods for work would be in a cycle.
 
     Args:
-        work: from a key to its result.
         threads: how many pieces of work are under way at once.
     """
 
-    def __init__(self, work: Callable, threads: int):
-        self.work, self.threads = work, threads
-        self._process = None
+    def __init__(self, threads: int):
+        self.threads, self._process = threads, None
 
-    def ask(self, key: Hashable) -> None:
+    def ask(self, key: Hashable, work: Callable) -> None:
         """Begins the work, unless it has been asked for already."""
         self._start()
         with self._lock:
@@ -30,16 +29,16 @@ class ReadAhead:
             self._waiting[key] = waiting = _Result(key)
             if len(self._waiting) > MOST:
                 self._waiting.popitem(last=False)
-        self._asked.put(waiting)
+        self._asked.put((waiting, work))
 
-    def take(self, key: Hashable):
+    def take(self, key: Hashable, work: Callable):
         """The result, or the error that the work raised; works here and now when it was not asked for."""
         if self._process != os.getpid():
-            return self.work(key)
+            return work(key)
         with self._lock:
             waiting = self._waiting.pop(key, None)
         if waiting is None:
-            return self.work(key)
+            return work(key)
         waiting.ready.wait()
         if waiting.error is not None:
             raise waiting.error
@@ -52,10 +51,20 @@ class ReadAhead:
         self._process, self._lock = os.getpid(), threading.Lock()
         self._waiting, self._asked = OrderedDict(), queue.SimpleQueue()
         for _ in range(self.threads):
-            threading.Thread(target=_serve, args=(self.work, self._asked), daemon=True).start()
+            threading.Thread(target=_serve, args=(self._asked,), daemon=True).start()
+
+    def close(self) -> None:
+        """Lets the threads end when they have done what was asked."""
+        if self._process == os.getpid():
+            for _ in range(self.threads):
+                self._asked.put(None)
+            self._process = None
+
+    def __del__(self):
+        self.close()
 
     def __getstate__(self) -> dict:
-        return {"work": self.work, "threads": self.threads, "_process": None}
+        return {"threads": self.threads, "_process": None}
 
 
 class _Result:
@@ -63,11 +72,12 @@ class _Result:
         self.key, self.ready, self.value, self.error = key, threading.Event(), None, None
 
 
-def _serve(work: Callable, asked: queue.SimpleQueue) -> None:
-    while True:
-        waiting = asked.get()
+def _serve(asked: queue.SimpleQueue) -> None:
+    while (found := asked.get()) is not None:
+        waiting, work = found
         try:
             waiting.value = work(waiting.key)
         except BaseException as error:
             waiting.error = error
         waiting.ready.set()
+        del found, waiting, work  # an idle thread keeps nothing alive

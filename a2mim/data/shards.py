@@ -38,8 +38,8 @@ class TarStore:
     def __init__(self, shards: list[Shard], ends: np.ndarray, offsets: np.ndarray, sizes: np.ndarray, access: Access):
         self._open, self._lost = OrderedDict(), {}
         self.shards, self.ends, self.offsets, self.sizes, self.access = shards, ends, offsets, sizes, access
-        self._ranges = ReadAhead(self._range, REQUESTS)
-        self._copies = ReadAhead(self._copy, TRANSFERS)
+        self._ranges = ReadAhead(REQUESTS)
+        self._copies = ReadAhead(TRANSFERS)
 
     def content(self, i: int) -> bytes:
         """Raises ShardError, or UnreadableImage when the user chose to go on without shards that are lost."""
@@ -47,7 +47,7 @@ class TarStore:
         try:
             if shard in self._lost:
                 raise self._lost[shard]
-            return self._ranges.take(i) if self._by_range(shard) else self._read(shard, i)
+            return self._ranges.take(i, self._range) if self._by_range(shard) else self._read(shard, i)
         except ShardError as error:
             self._lost[shard] = error  # asked again, a server that is gone would be waited for again
             if self.access.skip_bad_shards:
@@ -59,9 +59,9 @@ class TarStore:
         for i in map(int, ids):
             shard = self._shard_of(i)
             if self._by_range(shard):
-                self._ranges.ask(i)
+                self._ranges.ask(i, self._range)
             elif self.shards[shard].stat is not None and shard not in self._open:
-                self._copies.ask(shard)
+                self._copies.ask(shard, self._copy)
             elif hasattr(os, "posix_fadvise"):  # not on a Mac
                 with contextlib.suppress(OSError):
                     place = int(self.offsets[i]), int(self.sizes[i])
@@ -132,7 +132,7 @@ class TarStore:
         """A copy may be dropped for others between its arrival and its use: then it is fetched again."""
         for attempt in range(3):
             with contextlib.suppress(FileNotFoundError):
-                return _opened(self._copies.take(shard) if attempt == 0 else self._copy(shard))
+                return _opened(self._copies.take(shard, self._copy) if attempt == 0 else self._copy(shard))
         raise ShardError(f"{self.shards[shard].address}: dropped from the cache as soon as it came; raise its bound")
 
     def close(self) -> None:
