@@ -174,9 +174,11 @@ def _of_file(path: Path, name: str | None) -> Source:
 
 
 def _of_checkpoint(path: Path, checkpoint: dict) -> Source:
-    """What pre-training left: its BatchNorm has seen masked images only, so it is not `calibrated`."""
+    """What pre-training left: its BatchNorm has seen masked images only, so it is not `calibrated`. Or fine-tuning."""
     try:
         state, meta = checkpoint["state_dict"], checkpoint["meta"]
+        if "classifier" in meta:
+            return _of_classifier(path, state, meta)
         arguments, pixels = meta["encoder"], meta["pixels"]
     except (KeyError, TypeError) as error:
         raise ValueError(f"{path} is not a checkpoint of a2mim: it has no {error}.") from None
@@ -193,6 +195,17 @@ def _of_checkpoint(path: Path, checkpoint: dict) -> Source:
         path,
         recognised="a checkpoint of a2mim",
     )
+
+
+def _of_classifier(path: Path, state: dict, meta: dict) -> Source:
+    """What fine-tuning left, without its classifier."""
+    arguments = meta["classifier"]
+    name, model_args = arguments["name"], dict(arguments["model_args"])
+    own = on_meta(name, **model_args).state_dict()
+    tensors = {key.removeprefix("model."): value for key, value in state.items() if key.removeprefix("model.") in own}
+    pixels = _preprocessing(meta["pixels"], arguments["img_size"])
+    told = "a checkpoint of a2mim's fine-tuning"
+    return Source(name, model_args, pixels, tensors, list(arguments["frozen"]), path, calibrated=True, recognised=told)
 
 
 def _of_foreign(path: Path, content, name: str | None, model_args: dict | None = None, pixels=None) -> Source:

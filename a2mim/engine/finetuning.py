@@ -39,7 +39,7 @@ class Finetuning:
 
     def __init__(self, settings: dict, asked: dict, device: torch.device, saved: dict | None = None):
         self.settings, self.asked, self.device, self.saved = settings, asked, device, saved
-        self.found = None if saved else read_source(_given(asked["source"]))
+        self.found = None if saved else read_architecture(asked["source"])
         data = settings["data"]
         complete_pixels(data, saved["pixels"] if saved else pixels_of(self.found))
         form = {key: data[key] for key in ("in_chans", "bits", "exif", "value_range")}
@@ -191,13 +191,20 @@ class ListHook(Hook):
             write_list(self.dataset, self.rows, runner.run_dir / "train_images.tsv")
 
 
-def _given(source):
+def read_architecture(source):
+    """The source, read; ValueError where there is none, or none that timm can put a classifier on."""
     if source is None:
         raise ValueError(
             "fine-tuning needs a SOURCE: a run folder, an exported folder, a checkpoint, NAME:FILE, or a timm name"
             " (which starts from random weights)"
         )
-    return source
+    found = read_source(source)
+    if not timm.is_model(found.name):
+        raise ValueError(
+            f"{source} is a network of your own, {found.name}: fine-tuning puts timm's classifiers on timm's networks;"
+            " register it with timm.models.register_model, or export it and train it elsewhere"
+        )
+    return found
 
 
 def pixels_of(found) -> dict:

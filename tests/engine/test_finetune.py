@@ -132,6 +132,17 @@ def test_it_starts_from_the_source_and_from_nothing_else(run, tmp_path):
     assert set(trained) == {f"model.{key}" for key in source.state_dict()}
 
 
+def test_an_encoder_is_read_from_a_checkpoint_of_fine_tuning_and_may_be_trained_on(run):
+    folder, _ = run("first", **PLAIN, **SHORT)
+    path = list_checkpoints(folder / "checkpoints")[-1]
+    encoder, preprocessing = load_encoder(path)
+    state = torch.load(path, weights_only=True)["state_dict"]
+    assert all(torch.equal(value, state[f"model.{key}"]) for key, value in encoder.state_dict().items())
+    assert preprocessing["img_size"] == [32, 32]
+    _, again = run("second", str(folder), **PLAIN, **SHORT)
+    assert again["status"] == "finished"
+
+
 def test_few_labels_are_balanced_listed_and_recorded(run):
     folder, summary = run("few", **PLAIN, **SHORT, **{"labels.subset": "3"})
     rows = [line.split("\t") for line in (folder / "train_images.tsv").read_text().splitlines()]
