@@ -29,7 +29,7 @@ def test_a_shard_that_breaks_after_the_start_ends_the_run_as_a_shard(shards, tmp
     dataset = fresh(open_dataset(shards))
     harm(tmp_path / "part-1.tar")
     for loader in (TrainLoader(dataset, 16, 8, num_workers=num_workers), EvalLoader(dataset, 16, resize=20)):
-        with pytest.raises(ShardError, match=message):
+        with pytest.raises(ShardError, match=f"^/[^\n]*{message}"):  # one sentence, no traceback of a worker
             list(loader)
         assert not loader.faults
 
@@ -68,7 +68,7 @@ def test_a_server_that_fails_during_training_ends_the_run_with_its_answer(shards
     server.only = {f"/part-{k}.tar": 503 for k in (1, 2, 3)}
     train = TrainLoader(dataset, 16, 8, num_workers=1)
     with pytest.raises(
-        ShardError, match=r"part-\d\.tar: the server answered 503 Service Unavailable, after 3 attempts"
+        ShardError, match=r"^http[^\n]*part-\d\.tar: the server answered 503 Service Unavailable, after"
     ):
         list(train)
     server.only.clear()
