@@ -9,6 +9,7 @@ import warnings
 
 from a2mim.commands.arguments import access_of
 from a2mim.commands.data import add_bench_data, add_measure_stats
+from a2mim.commands.embed import add_embed
 from a2mim.commands.evaluate import add_compare, add_evaluate, add_knn, add_linear_probe
 from a2mim.commands.export import add_export, add_verify
 from a2mim.commands.finetune import add_finetune
@@ -24,7 +25,7 @@ os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 COMMANDS = (
     *(add_pretrain, add_finetune, add_evaluate, add_compare, add_knn, add_linear_probe),
-    *(add_export, add_verify, add_shards, add_measure_stats, add_bench_data, add_check_model),
+    *(add_export, add_verify, add_embed, add_shards, add_measure_stats, add_bench_data, add_check_model),
 )
 USER_ERRORS = (ValueError, OSError, FloatingPointError)
 

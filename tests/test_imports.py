@@ -43,7 +43,8 @@ ALLOWED = {
         *("analysis", "batchnorm", "checkpoints", "data", "devices", "encoder", "evaluation", "export"),
         *("loading", "mim", "pixels", "registry", "sites"),
     },
-    "commands": {"data", "engine", "evaluation", "export", "certificate"},
+    "embedding": {"batchnorm", "data", "evaluation"},
+    "commands": {"embedding", "data", "engine", "evaluation", "export", "certificate"},
     "cli": {"commands", "data"},
     "__init__": {"compat"},
 }

@@ -36,7 +36,7 @@ class TarStore:
     """
 
     def __init__(self, shards: list[Shard], ends: np.ndarray, offsets: np.ndarray, sizes: np.ndarray, access: Access):
-        self._open, self._lost = OrderedDict(), {}
+        self._open, self._lost, self._named = OrderedDict(), {}, (None, [])
         self.shards, self.ends, self.offsets, self.sizes, self.access = shards, ends, offsets, sizes, access
         self._ranges = ReadAhead(REQUESTS)
         self._copies = ReadAhead(TRANSFERS)
@@ -73,7 +73,9 @@ class TarStore:
         first = self.ends[shard - 1] if shard else 0
         address = self.shards[shard].address
         try:
-            return f"{address}/{self.shards[shard].keys(self.access)[i - first]}"
+            if self._named[0] != shard:  # one shard's, for whoever wants the names of all in turn
+                self._named = shard, self.shards[shard].keys(self.access)
+            return f"{address}/{self._named[1][i - first]}"
         except OSError:  # a shard that is gone has taken its names along
             return f"{address}, byte {self.offsets[i]}"
 

@@ -1,0 +1,5 @@
+"""Embeddings as data: one row an image, in a file that others read."""
+
+from a2mim.embedding.run import embed
+
+__all__ = ["embed"]

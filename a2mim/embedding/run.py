@@ -1,0 +1,164 @@
+"""From an encoder and images to a file of embeddings: streamed, and resumed where a killed run left off."""
+
+import json
+import os
+import shutil
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from a2mim import __version__
+from a2mim.batchnorm import calibrate_batchnorm
+from a2mim.data import EvalLoader, ImageDataset, open_dataset
+from a2mim.embedding import files
+from a2mim.embedding.unfinished import Unfinished
+from a2mim.evaluation.bench import CALIBRATION_IMAGES, RESIZE, Encoder
+from a2mim.evaluation.features import frozen, pooling_name, pooling_of, refuse_below_one
+from a2mim.evaluation.identity import stamp_of
+
+SAVE_EVERY = 10.0  # seconds of work that a kill may cost
+
+
+def embed(
+    source,
+    data,
+    out: str | Path,
+    pooling: str = "default",
+    split: str = "train",
+    img_size: int | None = None,
+    batch_size: int = 64,
+    num_workers: int = 0,
+    device=None,
+    calibrate: bool | None = None,
+    allow_partial: bool = False,
+    overwrite: bool = False,
+) -> dict:
+    """Writes one row an image to `out` (.parquet, .npz or .csv) and what they are to `out`.json; returns the latter.
+
+    Args:
+        source: what `load_encoder` takes; data: what `open_dataset` takes.
+        pooling: see `a2mim.evaluation.extract_features`.
+        split: of a source that has both, "train" or "test".
+        img_size: pixels; None is the encoder's own. The short side is resized to 256/224 of it, the centre cropped.
+        calibrate: take BatchNorm's statistics from up to 1,024 of these images first; None where the encoder has none
+            of whole images.
+        overwrite: give up an `out`, or the unfinished work for one, that is there.
+
+    Raises:
+        ValueError, OSError: in one sentence, what to change.
+    """
+    out = Path(out)
+    files.check_out(out)
+    refuse_below_one(img_size=img_size, batch_size=batch_size)
+    if out.exists() and not overwrite:
+        raise ValueError(f"{out} is there already: choose another --out, or add --overwrite.")
+    encoder = Encoder(source, device, img_size, allow_partial)
+    dataset = open_dataset(data, split, encoder.channels)
+    calibrate = not encoder.clean_statistics if calibrate is None else calibrate
+    view = {"img_size": list(encoder.img_size), "resize": round(max(encoder.img_size) * RESIZE)}
+    view |= {"interpolation": encoder.pixels["interpolation"], "batch_size": batch_size}
+
+    def loader(indices) -> EvalLoader:
+        sizes = (encoder.img_size, view["resize"], view["interpolation"], batch_size, num_workers)
+        return EvalLoader(dataset, *sizes, indices=indices)
+
+    run = _runner(encoder, pooling)
+    about = {
+        "encoder": encoder.name,
+        "encoder_hash": encoder.hash,
+        "loading": encoder.loading,
+        "data": dataset.title,
+        "data_fingerprint": dataset.fingerprint,
+        "pooling": pooling,
+        "pooled": pooling_name(encoder.model, pooling),
+        **view,
+        **encoder.stats,
+        "batchnorm_calibrated_on": _calibrate(encoder, dataset, loader) if calibrate else 0,
+        "device": encoder.device.type,
+    }
+    folder = out.with_name(f"{out.name}.unfinished")
+    identity = {key: value for key, value in about.items() if key not in ("loading", "encoder", "data")}
+    identity |= {"data_stamp": stamp_of(dataset), "torch": torch.__version__}
+    if overwrite and folder.exists():
+        shutil.rmtree(folder)
+    work = Unfinished(folder, len(dataset), _width(run, encoder), identity)
+    _embed(work, dataset, run, loader, batch_size)
+    about |= {"a2mim": __version__, "torch": torch.__version__, **_outcome(work, dataset)}
+    work.embeddings[~work.readable] = np.nan
+    files.write(
+        out, lambda: files.blocks_of(dataset, work.embeddings, work.readable), len(dataset), work.embeddings, about
+    )
+    _write_about(out.with_name(f"{out.name}.json"), about)
+    work.remove()
+    return about
+
+
+def _runner(encoder: Encoder, pooling: str):
+    """(images as a loader gives them) -> (B, D) float32 on the CPU."""
+    pool = pooling_of(encoder.model, pooling)
+
+    def run(images: Tensor) -> Tensor:
+        with frozen(encoder.model):
+            return pool(encoder.normalized(images)).float().cpu()
+
+    return run
+
+
+def _width(run, encoder: Encoder) -> int:
+    return run(torch.zeros(1, encoder.channels, *encoder.img_size)).shape[1]
+
+
+def _calibrate(encoder: Encoder, dataset: ImageDataset, loader) -> int:
+    """Images that BatchNorm's statistics were taken from; the same ones whenever the set is the same."""
+    chosen = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(0))[:CALIBRATION_IMAGES]
+
+    def batches() -> Iterator[Tensor]:
+        for batch in loader(chosen.sort().values.numpy()):
+            yield encoder.normalized(batch["images"])
+
+    return calibrate_batchnorm(encoder.model, batches())
+
+
+def _embed(work: Unfinished, dataset: ImageDataset, run, loader, batch_size: int) -> None:
+    """The rest of the rows. A batch is the same whenever it is made, whatever was made before it."""
+    saved = time.monotonic()
+    starts = iter(range(work.done, len(dataset), batch_size))
+    if work.done == len(dataset):
+        return
+    with tqdm(total=len(dataset), initial=work.done, desc="embedding", unit="image", leave=False) as bar:
+        start = next(starts)
+        for batch in loader(np.arange(work.done, len(dataset))):
+            ids = batch["ids"].numpy()
+            while ids[0] >= start + batch_size:  # a batch of which nothing could be read is not handed out
+                start = next(starts)
+            work.put(ids, run(batch["images"]).numpy())
+            end = min(start + batch_size, len(dataset))
+            bar.update(end - bar.n)
+            if time.monotonic() - saved > SAVE_EVERY:
+                work.save(end)
+                saved = time.monotonic()
+    work.save(len(dataset))
+
+
+def _outcome(work: Unfinished, dataset: ImageDataset) -> dict:
+    """How many images there are, and each that could not be read, with the reason."""
+    unreadable = []
+    for i in np.flatnonzero(~work.readable):
+        try:
+            dataset.read(int(i))
+            reason = "could not be read when its turn came, and can be now"
+        except ValueError as error:
+            reason = str(error)
+        unreadable.append({"key": dataset.name(int(i)), "reason": reason})
+    return {"images": len(dataset), "width": work.embeddings.shape[1], "unreadable": unreadable}
+
+
+def _write_about(path: Path, about: dict) -> None:
+    partial = path.with_name(f"{path.name}.partial")
+    partial.write_text(json.dumps(about, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    os.replace(partial, path)
