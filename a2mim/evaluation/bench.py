@@ -157,7 +157,8 @@ class Bench:
         view = {key: constants[key] for key in ("resize", "interpolation")}
         key = (split, *view.values())
         if key not in self._entries:
-            self._entries[key] = self.cache.entry(self._identity(dataset) | view)
+            title = f"{dataset.title} through {self.encoder.name}"
+            self._entries[key] = self.cache.entry(self._identity(dataset) | view, title)
         self._entries[key].take(
             parts,
             len(dataset),
@@ -170,10 +171,9 @@ class Bench:
     def _identity(self, dataset: ImageDataset) -> dict:
         return {
             "encoder": self.encoder.hash,
-            "encoder_name": self.encoder.name,
             "batchnorm": [self.train.fingerprint, self.calibrated] if self.calibrated else None,
             "timm": timm.__version__,
-            "data": [dataset.title, dataset.fingerprint, stamp_of(dataset)],
+            "data": [dataset.fingerprint, stamp_of(dataset)],
             "form": repr(getattr(dataset, "form", None)),
             "img_size": list(self.img_size),
             **self.encoder.stats,

@@ -27,6 +27,7 @@ from a2mim.evaluation.probe import Labelled
 
 VERSION = 2
 SIGNATURE, SHOWN = "signature", "shown"  # parts of every pass: see overlap.py; whether the image could be read
+_ROWS = 2**15  # copied at once
 _SAVE_EVERY = 10.0  # seconds of work that a kill may cost
 
 
@@ -46,14 +47,14 @@ class Cache:
     root: Path | None = field(default_factory=default_root)
     most_bytes: float = 20e9
 
-    def entry(self, identity: dict) -> "Entry":
-        """The entry of that identity: plain values, all of which decide its numbers."""
+    def entry(self, identity: dict, title: str = "") -> "Entry":
+        """The entry of that identity: plain values, all of which decide its numbers. The title is for people."""
         key = hash_of([VERSION, identity])
         if self.root is None:
             return Entry(Path(tempfile.mkdtemp(prefix="a2mim-features-")), self, temporary=True)
         folder = Path(self.root) / key
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "identity.json").write_text(json.dumps(identity, indent=1), encoding="utf-8")
+        (folder / "identity.json").write_text(json.dumps({"title": title} | identity, indent=1), encoding="utf-8")
         return Entry(folder, self)
 
     def make_room(self, for_bytes: int, keep: Path) -> bool:
@@ -193,11 +194,18 @@ class FeatureSet:
         return len(self.rows)
 
     def features(self, *parts: str) -> Tensor:
-        """(n, D) float32 of the readable images, parts joined; one part of a set without faults stays on disk."""
+        """(n, D) float32 of the readable images, parts joined; on disk, also where unreadable images are left out."""
         whole = len(self.rows) == len(self.all_labels)
         if len(parts) == 1 and whole:
             return torch.from_numpy(self.entry.part(parts[0]))
-        return torch.from_numpy(np.concatenate([self.entry.part(part)[self.rows] for part in parts], axis=1))
+        arrays = [self.entry.part(part) for part in parts]
+        width = sum(array.shape[1] for array in arrays)
+        with tempfile.TemporaryFile(dir=self.entry.folder) as file:  # the mapping outlives the name
+            joined = np.memmap(file, arrays[0].dtype, "w+", shape=(len(self.rows), width))
+        for start in range(0, len(self.rows), _ROWS):
+            rows = self.rows[start : start + _ROWS]
+            joined[start : start + len(rows)] = np.concatenate([array[rows] for array in arrays], axis=1)
+        return torch.from_numpy(joined)
 
     def labelled(self, parts: Iterable[str]) -> Labelled:
         return Labelled({part: self.features(part) for part in parts}, self.labels)
