@@ -150,7 +150,9 @@ class Pretraining:
             *lines,
             f"  encoder  {encoder}",
             "next:",
-            f'  timm.create_model("local-dir:{encoder}", pretrained=True, num_classes=0)',
+            f"  how to load it stands in {encoder / 'README.md'}"
+            if summary["export"]["target"] == "network"
+            else f'  timm.create_model("local-dir:{encoder}", pretrained=True, num_classes=0)',
             "  " + shlex.join(["python", "tools/linear_probe.py", str(folder), *sets]),
             "  " + shlex.join(["python", "tools/knn.py", str(folder), *sets]),
         ]

@@ -25,6 +25,7 @@ from a2mim.export.receipt import (
 from a2mim.export.target import ExportError, Subject, Target, Written, flatten
 from a2mim.export.targets import TARGETS, check_targets, possible
 from a2mim.export.verify import recheck
+from a2mim.networks import OwnNetwork
 
 
 def export(
@@ -74,7 +75,8 @@ def export_timm_folder(
     license: str = "apache-2.0",
     calibrated: bool = False,
 ) -> dict:
-    """Writes the timm target into `out_dir`, once it is proven; returns the receipt.
+    """Writes the timm target, or that for a network of the user's own, into `out_dir`, once it is proven; returns the
+    receipt.
 
     Args:
         model: a timm model with num_classes=0, on any device.
@@ -91,7 +93,8 @@ def export_timm_folder(
     batchnorm = _calibrate(model, batches, calibrated)
     frozen, trained = list(arguments.get("frozen", [])), tell_training(source)
     subject = Subject(model, arguments["model_args"], preprocessing, frozen, source, trained, license)
-    return prove(TARGETS["timm"], subject, Path(out_dir), batchnorm)
+    target = TARGETS["network" if isinstance(model, OwnNetwork) else "timm"]
+    return prove(target, subject, Path(out_dir), batchnorm)
 
 
 def prove(target: Target, subject: Subject, out_dir: Path, batchnorm: dict, python: str = sys.executable) -> dict:

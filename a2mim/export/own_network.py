@@ -59,4 +59,11 @@ def _output(network: nn.Module, images: Tensor) -> Tensor | dict[str, Tensor]:
     return found.get("", found)
 
 
-TARGET = Target("network", write, lambda subject: "" if isinstance(subject.model, OwnNetwork) else "timm builds it")
+def refuse(subject: Subject, target: Target) -> str:
+    """Why this target cannot take this encoder, or "": the user's own goes to `network`, which takes no other."""
+    if isinstance(subject.model, OwnNetwork):
+        return "" if target is TARGET else "timm does not build it, choose network"
+    return "it is timm's, choose timm" if target is TARGET else target.refuse(subject)
+
+
+TARGET = Target("network", write)

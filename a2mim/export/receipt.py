@@ -1,6 +1,7 @@
 """The proof of an export: its README's lines are run in a fresh process, compared, and written down with hashes."""
 
 import hashlib
+import importlib.util
 import json
 import os
 import subprocess
@@ -27,18 +28,30 @@ def check_in_fresh_process(folder: Path, proof: dict, python: str = sys.executab
         proof: what a receipt keeps under "check", and its "tensors".
         python: the interpreter, which may be that of an environment without a2mim.
     """
-    process = subprocess.run(
-        [python, check.__file__],
-        input=json.dumps({"folder": str(Path(folder).resolve()), **proof}),
-        env=os.environ | OFFLINE,
-        capture_output=True,
-        text=True,
-    )
+    asked = json.dumps({"folder": str(Path(folder).resolve()), **proof})
+    try:
+        process = subprocess.run(
+            [python, check.__file__],
+            input=asked,
+            env=os.environ | OFFLINE | _paths_of(proof),
+            capture_output=True,
+            text=True,
+        )
+    except OSError as error:
+        raise ValueError(f"{python} is no interpreter that can be started ({error.strerror}).") from None
     lines = process.stdout.splitlines()
     if process.returncode or not lines:
         reason = (process.stderr.strip().splitlines() or ["no message"])[-1]
         return {"problem": f"the check in a fresh process died with code {process.returncode}: {reason}"}
     return json.loads(lines[-1])
+
+
+def _paths_of(proof: dict) -> dict[str, str]:
+    """PYTHONPATH with the folders of packages that are not installed but found here: a user's own network."""
+    specs = [importlib.util.find_spec(name) for name in proof.get("packages", ()) if name != "a2mim"]
+    files = [Path(spec.origin) for spec in specs if spec is not None and spec.origin]
+    own = [file.parents[file.name == "__init__.py"] for file in files if "site-packages" not in file.parts]
+    return {"PYTHONPATH": os.pathsep.join(dict.fromkeys(map(str, own)))} if own else {}
 
 
 def state_tensors(tensors: dict[str, Tensor]) -> dict[str, dict]:

@@ -4,6 +4,7 @@ from a2mim.export import (
     detectron2_pickle,
     onnx_graph,
     openmmlab,
+    own_network,
     safetensors_file,
     timm_folder,
     torch_graphs,
@@ -26,6 +27,7 @@ ROWS = (
     torch_graphs.EXPORT,
     torch_graphs.SCRIPT,
     safetensors_file.TARGET,
+    own_network.TARGET,
 )
 TARGETS: dict[str, Target] = {target.name: target for target in ROWS}
 
@@ -40,7 +42,7 @@ def possible(subject: Subject, names: list[str]) -> list[str]:
     """The names, each once; for "all" those that can take this encoder. Raises ValueError with every reason why one
     that was asked for by its name cannot.
     """
-    reasons = {name: TARGETS[name].refuse(subject) for name in (TARGETS if "all" in names else names)}
+    reasons = {name: own_network.refuse(subject, TARGETS[name]) for name in (TARGETS if "all" in names else names)}
     if "all" in names:
         return [name for name, reason in reasons.items() if not reason]
     refused = [f"{name}: {reason}" for name, reason in reasons.items() if reason]
