@@ -2,7 +2,6 @@
 
 import numpy as np
 import torch
-from scipy.optimize import minimize
 from torch import Tensor
 from tqdm import tqdm
 
@@ -116,6 +115,8 @@ class Softmax:
 
         The loss is divided by c · n, so that its size, and the tolerance, mean the same for every c.
         """
+        from scipy.optimize import minimize  # a third of a second, which starting a run need not wait for
+
         penalty = 1 / (c * len(self.rows))
         curvature = self.variances.clamp(min=0) / self.shape[0] + penalty  # of the loss along each axis, roughly
         whiten = self.axes * curvature.rsqrt()  # (D, D)
