@@ -1,6 +1,10 @@
 """k-NN on the way costs little, says what it measures, and leaves training as it is."""
 
 import json
+import os
+import socket
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -80,3 +84,27 @@ def test_what_was_found_before_a_resume_is_kept(run, labelled, always, tmp_path)
 def test_without_labels_it_is_not_there(run):
     _, summary = run("run", **{"schedule.epochs": 1, "schedule.warmup_epochs": 0})
     assert "online_knn" not in summary
+
+
+@pytest.mark.slow
+def test_several_processes_are_judged_by_the_first_and_train_as_without(recipe, labelled, tmp_path):
+    saved = {}
+    for name, every in (("judged", "1"), ("plain", "none")):
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        script = "from a2mim.engine import online; online.SHARE = float('inf'); import sys; from a2mim.cli import main;"
+        (tmp_path / "start.py").write_text(f"{script} sys.exit(main(sys.argv[1:]))")
+        command = [
+            *(sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", str(port)),
+            *(str(tmp_path / "start.py"), "pretrain", str(recipe), "--data", str(labelled)),
+            *("--work-dir", str(tmp_path / name), "--device", "cpu", "--num-workers", "0"),
+            *("--cfg-options", "schedule.epochs=2", *([f"judge.every_epochs={every}"] if every != "1" else [])),
+        ]
+        environment = os.environ | {"OMP_NUM_THREADS": "1"}
+        done = subprocess.run(command, check=False, capture_output=True, text=True, env=environment)
+        assert done.returncode == 0, done.stderr
+        saved[name] = weights(tmp_path / name)
+    assert [line["step"] for line in lines(tmp_path / "judged") if "knn_top1" in line] == [3, 6]
+    for key, value in saved["plain"]["state_dict"].items():
+        assert torch.equal(value, saved["judged"]["state_dict"][key]), key
