@@ -13,12 +13,27 @@ A_STEP_FORWARD = 1 << 20  # bytes; an attempt that got so much further does not 
 Result = TypeVar("Result")
 
 
-class PassingFault(OSError):
-    """May be gone at the next attempt; `wait`: seconds that the server asked for."""
+_unreachable: dict[str, tuple[float, str]] = {}  # server -> (when it was given up, what was said)
 
-    def __init__(self, message: str, wait: float = 0.0):
+
+class PassingFault(OSError):
+    """May be gone at the next attempt.
+
+    Args:
+        wait: seconds that the server asked for.
+        server: the one that could not be reached, where that is what is wrong.
+    """
+
+    def __init__(self, message: str, wait: float = 0.0, server: str | None = None):
         super().__init__(message)
-        self.wait = wait
+        self.wait, self.server = wait, server
+
+
+def refuse_unreachable(server: str, name: str, timeout: float) -> None:
+    """ShardError when this process has given the server up within a timeout: a thousand shards wait for it once."""
+    when, said = _unreachable.get(server, (-float("inf"), ""))
+    if time.monotonic() - when < timeout:
+        raise ShardError(f"{name}: not asked for, as {server} was given up a moment ago: {said}")
 
 
 def persist(attempt: Callable[[], Result], access: Access, reached: Callable[[], int] | None = None) -> Result:
@@ -36,6 +51,8 @@ def persist(attempt: Callable[[], Result], access: Access, reached: Callable[[],
             failed = 1 if now >= best + A_STEP_FORWARD else failed + 1
             best = max(best, now)
             if failed >= access.tries:
+                if fault.server:
+                    _unreachable[fault.server] = time.monotonic(), str(fault)
                 raise ShardError(f"{fault}, after {failed} attempts") from None
             wait = max(fault.wait, access.first_wait * 2 ** (failed - 1)) * random.uniform(0.75, 1.25)
             time.sleep(min(wait, LONGEST_WAIT))

@@ -16,11 +16,12 @@ import urllib3
 from a2mim.data.access import Access
 from a2mim.data.errors import ShardError
 from a2mim.data.remote import BLOCK, Stat, Watch, append, refuse_another
-from a2mim.data.retry import PassingFault
+from a2mim.data.retry import PassingFault, refuse_unreachable
 
 _GONE = (404, 410)
 _PASSING = (408, 425, 429, 500, 502, 503, 504)
 _NO_HEAD = (400, 403, 405, 501)  # what servers and signed URLs answer that allow GET only
+_NOT_REACHED = (urllib3.exceptions.NewConnectionError, urllib3.exceptions.ConnectTimeoutError)
 _CONNECTIONS = 32
 
 
@@ -35,6 +36,7 @@ class WebFile:
         self.version = None  # of what came so far: the rest of another one must not be put behind it
         self.name = re.sub(r"(?<=://)[^/@]*@", "", url)
         login = urllib3.util.parse_url(url).auth
+        self.server = f"{urlsplit(url).scheme}://{urlsplit(url).netloc.rpartition('@')[2]}"
         self.headers = {"Accept-Encoding": "identity"}  # sizes and offsets are those of the file
         if login:
             self.headers |= urllib3.util.make_headers(basic_auth=login)
@@ -93,6 +95,7 @@ class WebFile:
     @contextlib.contextmanager
     def _ask(self, method: str, headers: dict | None = None):
         """The answer; what goes wrong on the way, also while it is read, is a PassingFault."""
+        refuse_unreachable(self.server, self.name, self.timeout)
         try:
             answer = _pool(os.getpid(), _proxy(self.url)).request(
                 method,
@@ -114,7 +117,8 @@ class WebFile:
             cause = getattr(error, "reason", None) or error
             if isinstance(cause, urllib3.exceptions.SSLError):
                 raise ShardError(f"{self.name}: {cause}") from None
-            raise PassingFault(f"{self.name}: {_in_words(cause)}") from None
+            server = self.server if isinstance(cause, _NOT_REACHED) else None
+            raise PassingFault(f"{self.name}: {_in_words(cause)}", server=server) from None
 
     def _refuse(self, status: int, answer) -> None:
         said = f"{self.name}: the server answered {status} {answer.reason or ''}".rstrip()

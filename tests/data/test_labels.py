@@ -52,7 +52,7 @@ def test_txt_is_a_label_when_all_are_numbers_or_listed_classes_and_else_a_captio
 def test_folders_label_when_nothing_else_does_and_every_image_lies_in_one(tmp_path):
     found = opened(tmp_path, ("dog/1", {}), ("cat/2", {}), ("dog/3", {}))
     assert found.labels.tolist() == [1, 0, 1] and found.class_names == ["cat", "dog"]
-    assert opened(tmp_path, ("dog/1", {}), ("2", {})).labels.tolist() == [-1, -1]
+    assert opened(tmp_path, ("dog/1", {}), ("cat/2", {}), ("3", {})).labels.tolist() == [-1, -1, -1]
     assert opened(tmp_path, ("dog/1", {}), ("dog/2", {})).labels.tolist() == [-1, -1]
     assert opened(tmp_path, ("dog/1", {"cls": b"5"}), ("cat/2", {})).labels.tolist() == [5, -1]
 

@@ -138,6 +138,11 @@ def test_a_killed_run_goes_on_where_it_was_and_another_one_is_refused(shards, tm
     reshard(shards, tmp_path / "whole", AS_IS, samples_per_shard=7, access=ONE)
     for path in (tmp_path / "whole").glob("*.tar"):
         assert (out / path.name).read_bytes() == path.read_bytes()
+    record = json.loads((out / "written.json").read_text())
+    del record["shard-000003.tar"]  # as if killed between the shard's name and the record of it
+    (out / "written.json").write_text(json.dumps(record))
+    made = reshard(shards, out, AS_IS, samples_per_shard=7, access=ONE)
+    assert (made["written"], made["done"]) == (1, {"kept": 40})
     assert not list(out.glob("*.part")) and check_shards(made["pattern"]).ok
 
 
