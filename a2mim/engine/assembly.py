@@ -30,6 +30,7 @@ class Run:
     device: torch.device
     loader: TrainLoader
     task: Task
+    num_workers: int = 0
 
     @property
     def max_steps(self) -> int:
@@ -66,12 +67,6 @@ def build_loader(
             f"global_batch_size={batch} is not divisible by {world} processes x accumulate={settings['accumulate']};"
             f" choose {batch // pieces * pieces or pieces} or {(batch // pieces + 1) * pieces}"
         )
-    if num_workers is None:
-        usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()  # not on a Mac
-        cores = usable // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-        num_workers = min(8, cores) if device.type == "cuda" else 0
-    if num_workers < 0:
-        raise ValueError(f"--num-workers {num_workers} must be at least 0; 0 prepares the batches in the main process")
     return (StreamLoader if dataset.stream else TrainLoader)(
         dataset,
         data["img_size"],
@@ -84,10 +79,23 @@ def build_loader(
         seed=settings["seed"],
         rank=int(os.environ.get("RANK", 0)),
         world_size=world,
-        num_workers=num_workers,
+        num_workers=choose_workers(num_workers, device),
         pin_memory=device.type == "cuda",
         **(augmentation or {}),
     )
+
+
+def choose_workers(num_workers: int | None, device: torch.device) -> int:
+    """Data processes of this process: as many as were asked for, else a core each, up to 8, beside a GPU and none
+    beside a CPU, which has enough to do.
+    """
+    if num_workers is None:
+        usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()  # not on a Mac
+        cores = usable // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+        num_workers = min(8, cores) if device.type == "cuda" else 0
+    if num_workers < 0:
+        raise ValueError(f"--num-workers {num_workers} must be at least 0; 0 prepares the batches in the main process")
+    return num_workers
 
 
 def build_mim(settings: dict) -> MIM:

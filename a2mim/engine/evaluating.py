@@ -22,7 +22,7 @@ class EvaluationHook(Hook):
     Args:
         dataset: labelled test images.
         every_epochs: between two evaluations.
-        view: what EvalLoader takes: img_size, resize, interpolation, batch_size, num_workers.
+        view: what EvalLoader takes: img_size, resize, interpolation, batch_size.
     """
 
     priority = 80  # after the log's line, before the checkpoint, which carries the history
@@ -39,7 +39,7 @@ class EvaluationHook(Hook):
 
     def before_train(self, runner) -> None:
         share = range(runner.rank, len(self.dataset), runner.world_size)
-        self.loader = EvalLoader(self.dataset, indices=list(share), **self.view)
+        self.loader = EvalLoader(self.dataset, indices=list(share), num_workers=runner.run.num_workers, **self.view)
 
     def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None) -> None:
         done = runner.loader.epochs_done(runner.iter)

@@ -11,7 +11,7 @@ from mmengine.dist import is_main_process
 
 from a2mim.checkpoints import list_checkpoints, read_newest
 from a2mim.engine import folder
-from a2mim.engine.assembly import Run, build_loader, build_runner
+from a2mim.engine.assembly import Run, build_loader, build_runner, choose_workers
 from a2mim.engine.config import differences, load_config
 from a2mim.engine.pretraining import Pretraining
 from a2mim.engine.report import announce, describe_run, report, say
@@ -160,7 +160,7 @@ def prepare(kind, asked: dict, work_dir, resume: bool, next_epoch: bool, num_wor
         changed += loader.load_state_dict(found[1]["loader"], next_epoch)
     torch.manual_seed(settings["seed"])
     task.build()
-    run = Run(settings, where, asked, chosen, loader, task)
+    run = Run(settings, where, asked, chosen, loader, task, choose_workers(num_workers, chosen))
     announce(run)
     if changed:
         say("  changed  " + "; ".join(changed))
