@@ -1,0 +1,73 @@
+"""Memory and time of keeping and writing embeddings, without the encoder: python benchmarks/embed.py --rows 1000000
+
+Prints, beside the size of the result, the anonymous memory that the process takes for it (pages of the files that it
+maps are the system's to drop), and the seconds of making the rows and of writing each file.
+"""
+
+import argparse
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from a2mim.embedding import files
+from a2mim.embedding.unfinished import Unfinished
+
+
+class Rows:
+    """A set of images by name only, 1,000 in a shard and 1,000 classes."""
+
+    def __init__(self, rows: int):
+        self.labels, self.class_names = np.arange(rows) % 1000, [f"class {i}" for i in range(1000)]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def name(self, i: int) -> str:
+        return f"train-{i // 1000:06d}.tar/{i:09d}"
+
+
+def anonymous() -> float:
+    """MB."""
+    lines = Path("/proc/self/smaps_rollup").read_text().splitlines()
+    return sum(int(line.split()[1]) for line in lines if line.startswith("Anonymous:")) / 1024
+
+
+def main() -> None:
+    p = argparse.ArgumentParser()
+    p.add_argument("--rows", type=int, default=1_000_000)
+    p.add_argument("--width", type=int, default=384)
+    p.add_argument("--dir", help="where to write (default: the system's temporary folder)")
+    chosen = p.parse_args()
+    rows, before, most = Rows(chosen.rows), anonymous(), 0.0
+
+    with tempfile.TemporaryDirectory(dir=chosen.dir) as folder:
+        work = Unfinished(Path(folder) / "unfinished", len(rows), chosen.width, {})
+        batch, began = np.random.default_rng(0).standard_normal((4096, chosen.width), np.float32), time.monotonic()
+        for start in range(0, len(rows), len(batch)):
+            ids = np.arange(start, min(start + len(batch), len(rows)))
+            work.put(ids, batch[: len(ids)])
+        work.save(len(rows))
+        print(f"{len(rows):,} rows: {time.monotonic() - began:.1f} s, {anonymous() - before:.0f} MB")
+        for suffix in files.WRITERS:
+            most, began, out = 0.0, time.monotonic(), Path(folder) / f"features{suffix}"
+
+            def blocks():
+                nonlocal most
+                for block in files.blocks_of(rows, work.embeddings, work.readable):
+                    most = max(most, anonymous() - before)
+                    yield block
+
+            files.write(out, blocks, len(rows), work.embeddings, {})
+            most = max(most, anonymous() - before)
+            size = out.stat().st_size / 2**20
+            print(f"{suffix}: {time.monotonic() - began:.1f} s, {most:.0f} MB of memory for a file of {size:.0f} MB")
+            out.unlink()
+
+
+if __name__ == "__main__":
+    main()
