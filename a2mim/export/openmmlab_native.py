@@ -106,12 +106,14 @@ def xcit(subject: Subject) -> Native | None:
 
 def swin(subject: Subject) -> Native | None:
     model = subject.model
-    if type(model).__name__ != "SwinTransformer":
+    if type(model).__name__ != "SwinTransformer" or len(model.layers) != 4:
         return None
     blocks = [stage.blocks[0] for stage in model.layers]
     windows = [block.window_size for block in blocks]
     if any(height != width for height, width in windows) or not exact_gelu(blocks[0].mlp.act):
         return None
+    if any(side % block.window_size[0] for block in blocks for side in block.input_resolution):
+        return None  # timm pads after shifting the windows, OpenMMLab before
     config = {
         "type": "SwinTransformer",
         "arch": {
@@ -148,7 +150,7 @@ def merging(value: Tensor) -> Tensor:
 
 def convnext(subject: Subject) -> Native | None:
     model = subject.model
-    if type(model).__name__ != "ConvNeXt" or not isinstance(model.norm_pre, nn.Identity):
+    if type(model).__name__ != "ConvNeXt" or not isinstance(model.norm_pre, nn.Identity) or len(model.stages) != 4:
         return None
     stages = [stage.blocks for stage in model.stages]
     block, grn = stages[0][0], any("grn" in key for key in subject.tensors)
