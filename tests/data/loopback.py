@@ -2,6 +2,8 @@
 
 import base64
 import hashlib
+import socket
+import struct
 import threading
 import time
 from functools import partial
@@ -22,9 +24,10 @@ class LoopbackServer:
     """Serves the files of a folder, with ETag and byte ranges.
 
     `faults` maps a path to what goes wrong with its next GET requests, one after the other: a status; "short" (the
-    connection closes half way), "stall" (half, then silence), "trickle" (a byte at a time), "page" (a web page in its
-    place), "page as long", "flip" (a changed byte). `only` maps a path to what goes wrong always. `asked` lists
-    (method, path, Range). `ranges`, `head` and `md5` switch what the server can do; `tags` overrides ETags.
+    connection closes half way), "reset" (it breaks half way), "stall" (half, then silence), "trickle" (a byte at a
+    time), "page" (a web page in its place), "page as long", "flip" (a changed byte). `only` maps a path to what goes
+    wrong always. `asked` lists (method, path, Range). `ranges`, `head` and `md5` switch what the server can do; `tags`
+    overrides ETags.
     """
 
     def __init__(self, folder: Path):
@@ -92,7 +95,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.send(body, fault)
 
     def send(self, body: bytes, fault) -> None:
-        if fault not in ("short", "stall", "trickle"):
+        if fault not in ("short", "reset", "stall", "trickle"):
             self.wfile.write(body)
             return
         self.close_connection = True
@@ -104,6 +107,10 @@ class _Handler(BaseHTTPRequestHandler):
             self.wfile.write(rest[k : k + 1])
         if fault == "stall":
             time.sleep(1)
+        if fault == "reset":
+            time.sleep(0.05)  # so that what was sent is read before the connection breaks
+            self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            self.connection.close()
 
     def refuse(self, status: int) -> None:
         self.send_response(status)

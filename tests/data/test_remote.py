@@ -7,9 +7,9 @@ import pytest
 from loopback import LoopbackServer, quick
 from small_images import encoded, picture, write_tar
 
-from a2mim.data import open_dataset
+from a2mim.data import open_dataset, shard_cache
 from a2mim.data.errors import ShardError
-from a2mim.data.remote import origin_of
+from a2mim.data.remote import Stat, origin_of
 from a2mim.data.retry import PassingFault
 from a2mim.data.shard_cache import ShardCache
 from a2mim.data.tarfiles import TarError
@@ -43,7 +43,7 @@ def test_remote_shards_are_the_local_ones_and_fetched_once(server, shards, acces
     assert sorted(server.gets()) == [f"/part-{k}.tar" for k in range(4)]
 
 
-@pytest.mark.parametrize("fault", [503, 429, "short", "stall", "trickle"])
+@pytest.mark.parametrize("fault", [503, 429, "short", "reset", "stall", "trickle"])
 def test_a_passing_fault_is_tried_again(server, access, fault):
     server.faults["/part-0.tar"] = [fault, fault]
     assert len(open_dataset(server.url + "/part-0.tar", access=access)) == 12
@@ -90,6 +90,7 @@ def test_missing_remote_shards_are_named_at_once(server, access):
         (503, ShardError, r"part-0\.tar: the server answered 503 Service Unavailable, after 3 attempts$"),
         (404, ShardError, r"part-0\.tar: the server answered 404"),
         ("short", ShardError, r"part-0\.tar: \d+ of \d+ bytes came, after 3 attempts"),
+        ("reset", ShardError, r"part-0\.tar: .*(reset|bytes came).*, after 3 attempts"),
         ("stall", ShardError, r"part-0\.tar: no byte in time, after 3 attempts"),
         ("trickle", ShardError, r"part-0\.tar: stalled, \d+ bytes in 0\.\d s, after 3 attempts"),
         ("page", ShardError, r"part-0\.tar: a web page of 2700 bytes came in its place"),
@@ -97,7 +98,7 @@ def test_missing_remote_shards_are_named_at_once(server, access):
     ],
 )
 def test_a_lasting_fault_is_one_sentence_and_leaves_nothing_behind(server, access, fault, error, message):
-    if fault in ("short", "stall", "trickle"):
+    if fault in ("short", "reset", "stall", "trickle"):
         server.ranges = False  # with ranges each attempt would get half of the rest
     server.only["/part-0.tar"] = fault
     began = time.monotonic()
@@ -142,6 +143,17 @@ def test_a_shard_that_changed_on_the_server_is_fetched_anew(server, access, tmp_
     server.tags["/part-0.tar"] = '"another, of the same size"'
     fetched = len(server.gets())
     assert len(open_dataset(address, access=access)) == 1 and len(server.gets()) == fetched + 1
+
+
+def test_a_copy_never_passes_for_another_version(server, access, monkeypatch):
+    """Killed between the note of the new copy and the copy, both of one size."""
+    address, folder = server.url + "/part-0.tar", access.folder / "shards"
+    open_dataset(address, access=access)
+    server.tags["/part-0.tar"] = '"new"'
+    monkeypatch.setattr(shard_cache.os, "replace", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        ShardCache(access).fetch(address, Stat((folder.parent.parent / "part-0.tar").stat().st_size, '"new"'))
+    assert ShardCache(access).find(address, None) is None
 
 
 def test_a_copy_answers_for_a_server_that_is_gone(server, access):
