@@ -3,6 +3,7 @@
 python benchmarks/engine.py [--models xcit_nano_12_p16_224 resnet50] [--batch-size 8] [--rounds 9] [--device cpu]
 
 and the seconds from the command to the end of the first training step of `tools/pretrain.py configs/a2mim_xcit.py`.
+With --online, instead, that recipe's whole laptop scale, and what share of its time the k-NN on the way took.
 
 Bare: forward, mean of the feature map, backward, AdamW on the backbone. Whole: normalise uint8, mask, fill, token,
 decoder, L1 and Fourier loss, backward, AdamW on everything that trains: what a run does on each batch, the loading of
@@ -114,13 +115,30 @@ def seconds_to_first_step(device: str) -> float:
     return taken
 
 
+def online_share(device: str) -> str:
+    """What the k-NN on the way cost in a run at laptop scale, and what it showed."""
+    with tempfile.TemporaryDirectory() as folder:
+        recipe = ROOT / "configs" / "a2mim_xcit.py"
+        summary = a2mim.pretrain(recipe, work_dir=Path(folder) / "run", device=device, export=[])
+    found = summary["online_knn"]
+    history = ", ".join(f"epoch {line['epoch']:g}: {line['knn_top1']:.1f} %" for line in found["history"])
+    return (
+        f"k-NN on the way: {found['share_of_time']:.1%} of the time, {found['images']} images (train, test);"
+        f" {history}; {found['passed_over']} epochs passed over"
+    )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="+", default=["xcit_nano_12_p16_224", "resnet50"])
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--online", action="store_true", help="the cost of the k-NN on the way, nothing else")
     chosen = parser.parse_args()
+    if chosen.online:
+        print(online_share(chosen.device))
+        return
     starts = sorted(seconds_to_first_step(chosen.device) for _ in range(3))
     print(
         f"command to first training step: {starts[1]:.1f} s ({starts[0]:.1f}–{starts[2]:.1f}, three starts)", flush=True
