@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from a2mim.certificate import certify
+from a2mim.certificate import certify, takes
 from a2mim.encoder import MaskedEncoder
 from a2mim.layout import leaves
 from a2mim.losses import FourierLoss, MaskedL1
@@ -175,11 +175,10 @@ def output_of(encoder: MaskedEncoder, module: str, images: Tensor, mask: Tensor,
     return seen
 
 
-def survey(path: Path, names: Iterable[str], examine: Callable[[str], dict], anew: bool = False) -> dict[str, dict]:
+def survey(path: Path, names: Iterable[str], examine: Callable[[str], dict]) -> dict[str, dict]:
     """Examines every name that `path` has no record of, one line each; returns all records by name."""
-    known = {} if anew else read_records(path)
-    names = list(names)
-    with path.open("w" if anew else "a", encoding="utf-8") as file:
+    known, names = read_records(path), list(names)
+    with path.open("a", encoding="utf-8") as file:
         for name in tqdm([n for n in names if n not in known], desc=path.stem, unit="model"):
             started = time.time()
             try:
@@ -204,3 +203,22 @@ def families() -> dict[str, list[str]]:
     """Module of timm.models (or of ours) -> its names."""
     found = {module: timm.list_models(module=module) for module in timm.list_modules()}
     return {module: names for module, names in sorted(found.items()) if names}
+
+
+def survey_all(folder: Path, wire_names: bool = True) -> tuple[dict[str, dict], dict[str, dict]]:
+    """(records of all names on the meta device, those of each family's smallest member with real weights); both go on
+    from the files in `folder`.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    found, wired = families(), read_records(folder / "wired.jsonl")
+    if wire_names:
+        wired = survey(folder / "wired.jsonl", [name for names in found.values() for name in names], wire)
+    smallest = [
+        min(names, key=lambda name: wired.get(name, {}).get("parameters", float("inf"))) for names in found.values()
+    ]
+    return wired, survey(folder / "proved.jsonl", smallest, prove_small)
+
+
+def prove_small(name: str) -> dict:
+    """`prove` at 128 px where the network takes that, which costs a third."""
+    return prove(name, 128 if takes(name, 128) else None)

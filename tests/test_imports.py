@@ -30,6 +30,7 @@ ALLOWED = {
     "encoder": {"layout", "networks", "sites", "masking", "registry", "visible_stats"},
     "certificate": {"encoder", "layout", "networks"},
     "survey": {"certificate", "encoder", "layout", "losses", "mim"},
+    "survey_page": {"survey"},
     "mim": {"decoders", "encoder", "losses", "masking", "pixels", "registry", "targets"},
     "data": set(),
     "foreign": {"pixels"},
@@ -51,8 +52,11 @@ ALLOWED = {
 # a library -> the rooms that may import it
 DOORS = {
     "webdataset": {"data"},
+    "fsspec": {"data"},
+    "urllib3": {"data"},
     "simplejpeg": {"data"},
     "PIL": {"data", "export"},
+    "tifffile": {"data"},
     "mmengine.runner": {"engine"},
     "mmengine.hooks": {"engine"},
     "mmcv": {"data", "analysis"},
