@@ -41,6 +41,7 @@ def main() -> None:
     p = argparse.ArgumentParser()
     p.add_argument("--rows", type=int, default=1_000_000)
     p.add_argument("--width", type=int, default=384)
+    p.add_argument("--formats", nargs="+", default=[".parquet", ".npz"], choices=list(files.WRITERS))
     p.add_argument("--dir", help="where to write (default: the system's temporary folder)")
     chosen = p.parse_args()
     rows, before, most = Rows(chosen.rows), anonymous(), 0.0
@@ -53,7 +54,7 @@ def main() -> None:
             work.put(ids, batch[: len(ids)])
         work.save(len(rows))
         print(f"{len(rows):,} rows: {time.monotonic() - began:.1f} s, {anonymous() - before:.0f} MB")
-        for suffix in files.WRITERS:
+        for suffix in chosen.formats:
             most, began, out = 0.0, time.monotonic(), Path(folder) / f"features{suffix}"
 
             def blocks():
