@@ -32,6 +32,8 @@ setup(
         "safetensors>=0.4",
         "simplejpeg>=1.7",
         "scikit-image>=0.24",
+        "tifffile>=2022.8",
+        "opencv-python>=4.8",  # mmcv-lite brings it; also named because it is used by name
         "pillow>=10",
         "numpy>=1.26",
         "scipy>=1.11",

@@ -1,6 +1,7 @@
 """How many images a second of processor time becomes batches, beside what everyone runs, and whether memory stays flat.
 
 python benchmarks/data.py ['SHARDS'] [--images 1024] [--rounds 5] [--workers 0 1 2]
+python benchmarks/data.py --against threads shipped --workers 1 2
 python benchmarks/data.py --memory [--epochs 20]
 
 Without SHARDS it writes its own into a temporary folder: 500x375 JPEGs of quality 95 cut from the built-in photographs,
@@ -9,7 +10,9 @@ with a film grain that makes them as large as ImageNet's (115 kB on average). In
 - a2mim: `TrainLoader`, uint8;
 - folder: torchvision's ImageFolder, Pillow, RandomResizedCrop, flip, ToTensor, Normalize: float32;
 - webdataset: WebDataset, shuffle, decode("pil"), the same transforms, batched: float32;
-- decode: simplejpeg alone on the same bytes, the floor.
+- decode: simplejpeg alone on the same bytes, the floor;
+- threads, shipped (with --against): a2mim's batches made by threads of this process, or by processes that send each
+  finished batch as torch's DataLoader does, instead of writing into the shared ring.
 
 All read the same images and crop with the same settings (224 px, scale 0.67 to 1) in batches of 64. Numbers are images
 per second of processor time of the process and its workers; batches before every worker has delivered are not counted.
@@ -26,6 +29,9 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import deque
+from concurrent.futures import ThreadPoolExecutor
+from itertools import count
 from pathlib import Path
 
 import a2mim  # noqa: F401  before torchvision: it mends it
@@ -35,7 +41,10 @@ import numpy as np
 import torch
 
 from a2mim.data import TrainLoader, make_shards, open_dataset
+from a2mim.data.batches import Batches
+from a2mim.data.plan import Plan
 from a2mim.data.stages import children, cpu_seconds
+from a2mim.data.workers import as_it_is
 from a2mim.pixels import IMAGENET_MEAN, IMAGENET_STD
 
 SIZE, BATCH, SCALE, GRAIN = 224, 64, (0.67, 1.0), 12.0  # GRAIN: standard deviation, of 255
@@ -95,6 +104,48 @@ def a2mim_batches(shards: str, folder: str, workers: int):
             yield len(batch["images"])
 
 
+def threads_batches(shards: str, folder: str, workers: int):
+    batches, requests = Batches(*_parts(shards)), _requests(shards)
+    with ThreadPoolExecutor(max(1, workers)) as pool:
+        waiting = deque(pool.submit(batches.__getitem__, next(requests)) for _ in range(2 * max(1, workers)))
+        while True:
+            waiting.append(pool.submit(batches.__getitem__, next(requests)))
+            yield len(waiting.popleft().result()["images"])
+
+
+def shipped_batches(shards: str, folder: str, workers: int):
+    batches = Batches(*_parts(shards))
+    requests = _Sampler(_requests, shards)
+    for batch in torch.utils.data.DataLoader(
+        batches, sampler=requests, batch_size=None, num_workers=workers, collate_fn=as_it_is
+    ):
+        yield len(batch["images"])
+
+
+class _Sampler:
+    """Iterates over what a function gives, anew each time."""
+
+    def __init__(self, function, *arguments):
+        self.function, self.arguments = function, arguments
+
+    def __iter__(self):
+        return self.function(*self.arguments)
+
+
+def _parts(shards: str):
+    loader = TrainLoader(open_dataset(shards), SIZE, BATCH, scale=SCALE)
+    return loader.dataset, loader.crop
+
+
+def _requests(shards: str):
+    """What a TrainLoader sends to its workers, for ever; without a slot in a ring."""
+    plan = Plan(open_dataset(shards).shard_sizes, BATCH)
+    for epoch in count():
+        for step in range(plan.steps):
+            ids = plan.batch(epoch, step)
+            yield epoch, ids, 0, ids
+
+
 def folder_batches(shards: str, folder: str, workers: int):
     from torchvision.datasets import ImageFolder
 
@@ -134,6 +185,8 @@ PIPELINES = {
     "folder": folder_batches,
     "webdataset": webdataset_batches,
     "decode": decode_batches,
+    "threads": threads_batches,
+    "shipped": shipped_batches,
 }
 
 
@@ -156,8 +209,8 @@ def measure(name: str, shards: str, folder: Path, workers: int, images: int) -> 
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def compare(shards: str, folder: Path, images: int, rounds: int, workers: list[int]) -> None:
-    runs = {("decode", 0): []} | {(name, n): [] for n in workers for name in ("a2mim", "folder", "webdataset")}
+def compare(shards: str, folder: Path, images: int, rounds: int, workers: list[int], against: list[str]) -> None:
+    runs = {("decode", 0): []} | {(name, n): [] for n in workers for name in ("a2mim", *against)}
     for number in range(rounds):
         for (name, n), found in runs.items():
             found.append(measure(name, shards, folder, n, images))
@@ -166,10 +219,10 @@ def compare(shards: str, folder: Path, images: int, rounds: int, workers: list[i
     clock = {key: statistics.median(found["clock"] for found in all_) for key, all_ in runs.items()}
     print(f"decoding alone: {statistics.median(cpu['decode', 0]):.0f} images/CPU-s")
     for n in workers:
-        for name in ("a2mim", "folder", "webdataset"):
+        for name in ("a2mim", *against):
             each = statistics.median(cpu[name, n])
             print(f"{name}, {n} workers: {each:.0f} images/CPU-s, {clock[name, n]:.0f} images/s")
-        for other, key in (("folder", n), ("webdataset", n), ("decode", 0)):
+        for other, key in (*((name, n) for name in against), ("decode", 0)):
             ratios = sorted(a / b for a, b in zip(cpu["a2mim", n], cpu[other, key], strict=True))
             print(f"  a2mim / {other}: {statistics.median(ratios):.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f})")
 
@@ -207,6 +260,7 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=1024, help="in a measurement, and in shards of its own")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--workers", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--against", nargs="+", choices=PIPELINES, default=["folder", "webdataset"])
     parser.add_argument("--memory", action="store_true")
     parser.add_argument("--epochs", type=int, default=20, help="of --memory")
     parser.add_argument("--one", choices=PIPELINES, help=argparse.SUPPRESS)
@@ -229,7 +283,7 @@ def main() -> None:
         if chosen.memory:
             watch_memory(shards, chosen.epochs, max(chosen.workers))
         else:
-            compare(shards, folder, chosen.images, chosen.rounds, chosen.workers)
+            compare(shards, folder, chosen.images, chosen.rounds, chosen.workers, chosen.against)
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
 """Extra image transforms from mmcv's registry or the user's own, made a function of the sample like everything else.
 
-A transform gets mmcv's usual dictionary: results["img"] is the whole decoded image, (H, W, 3) uint8 in RGB order, and
-must be such an array again afterwards; H and W may change. mmcv itself assumes BGR: where a transform has an argument
-for it (color_format), say "rgb". Transforms draw from numpy's, Python's or torch's global generators: these are seeded
-from the sample's key around the call and restored after it.
+A transform gets mmcv's usual dictionary: results["img"] is the whole decoded image, (H, W, C), uint8 or uint16, colours
+in RGB order, and must be such an array again afterwards; H and W may change. mmcv itself assumes BGR: where a transform
+has an argument for it (color_format), say "rgb". Transforms draw from numpy's, Python's or torch's global generators:
+these are seeded from the sample's key around the call and restored after it.
 """
 
 import difflib
@@ -31,14 +31,14 @@ class Transforms:
         self.transforms = [_build(config) if isinstance(config, dict) else config for config in configs]
 
     def __call__(self, pixels: np.ndarray, seed: int) -> np.ndarray:
-        """(H, W, 3) uint8 -> (H', W', 3) uint8; `seed` is the sample's, below 2 ** 53."""
+        """(H, W, C) -> (H', W', C), of the same dtype; `seed` is the sample's, below 2 ** 53."""
         if not self.transforms:
             return pixels
         results = {"img": pixels, "img_shape": pixels.shape[:2], "ori_shape": pixels.shape[:2]}
         with seeded(seed):
             for transform in self.transforms:
                 results = transform(results)
-                _check(results, transform, pixels.shape[2])
+                _check(results, transform, pixels)
         return results["img"]
 
 
@@ -73,13 +73,14 @@ def _build(config: dict):
         raise TransformError(f"the transform {dict(config)} cannot be built: {error}") from error
 
 
-def _check(results, transform, channels: int) -> None:
+def _check(results, transform, given: np.ndarray) -> None:
     name = type(transform).__name__
     image = results.get("img") if isinstance(results, dict) else None
     if not isinstance(image, np.ndarray):
         raise TransformError(f"the transform {name} returned no results['img'] array; it must return the dictionary")
-    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != channels or 0 in image.shape:
+    channels = given.shape[2]
+    if image.dtype != given.dtype or image.ndim != 3 or image.shape[2] != channels or 0 in image.shape:
         raise TransformError(
-            f"the transform {name} made an image of {image.dtype} {image.shape}; it must stay uint8 "
+            f"the transform {name} made an image of {image.dtype} {image.shape}; it must stay {given.dtype} "
             f"(H, W, {channels}): normalisation happens later, on the device"
         )
