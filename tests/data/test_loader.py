@@ -269,3 +269,58 @@ def test_evaluation_images_are_what_the_names_say(dataset):
     (batch,) = EvalLoader(dataset, 40, resize=None, interpolation="bilinear", batch_size=40)
     middle = decode(encoded(picture(17)))[:, 8:48]
     assert np.array_equal(batch["images"][17].permute(1, 2, 0).numpy(), middle)
+
+
+@pytest.mark.parametrize("stop", [0, 3, 5, 7])
+def test_the_next_epoch_begins_with_other_data_when_that_is_asked_for(dataset, tmp_path, stop):
+    """Five steps an epoch of 40 images; then three, of 32 images in batches of 8 with another seed, or of 10."""
+    before = loader(dataset)
+    while before.position < stop:
+        list(itertools.islice(before, min(5, stop - before.position)))
+    state = before.state_dict()
+    fewer = open_dataset(str(tmp_path / "part-{0..2}.tar"))
+    after = loader(fewer, batch=10, seed=1)
+    (said,) = after.load_state_dict(state, next_epoch=True)
+    begun = -(-stop // 5)
+    assert "data, global_batch_size, seed" in said and f"epoch {begun} begins" in said
+    assert ("ends after" in said) == bool(stop % 5)
+    assert (after.position, after.epoch) == (stop, begun)
+    fresh = loader(fewer, batch=10, seed=1)
+    fresh.seek(begun * len(fresh))
+    assert stream(after, 2) == stream(fresh, 2)
+    assert after.position == stop + 2 * len(after) == after.position_of(begun + 2)
+    assert after.epochs_done(stop) == begun and after.epochs_done(after.position) == begun + 2
+
+
+def test_after_other_data_a_state_resumes_exactly_and_needs_no_leave(dataset, tmp_path):
+    fewer = open_dataset(str(tmp_path / "part-{0..2}.tar"))
+    before, changed = loader(dataset), loader(fewer)
+    list(itertools.islice(before, 3))
+    changed.load_state_dict(before.state_dict(), next_epoch=True)
+    whole, states = [], []
+    for _ in range(2):
+        for batch in changed:
+            whole.append(digest(batch))
+            states.append(changed.state_dict())
+    for done, state in enumerate(states[:-1], start=1):  # four steps an epoch
+        again = loader(fewer)
+        assert again.load_state_dict(state) == []
+        assert again.position == 3 + done and again.epoch == 1 + done // 4
+        assert stream(again, 1) == whole[done : done // 4 * 4 + 4]
+
+
+def test_leave_to_change_changes_nothing_when_nothing_changed(dataset):
+    before = loader(dataset)
+    list(itertools.islice(before, 3))
+    after = loader(dataset)
+    assert after.load_state_dict(before.state_dict(), next_epoch=True) == []
+    assert stream(after, 1) == stream(before, 1)
+
+
+def test_states_of_the_time_before_positions_were_in_them_still_resume(dataset):
+    before = loader(dataset)
+    list(itertools.islice(before, 3)), before.seek(8)
+    state = {key: value for key, value in before.state_dict().items() if key not in ("position", "repeats")}
+    after = loader(dataset)
+    after.load_state_dict(state)
+    assert after.position == 8 and stream(after, 1) == stream(before, 1)
