@@ -118,14 +118,11 @@ class TrainLoader:
 
     def __iter__(self) -> Iterator[dict]:
         epoch, step = self._place()
-        for batch in self._workers.run(self._requests(epoch, step)):
+        share = self.rank, self.world_size, self.repeats
+        for batch in self._workers.run(_planned(self.plan, epoch, range(step, len(self)), share)):
             self.position += 1  # before the batch is used: a state saved during its step is the state after it
             rank_images = self.position * (self.plan.global_batch_size // self.world_size)
             yield unpack(batch, self.faults, rank_images)
-
-    def _requests(self, epoch: int, step: int) -> Iterator[tuple[int, np.ndarray]]:
-        for k in range(step, len(self)):
-            yield epoch, self.plan.batch(epoch, k, self.rank, self.world_size, self.repeats)
 
     def seek(self, step: int) -> None:
         """The next batch will be number `step`, counted from the first of epoch 0. Takes effect at the next `iter`."""
@@ -232,6 +229,14 @@ class EvalLoader:
             )
 
 
+def _planned(plan: Plan, epoch: int, steps: range, share: tuple) -> Iterator[tuple[int, np.ndarray]]:
+    """No method of the loader: the workers hold this, and in a cycle with the loader they would end in no good order,
+    five seconds each.
+    """
+    for step in steps:
+        yield epoch, plan.batch(epoch, step, *share)
+
+
 class Faults(Counter):
     """How many images were damaged, by reason; `names` has the first few that could not be read, and why."""
 
@@ -255,8 +260,12 @@ def unpack(batch: dict, faults: Faults, images: int) -> dict:
     """
     new = batch.pop("faults")
     faults.add(new)
-    if "error" in batch:
-        raise batch["error"]
+    error = batch.pop("error", None)
+    if error is not None:
+        try:
+            raise error
+        finally:
+            del error  # kept here it would be in a cycle with this frame, and the workers with it: five seconds each
     if new and sum(faults.unreadable.values()) > max(FEW_FAULTS, FAULT_SHARE * images):
         counts = ", ".join(f"{count} {reason}" for reason, count in faults.unreadable.items())
         raise UnreadableData(f"too many of {images} images cannot be read ({counts}), first: {'; '.join(faults.names)}")

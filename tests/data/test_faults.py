@@ -1,6 +1,10 @@
 """What is at fault stays what it is: a shard that breaks during training is not many unreadable images."""
 
+import contextlib
+import gc
+import itertools
 import os
+import weakref
 
 import pytest
 import torch
@@ -74,3 +78,21 @@ def test_a_server_that_fails_during_training_ends_the_run_with_its_answer(shards
     server.only.clear()
     assert len(torch.cat([batch["ids"] for batch in TrainLoader(dataset, 16, 8, num_workers=1)])) == 40
     server.close()
+
+
+@pytest.mark.parametrize("stop", [None, 2])
+def test_a_loader_that_is_dropped_is_gone_at_once_also_after_an_error(shards, tmp_path, stop):
+    """In a cycle its workers would end in no good order: five seconds each, at some later time."""
+    dataset = fresh(open_dataset(shards))
+    if stop is None:
+        (tmp_path / "part-1.tar").unlink()
+    gc.disable()
+    try:
+        loader = TrainLoader(dataset, 16, 8)
+        gone = weakref.ref(loader._workers)
+        with contextlib.suppress(ShardError):
+            list(itertools.islice(loader, stop))
+        del loader
+        assert gone() is None
+    finally:
+        gc.enable()
