@@ -46,10 +46,10 @@ class TarStore:
         shard = self._shard_of(i)
         try:
             if shard in self._lost:
-                raise self._lost[shard]
+                raise ShardError(self._lost[shard])
             return self._ranges.take(i, self._range) if self._by_range(shard) else self._read(shard, i)
         except ShardError as error:
-            self._lost[shard] = error  # asked again, a server that is gone would be waited for again
+            self._lost[shard] = str(error)  # asked again, a server that is gone would be waited for again
             if self.access.skip_bad_shards:
                 raise UnreadableImage("shard lost", str(error)) from None
             raise
