@@ -46,8 +46,8 @@ def refuse_dense(subject: Subject, library: str) -> str:
     found = openmmlab_native.native(subject)
     if found is None or found.config["type"] not in PYRAMIDS:
         return (
-            f"{library}'s necks want a pyramid of maps from a class it knows; those that go are ResNet, ResNeXt, ConvNeXt"
-            " and Swin where its maps are whole windows; any other goes to mmpretrain"
+            f"{library}'s necks want a pyramid of maps from a class it knows; those that go are ResNet, ResNeXt,"
+            " ConvNeXt and Swin where its maps are whole windows; any other goes to mmpretrain"
         )
     return ""
 
