@@ -2,10 +2,12 @@
 
 import contextlib
 import errno
+import io
 import os
 import warnings
 from collections import OrderedDict
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 
@@ -19,6 +21,7 @@ from a2mim.data.read_ahead import ReadAhead
 from a2mim.data.remote import origin_of
 from a2mim.data.retry import persist
 from a2mim.data.shard_cache import ShardCache
+from a2mim.data.shard_index import cached_place
 
 MAX_OPEN = 128  # file descriptors
 REQUESTS = 32  # byte ranges under way at once: less leaves a line with 20 ms of latency idle
@@ -176,7 +179,7 @@ def open_shards(addresses: list[str], title: str, access: Access = DEFAULT) -> I
             f"no images in {title!r}: a sample is a member such as 000001.jpg, with its label in 000001.cls"
         )
     try:
-        labels, names = resolve([shard.index for shard in shards], _listed_classes(shards))
+        labels, names = resolve([shard.index for shard in shards], _listed_classes(shards[0], access))
     except ValueError as error:
         raise ValueError(f"{title}: {error}") from None
     keys, offsets, lengths = (
@@ -233,14 +236,31 @@ def _decided(access: Access, shards: list[Shard]) -> Access:
     return replace(access, remote="shards" if total <= access.cache_bytes else "ranges")
 
 
-def _listed_classes(shards: list[Shard]) -> list[str] | None:
-    """classes.txt beside the first local shard, a name per line."""
-    folders = [os.path.dirname(shard.address) for shard in shards if shard.stat is None]
-    listed = os.path.join(folders[0], "classes.txt") if folders else ""
-    if not os.path.isfile(listed):
+def _listed_classes(shard: Shard, access: Access) -> list[str] | None:
+    """classes.txt beside the first shard, a name per line; None where there is none."""
+    folder, slash, _ = shard.address.rpartition("/")
+    if shard.address.startswith("pipe:") or (shard.stat is not None and "?" in shard.address):
         return None
-    with open(listed, encoding="utf-8") as file:
-        return file.read().splitlines()
+    beside = f"{folder}{slash}classes.txt"
+    listed = Path(beside) if shard.stat is None else _fetched_text(beside, access)
+    return listed.read_text(encoding="utf-8").splitlines() if listed.is_file() else None
+
+
+def _fetched_text(address: str, access: Access) -> Path:
+    """The path of a copy of a small remote file, which is not there when the server has none. A server that cannot be
+    asked is believed to have what it had before.
+    """
+    place, found = cached_place(address, access).with_suffix(".txt"), io.BytesIO()
+    try:
+        origin = origin_of(address, access)
+        persist(lambda: origin.download(found), access, found.tell)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.write_bytes(found.getvalue())
+    except FileNotFoundError:
+        place.unlink(missing_ok=True)
+    except ShardError:
+        pass
+    return place
 
 
 def _few(names: list[str]) -> str:

@@ -39,8 +39,8 @@ class LoopbackServer:
         self.url = f"http://127.0.0.1:{self.http.server_port}"
 
     def gets(self) -> list[str]:
-        """Paths of shards that were fetched or read, without the questions for an index beside them."""
-        return [path for method, path, _ in self.asked if method == "GET" and not path.endswith(".npz")]
+        """Paths of shards that were fetched or read, without the questions for what may lie beside them."""
+        return [path for method, path, _ in self.asked if method == "GET" and not path.endswith((".npz", ".txt"))]
 
     def close(self) -> None:
         self.http.shutdown()

@@ -1,6 +1,7 @@
 import os
 import pickle
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -163,6 +164,26 @@ def test_a_copy_answers_for_a_server_that_is_gone(server, access):
     with pytest.warns(UserWarning, match=r"part-0\.tar: .*; the copy in .* is used as it is"):
         after = open_dataset(address, access=access)
     assert after.fingerprint == before.fingerprint and np.array_equal(after.read(3), before.read(3))
+
+
+def test_those_who_want_one_shard_at_once_fetch_it_once(server, access):
+    """Each with a cache of its own, as processes have; the lock is the kernel's."""
+    address = server.url + "/part-0.tar"
+    with ThreadPoolExecutor(8) as pool:
+        paths = set(pool.map(lambda _: ShardCache(access).fetch(address, Stat()), range(8)))
+    assert len(paths) == 1 and server.gets() == ["/part-0.tar"] and len(open_dataset(paths.pop())) == 12
+
+
+def test_class_names_lie_beside_remote_shards_too(server, access, tmp_path):
+    address = server.url + "/part-0.tar"
+    assert open_dataset(address, access=access).class_names is None
+    (tmp_path / "classes.txt").write_text("ant\nbee\ncow\n")
+    assert open_dataset(address, access=access).class_names == ["ant", "bee", "cow"]
+    server.only["/classes.txt"] = 503
+    assert open_dataset(address, access=access).class_names == ["ant", "bee", "cow"]
+    server.only.clear()
+    (tmp_path / "classes.txt").unlink()
+    assert open_dataset(address, access=access).class_names is None
 
 
 def test_equal_names_of_different_places_stay_apart(server, tmp_path, access):
