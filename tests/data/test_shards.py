@@ -168,7 +168,7 @@ def test_a_data_set_survives_pickling_with_files_open(dataset):
 
 
 def test_more_shards_than_file_descriptors_held(dataset, monkeypatch):
-    monkeypatch.setattr("a2mim.data.shards.MAX_OPEN", 2)
+    monkeypatch.setattr("a2mim.data.tar_store.MAX_OPEN", 2)
     before = len(os.listdir("/proc/self/fd"))
     for i in (0, 15, 30, 39, 0, 15):
         assert np.array_equal(dataset.read(i), decode(encoded(picture(i))))
