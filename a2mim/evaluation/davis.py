@@ -211,10 +211,7 @@ def _boundary(mask: np.ndarray) -> np.ndarray:
     """Pixels that differ from the next to the right, below, or diagonally; the last row and column know only one."""
     right, below, diagonal = mask.copy(), mask.copy(), mask.copy()
     right[:, :-1], below[:-1], diagonal[:-1, :-1] = mask[:, 1:], mask[1:], mask[1:, 1:]
-    edge = (mask ^ right) | (mask ^ below) | (mask ^ diagonal)
-    edge[-1], edge[:, -1] = mask[-1] ^ right[-1], mask[:, -1] ^ below[:, -1]
-    edge[-1, -1] = False
-    return edge
+    return (mask ^ right) | (mask ^ below) | (mask ^ diagonal)
 
 
 def _features(encoder, frame: Path, size: tuple[int, int]) -> Tensor:

@@ -86,12 +86,27 @@ def test_another_part_takes_a_pass_of_its_own_and_leaves_the_others_alone(tmp_pa
     before = first.features("default").clone(), first.signatures()
     with pytest.raises(KeyboardInterrupt):
         take(Cache(tmp_path), ("default", "cls"), log=log, unreadable=(2,), dies_at=8)
+    assert np.array_equal(take(Cache(tmp_path), log=[]).signatures(), before[1])
     both = take(Cache(tmp_path), ("default", "cls"), log=log, unreadable=(2,))
     assert log[:2] == [0, 0] and log[2] > 0
     assert torch.equal(both.features("default"), before[0]) and np.array_equal(both.signatures(), before[1])
     joined = both.features("cls", "default")
     assert joined.shape == (N - 1, 8) and torch.equal(joined[:, 5:], before[0])
     assert both.entry.faults == {"damaged": 1}
+
+
+def test_faults_are_counted_once_whatever_was_killed_in_between(tmp_path):
+    def killed(parts, dies_at):
+        with pytest.raises(KeyboardInterrupt):
+            take(Cache(tmp_path), parts, dies_at=dies_at, unreadable=(2, 10, 17))
+
+    killed(("default",), 12)
+    killed(("cls",), 8)
+    killed(("default",), 20)
+    found = take(Cache(tmp_path), ("cls",), unreadable=(2, 10, 17))
+    assert found.entry.faults == {"damaged": 3}
+    whole = take(Cache(None), ("cls",), unreadable=(2, 10, 17))
+    assert torch.equal(found.features("cls"), whole.features("cls"))
 
 
 def test_several_parts_share_one_pass(tmp_path):

@@ -99,6 +99,8 @@ def test_boundary_accuracy_equals_the_one_with_dilation():
         found[y : y + 12, x : x + 15] = True
         truth[y + 2 : y + 13, x + 1 : x + 20] = generator.random((11, 19)) < 0.9
         assert boundary_accuracy(found, truth, 0.03) == pytest.approx(slow_boundary(found, truth, 0.03))
+    found[30:, 20:], truth[33:, 28:] = True, True  # to the last row and column
+    assert boundary_accuracy(found, truth, 0.03) == pytest.approx(slow_boundary(found, truth, 0.03))
     empty = np.zeros((40, 50), bool)
     assert boundary_accuracy(empty, empty, 0.008) == 1 and boundary_accuracy(found, empty, 0.008) == 0
     assert boundary_accuracy(truth, truth, 0.008) == 1
