@@ -12,13 +12,14 @@ NAMED = 8  # frozen parameters that the card spells out
 
 def write_card(target: Target, subject: Subject, written: Written, batchnorm: dict, path: Path) -> None:
     """The whole file."""
-    needs = ", ".join(name for name in written.packages if name != "a2mim")
+    torch = ["torch"] if "import torch" in written.code else []
+    needs = ", ".join([*torch, *(name for name in written.packages if name != "a2mim")])
     ours = " and `import a2mim`, which makes the architecture known" if "a2mim" in written.packages else ""
     sections = [
         _front_matter(target, subject),
         f"# {subject.name} for {target.name}",
         f"An image encoder without a classifier, pre-trained with [a2mim](#training) and exported for {target.name}."
-        f" Loading it needs torch{', ' + needs if needs else ''}{ours}. Run in this folder:",
+        f" Loading it needs {needs}{ours}. Run in this folder:",
         f"```python\n{written.code.strip()}\n```",
         written.notes.strip(),
         f"## Input\n\n{_input(subject)}",

@@ -13,6 +13,7 @@ from torch.export import Dim, ExportedProgram
 from a2mim.evaluation.features import frozen
 from a2mim.export.target import Subject
 
+FORMATS = ("onnx", "torch-export", "torchscript")
 QUARTERS = 4  # maps that an isotropic network offers as stages: its depth's quarters
 
 

@@ -6,6 +6,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from a2mim.evaluation.features import frozen
+from a2mim.export import graphs
 from a2mim.export.receipt import write_json
 from a2mim.export.target import Subject, Target, Written
 from a2mim.layout import leaves
@@ -60,9 +61,11 @@ def _output(network: nn.Module, images: Tensor) -> Tensor | dict[str, Tensor]:
 
 
 def refuse(subject: Subject, target: Target) -> str:
-    """Why this target cannot take this encoder, or "": the user's own goes to `network`, which takes no other."""
-    if isinstance(subject.model, OwnNetwork):
-        return "" if target is TARGET else "timm does not build it, choose network"
+    """Why this target cannot take this encoder, or "": the user's own goes to `network`, which takes no other, and to
+    the graphs, which hold all that is computed.
+    """
+    if isinstance(subject.model, OwnNetwork) and target.name not in graphs.FORMATS:
+        return "" if target is TARGET else f"timm does not build it, choose network, {', '.join(graphs.FORMATS)}"
     return "it is timm's, choose timm" if target is TARGET else target.refuse(subject)
 
 

@@ -10,7 +10,9 @@ import torch
 from a2mim.export import ExportError, graphs, onnx_graph, torch_graphs
 from a2mim.export.handover import prove
 from a2mim.export.target import Subject
+from a2mim.export.targets import possible
 from a2mim.export.verify import read_receipt, recheck, verify
+from a2mim.networks import build_model
 
 SIZE = 64
 PIXELS = {"mean": [0.4, 0.5, 0.6], "std": [0.2, 0.2, 0.3], "interpolation": "bilinear"}
@@ -248,3 +250,13 @@ def test_one_wrong_tensor_in_the_exported_program_fails_the_check(tmp_path, chan
     with pytest.raises(ExportError, match=r"encoder\.pt2 is not the same"):
         verify(folder)
     assert recheck(folder, read_receipt(folder))["problem"]
+
+
+def test_a_network_of_ones_own_becomes_a_graph_too(tmp_path):
+    _, model, _, arguments = build_model("torchvision.models.resnet18", SIZE)
+    subject = Subject(model.eval(), arguments, PIXELS | {"img_size": [SIZE, SIZE]})
+    assert "torchscript" in possible(subject, ["torchscript"]) and {"torch-export"} <= {*possible(subject, ["all"])}
+    torch_graphs.write_export(subject, tmp_path)
+    found = torch.export.load(tmp_path / "encoder.pt2").module()
+    with torch.no_grad():
+        assert_same({"embedding": found(images(3, SIZE))["embedding"]}, {"embedding": model(images(3, SIZE))})
