@@ -17,6 +17,7 @@ def add_judged(parser) -> None:
     parser.add_argument("--img-size", type=int, help="pixels (default: the encoder's)")
     parser.add_argument("--batch-size", type=int, default=64, help="images a forward pass (64)")
     parser.add_argument("--out", help="write the result to this JSON file")
+    add_reading(parser)
     add_machine(parser, num_workers=0)
 
 
@@ -34,6 +35,23 @@ def add_access(parser) -> None:
     group.add_argument("--skip-bad-shards", action="store_true", help="go on without missing or damaged shards, named")
     group.add_argument("--shard-cache", metavar="DIR", help="copies of remote shards (default: in ~/.cache/a2mim)")
     group.add_argument("--shard-cache-gb", type=float, default=100.0, help="what it may hold (100)")
+
+
+def add_reading(parser) -> None:
+    """How pixels are read; see `a2mim.data.reading.Reading`. A pre-training recipe says this under `data`."""
+    group = parser.add_argument_group("how pixels are read")
+    group.add_argument("--bits", type=int, choices=(8, 16), help="a value (default: what the first image has)")
+    group.add_argument("--exif", action="store_true", help="turn images as their EXIF orientation says")
+    group.add_argument("--value-range", type=float, nargs=2, metavar=("LOW", "HIGH"), help="of arrays of floats")
+
+
+def reading_of(chosen):
+    """The choices that `add_reading` put there; the defaults for a command without."""
+    from a2mim.data.reading import Reading
+
+    if not hasattr(chosen, "exif"):
+        return Reading()
+    return Reading(chosen.bits, chosen.exif, chosen.value_range and tuple(chosen.value_range))
 
 
 def access_of(chosen):

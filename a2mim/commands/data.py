@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from a2mim.commands.arguments import DATA_HELP, add_access, add_debug, one_or_list
+from a2mim.commands.arguments import DATA_HELP, add_access, add_debug, add_reading, one_or_list
 
 
 def add_measure_stats(commands) -> None:
@@ -31,16 +31,13 @@ def add_bench_data(commands) -> None:
 def _add_data(parser) -> None:
     parser.add_argument("data", nargs="+", help=DATA_HELP)
     parser.add_argument("--in-chans", type=int, default=3, help="channels (3)")
-    parser.add_argument("--bits", type=int, choices=(8, 16), help="a value (default: what the first image has)")
-    parser.add_argument("--exif", action="store_true", help="turn images as their EXIF orientation says")
-    parser.add_argument("--value-range", type=float, nargs=2, metavar=("LOW", "HIGH"), help="of arrays of floats")
+    add_reading(parser)
 
 
 def _open(chosen, split: str):
     from a2mim.data import open_dataset
 
-    form = {"bits": chosen.bits, "exif": chosen.exif, "value_range": chosen.value_range}
-    return open_dataset(one_or_list(chosen.data), split, chosen.in_chans, **form)
+    return open_dataset(one_or_list(chosen.data), split, chosen.in_chans)
 
 
 def run_measure_stats(chosen) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from a2mim.commands.arguments import DATA_HELP, SOURCE_HELP, add_machine, one_or_list
+from a2mim.commands.arguments import DATA_HELP, SOURCE_HELP, add_machine, add_reading, one_or_list
 
 
 def add_embed(commands) -> None:
@@ -17,6 +17,7 @@ def add_embed(commands) -> None:
     p.add_argument("--no-calibrate", action="store_true", help="leave BatchNorm's statistics as the encoder has them")
     p.add_argument("--allow-partial", action="store_true", help="take weights that are not all of the encoder's")
     p.add_argument("--overwrite", action="store_true", help="give up a file, or unfinished work, that is there")
+    add_reading(p)
     add_machine(p, num_workers=0)
     p.set_defaults(run=run_embed)
 

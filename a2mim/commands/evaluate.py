@@ -5,7 +5,15 @@ from __future__ import annotations
 import argparse
 import json
 
-from a2mim.commands.arguments import DATA_HELP, SOURCE_HELP, add_debug, add_judged, add_machine, one_or_list
+from a2mim.commands.arguments import (
+    DATA_HELP,
+    SOURCE_HELP,
+    add_debug,
+    add_judged,
+    add_machine,
+    add_reading,
+    one_or_list,
+)
 
 
 def add_evaluate(commands) -> None:
@@ -32,6 +40,7 @@ def add_evaluate(commands) -> None:
     p.add_argument("--feature-cache", help="folder of cached features (default: ~/.cache/a2mim/features)")
     p.add_argument("--feature-cache-gb", type=float, default=20.0, help="what it may hold; the oldest goes first (20)")
     p.add_argument("--no-feature-cache", action="store_true", help="keep features for this run only")
+    add_reading(p)
     add_machine(p, num_workers=0)
     p.set_defaults(run=run_evaluate)
 
@@ -84,7 +93,7 @@ def run_evaluate(chosen) -> None:
         cache.root = chosen.feature_cache
     results = evaluate(
         chosen.source,
-        chosen.protocol.split(","),
+        [name.strip() for name in chosen.protocol.split(",") if name.strip()],
         one_or_list(chosen.data),
         one_or_list(chosen.test_data),
         out=chosen.out,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from a2mim.commands.arguments import SOURCE_HELP, add_debug, add_machine, one_or_list
+from a2mim.commands.arguments import SOURCE_HELP, add_debug, add_machine, add_reading, one_or_list
 
 TARGETS_HELP = (
     "targets, separated by commas: timm, transformers, torchvision, mmpretrain, mmdet, mmseg, detectron2, ultralytics,"
@@ -22,6 +22,7 @@ def add_export(commands) -> None:
     p.add_argument("--no-calibration", action="store_true", help="leave BatchNorm's statistics as they are")
     p.add_argument("--license", default="apache-2.0", help="of the weights, as model hubs spell it (apache-2.0)")
     p.add_argument("--python", default=sys.executable, help=PYTHON_HELP)
+    add_reading(p)
     add_machine(p, num_workers=0)
     p.set_defaults(run=run_export)
 

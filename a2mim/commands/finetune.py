@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from a2mim.commands.arguments import DATA_HELP, SOURCE_HELP, add_machine, one_or_list
+from a2mim.commands.arguments import DATA_HELP, SOURCE_HELP, add_machine, add_reading, one_or_list
 
 RECIPES = Path(__file__).parents[2] / "configs" / "finetune"
 
@@ -32,6 +32,7 @@ def add_finetune(commands) -> None:
         "--cfg-options", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help="settings to change, dotted"
     )
     p.add_argument("--seed", type=int, help="of every random number (default: the recipe's)")
+    add_reading(p)
     add_machine(p, num_workers=None)
     p.set_defaults(run=run_finetune)
 

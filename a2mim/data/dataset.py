@@ -100,15 +100,19 @@ class ImageDataset:
             found = bits or depth
             break
         self.form = dataclasses.replace(self.form, bits=found)
+        self.__dict__.pop("fingerprint", None)
 
     def name(self, i: int) -> str:
         return self.store.name(int(i))
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        """Changes when images come, go, change their order, name, shard or label; not when the data moves."""
-        columns = (self.shard_sizes, self.keys, self.labels)
-        return hashlib.blake2b(b"".join(column.tobytes() for column in columns), digest_size=8).hexdigest()
+        """Changes when images come, go, change their order, name, shard or label, or are read in another way; not when
+        the data moves.
+        """
+        columns = [column.tobytes() for column in (self.shard_sizes, self.keys, self.labels)]
+        form = [] if self.form == PixelFormat() else [repr(dataclasses.astuple(self.form)).encode()]
+        return hashlib.blake2b(b"".join(columns + form), digest_size=8).hexdigest()
 
     def describe(self) -> str:
         """One line for the log."""

@@ -4,6 +4,7 @@ import glob
 import os
 import re
 
+from a2mim.data import reading
 from a2mim.data.access import DEFAULT, Access, current
 from a2mim.data.dataset import ImageDataset
 from a2mim.data.remote import is_remote, local_path, scheme_of
@@ -18,7 +19,7 @@ def open_dataset(
     in_chans: int = 3,
     access: Access | None = None,
     bits: int | None = None,
-    exif: bool = False,
+    exif: bool | None = None,
     value_range=None,
 ) -> ImageDataset:
     """Opens images by number.
@@ -39,7 +40,8 @@ def open_dataset(
         access: how remote shards are reached, and what is done about bad ones; None: as the command line says.
         bits: 8 or 16 a value in the batches; None: what the first image has.
         exif: turn images as their EXIF orientation says.
-        value_range: (least, greatest) value of arrays that are neither uint8 nor uint16.
+        value_range: (least, greatest) value of arrays that are neither uint8 nor uint16. Of these three, None means as
+            the command line says, else as data/reading.py has it.
 
     Errors: FileNotFoundError naming what is missing, ShardError for shards that cannot be used, ValueError for
     everything that has to be written differently.
@@ -52,7 +54,9 @@ def open_dataset(
                 " open it so, or change data.in_chans"
             )
         return dataset
-    dataset.take_form(in_chans, bits, exif, value_range)
+    said = reading.current()
+    exif = said.exif if exif is None else exif
+    dataset.take_form(in_chans, bits or said.bits, exif, value_range or said.value_range)
     return dataset
 
 

@@ -48,3 +48,21 @@ def test_mistakes_are_one_sentence(arrays, capsys, arguments, message):
     assert main([arrays if word == "DATA" else word for word in arguments]) == 1
     printed = capsys.readouterr().err.strip()
     assert message in printed and "\n" not in printed
+
+
+def test_how_pixels_are_read_is_said_once_for_all_sets_of_a_command(tmp_path, capsys):
+    for i in range(8):
+        place = tmp_path / ("train" if i < 6 else "test") / "ab"[i % 2] / f"{i}.npy"
+        place.parent.mkdir(exist_ok=True, parents=True)
+        noise = np.random.default_rng(i).uniform(0, 0.5, (32, 32, 3))
+        np.save(place, (0.5 * (i % 2) + noise).astype(np.float32))
+    judged = ["knn", "resnet18", "--data", str(tmp_path / "train"), "--test-data", str(tmp_path / "test")]
+    judged += ["--img-size", "32", "--k", "1"]
+    assert main(judged) == 1
+    assert "give data.value_range" in capsys.readouterr().err
+    assert main([*judged, "--value-range", "0", "1"]) == 0
+    assert "top-1 100.00 %" in capsys.readouterr().out
+    assert main(["measure-stats", str(tmp_path / "train"), "--value-range", "0", "1"]) == 0
+    settings = {}
+    exec(capsys.readouterr().out, settings)
+    assert settings["data"]["value_range"] == (0.0, 1.0) and np.allclose(settings["data"]["mean"], 0.5, atol=0.02)

@@ -231,3 +231,10 @@ def test_wrong_formats_are_one_sentence():
     ):
         with pytest.raises(ValueError, match=message):
             PixelFormat(**arguments)
+
+
+def test_a_set_that_is_read_in_another_way_is_other_data(tmp_path):
+    (tmp_path / "0.png").write_bytes(encoded(picture(0), "png"))
+    ways = (dict(), dict(exif=True), dict(in_chans=1), dict(bits=16), dict(in_chans=1, bits=16))
+    prints = [open_dataset(tmp_path, **way).fingerprint for way in ways]
+    assert len(set(prints)) == 5 and prints[0] == open_dataset(tmp_path, bits=8).fingerprint
