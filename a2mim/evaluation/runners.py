@@ -134,11 +134,9 @@ def _few(bench, protocol, classifier: str, train, test, rows, chosen: dict) -> d
     inner = read_protocol(classifier)
     if inner.kind not in runs:
         raise ValueError(f"classifiers of low-shot are of the kinds {', '.join(runs)}: {classifier} is not.")
-    c = protocol.constants
-    shared = {key: c[key] for key in ("pooling", "resize", "interpolation")}
-    one = {key: value for key, value in c.items() if key not in ("subsets", "classifiers", "tries", "seed")}
-    constants = one | inner.constants | shared | {key: chosen[key] for key in ("subset", "subset_seed")}
-    used = dataclasses.replace(protocol, kind=inner.kind, constants=constants | {"classifier": classifier})
+    constants = {key: protocol.constants.get(key, value) for key, value in inner.constants.items()}
+    constants |= {key: chosen[key] for key in ("subset", "subset_seed")} | {"classifier": classifier}
+    used = dataclasses.replace(protocol, kind=inner.kind, constants=constants)
     return runs[inner.kind](bench, used, train, test, torch.from_numpy(rows)) | chosen
 
 

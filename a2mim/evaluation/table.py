@@ -37,4 +37,6 @@ def _detail(result: dict, changes: str) -> str:
     for key in ("k", "C", "base_lr", "head", "pooling"):
         if key in result:
             told.append(f"{key} {result[key]:g}" if isinstance(result[key], float) else f"{key} {result[key]}")
+    if len(result.get("by_k", ())) > 1:
+        told.append(", ".join(f"{pair[0]:.2f} at k {k}" for k, pair in result["by_k"].items() if k != str(result["k"])))
     return "; ".join(told + ([f"* with {changes}"] if changes else []))

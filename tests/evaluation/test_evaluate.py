@@ -65,7 +65,8 @@ def test_all_protocols_share_one_pass_and_say_everything(sets, tmp_path, monkeyp
     assert [r["protocol"] for r in results[:7]] == ALL and len(results) == 7 + 4
     for result in results:
         protocol = read_protocol(result["protocol"])
-        assert set(result["constants"]) >= set(protocol.constants) - {"subsets", "classifiers", "tries", "seed"}
+        wanted = {"subset", "subset_seed", "classifier"} if protocol.kind == "low-shot" else set(protocol.constants)
+        assert set(result["constants"]) >= wanted
         low, high = result["interval"]
         assert 0 <= low <= result["top1_last"] <= high <= 100 and result["n_test"] == 12
         assert result["top1_last"] == pytest.approx(100 * (result["correct"] == 1).double().mean().item())
@@ -105,13 +106,13 @@ def test_a_replaced_image_other_weights_and_another_size_are_not_served_from_the
 
 
 def test_low_shot_lists_are_class_balanced_seeded_and_written(sets, tmp_path):
-    overrides = {"subsets": ["20%", "3"], "classifiers": ["dino-knn"], "tries": 2}
+    overrides = {"subsets": ["20%", "3"], "classifiers": ["dino-knn"], "tries": 2, "k": 2}
     results = run(["low-shot"], sets, overrides=overrides, out=tmp_path / "out")
     assert [(r["subset"], r["subset_seed"], r["n_train"]) for r in results] == [
         *(("20%", 0, 6), ("20%", 1, 6)),
         *(("3", 0, 9), ("3", 1, 9)),
     ]
-    assert len({r["protocol_hash"] for r in results}) == 4
+    assert len({r["protocol_hash"] for r in results}) == 4 and {r["k"] for r in results} == {2}
     dataset = open_dataset(sets[0], "train")
     for result in results:
         rows = [line.split("\t") for line in Path(result["list"]).read_text().splitlines()]
