@@ -28,7 +28,7 @@ setup(
         "webdataset>=1.0",
         "braceexpand>=0.1.7",
         "fsspec>=2024.6",
-        "urllib3>=2.1",
+        "urllib3>=2.2",
         "safetensors>=0.4",
         "simplejpeg>=1.7",
         "scikit-image>=0.24",

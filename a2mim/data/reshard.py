@@ -76,6 +76,7 @@ def reshard(
     manifest = {
         "source": hashlib.blake2b(dataset.fingerprint.encode() + sizes.tobytes(), digest_size=8).hexdigest(),
         "images": len(dataset),
+        "skipped_shards": list(dataset.skipped),
         "samples_per_shard": samples_per_shard,
         "max_bytes": max_bytes,
         "seed": seed,

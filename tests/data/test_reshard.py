@@ -163,3 +163,7 @@ def test_settings_that_cannot_be_are_refused(shards, tmp_path):
     with pytest.raises(OSError, match=r"part-2\.tar: byte \d+: cut short"):
         reshard(shards, tmp_path / "new")
     assert not (tmp_path / "new").exists()
+    with pytest.warns(UserWarning, match="1 bad shards are left out"):
+        made = reshard(shards, tmp_path / "new", AS_IS, access=Access(skip_bad_shards=True, processes=1))
+    manifest = json.loads((tmp_path / "new" / "manifest.json").read_text())
+    assert made["images"] == 29 and "part-2.tar: byte" in manifest["skipped_shards"][0]
