@@ -14,7 +14,7 @@ import torch
 
 from a2mim import embedding
 from a2mim.cli import main
-from a2mim.data import make_shards
+from a2mim.data import EvalLoader, make_shards, open_dataset
 from a2mim.embedding import embed, files
 from a2mim.evaluation.bench import Encoder
 
@@ -60,8 +60,6 @@ def made(weights, folder, tmp_path_factory):
 def test_every_row_is_what_the_encoder_computes_of_that_image(made, weights, folder):
     about, columns, _ = made
     encoder = Encoder(weights, "cpu")
-    from a2mim.data import EvalLoader, open_dataset
-
     dataset = open_dataset(folder)
     loader = EvalLoader(dataset, SIZE, 37, encoder.pixels["interpolation"], 1)
     for batch in loader:  # one by one
@@ -134,10 +132,15 @@ def test_after_a_kill_the_same_command_ends_with_the_same_bits(made, weights, fo
     ):
         run(weights, folder, out, pooling="cls")
     asked = []
-    embeds = embedding.run._embed
-    monkeypatch.setattr(embedding.run, "_embed", lambda work, *rest: (asked.append(work.done), embeds(work, *rest)))
+
+    class Recorded(EvalLoader):
+        def __init__(self, *arguments, indices):
+            asked.append(indices[0])
+            super().__init__(*arguments, indices=indices)
+
+    monkeypatch.setattr(embedding.run, "EvalLoader", Recorded)
     run(weights, folder, out)
-    assert asked == [2 * BATCH]
+    assert asked == [2 * BATCH]  # what was done is not done again
     found = np.load(out)
     assert all(np.array_equal(found[k], made[1][k], equal_nan=k == "embedding") for k in ("key", "label", "embedding"))
     assert not (tmp_path / "f.npz.unfinished").exists()
