@@ -45,7 +45,7 @@ def test_a_command_that_fails_is_one_sentence_and_leaves_nothing(shards, tmp_pat
     began = time.monotonic()
     with pytest.raises(error, match=message):
         open_dataset("pipe:" + command.format(shard=tmp_path / "part-0.tar"), access=access)
-    assert time.monotonic() - began < 3
+    assert time.monotonic() - began < 6
     assert not list((tmp_path / "cache").rglob("*.tar")) and not list((tmp_path / "cache").rglob("*.part"))
 
 
