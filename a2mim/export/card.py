@@ -18,7 +18,7 @@ def write_card(target: Target, subject: Subject, written: Written, batchnorm: di
     sections = [
         _front_matter(target, subject),
         f"# {subject.name} for {target.name}",
-        f"An image encoder without a classifier, pre-trained with [a2mim](#training) and exported for {target.name}."
+        f"An image encoder without a classifier, exported for {target.name} by a2mim."
         f" Loading it needs {needs}{ours}. Run in this folder:",
         f"```python\n{written.code.strip()}\n```",
         written.notes.strip(),
@@ -69,17 +69,21 @@ def _training(subject: Subject, batchnorm: dict) -> str:
 
 
 def tell_training(source: str | Path) -> str:
-    """What the run says of itself, from its summary.json, as sentences; "" where the source is no run."""
+    """What the run says of itself, from its summary.json, as a sentence; "" where the source is of no run."""
     path = Path(source)
-    for folder in (path, path.parent, path.parent.parent):  # a run, its encoder/ or export/, a checkpoint
+    for folder in (path, path.parent, path.parent.parent):  # a run, its encoder/ or export/timm/, a checkpoint
         try:
             summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
             asked = summary["asked"]
-        except (OSError, ValueError, KeyError):
+            recipe, data = asked["config"], asked["data"]
+        except (OSError, ValueError, LookupError, TypeError):
             continue
-        data = "the built-in photographs" if asked["data"] is None else f"`{asked['data']}`"
+        told = "Masked-image-modelling pre-training"
+        if "source" in asked:
+            told = f"Fine-tuning of `{asked['source'] or 'random weights'}`"
+        version = summary.get("versions", {}).get("a2mim", __version__)
         scale = " at laptop scale" if asked.get("laptop") else ""
+        images = "the built-in photographs" if data is None else f"`{data}`"
         steps = f", {summary['steps']} steps" if "steps" in summary else ""
-        told = f"Masked-image-modelling pre-training with a2mim {__version__}: the recipe `{asked['config']}`{scale}"
-        return f"{told}, on {data}{steps}."
+        return f"{told} with a2mim {version}: the recipe `{recipe}`{scale}, on {images}{steps}."
     return ""

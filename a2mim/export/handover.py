@@ -27,6 +27,8 @@ from a2mim.export.targets import TARGETS, check_targets, possible
 from a2mim.export.verify import recheck
 from a2mim.networks import OwnNetwork
 
+RANDOM = "Not at all: a name was exported, and the weights are random."
+
 
 def export(
     source: str | Path,
@@ -58,7 +60,8 @@ def export(
     found = loading.read_source(source)
     model, preprocessing = loading.build(found)
     out_dir = Path(out_dir) if out_dir is not None else _beside(Path(source), found)
-    told = {"source": str(source), "trained": tell_training(source), "license": license}
+    trained = RANDOM if found.tensors is None else tell_training(source)
+    told = {"source": str(source), "trained": trained, "license": license}
     names = possible(Subject(model, found.model_args, preprocessing, found.frozen, **told), names)
     batchnorm = _calibrate(model.to(device), batches, found.calibrated)
     subject = Subject(model.cpu(), found.model_args, preprocessing, found.frozen, **told)
