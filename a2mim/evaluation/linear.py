@@ -1,4 +1,4 @@
-"""Linear probe on cached frozen features; the learning rate is chosen inside the training set, never by the test."""
+"""Linear probes on cached frozen features; the learning rate is chosen inside the training set, never by the test."""
 
 import math
 
@@ -6,11 +6,11 @@ import torch
 from torch import Tensor
 
 from a2mim.evaluation.features import check_features, class_positions, refuse_below_one
-from a2mim.evaluation.heads import LinearHeads
+from a2mim.evaluation.heads import LarsHeads, LinearHeads
+from a2mim.evaluation.probe import Labelled, Stack, probe
+from a2mim.evaluation.protocols import read_protocol
 
-# DINOv2's 13 rates per 256 images, and three above them for features that are standardised and sets that are small
-BASE_LRS = (1e-5, 2e-5, 5e-5, 1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 5e-2, 0.1, 0.2, 0.5, 1.0)
-PROTOCOLS = ("linear-cached",)
+PROTOCOLS = ("linear-cached", "dino-linear", "mae-linear")
 
 
 def linear_probe(
@@ -19,58 +19,112 @@ def linear_probe(
     test_features: Tensor,
     test_labels: Tensor,
     protocol: str = "linear-cached",
-    epochs: int = 100,
-    batch_size: int = 256,
-    base_lrs=BASE_LRS,
-    held_out: float = 0.2,
+    epochs: int | None = None,
+    batch_size: int | None = None,
+    base_lrs=None,
+    held_out: float | None = None,
     seed: int = 0,
 ) -> dict:
-    """Softmax regression on standardised features: rates swept in one pass, the winner refitted on all training images.
+    """A linear classifier on features that are there already, by a protocol's rule; held-out ones choose the rate.
 
-    SGD momentum 0.9, no weight decay, weights N(0, 0.01), biases 0, cosine to 0 per step. Each dimension is
-    standardised by the training set's mean and deviation. Of equally accurate rates the one with the lower held-out
-    loss wins.
+    "linear-cached": softmax regression on standardised features, SGD momentum 0.9, no weight decay, weights N(0, 0.01),
+    biases 0, cosine to 0 per step; the winner is refitted on all training images.
+    "dino-linear": DINO's: the same on features as they are, cosine per epoch, no refit; last and best epoch.
+    "mae-linear": MAE's: batch normalisation without affine parameters, LARS, warm-up; last and best epoch.
 
     Args:
         train_features, test_features: (N, D) and (M, D) float.
         train_labels, test_labels: (N,) and (M,) int64 >= 0, any values.
-        protocol: only "linear-cached" takes cached features; see `linear_probe_dino` for the one with augmentation.
-        base_lrs: rates per 256 images; those used are scaled by batch_size / 256.
-        held_out: share of each class that chooses the rate, in (0, 1).
+        epochs, batch_size, base_lrs, held_out: None takes the protocol's. Rates are per 256 images; those used are
+            scaled by batch_size / 256. held_out is the share of each class that chooses the rate, in (0, 1).
         seed: of the split, the initial weights and the order.
 
     Returns:
         "top1" and "top5" in percent, "correct" (M,) bool, the chosen "lr", and the constants that decide the numbers.
+        With one rate there is nothing to choose and, but for "linear-cached", nothing is held out.
     """
-    refuse_below_one(epochs=epochs, batch_size=batch_size)
-    check_features(train_features, train_labels, test_features, test_labels)
     if protocol not in PROTOCOLS:
         raise ValueError(f"protocol={protocol!r} is unknown: choose one of {', '.join(PROTOCOLS)}.")
+    given = {"epochs": epochs, "batch_size": batch_size, "held_out": held_out, "seed": seed}
+    given |= {"base_lrs": None if base_lrs is None else [float(lr) for lr in base_lrs]}
+    c = read_protocol(protocol, {key: value for key, value in given.items() if value is not None}).constants
+    refuse_below_one(epochs=c["epochs"], batch_size=c["batch_size"])
+    check_features(train_features, train_labels, test_features, test_labels)
+    sets = (train_features, train_labels, test_features, test_labels)
+    found = _refitted(*sets, c) if protocol == "linear-cached" else _as_published(*sets, protocol, c)
+    constants = {key: c[key] for key in ("epochs", "seed")}
+    sizes = {"n_train": len(train_features), "n_test": len(test_features)}
+    return {"protocol": protocol, **found, **constants, **sizes}
+
+
+def _refitted(train_features, train_labels, test_features, test_labels, c: dict) -> dict:
+    """Of equally accurate rates the one with the lower held-out loss wins."""
+    epochs, seed = c["epochs"], c["seed"]
     classes, targets = torch.unique(train_labels.to(train_features.device), return_inverse=True)
     features, test_features = standardize(train_features.float(), test_features.float())
-    batch_size = min(batch_size, len(features))
-    lrs = [lr * batch_size / 256 for lr in base_lrs]
-    lr, validation, note = choose_lr(features, targets, lrs, epochs, batch_size, held_out, seed)
+    batch_size = min(c["batch_size"], len(features))
+    lrs = [lr * batch_size / 256 for lr in c["base_lrs"]]
+    lr, validation, note = choose_lr(features, targets, lrs, epochs, batch_size, c["held_out"], seed)
     final = fit(features, targets, [lr], epochs, batch_size, len(classes), seed)
     rank = final.ranks(test_features, class_positions(classes, test_labels.to(classes.device)))[:, 0]
-    correct = rank == 0
     result = {
-        "protocol": protocol,
-        "top1": 100 * correct.double().mean().item(),
+        "top1": 100 * (rank == 0).double().mean().item(),
         "top5": 100 * (rank < 5).double().mean().item(),
         "lr": lr,
         "lrs": lrs,
         "held_out_top1": validation,
-        "epochs": epochs,
         "batch_size": batch_size,
         "standardized": True,
-        "seed": seed,
-        "n_train": len(features),
-        "n_test": len(test_features),
         "n_classes": len(classes),
-        "correct": correct,
+        "correct": rank == 0,
     }
     return result | ({"note": note} if note else {})
+
+
+def _as_published(train_features, train_labels, test_features, test_labels, protocol: str, c: dict) -> dict:
+    """One stack of heads on the features as they are; a rate stays what it is for a pass's last, short batch."""
+    classes, targets = torch.unique(train_labels, return_inverse=True)
+    images, test = Labelled({"features": train_features.float()}, train_labels), Labelled({}, test_labels)
+    test.parts["features"] = test_features.float()
+    lrs, batch_size = list(c["base_lrs"]), min(c["batch_size"], len(targets))
+    held = hold_out(train_labels, c["held_out"], c["seed"]) if len(lrs) > 1 else torch.arange(0)
+    kept = torch.ones(len(targets), dtype=torch.bool)
+    kept[held] = False
+    rows = torch.nonzero(kept)[:, 0]
+    judged = held if len(held) else rows
+    settings = (lrs, train_features.shape[1], len(classes))
+    device = train_features.device
+    heads = LinearHeads(*settings, c["seed"], device) if protocol == "dino-linear" else None
+    heads = heads or LarsHeads(*settings, c, c["seed"], device)
+    generator = torch.Generator().manual_seed(c["seed"] + 1)
+
+    def one_pass():
+        for some in rows[torch.randperm(len(rows), generator=generator)].split(batch_size):
+            yield {"features": images.parts["features"][some]}, targets[some], batch_size
+
+    found = probe(
+        [Stack("features", ("features",), heads, lrs)],
+        one_pass,
+        classes,
+        Labelled({"features": images.parts["features"][judged]}, train_labels[judged]),
+        test,
+        c["epochs"],
+        schedule(c),
+        -(-len(rows) // batch_size),
+        per_iteration=protocol == "mae-linear",
+    )
+    del found["head"], found["n_heads"]
+    return found | {"base_lrs": lrs, "standardized": False, "n_held_out": len(held), "n_classes": len(classes)}
+
+
+def schedule(constants: dict):
+    """Epochs done -> share of the peak rate: linear warm-up where there is one, then the cosine to 0."""
+    epochs, warmup = constants["epochs"], constants.get("warmup_epochs", 0)
+
+    def factor(epoch: float) -> float:
+        return epoch / warmup if epoch < warmup else cosine((epoch - warmup) / max(epochs - warmup, 1e-9))
+
+    return factor
 
 
 def choose_lr(features, targets, lrs, epochs, batch_size, held_out, seed) -> tuple[float, float | None, str]:

@@ -14,7 +14,7 @@ from a2mim.evaluation.cache import FeatureSet
 from a2mim.evaluation.features import refuse_below_one
 from a2mim.evaluation.heads import LarsHeads, LinearHeads
 from a2mim.evaluation.knn import check_constants, knn
-from a2mim.evaluation.linear import cosine, hold_out, linear_probe
+from a2mim.evaluation.linear import hold_out, linear_probe, schedule
 from a2mim.evaluation.logreg import logreg
 from a2mim.evaluation.probe import Stack, check_probe, probe
 from a2mim.evaluation.protocols import Protocol, read_protocol
@@ -98,7 +98,7 @@ def run_linear(bench: Bench, protocol: Protocol, out: Path | None = None) -> lis
         dataclasses.replace(images, parts={p: f[held] for p, f in images.parts.items()}, labels=images.labels[held]),
         tested,
         c["epochs"],
-        _schedule(c),
+        schedule(c),
         c.get("epoch_length") or steps,
         per_iteration=mae or c["schedule"] == "iteration",
         track_best=c.get("features") != "grid",
@@ -188,15 +188,6 @@ def _split(train: FeatureSet, constants: dict) -> tuple[Tensor, Tensor, str]:
     kept = torch.ones(len(train), dtype=torch.bool)
     kept[held] = False
     return held, every[kept], ""
-
-
-def _schedule(constants: dict):
-    epochs, warmup = constants["epochs"], constants.get("warmup_epochs", 0)
-
-    def factor(epoch: float) -> float:
-        return epoch / warmup if epoch < warmup else cosine((epoch - warmup) / max(epochs - warmup, 1e-9))
-
-    return factor
 
 
 def _result(bench: Bench, protocol: Protocol, found: dict, train: FeatureSet, test: FeatureSet, *loaders) -> dict:

@@ -155,3 +155,43 @@ def test_unknown_protocols_and_bad_features_are_refused():
 def test_no_epoch_and_no_batch_are_refused(wrong):
     with pytest.raises(ValueError, match=f"{wrong}=0 must be at least 1"):
         linear_probe(*clusters(20, 10), **{wrong: 0})
+
+
+def published_dino(sets, lr, epochs, batch_size, start, seed):
+    """DINO's linear evaluation on features: (top-1 in percent after every epoch), and the answers of the last."""
+    features, targets, test, test_targets = sets
+    layer = torch.nn.Linear(features.shape[1], 5)
+    with torch.no_grad():
+        layer.weight.copy_(start)
+        layer.bias.zero_()
+    optimiser = torch.optim.SGD(layer.parameters(), lr * batch_size / 256, momentum=0.9, weight_decay=0)
+    scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, epochs, eta_min=0)
+    generator, history = torch.Generator().manual_seed(seed + 1), []
+    for _ in range(epochs):
+        for rows in torch.randperm(len(features), generator=generator).split(batch_size):
+            optimiser.zero_grad()
+            F.cross_entropy(layer(features[rows]), targets[rows]).backward()
+            optimiser.step()
+        scheduler.step()
+        history.append(layer(test).argmax(dim=1) == test_targets)
+    return [100 * correct.double().mean().item() for correct in history], history[-1]
+
+
+@pytest.mark.parametrize("lr", [0.001, 0.3, 20.0])
+def test_dinos_linear_protocol_on_features_agrees_to_the_digit_at_every_rate(lr):
+    sets = clusters(n_train=90)  # 90 / 32: the last batch of a pass is short, and its rate is that of the others
+    result = linear_probe(*sets, protocol="dino-linear", epochs=8, batch_size=32, base_lrs=[lr], seed=4)
+    history, correct = published_dino(sets, lr, 8, 32, LinearHeads([0.1], 16, 5, seed=4).weight[0], seed=4)
+    assert torch.equal(result["correct"], correct)
+    assert result["top1"] == pytest.approx(history[-1], abs=1e-9)
+    assert (result["best_top1"], result["best_epoch"]) == (pytest.approx(max(history)), history.index(max(history)) + 1)
+    assert result["n_held_out"] == 0 and result["lr"] == lr * 32 / 256
+
+
+@pytest.mark.parametrize(("protocol", "lr", "epochs"), [("dino-linear", 0.3, 12), ("mae-linear", 8.0, 40)])
+def test_protocols_on_features_choose_their_rate_without_the_test_labels(protocol, lr, epochs):
+    sets = clusters()
+    settings = {"protocol": protocol, "epochs": epochs, "batch_size": 64, "base_lrs": [1e-7, lr]}
+    chosen, wrong = linear_probe(*sets, **settings), linear_probe(*sets[:3], (sets[3] + 1) % 5, **settings)
+    assert chosen["base_lr"] == wrong["base_lr"] == lr and wrong["top1"] < 35 < 60 < chosen["top1"]
+    assert chosen["n_held_out"] + int(0.9 * 300) == pytest.approx(300, abs=3) and chosen["protocol"] == protocol

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from a2mim.evaluation.heads import LarsHeads, LinearHeads
-from a2mim.evaluation.linear import cosine
+from a2mim.evaluation.linear import cosine, schedule
 from a2mim.evaluation.probe import Labelled, Stack, probe
 from a2mim.evaluation.protocols import read_protocol
 
@@ -164,9 +164,7 @@ def test_maes_head_follows_lars_as_published():
 
 
 def test_warm_up_is_linear_and_then_follows_the_cosine():
-    from a2mim.evaluation.runners import _schedule
-
-    factor = _schedule({"epochs": 90, "warmup_epochs": 10})
+    factor = schedule({"epochs": 90, "warmup_epochs": 10})
     assert [factor(e) for e in (0, 2.5, 10)] == [0, 0.25, 1]
     assert factor(50) == pytest.approx(0.5 * (1 + math.cos(math.pi * 40 / 80)))
-    assert _schedule({"epochs": 100})(0) == 1
+    assert schedule({"epochs": 100})(0) == 1
