@@ -170,6 +170,7 @@ def test_swins_merging_is_reordered_as_nn_unfold_orders_it_in_mmpretrain():
     torch.testing.assert_close(nn.functional.linear(normed, state[keys[2]]), ours, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning")  # mmcv's, about operators that mmcv-lite leaves out, and its XCiT
 def test_mmpretrains_own_networks_compute_the_same():
     models = pytest.importorskip("mmpretrain.models")
     vit = {"embed_dims": 64, "num_layers": 2, "num_heads": 2, "feedforward_channels": 256}
