@@ -114,6 +114,11 @@ class ImageDataset:
         form = [] if self.form == PixelFormat() else [repr(dataclasses.astuple(self.form)).encode()]
         return hashlib.blake2b(b"".join(columns + form), digest_size=8).hexdigest()
 
+    @property
+    def images(self) -> int:
+        """In an epoch: those of a stream, of which only the first are here, or all."""
+        return self.stream.images_per_epoch if self.stream else len(self)
+
     def describe(self) -> str:
         """One line for the log."""
         classes = len(np.unique(self.labels[self.labels >= 0]))
@@ -123,9 +128,8 @@ class ImageDataset:
         left_out += f", {self.incomplete} samples without an image left out" if self.incomplete else ""
         left_out += f", {len(self.skipped)} bad shards skipped ({self.skipped[0]})" if self.skipped else ""
         left_out += f", headers of {self.unchecked} shards unchecked (indexed by DALI)" if self.unchecked else ""
-        count = self.stream.images_per_epoch if self.stream else len(self)
         promise = f"; {self.promise}" if self.promise else ""
-        return f"{self.title}: {count:,} images{shards}, {labelled}{left_out}{promise}"
+        return f"{self.title}: {self.images:,} images{shards}, {labelled}{left_out}{promise}"
 
 
 def _ways_on(reason: str) -> str:

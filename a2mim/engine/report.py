@@ -67,7 +67,7 @@ def describe_run(runner, started: float) -> dict:
         "images_per_second": last.get("images_per_second"),
         "data": {
             "source": task.train_set.describe(),
-            "images": len(task.train_set),
+            "images": task.train_set.images,
             "fingerprint": task.train_set.fingerprint,
             "left_out_each_epoch": run.loader.left_out,
             "unreadable": dict(faults.unreadable),

@@ -153,4 +153,5 @@ def test_a_resumed_stream_counts_on_and_says_that_it_begins_anew():
 
 def test_large_images_of_the_head_are_thinned(tmp_path):
     dataset = open_stream(Pipeline([np.zeros((1200, 1600, 3), np.uint8)]), 4)
+    assert (dataset.images, len(dataset)) == (4, 1)
     assert dataset.read(0).shape == (300, 400, 3)
