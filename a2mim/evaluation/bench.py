@@ -13,70 +13,19 @@ from torch import Tensor
 
 from a2mim.batchnorm import calibrate_batchnorm
 from a2mim.data import EvalLoader, ImageDataset, TrainLoader, match_labels, open_dataset
-from a2mim.devices import choose_device
 from a2mim.evaluation.cache import Cache, Entry, FeatureSet
-from a2mim.evaluation.features import class_positions, frozen, pooling_name, refuse_below_one
-from a2mim.evaluation.identity import hash_encoder, hash_of, stamp_of
+from a2mim.evaluation.encoder import Encoder
+from a2mim.evaluation.features import class_positions, pooling_name, refuse_below_one
+from a2mim.evaluation.identity import hash_of, stamp_of
 from a2mim.evaluation.intervals import bootstrap_interval
 from a2mim.evaluation.overlap import find_overlap, overlap_sentence
 from a2mim.evaluation.probe import Labelled
 from a2mim.evaluation.subsets import subset_of
-from a2mim.evaluation.taps import tap
-from a2mim.loading import build_reported, describe_report, read_source
-from a2mim.pixels import normalize
 
 RESIZE = 256 / 224  # short side before the crop, in crops: Resize(256), CenterCrop(224)
 CALIBRATION_IMAGES = 1024
 IMBALANCE = 10  # times as many images of the commonest class as of the rarest: then it is said
 LOADED_AT_ONCE = 256  # random crops; larger batches are put together from features
-
-
-class Encoder:
-    """A frozen encoder, from wherever it lies.
-
-    Args:
-        source: what `load_encoder` takes.
-        device: "cpu", "cuda", …; None takes a GPU where there is one.
-        img_size: pixels, or (H, W); None is the encoder's own.
-        allow_partial: take weights that are not all of the model's; the result then says which.
-        seed: of the weights, where the source is only a name.
-    """
-
-    def __init__(self, source, device=None, img_size=None, allow_partial: bool = False, seed: int = 0):
-        refuse_below_one(img_size=min(img_size) if isinstance(img_size, (tuple, list)) else img_size)
-        self.device, self.name = choose_device(device), str(source)
-        found = read_source(source)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)  # a random encoder is the same one each time
-            sizes = {} if img_size is None else {"img_size": img_size}
-            self.model, self.pixels, self.loading = build_reported(found, allow_partial, **sizes)
-        self.loaded = describe_report(self.loading) if self.loading else ""
-        if self.loading.get("partial"):
-            warnings.warn(f"only a part was loaded, the rest is random: {self.loaded}", stacklevel=2)
-        self.model.to(self.device).eval()
-        self.random, self.clean_statistics = found.tensors is None, found.calibrated
-        self.img_size = tuple(self.pixels["img_size"])
-        self.stats = {key: self.pixels[key] for key in ("mean", "std")}
-        described = {"name": found.name, **found.model_args, "img_size": list(self.img_size)}
-        self.hash = hash_encoder(self.model, **described)
-
-    @property
-    def channels(self) -> int:
-        return len(self.pixels["mean"])
-
-    def normalized(self, images: Tensor) -> Tensor:
-        """What a loader gives -> float on the device."""
-        return normalize(images.to(self.device, non_blocking=True), **self.stats)
-
-    def taps(self, parts: Iterable[str]):
-        """(images as a loader gives them) -> {part: (B, D)}, frozen, in one forward pass."""
-        run = tap(self.model, parts)
-
-        def frozen_run(images: Tensor) -> dict[str, Tensor]:
-            with frozen(self.model):
-                return run(self.normalized(images))
-
-        return frozen_run
 
 
 class Bench:

@@ -13,7 +13,7 @@ from torch.nn.functional import interpolate
 
 from a2mim.batchnorm import calibrate_batchnorm
 from a2mim.data.decode import decode
-from a2mim.evaluation.bench import Encoder
+from a2mim.evaluation.encoder import Encoder
 from a2mim.evaluation.features import frozen
 from a2mim.layout import leaves
 from a2mim.sites import study

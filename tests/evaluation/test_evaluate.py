@@ -10,7 +10,7 @@ from PIL import Image
 
 from a2mim.cli import main
 from a2mim.data import open_dataset
-from a2mim.evaluation import bench, evaluate, read_results
+from a2mim.evaluation import bench, encoder, evaluate, read_results
 from a2mim.evaluation.cache import Cache
 from a2mim.evaluation.protocols import read_protocol
 from a2mim.evaluation.results import unpack
@@ -238,7 +238,7 @@ def test_encoders_that_have_diverged_or_collapsed_are_refused_in_one_sentence(se
         model = timm.create_model("vit_tiny_patch16_224", num_classes=0, img_size=SIZE, depth=1)
         model.norm.weight.data.fill_(value)
         model.norm.bias.data.fill_(value)
-        monkeypatch.setattr(bench, "build_reported", lambda *_, made=model, **__: (made, PIXELS, {}))
+        monkeypatch.setattr(encoder, "build_reported", lambda *_, made=model, **__: (made, PIXELS, {}))
         for protocol in ALL:
             with pytest.raises(ValueError, match=words):
                 run([protocol], sets)
