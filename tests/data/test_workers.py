@@ -96,3 +96,29 @@ def test_wrong_arguments_are_one_sentence(dataset):
     ):
         with pytest.raises(ValueError, match=message):
             TrainLoader(dataset, 16, 8, **options)
+
+
+def test_every_image_is_announced_to_the_store_a_batch_before_it_is_read(dataset):
+    class Watching:
+        def __init__(self, store):
+            self.store, self.events = store, []
+
+        def will_need(self, ids):
+            self.events.append(("announced", set(ids.tolist())))
+
+        def content(self, i):
+            self.events.append(("read", i))
+            return self.store.content(i)
+
+    dataset.store = Watching(dataset.store)
+    batches = [set(batch["ids"].tolist()) for batch in TrainLoader(dataset, 16, 8)]
+    announced, read = set(), []
+    for kind, what in dataset.store.events:
+        if kind == "announced":
+            announced |= what
+        else:
+            assert what in announced
+            read.append(what)
+            ahead = batches[(len(read) - 1) // 8 + 1] if len(read) <= 32 else set()
+            assert ahead <= announced
+    assert sorted(read) == list(range(40))
