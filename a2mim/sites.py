@@ -152,7 +152,10 @@ def _measure(trial, images, seen: Trace, sites: list[Call], named: list[Call], l
         for name, found in places.items():
             found.update({path: measured[targets[name], path] for path in found if (targets[name], path) in measured})
         outputs.update({path: measured["", path] for path in outputs if ("", path) in measured})
-    return places, outputs
+    # Tokens that answer to nothing are no map, whatever their number (EfficientViM's hidden states); own axes are.
+    return places, {
+        path: layout for path, layout in outputs.items() if layout.evidence != "shape" or len(layout.shape) == 2
+    }
 
 
 @dataclass
