@@ -52,13 +52,14 @@ def torchvision_networks():
     from torchvision.models.convnext import CNBlockConfig
 
     vit = torchvision.models.VisionTransformer(64, 16, 2, 2, 64, 256)
+    bottlenecks = torchvision.models.ResNet(torchvision.models.resnet.Bottleneck, [1, 1, 1, 1])
     swin = torchvision.models.SwinTransformer([4, 4], 32, [2, 2], [1, 2], [4, 4], stochastic_depth_prob=0.0)
     convnext = torchvision.models.ConvNeXt(
         [CNBlockConfig(8, 16, 1), CNBlockConfig(16, 32, 2), CNBlockConfig(32, 64, 1), CNBlockConfig(64, None, 1)]
     )
     return {
         "resnet18": (torchvision.models.resnet18(), "fc", "resnet18", {}),
-        "resnet50": (torchvision.models.resnet50(), "fc", "resnet50", {}),
+        "resnet50": (bottlenecks, "fc", "resnet50", {"layers": (1, 1, 1, 1)}),
         "vit": (vit, "heads", "vit_base_patch16_224", SMALL_VIT),
         "swin": (swin, "head", "swin_tiny_patch4_window7_224", SMALL_SWIN),
         "convnext": (convnext, "classifier.2", "convnext_atto", SMALL_CONVNEXT),
