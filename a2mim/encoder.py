@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from a2mim.layout import leaves, replace_leaves
-from a2mim.networks import build_model, can_rebuild, unknown_model  # noqa: F401  where loading looks for it
+from a2mim.networks import build_model, can_rebuild
 from a2mim.registry import MODELS
 from a2mim.sites import study
 from a2mim.visible_stats import sum_over_visible
