@@ -87,13 +87,24 @@ def test_every_other_command_names_files_and_flags_that_exist():
             )
 
 
+def anchors(page):
+    """What GitHub calls the headings of a page."""
+    headings = re.findall(r"^#+ (.*)$", page.read_text(encoding="utf-8"), flags=re.M)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
 @pytest.mark.parametrize(
     "page", ["README.md", "CONTRIBUTING.md", *(f"docs/{p.name}" for p in (ROOT / "docs").glob("*.md"))]
 )
 def test_links_and_paths_in_the_pages_exist(page):
     text = (ROOT / page).read_text(encoding="utf-8")
     for link in re.findall(r"\]\(([^)]+)\)", text):
-        assert link.startswith("https://") or (ROOT / page).parent.joinpath(link).exists(), link
+        if link.startswith("https://"):
+            continue
+        file, _, anchor = link.partition("#")
+        target = (ROOT / page).parent / file if file else ROOT / page
+        assert target.exists(), link
+        assert not anchor or anchor in anchors(target), link
     for path in re.findall(r"`((?:a2mim|configs|tools|tests|benchmarks)/[\w/]+\.py)", text):
         assert (ROOT / path).is_file(), path
 
