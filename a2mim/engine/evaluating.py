@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+import numpy as np
 import torch
 from mmengine.dist import is_main_process
 from mmengine.hooks import Hook
@@ -20,7 +21,7 @@ class EvaluationHook(Hook):
     are averaged before that and before each checkpoint.
 
     Args:
-        dataset: labelled test images.
+        dataset: test images; those without a label are not judged.
         every_epochs: between two evaluations.
         view: what EvalLoader takes: img_size, resize, interpolation, batch_size.
     """
@@ -30,7 +31,7 @@ class EvaluationHook(Hook):
     def __init__(self, dataset, every_epochs: int, view: dict):
         self.dataset, self.every_epochs, self.view = dataset, every_epochs, view
         self.history: list[dict] = []
-        self.correct: torch.Tensor | None = None  # (M,) of the last evaluation: 1 right, 0 wrong, -1 unreadable
+        self.correct: torch.Tensor | None = None  # (M,) of the last evaluation: 1 right, 0 wrong, -1 not judged
         self.loader: EvalLoader | None = None
 
     @property
@@ -38,8 +39,8 @@ class EvaluationHook(Hook):
         return self.history[-1] if self.history else {}
 
     def before_train(self, runner) -> None:
-        share = range(runner.rank, len(self.dataset), runner.world_size)
-        self.loader = EvalLoader(self.dataset, indices=list(share), num_workers=runner.run.num_workers, **self.view)
+        share = np.flatnonzero(self.dataset.labels >= 0)[runner.rank :: runner.world_size]
+        self.loader = EvalLoader(self.dataset, indices=share, num_workers=runner.run.num_workers, **self.view)
 
     def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None) -> None:
         done = runner.loader.epochs_done(runner.iter)
@@ -76,7 +77,7 @@ class EvaluationHook(Hook):
             runner.visualizer.add_scalars({k: v for k, v in line.items() if isinstance(v, float)}, step=step)
 
     def run(self, runner) -> tuple[torch.Tensor, float]:
-        """((M,) how many classes score above the true one, -1 where an image cannot be read; mean cross-entropy)."""
+        """((M,) how many classes score above the true one, -1 where one is not judged; mean cross-entropy)."""
         model, ranks, total = runner.averaged, torch.full((len(self.dataset),), -1), torch.zeros(2, dtype=torch.float64)
         with frozen(model):
             for batch in self.loader:

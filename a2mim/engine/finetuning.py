@@ -47,7 +47,10 @@ class Finetuning:
         self.rows = choose_rows(whole, settings["labels"], self.test_set)
         self.train_set = whole if len(self.rows) == len(whole) else subset_of(whole, self.rows)
         self.whole = whole
-        self.num_classes = saved["classifier"]["num_classes"] if saved else count_classes(whole, self.test_set)
+        self.num_classes = count_classes(whole, self.test_set)
+        if saved:
+            check_classes(whole, self.num_classes, saved)
+            self.num_classes = saved["classifier"]["num_classes"]
         check_mixable(settings)
         form, augment = whole.form, settings["augment"]
         if (augment["auto_augment"] or augment["color_jitter"]) and (form.in_chans, form.bits) != (3, 8):
@@ -241,6 +244,11 @@ def choose_rows(dataset, labels: dict, test_set) -> np.ndarray:
             f" train/ ({dataset.describe()})"
         )
     rows = np.flatnonzero(dataset.labels >= 0)
+    if dataset.stream and (labels["subset"] is not None or len(rows) < len(dataset)):
+        raise ValueError(
+            f"{dataset.describe()}: a pipeline is trained on whole, and every item needs a label; filter it in the"
+            " pipeline itself and leave labels.subset out"
+        )
     if len(np.unique(dataset.labels[rows])) < 2:
         raise ValueError(f"{dataset.describe()}: there is nothing to tell apart; give images of at least two classes")
     if labels["subset"] is not None:
@@ -249,7 +257,21 @@ def choose_rows(dataset, labels: dict, test_set) -> np.ndarray:
 
 
 def count_classes(train, test) -> int:
-    return len(train.class_names or ()) or int(max(train.labels.max(), test.labels.max())) + 1
+    return max(len(train.class_names or ()), int(max(train.labels.max(), test.labels.max())) + 1)
+
+
+def check_classes(dataset, num_classes: int, saved: dict) -> None:
+    """A classifier goes on with the classes that it has: output 3 must mean what it meant."""
+    before, outputs = saved["class_names"], saved["classifier"]["num_classes"]
+    if num_classes > outputs or (before and dataset.class_names and list(before) != list(dataset.class_names)):
+        raise ValueError(
+            f"the data cannot be resumed: the classifier has {outputs} classes{_named(before)} and the data have"
+            f" {num_classes}{_named(dataset.class_names)}; resume with the classes that there were, or start anew"
+        )
+
+
+def _named(classes) -> str:
+    return f" ({', '.join(classes[:3])}{', …' if len(classes) > 3 else ''})" if classes else ""
 
 
 def check_mixable(settings: dict) -> None:

@@ -2,11 +2,13 @@
 
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import timm
 import torch
@@ -14,7 +16,9 @@ from test_resume import assert_same_run, kill_after, log_of
 
 from a2mim.checkpoints import list_checkpoints
 from a2mim.cli import main
-from a2mim.data import EvalLoader, match_labels, open_dataset
+from a2mim.data import EvalLoader, match_labels, open_dataset, open_stream
+from a2mim.engine.config import load_config
+from a2mim.engine.finetune_config import FINETUNE
 from a2mim.engine.finetuning import choose_rows
 from a2mim.engine.run import finetune
 from a2mim.evaluation.results import read_results
@@ -196,9 +200,6 @@ def test_data_that_cannot_be_learned_from_is_refused(run, images, labelled):
 
 
 def test_a_recipe_of_the_other_command_is_recognised(recipe):
-    from a2mim.engine.config import load_config
-    from a2mim.engine.finetune_config import FINETUNE
-
     with pytest.raises(ValueError, match="recipe for a2mim finetune, not pretrain"):
         load_config(recipe)
     with pytest.raises(ValueError, match="recipe for a2mim pretrain, not finetune"):
@@ -232,3 +233,59 @@ def test_two_processes_train_one_classifier_judge_it_together_and_resume_exactly
         assert torch.equal(value, resumed["state_dict"][key]), key
     assert again["correct"] == result["correct"]
     assert again["history"] == result["history"]
+
+
+def test_how_pixels_are_read_is_a_setting_that_a_resumed_run_keeps(recipe, labelled, tmp_path):
+    folder, more = tmp_path / "run", ["--bits", "16", "--exif", "--value-range", "0", "2"]
+    options = [f"{key}={value!r}" for key, value in (PLAIN | SHORT).items()]
+    common = ["finetune", str(recipe), "test_vit", "--data", str(labelled), "--device", "cpu"]
+    common += ["--work-dir", str(folder)]
+    assert main([*common, *more, "--cfg-options", *options]) == 0
+    list_checkpoints(folder / "checkpoints")[-1].unlink()
+    assert main([*common, "--resume"]) == 0
+    read = load_config(folder / "config.py", schema=FINETUNE)["data"]
+    assert (read["bits"], read["exif"], tuple(read["value_range"])) == (16, True, (0.0, 2.0))
+
+
+def test_test_images_without_a_label_are_not_judged(run, labelled):
+    train, test = open_dataset(labelled, "train"), open_dataset(labelled, "test")
+    test.labels[::3] = -1
+    folder, _ = run("some", data=train, test_data=test, **PLAIN, **SHORT)
+    assert results_of(folder)["n_test"] == 8
+
+
+def test_a_classifier_goes_on_with_the_classes_that_it_has(run, labelled, tmp_path):
+    """With the next epoch as with this one: a class that comes before the others would shift what the outputs mean."""
+    folder, _ = run("classes", **PLAIN, **SHORT)
+    list_checkpoints(folder / "checkpoints")[-1].unlink()
+    fewer, other = tmp_path / "fewer", tmp_path / "other"
+    shutil.copytree(labelled, fewer)
+    shutil.copytree(labelled, other)
+    (other / "train" / "c").rename(other / "train" / "A")
+    (other / "test" / "c").rename(other / "test" / "A")
+    with pytest.raises(ValueError, match=r"3 classes \(a, b, c\) and the data have 3 \(A, a, b\)"):
+        run("classes", data=other, resume=True, next_epoch=True)
+    next((fewer / "train" / "a").iterdir()).unlink()
+    _, summary = run("classes", data=fewer, resume=True, next_epoch=True, **{"schedule.epochs": 2})
+    history = read_results(folder)[-1]["history"]
+    assert [line["epoch"] for line in history] == [2.0]
+    assert summary["steps"] == 4  # two of the first epoch, two of the next, which has but 23 images
+
+
+class Pipeline:
+    def __init__(self, items):
+        self.items = items
+
+    def __iter__(self):
+        return iter(self.items)
+
+
+def test_a_pipeline_is_not_cut_to_a_few_labels():
+    items = [(np.zeros((8, 8, 3), np.uint8), k % 2) for k in range(4)]
+    train = open_stream(Pipeline(items), 4)
+    assert len(choose_rows(train, {"subset": None, "seed": 0}, train)) == 4
+    with pytest.raises(ValueError, match="a pipeline is trained on whole"):
+        choose_rows(train, {"subset": "1", "seed": 0}, train)
+    with pytest.raises(ValueError, match="every item needs a label"):
+        few = open_stream(Pipeline([*items, items[0][0]]), 5)
+        choose_rows(few, {"subset": None, "seed": 0}, few)
