@@ -101,6 +101,7 @@ def study(
     tensors = {"": dict(leaves(seen.output)), **seen.tensors}
     read = []
     for found in finals:
+        found.layouts = _distinct(found.layouts, tensors[found.name])
         shown = [layout.to_map(tensors[found.name][path]) for path, layout in found.layouts.items()]
         found.channels = [m.shape[1] for m in shown]
         read += shown
@@ -156,6 +157,14 @@ def _measure(trial, images, seen: Trace, sites: list[Call], named: list[Call], l
     return places, {
         path: layout for path, layout in outputs.items() if layout.evidence != "shape" or len(layout.shape) == 2
     }
+
+
+def _distinct(layouts: dict[tuple, Layout], tensors: dict[tuple, Tensor]) -> dict[tuple, Layout]:
+    """Without the paths at which a tensor stands again: EfficientViM's last stage hands on its one map twice."""
+    first = {}
+    for path in layouts:
+        first.setdefault(id(tensors[path]), path)
+    return {path: layouts[path] for path in first.values()}
 
 
 @dataclass

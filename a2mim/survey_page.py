@@ -14,11 +14,12 @@ Any that maps images to a feature map. This page is written by `python tools/che
 **{names_ok:,} of {names_tried:,} names wired, of {names:,} that there are; {families_ok} of {families} families proven.**
 
 Wired: the network is built at its own size on the meta device, the rule finds a place for the mask token, and what the
-decoders make of its maps is as large as the image.
+decoders make of its maps is as large as the image. Nothing is computed there, so layouts are guessed from shapes (wrongly
+for `efficientvim_m2`, whose hidden states are as many as 16 × 16 tokens); with real weights they are measured.
 
 Proven, with real weights, for the smallest member of each family, at the size that the table states:
 
-- the layout of every map is measured, as the table says how;
+- the layout of every map is measured, the table says how, or it says "shape";
 - two training steps have a finite loss, and give a gradient to the token, the decoders and every parameter of the encoder
   that the maps depend on, and to no other; biases in front of BatchNorm, where it is zero by arithmetic, excepted;
 - the token changes hidden positions only;
