@@ -34,7 +34,8 @@ ALLOWED = {
     "mim": {"decoders", "encoder", "losses", "masking", "pixels", "registry", "targets"},
     "data": set(),
     "foreign": {"pixels"},
-    "loading": {"checkpoints", "foreign", "networks", "pixels"},
+    "sources": {"checkpoints", "foreign", "networks", "pixels"},
+    "loading": {"checkpoints", "networks", "sources"},
     "evaluation": {"batchnorm", "data", "devices", "encoder", "layout", "loading", "pixels", "sites"},
     "export": {
         *("batchnorm", "compat", "data", "devices", "encoder", "evaluation", "layout", "loading", "networks", "pixels"),
