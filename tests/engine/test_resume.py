@@ -51,8 +51,13 @@ def kill_after(folder, step, copy):
 
 @pytest.mark.parametrize(
     "overrides",
-    [{}, {"ema": 0.1, "accumulate": 2}, {"amp": "bf16", "channels_last": True}],
-    ids=["plain", "ema+accumulate", "bf16"],
+    [
+        {},
+        {"ema": 0.1, "accumulate": 2},
+        {"amp": "bf16", "channels_last": True},
+        {"model.encoder.site": ["blocks.3", "blocks.8"], "model.encoder.maps": ["blocks.5", "blocks.11"]},
+    ],
+    ids=["plain", "ema+accumulate", "bf16", "two sites, two maps"],
 )
 @pytest.mark.filterwarnings("ignore:amp='bf16' on this CPU")
 def test_a_resumed_run_equals_the_uninterrupted_one_bit_for_bit(run, tmp_path, overrides):
@@ -61,6 +66,34 @@ def test_a_resumed_run_equals_the_uninterrupted_one_bit_for_bit(run, tmp_path, o
     resumed, summary = run("resumed", resume=True, **overrides)
     assert summary["steps"] == 9
     assert_same_run(whole, resumed)
+
+
+NETWORK = """
+from torch import nn
+
+
+class TwoStages(nn.Module):
+    def __init__(self, width=8):
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(3, width, 4, stride=4), nn.BatchNorm2d(width), nn.ReLU())
+        self.stage = nn.Sequential(nn.Conv2d(width, 2 * width, 3, stride=2, padding=1), nn.ReLU())
+        self.classifier = nn.Linear(2 * width, 10)
+
+    def forward(self, images):
+        return self.classifier(self.stage(self.stem(images)).mean((2, 3)))
+"""
+
+
+def test_a_network_of_ones_own_is_resumed_bit_for_bit_from_its_folder(run, recipe, tmp_path, monkeypatch):
+    (tmp_path / "net_to_resume.py").write_text(NETWORK)
+    monkeypatch.syspath_prepend(tmp_path)
+    own = 'name="net_to_resume.TwoStages", model_args=dict(width=4), site="stem", token="scaled"'
+    recipe.write_text(recipe.read_text().replace('name="xcit_nano_12_p16_224", drop_path_rate=0.3', own))
+    whole, _ = run("whole", ema=0.1)
+    kill_after(whole, 4, tmp_path / "resumed")
+    a2mim.pretrain(recipe, work_dir=tmp_path / "resumed", resume=True, device="cpu", num_workers=0)
+    assert_same_run(whole, tmp_path / "resumed")
+    assert "encoder.model.stem.0.weight" in weights_of(whole)["state_dict"]
 
 
 def test_another_number_of_workers_resumes_the_same_run(run, tmp_path):
