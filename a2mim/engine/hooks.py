@@ -211,6 +211,7 @@ class CheckpointHook(Hook):
                 f" {runner.last_good()}; try a lower optimizer.base_lr, clip_grad=1.0 or amp=None"
             )
         checkpoint = state_of(runner)  # on every process: hooks may exchange something
+        checkpoint["loader"]["faults"] = dict(faults_of_all(runner))
         if is_main_process():
             write_checkpoint(checkpoint_path(runner.checkpoints, runner.iter), checkpoint)
             keep_newest(runner.checkpoints, self.keep)

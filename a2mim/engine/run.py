@@ -7,7 +7,7 @@ from os import PathLike
 from pathlib import Path
 
 import torch
-from mmengine.dist import is_main_process
+from mmengine.dist import get_dist_info, is_main_process
 
 from a2mim.checkpoints import list_checkpoints, read_newest
 from a2mim.engine import folder
@@ -16,6 +16,7 @@ from a2mim.engine.config import differences, load_config
 from a2mim.engine.pretraining import Pretraining
 from a2mim.engine.report import announce, describe_run, report, say
 from a2mim.engine.runner import leave_together, start_processes, stop_processes
+from a2mim.engine.state import with_own_faults
 from a2mim.export import check_targets
 from a2mim.export.receipt import write_json
 
@@ -157,7 +158,7 @@ def prepare(kind, asked: dict, work_dir, resume: bool, next_epoch: bool, num_wor
     task = kind(settings, asked, chosen, found and found[1]["meta"])
     loader = build_loader(task.train_set, settings, chosen, num_workers, task.augmentation())
     if found:
-        changed += loader.load_state_dict(found[1]["loader"], next_epoch)
+        changed += loader.load_state_dict(with_own_faults(found[1]["loader"], *get_dist_info()), next_epoch)
     torch.manual_seed(settings["seed"])
     task.build()
     run = Run(settings, where, asked, chosen, loader, task, choose_workers(num_workers, chosen))

@@ -41,6 +41,12 @@ def restore(runner, checkpoint: dict) -> None:
     runner.train_loop.seek(checkpoint["meta"]["step"])
 
 
+def with_own_faults(loader: dict, rank: int, processes: int) -> dict:
+    """A loader's state with this process's part of the faults that were counted over all: together they are as many."""
+    parts = {reason: (count + processes - 1 - rank) // processes for reason, count in loader["faults"].items()}
+    return loader | {"faults": parts}
+
+
 def first_broken(model: torch.nn.Module) -> str | None:
     """The name of the first parameter that is not finite, so that no checkpoint ever holds one."""
     parameters = dict(model.named_parameters())

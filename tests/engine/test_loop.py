@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -203,10 +204,20 @@ def start_pair(tmp_path, recipe, images, folder, *more):
 
 @pytest.mark.slow
 def test_two_processes_keep_equal_weights_draw_their_own_masks_and_resume_exactly(recipe, images, tmp_path):
-    whole = start_pair(tmp_path, recipe, images, tmp_path / "pair")
+    damaged = tmp_path / "damaged"
+    shutil.copytree(images, damaged)
+    for number in range(2):
+        (damaged / f"none{number}.png").write_bytes(b"no image")
+
+    def unreadable():
+        return json.loads((tmp_path / "pair" / "summary.json").read_text())["data"]["unreadable"]
+
+    whole = start_pair(tmp_path, recipe, damaged, tmp_path / "pair")
+    assert 0 < whole["loader"]["faults"]["not an image"] == unreadable()["not an image"]  # over both
     for path in list_checkpoints(tmp_path / "pair" / "checkpoints")[4:]:
         path.unlink()
-    resumed = start_pair(tmp_path, recipe, images, tmp_path / "pair", "resume")
+    resumed = start_pair(tmp_path, recipe, damaged, tmp_path / "pair", "resume")
+    assert resumed["loader"]["faults"] == whole["loader"]["faults"] == unreadable()
     for key, value in whole["state_dict"].items():
         if "running_" not in key:  # the other process's statistics are not saved, and no weight depends on them
             assert torch.equal(value, resumed["state_dict"][key]), key
