@@ -10,6 +10,7 @@ import mmcv
 import numpy as np
 import pytest
 
+from a2mim.cli import build_parser
 from a2mim.engine.config import load_config
 
 ROOT = Path(__file__).parents[1]
@@ -121,3 +122,10 @@ def test_the_recipe_of_the_documentation_is_a_recipe(tmp_path):
 def test_the_recipe_table_lists_every_recipe():
     listed = set(re.findall(r"^\| `configs/(\w+)\.py`", README, flags=re.M))
     assert listed == {p.stem for p in (ROOT / "configs").glob("*.py")}
+
+
+def test_the_table_of_commands_lists_every_command_and_no_other():
+    table = README.split("## All commands")[1].split("\n## ")[0]
+    first = "".join(row.split("|")[1] for row in table.splitlines() if row.startswith("| `"))
+    known = next(action.choices for action in build_parser()._actions if isinstance(action.choices, dict))
+    assert sorted(re.findall(r"`(\S+)[^`]*`", first)) == sorted(known)
