@@ -64,7 +64,8 @@ def _without_far_ends(pixels: np.ndarray) -> np.ndarray:
 
 
 def resize(pixels: np.ndarray, size, interpolation: str) -> np.ndarray:
-    """Antialiased, as Pillow's: (H, W, C) -> (C, *size), of the same dtype; in uint8 at most 1 of 255 away from Pillow.
+    """Antialiased, as Pillow's: (H, W, C) -> (C, *size), of the same dtype; in uint8 nearly always within 1 of 255 of
+    Pillow (8 of 1.4e9 values were 2 away).
 
     Bicubic of uint8 is left to Pillow, five times slower: its weights overshoot at edges, and what is clipped after the
     first pass depends on which axis that was. torch begins with the rows; Pillow 13 decides by the shape, in a way that

@@ -14,6 +14,7 @@ import torch
 from mmengine.dist import is_main_process
 
 import a2mim
+from a2mim.data.decode import LENIENT, REDUCED
 from a2mim.data.loader import Faults
 from a2mim.engine.folder import recordable
 from a2mim.engine.hooks import LogHook, faults_of_all
@@ -71,7 +72,8 @@ def describe_run(runner, started: float) -> dict:
             "fingerprint": task.train_set.fingerprint,
             "left_out_each_epoch": run.loader.left_out,
             "unreadable": dict(faults.unreadable),
-            "damaged_but_decoded": faults.total() - sum(faults.unreadable.values()),
+            "damaged_but_decoded": faults[LENIENT],
+            "reduced_to_8_bits": faults[REDUCED],
             "first_unreadable": run.loader.faults.names,
             "duplicates": task.train_set.duplicates,
             "incomplete": task.train_set.incomplete,

@@ -2,8 +2,11 @@
 
 import io
 import json
+import shutil
 import tarfile
 
+import mmcv
+import numpy as np
 import pytest
 from PIL import Image
 from torch.utils.data import Dataset, IterableDataset
@@ -46,6 +49,14 @@ def test_faults_are_in_the_log_and_the_summary_by_reason_with_names(recipe, dama
     assert "d-0.tar/02" in summary["first_unreadable"][0] and "d-1.tar: byte" in summary["skipped_shards"][0]
     log = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
     assert log[-1]["faults"] == summary["unreadable"]
+
+
+def test_images_that_lost_bits_are_not_counted_as_damaged(run, images, tmp_path):
+    shutil.copytree(images, tmp_path / "mixed")
+    for number in range(24):
+        mmcv.imwrite(np.full((40, 40, 3), 999 * number, np.uint16), str(tmp_path / "mixed" / f"deep{number}.png"))
+    _, summary = run("mixed", data=tmp_path / "mixed", **SHORT)
+    assert summary["data"]["reduced_to_8_bits"] == 24 and summary["data"]["damaged_but_decoded"] == 0
 
 
 class Pictures(Dataset):
