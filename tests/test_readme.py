@@ -125,7 +125,7 @@ def test_the_recipe_table_lists_every_recipe():
 
 
 def test_the_table_of_commands_lists_every_command_and_no_other():
-    table = README.split("## All commands")[1].split("\n## ")[0]
-    first = "".join(row.split("|")[1] for row in table.splitlines() if row.startswith("| `"))
+    table = [line for line in README.split("## All commands")[1].split("\n## ")[0].splitlines() if line.startswith("|")]
+    first = "".join(row.split("|")[1] for row in table)
     known = next(action.choices for action in build_parser()._actions if isinstance(action.choices, dict))
-    assert sorted(re.findall(r"`(\S+)[^`]*`", first)) == sorted(known)
+    assert sorted(span.split()[0] for span in re.findall(r"`([^`]+)`", first)) == sorted(known)
