@@ -1,6 +1,7 @@
 """Who may import whom, read from the source: the picture in CONTRIBUTING.md is enforced here."""
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -35,7 +36,7 @@ ALLOWED = {
     "data": set(),
     "foreign": {"pixels"},
     "sources": {"checkpoints", "foreign", "networks", "pixels"},
-    "loading": {"checkpoints", "networks", "sources"},
+    "loading": {"checkpoints", "foreign", "networks", "sources"},
     "evaluation": {"batchnorm", "data", "devices", "encoder", "layout", "loading", "pixels", "sites"},
     "export": {
         *("batchnorm", "compat", "data", "devices", "encoder", "evaluation", "layout", "loading", "networks", "pixels"),
@@ -106,6 +107,12 @@ def test_the_tables_speak_of_what_exists():
     everything = set().union(*map(imports_of, FILES))
     for library in DOORS:
         assert any(name == library or name.startswith(f"{library}.") for name in everything), library
+
+
+def test_the_tree_in_contributing_names_every_module_and_room():
+    tree = (PACKAGE.parent / "CONTRIBUTING.md").read_text(encoding="utf-8").split("## The tree")[1].split("\n## ")[0]
+    named = {name.rstrip("/").removesuffix(".py") for name in re.findall(r"`(\w+(?:\.py|/))`", tree)}
+    assert {room_of(path) for path in FILES} - {"__init__"} <= named
 
 
 def test_tools_are_thin():
