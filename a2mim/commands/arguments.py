@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import argparse
+import sys
+
 SOURCE_HELP = (
     "a run folder, an exported or transformers folder, a checkpoint, NAME:FILE (a timm name and another toolkit's"
     " weights), NAME:pretrained (timm's), or a timm name (random weights)"
@@ -41,17 +44,34 @@ def add_reading(parser) -> None:
     """How pixels are read; see `a2mim.data.reading.Reading`. A pre-training recipe says this under `data`."""
     group = parser.add_argument_group("how pixels are read")
     group.add_argument("--bits", type=int, choices=(8, 16), help="a value (default: what the first image has)")
-    group.add_argument("--exif", action="store_true", help="turn images as their EXIF orientation says")
+    turned = argparse.BooleanOptionalAction
+    group.add_argument("--exif", action=turned, default=None, help="turn images as their EXIF orientation says")
     group.add_argument("--value-range", type=float, nargs=2, metavar=("LOW", "HIGH"), help="of arrays of floats")
 
 
 def reading_of(chosen):
-    """The choices that `add_reading` put there; the defaults for a command without."""
-    from a2mim.data.reading import Reading
+    """The choices that `add_reading` put there, and where they say nothing those of the run that the encoder is of; the
+    defaults for a command without. A recipe has its own.
+    """
+    from a2mim.data.reading import DEFAULT, Reading
 
     if not hasattr(chosen, "exif"):
-        return Reading()
-    return Reading(chosen.bits, chosen.exif, chosen.value_range and tuple(chosen.value_range))
+        return DEFAULT
+    run = DEFAULT if hasattr(chosen, "config") else _reading_of_source(getattr(chosen, "source", None))
+    if run != DEFAULT:
+        print(f"where the command says nothing, images are read as the run read its own: {run}", file=sys.stderr)
+    exif = run.exif if chosen.exif is None else chosen.exif
+    return Reading(chosen.bits or run.bits, exif, tuple(chosen.value_range or run.value_range or ()) or None)
+
+
+def _reading_of_source(source):
+    from a2mim.data.reading import DEFAULT
+
+    if source is None:
+        return DEFAULT
+    from a2mim.engine.folder import reading_of_run
+
+    return reading_of_run(source) or DEFAULT
 
 
 def access_of(chosen):

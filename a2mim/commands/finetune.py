@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from a2mim.commands.arguments import DATA_HELP, SOURCE_HELP, add_machine, add_reading, one_or_list, reading_of
+from a2mim.commands.arguments import DATA_HELP, SOURCE_HELP, add_machine, add_reading, one_or_list
 
 RECIPES = Path(__file__).parents[2] / "configs" / "finetune"
 
@@ -84,7 +84,8 @@ def recipe_and_source(chosen) -> tuple[str, str | None]:
 def options_of(chosen) -> dict:
     from a2mim.engine.config import parse_options
 
-    options = {f"data.{key}": value for key, value in vars(reading_of(chosen)).items() if value}  # so --resume knows
+    read = {key: getattr(chosen, key) for key in ("bits", "exif", "value_range")}
+    options = {f"data.{key}": value for key, value in read.items() if value is not None}  # a resumed run knows them
     options |= parse_options(chosen.cfg_options)
     if chosen.seed is not None:
         options["seed"] = chosen.seed

@@ -19,6 +19,12 @@ class Reading:
     exif: bool = False
     value_range: tuple[float, float] | None = None
 
+    def __str__(self) -> str:
+        said = [f"bits {self.bits}"] if self.bits else []
+        said += ["by their EXIF orientation"] if self.exif else []
+        said += [f"values from {self.value_range[0]:g} to {self.value_range[1]:g}"] if self.value_range else []
+        return ", ".join(said)
+
 
 DEFAULT = Reading()
 _current = ContextVar("reading", default=DEFAULT)

@@ -12,6 +12,8 @@ from pathlib import Path
 import torch
 from mmengine.dist import is_main_process
 
+from a2mim.data.reading import Reading
+from a2mim.engine.config import read
 from a2mim.export.receipt import write_json, write_text
 
 _locks = []  # an open file keeps its lock until the process ends
@@ -89,6 +91,18 @@ def remember(folder: Path, settings: dict, asked: dict) -> None:
         write_json(folder / "summary.json", {"status": "running", "asked": recordable(asked)})
         lines = [f"{key} = {pprint.pformat(value, sort_dicts=False)}\n" for key, value in settings.items()]
         write_text(folder / "config.py", "".join(lines))
+
+
+def reading_of_run(source) -> Reading | None:
+    """How images were read in the run that an encoder lies in, by its folder, a checkpoint or an export there; None for
+    what lies elsewhere.
+    """
+    place = Path(source)
+    for folder in (place, *place.absolute().parents[:2]) if place.exists() else ():
+        if all((folder / name).is_file() for name in ("config.py", "summary.json")):
+            data = read(folder / "config.py").get("data", {})
+            return Reading(data.get("bits"), bool(data.get("exif")), data.get("value_range"))
+    return None
 
 
 def recordable(asked: dict) -> dict:

@@ -1,13 +1,17 @@
 """Five channels of 16 bits, from .npy files to an encoder that is judged."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
 import torch
 
 import a2mim
+from a2mim.cli import build_parser, main
+from a2mim.commands.arguments import reading_of
 from a2mim.data import EvalLoader, open_dataset
+from a2mim.data.reading import Reading
 from a2mim.evaluation import extract_features
 
 
@@ -64,3 +68,26 @@ def test_evaluation_sees_the_same_sixteen_bits(bands):
         expected = np.load(dataset.name(i))[:, 4:44].mean((0, 1)) / 65535
         assert np.allclose(features[i], expected, rtol=1e-5)
     assert labels.tolist() == dataset.labels.tolist()
+
+
+def test_an_encoder_of_a_run_is_judged_on_images_read_as_the_run_read_them(recipe, tmp_path, capsys):
+    """Floats, which nothing can be made of without their range; told anew where the encoder has been moved."""
+    rng, data, folder = np.random.default_rng(0), tmp_path / "floats", tmp_path / "run"
+    for i in range(24):
+        place = data / ("train" if i < 16 else "test") / "ab"[i % 2] / f"{i:02d}.npy"
+        place.parent.mkdir(parents=True, exist_ok=True)
+        np.save(place, rng.uniform(-1, 1, (40, 40, 3)).astype(np.float32))
+    settings = {"data.value_range": (-1, 1), "data.exif": True, "schedule.epochs": 1, "schedule.warmup_epochs": 0}
+    a2mim.pretrain(recipe, data / "train", folder, device="cpu", num_workers=0, export=["timm"], **settings)
+    sets = ["--data", str(data / "train"), "--test-data", str(data / "test")]
+    assert main(["knn", str(folder), *sets, "--device", "cpu", "--k", "3"]) == 0
+    assert "as the run read its own: by their EXIF orientation, values from -1 to 1" in capsys.readouterr().err
+
+    def read(source, *more):
+        return reading_of(build_parser().parse_args(["knn", str(source), *sets, *more]))
+
+    assert read(folder) == read(folder / "encoder") == read(folder / "checkpoints" / "step_00000002.pth")
+    other = read(folder, "--no-exif", "--value-range", "0", "2")
+    assert (other.exif, other.value_range) == (False, (0.0, 2.0))
+    shutil.copytree(folder / "encoder", tmp_path / "moved" / "to" / "encoder")
+    assert read(tmp_path / "moved" / "to" / "encoder") == read("resnet18") == Reading()
