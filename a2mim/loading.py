@@ -11,6 +11,7 @@ from timm.models import adapt_input_conv
 from torch import nn
 
 from a2mim.checkpoints import first_line
+from a2mim.foreign import on_meta
 from a2mim.networks import build_model
 from a2mim.sources import PUBLISHED, Source, for_channels, is_timms, preprocessing_of, read_source
 
@@ -105,9 +106,15 @@ def _filled(found: Source, arguments: dict, allow_partial: bool) -> tuple[nn.Mod
         return create(found.name, pretrained=True, pretrained_cfg_overlay=cfg | {"state_dict": tensors}, **arguments)
 
     tensors = dict(found.tensors)
+    stated = on_meta(found.name, pretrained_cfg_overlay=cfg, **found.model_args)
+    sizes = {key: value.numel() for key, value in stated.state_dict().items()}
+    # timm resamples tables of positions without a word, also where nobody asked for another size
+    strange = {key for key, value in tensors.items() if value.numel() != sizes.get(key, value.numel())}
+    if strange and not allow_partial:
+        raise ValueError(_difference(found, stated))
     if allow_partial:
         fresh = create(found.name, **arguments)[0].state_dict()
-        tensors = fresh | {key: value for key, value in tensors.items() if key in fresh}
+        tensors = fresh | {key: value for key, value in tensors.items() if key in fresh and key not in strange}
     try:
         model, size = create_with(dict(tensors))
     except RuntimeError as error:

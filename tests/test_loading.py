@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from a2mim.checkpoints import FORMAT
 from a2mim.encoder import MaskedEncoder
 from a2mim.export.timm_folder import write_timm_folder
-from a2mim.loading import load_encoder, read_source
+from a2mim.loading import load_encoder, load_reported, read_source
 
 SIZE = 64
 PIXELS = {"mean": [0.1, 0.2, 0.3], "std": [0.4, 0.5, 0.6], "interpolation": "bilinear"}
@@ -235,3 +235,20 @@ def test_a_first_convolution_that_timm_cannot_adapt_is_refused_not_left_random(t
         ValueError, match=r"cannot be adapted from 3 to 5 channels and would stay random: .* in_chans=3"
     ):
         load_encoder(tmp_path / "c.pth", in_chans=5)
+
+
+def test_tables_of_another_window_are_refused_although_timm_would_resample_them(tmp_path):
+    small = {"embed_dim": 24, "depths": (1, 1, 1, 1), "num_heads": (1, 1, 1, 1), "img_size": 256}
+    model = timm.create_model("swin_tiny_patch4_window7_224", num_classes=0, window_size=8, **small)
+    pixels = PIXELS | {"img_size": [256, 256]}
+    write_timm_folder(model, {"model_args": small | {"window_size": 8}}, pixels, tmp_path, "mit")
+    assert load_reported(tmp_path)[2]["partial"] is False
+    config = json.loads((tmp_path / "config.json").read_text())
+    del config["model_args"]["window_size"]
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(
+        ValueError, match=r"not those of swin_tiny.* of another shape \(layers\.0.*relative_position_bias"
+    ):
+        load_encoder(tmp_path)
+    report = load_reported(tmp_path, allow_partial=True)[2]
+    assert report["partial"] and all("relative_position_bias_table" in key for key in report["of another shape"])
