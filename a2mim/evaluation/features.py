@@ -85,15 +85,22 @@ def pooling_of(model: nn.Module, pooling: str) -> Callable[[Tensor], Tensor]:
 
 
 def pooling_name(model: nn.Module, pooling: str) -> str:
-    """timm's word for what `pooling_of` does with this model: "token", "avg", "map", …"""
+    """timm's word for what `pooling_of` does with this model: "token", "avg", "map", …, and "avg, then a norm" where
+    timm norms what it has pooled, as "avg" that is asked for does not.
+    """
     if pooling != "default":
         return {"cls": "token"}.get(pooling, pooling)
     for holder in (model, getattr(model, "head", None)):
         found = getattr(holder, "global_pool", None)
         found = getattr(found, "pool_type", found)
         if isinstance(found, str):
-            return found or "none"
+            return (found or "none") + (", then a norm" if _norms_after_pooling(model) else "")
     return "as timm's forward_head"
+
+
+def _norms_after_pooling(model: nn.Module) -> bool:
+    norms = (getattr(model, "fc_norm", None), getattr(getattr(model, "head", None), "norm", None))
+    return any(isinstance(norm, nn.Module) and not isinstance(norm, nn.Identity) for norm in norms)
 
 
 def unreadable_of(*loaders) -> dict[str, int]:

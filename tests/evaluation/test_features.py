@@ -5,7 +5,7 @@ import timm
 import torch
 
 from a2mim.evaluation import extract_features, judge
-from a2mim.evaluation.features import pooling_name
+from a2mim.evaluation.features import pooling_name, pooling_of
 from a2mim.pixels import IMAGENET_MEAN, IMAGENET_STD
 
 SIZE = 64
@@ -88,18 +88,26 @@ def test_average_pooling_of_feature_maps_equals_timms_on_either_layout(name, kwa
     ("name", "kwargs", "word"),
     [
         ("resnet18", {}, "avg"),
-        ("convnext_atto", {}, "avg"),
+        ("convnext_atto", {}, "avg, then a norm"),
         ("swin_tiny_patch4_window7_224", {"depths": (1, 1, 1, 1)}, "avg"),
         ("vit_tiny_patch16_224", {"depth": 1}, "token"),
-        ("vit_tiny_patch16_224", {"depth": 1, "global_pool": "avg"}, "avg"),
+        ("vit_tiny_patch16_224", {"depth": 1, "global_pool": "avg"}, "avg, then a norm"),
+        ("vit_tiny_patch16_224", {"depth": 1, "global_pool": "avg", "fc_norm": False}, "avg"),
         ("xcit_nano_12_p16_224", {}, "token"),
         ("xcit_nano_12_p16_224", {"global_pool": "avg"}, "avg"),
     ],
 )
 def test_the_default_pooling_is_named_as_what_it_is(name, kwargs, word):
-    model = tiny(name, **kwargs)
+    model = tiny(name, **kwargs).eval()
     assert pooling_name(model, "default") == word
     assert (pooling_name(model, "cls"), pooling_name(model, "avg")) == ("token", "avg")
+    for norm in (getattr(model, "fc_norm", None), getattr(getattr(model, "head", None), "norm", None)):
+        if isinstance(norm, torch.nn.Module) and not isinstance(norm, torch.nn.Identity):
+            torch.nn.init.constant_(norm.bias, 1.0)
+    with torch.no_grad():
+        images = torch.randn(2, *model.pretrained_cfg["input_size"])
+        default, mean = (pooling_of(model, pooling)(images) for pooling in ("default", "avg"))
+    assert torch.allclose(default, mean, atol=1e-5) == (word == "avg")
 
 
 def test_judging_with_constants_out_of_range_is_refused_before_any_image_is_looked_at():
