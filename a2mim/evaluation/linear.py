@@ -114,6 +114,8 @@ def _as_published(train_features, train_labels, test_features, test_labels, prot
         per_iteration=protocol == "mae-linear",
     )
     del found["head"], found["n_heads"]
+    if not len(held):
+        found["held_out_top1"] = None  # images that were trained on were judged
     return found | {"base_lrs": lrs, "standardized": False, "n_held_out": len(held), "n_classes": len(classes)}
 
 

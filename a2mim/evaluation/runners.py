@@ -77,6 +77,7 @@ def run_linear(bench: Bench, protocol: Protocol, out: Path | None = None) -> lis
     check_probe(images, tested)
     classes, mae = torch.unique(train.labels), protocol.kind == "mae-linear"
     held, kept, note = _split(train, c)
+    judged = held if len(held) else kept
     make = bench.central_views if c["train_view"] == "center" else bench.random_views
     views = (images, kept) if c["train_view"] == "center" else (train.rows[kept.numpy()],)
     if c["train_view"] == "center":
@@ -95,7 +96,9 @@ def run_linear(bench: Bench, protocol: Protocol, out: Path | None = None) -> lis
         stacks,
         one_pass,
         classes,
-        dataclasses.replace(images, parts={p: f[held] for p, f in images.parts.items()}, labels=images.labels[held]),
+        dataclasses.replace(
+            images, parts={p: f[judged] for p, f in images.parts.items()}, labels=images.labels[judged]
+        ),
         tested,
         c["epochs"],
         schedule(c),
@@ -103,6 +106,8 @@ def run_linear(bench: Bench, protocol: Protocol, out: Path | None = None) -> lis
         per_iteration=mae or c["schedule"] == "iteration",
         track_best=c.get("features") != "grid",
     )
+    if not len(held):
+        found["held_out_top1"] = None  # images that were trained on were judged
     found |= {"held_out": len(held), "seed": c["seed"], "n_train": len(kept), "n_classes": len(classes)}
     found["batch_size"] = batch_size
     if mae and len(c["base_lrs"]) == 1:
@@ -178,13 +183,13 @@ def _inputs(protocol: Protocol, bench: Bench) -> dict[str, tuple[str, ...]]:
 
 
 def _split(train: FeatureSet, constants: dict) -> tuple[Tensor, Tensor, str]:
-    """(held-out rows, rows to train on, a note), of the readable images."""
-    every = torch.arange(len(train))
+    """(held-out rows, if any, rows to train on, a note), of the readable images."""
+    every, none = torch.arange(len(train)), torch.arange(0)
     held = hold_out(train.labels, constants["held_out"], constants["seed"])
     if len(constants["base_lrs"]) == 1 and constants.get("features") != "grid":
-        return every, every, ""  # nothing to choose
+        return none, every, ""  # nothing to choose
     if len(held) == 0:
-        return every, every, "no class has two training images, so the head was chosen by the training images"
+        return none, every, "no class has two training images, so the head was chosen by the training images"
     kept = torch.ones(len(train), dtype=torch.bool)
     kept[held] = False
     return held, every[kept], ""

@@ -72,7 +72,8 @@ def test_all_protocols_share_one_pass_and_say_everything(sets, tmp_path, monkeyp
         assert result["top1_last"] == pytest.approx(100 * (result["correct"] == 1).double().mean().item())
         assert result["overlap"] == {"exact": 0, "near": 0} and result["balance"]["train"]["classes"] == 3
         if "held_out" in result:
-            assert (result["held_out"], result["n_train"]) == ((30, 30) if "mae" in protocol.name else (3, 27))
+            assert (result["held_out"], result["n_train"]) == ((0, 30) if "mae" in protocol.name else (3, 27))
+            assert (result["held_out_top1"] is None) == (result["held_out"] == 0)
     best = {r["protocol"]: r["top1_best"] for r in results}
     assert best["dino-linear"] is not None and best["dinov2-linear"] is None  # tested once
     assert {r["n_heads"] for r in results if r["protocol"] in ("dinov2-linear", "grid-cached")} == {52}
