@@ -120,7 +120,7 @@ class Bench:
     def _identity(self, dataset: ImageDataset) -> dict:
         return {
             "encoder": self.encoder.hash,
-            "batchnorm": [self.train.fingerprint, self.calibrated] if self.calibrated else None,
+            "batchnorm": [self.train.fingerprint, stamp_of(self.train), self.calibrated] if self.calibrated else None,
             "timm": timm.__version__,
             "data": [dataset.fingerprint, stamp_of(dataset)],
             "form": repr(getattr(dataset, "form", None)),
