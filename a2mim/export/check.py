@@ -32,6 +32,8 @@ def check(request: dict) -> dict:
             outcome["keys"] = keys = compare_tensors(held, request["tensors"])
             if problem := describe_keys(keys):
                 return outcome | {"problem": f"the keys of {request['weights']} do not agree: {problem}"}
+        if absent and not request["weights"]:
+            return outcome | {"problem": f"{', '.join(absent)} is not installed, without which nothing can be checked"}
         if absent:
             return outcome | {"mode": "contract only", "not_installed": absent, "versions": versions([])}
         found = run_readme(Path("README.md").read_text(encoding="utf-8"))

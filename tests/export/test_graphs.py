@@ -8,6 +8,7 @@ import timm
 import torch
 
 from a2mim.export import ExportError, graphs, onnx_graph, torch_graphs
+from a2mim.export.check import check
 from a2mim.export.handover import prove
 from a2mim.export.target import Subject
 from a2mim.export.targets import possible
@@ -235,6 +236,13 @@ def test_an_exported_program_names_no_file_of_this_machine_and_holds_its_preproc
 def test_onnx_without_its_packages_is_refused_in_one_sentence(monkeypatch):
     monkeypatch.setattr(onnx_graph, "NEEDED", ("onnx_that_nobody_has",))
     assert onnx_graph.refuse(None) == "it is written with onnx_that_nobody_has: pip install 'a2mim[onnx]'"
+
+
+def test_a_graph_that_nothing_here_can_run_is_not_vouched_for(proven_onnx, monkeypatch):
+    folder, _ = proven_onnx
+    monkeypatch.chdir(folder)  # check() goes there
+    request = read_receipt(folder)["check"] | {"folder": str(folder), "tensors": {}, "packages": ["no_such_runtime"]}
+    assert "no_such_runtime is not installed" in check(request)["problem"]
 
 
 @pytest.mark.parametrize("change", ["reshape", "perturb"])
