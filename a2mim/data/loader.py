@@ -15,16 +15,16 @@ from a2mim.data.crops import INTERPOLATIONS
 from a2mim.data.dataset import ImageDataset
 from a2mim.data.decode import LENIENT, REDUCED
 from a2mim.data.plan import VERSION, Plan
+from a2mim.data.progress import Progress
 from a2mim.data.repeated import repeated
 from a2mim.data.transforms import Transforms
 from a2mim.data.workers import Workers
 
 SHOWN = (LENIENT, REDUCED)  # counted with the faults, but the image is there
-OLDER = {"repeats": 1}  # what states had that do not say it
 FEW_FAULTS, FAULT_SHARE = 10, 0.01  # more than both unreadable images among those handed out end the run
 
 
-class TrainLoader:
+class TrainLoader(Progress):
     """Random crops, shuffled, for ever resumable.
 
     Args:
@@ -76,8 +76,6 @@ class TrainLoader:
         self.plan = Plan(dataset.shard_sizes, global_batch_size, seed, lanes, block)
         self.repeats = repeats
         self.rank, self.world_size = rank, world_size
-        self.position = 0
-        self._began = 0, 0  # a position, and the epoch that begins there
         self.faults = Faults()
         self.plan.check_world(world_size)
         size, interpolation = _size(img_size), _interpolation(interpolation)
@@ -96,26 +94,6 @@ class TrainLoader:
         """Images that an epoch does not show, because they fill no batch; others in each epoch."""
         return self.plan.left_out
 
-    @property
-    def epoch(self) -> int:
-        return self._place()[0]
-
-    def _place(self) -> tuple[int, int]:
-        """(epoch, step of it) at the current position."""
-        position, epoch = self._began
-        further, step = divmod(self.position - position, len(self))
-        return epoch + further, step
-
-    def epochs_done(self, position: int) -> float:
-        """Of which the position is the end; an epoch cut short by new data counts as a whole one."""
-        began, epoch = self._began
-        return epoch + (position - began) / len(self)
-
-    def position_of(self, epoch: int) -> int:
-        """Where an epoch begins: steps x epochs, unless new data came in between."""
-        position, first = self._began
-        return position + (epoch - first) * len(self)
-
     def __iter__(self) -> Iterator[dict]:
         epoch, step = self._place()
         share = self.rank, self.world_size, self.repeats
@@ -124,17 +102,9 @@ class TrainLoader:
             rank_images = self.position * (self.plan.global_batch_size // self.world_size)
             yield unpack(batch, self.faults, rank_images)
 
-    def seek(self, step: int) -> None:
-        """The next batch will be number `step`, counted from the first of epoch 0. Takes effect at the next `iter`."""
-        if step < 0 or self.epochs_done(step) < 0:
-            raise ValueError(f"step={step} must not be negative, nor of an epoch before the data changed")
-        self.position = int(step)
-
     def state_dict(self) -> dict:
         """Plain values: the position, and what must be the same for it to mean the same."""
-        epoch, step = self._place()
-        place = {"position": self.position, "epoch": epoch, "step": step}
-        return {**self._identity(), **place, "faults": dict(self.faults)}
+        return {**self._identity(), **self._position(), "faults": dict(self.faults)}
 
     def load_state_dict(self, state: dict, next_epoch: bool = False) -> list[str]:
         """Takes up the position; returns what changed, in words. Costs nothing, whatever the position.
@@ -143,23 +113,9 @@ class TrainLoader:
             next_epoch: where data, batch or plan are others than when the state was saved, begin the next epoch with
                 what is now; its positions count on from the state's. Without this they are refused by ValueError.
         """
-        epoch, step = state["epoch"], state["step"]
-        position = state.get("position", epoch * len(self) + step)  # older states have none
-        changed = [field for field, now in self._identity().items() if state.get(field, OLDER.get(field)) != now]
-        if changed and not next_epoch:
-            field = changed[0]
-            raise ValueError(
-                f"the data cannot be resumed: {field} was {state.get(field)!r} when the state was saved and is"
-                f" {self._identity()[field]!r} now; resume with what it was, start anew, or give up the rest of the"
-                " epoch and start the next one with what is now: --next-epoch"
-            )
-        self._began = (position, epoch + (step > 0)) if changed else (position - step, epoch)
-        self.position = position
+        said = self._take_up(state, next_epoch)
         self.faults = Faults(state["faults"])
-        if not changed:
-            return []
-        cut = f"epoch {epoch} ends after {step} batches, " if step else ""
-        return [f"the data's {', '.join(changed)}: {cut}epoch {self.epoch} begins with what is now"]
+        return said
 
     def _identity(self) -> dict:
         return {

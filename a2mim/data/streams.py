@@ -22,6 +22,7 @@ from a2mim.data.decode import UnreadableImage
 from a2mim.data.keyed import key_of
 from a2mim.data.loader import Faults, unpack
 from a2mim.data.own_data import image_and_label
+from a2mim.data.progress import Progress
 from a2mim.data.transforms import Transforms
 
 HEAD = 256  # images kept
@@ -92,7 +93,7 @@ class HeadStore:
         return f"{self.title}, image {i}"
 
 
-class StreamLoader:
+class StreamLoader(Progress):
     """TrainLoader's counterpart for a data set of `open_stream`; see there for the arguments, and above for what it
     does not promise.
     """
@@ -124,7 +125,7 @@ class StreamLoader:
                 f"{global_batch_size} for {world_size} processes; change one of them"
             )
         self.dataset, self.seed = dataset, seed
-        self.position, self.faults, self._running = 0, Faults(), None
+        self.faults, self._running = Faults(), None
         size = (img_size, img_size) if isinstance(img_size, int) else tuple(img_size)
         self.crop = RandomCrops(
             size, tuple(scale), tuple(ratio), hflip, interpolation, Transforms(transforms), seed, augment
@@ -148,48 +149,22 @@ class StreamLoader:
         """Images that an epoch is short of a whole batch."""
         return self.dataset.stream.images_per_epoch - self.plan.steps * self.plan.global_batch_size
 
-    @property
-    def epoch(self) -> int:
-        return self.position // len(self)
-
-    def epochs_done(self, position: int) -> float:
-        return position / len(self)
-
-    def position_of(self, epoch: int) -> int:
-        return epoch * len(self)
-
     def __iter__(self) -> Iterator[dict]:
         """To the end of the current epoch; the next one goes on where the stream is."""
         if self._running is None:
             self._running = iter(self._loader)
-        for _ in range(len(self) - self.position % len(self)):
+        for _ in range(len(self) - self._place()[1]):
             self.position += 1
             yield unpack(next(self._running), self.faults, self.position * self.batch_size)
 
-    def seek(self, step: int) -> None:
-        self.position = int(step)
-
     def state_dict(self) -> dict:
-        epoch, step = divmod(self.position, len(self))
-        return {
-            **self._identity(),
-            "position": self.position,
-            "epoch": epoch,
-            "step": step,
-            "faults": dict(self.faults),
-        }
+        return {**self._identity(), **self._position(), "faults": dict(self.faults)}
 
     def load_state_dict(self, state: dict, next_epoch: bool = False) -> list[str]:
         """Takes up the count of steps; returns what is to be said: that the stream itself begins anew."""
-        for field, now in self._identity().items():
-            if state.get(field) != now and not next_epoch:
-                raise ValueError(
-                    f"the data cannot be resumed: {field} was {state.get(field)!r} when the state was saved and is"
-                    f" {now!r} now; resume with what it was, or start anew"
-                )
-        self.seek(state["epoch"] * len(self) + state["step"])
+        said = self._take_up(state, next_epoch)
         self.faults = Faults(state["faults"])
-        return [f"the {self.dataset.title} begins anew: images of this epoch may be shown again"]
+        return [*said, f"the {self.dataset.title} begins anew: images of this epoch may be shown again"]
 
     def _identity(self) -> dict:
         return {"plan": "stream", "seed": self.seed, **asdict(self.plan)}

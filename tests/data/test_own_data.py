@@ -151,6 +151,20 @@ def test_a_resumed_stream_counts_on_and_says_that_it_begins_anew():
         StreamLoader(dataset, 16, 10).load_state_dict(loader.state_dict())
 
 
+def test_another_batch_size_of_a_stream_begins_the_next_epoch_when_that_is_asked_for():
+    """Four steps an epoch, then two: after six steps the second epoch ends, and the third has two."""
+    dataset = open_stream(Pipeline([picture(i) for i in range(20)]), 20)
+    before, after = StreamLoader(dataset, 16, 5), StreamLoader(dataset, 16, 10)
+    before.seek(6)
+    first, _ = after.load_state_dict(before.state_dict(), next_epoch=True)
+    assert first == "the data's global_batch_size, steps: epoch 1 ends after 2 batches, epoch 2 begins with what is now"
+    assert (after.epochs_done(6), after.epochs_done(8), after.position_of(4)) == (2, 3, 10)
+    assert len(list(after)) == 2 and after.epoch == 3
+    again = StreamLoader(dataset, 16, 10)
+    again.load_state_dict(after.state_dict())
+    assert (again.position, again.epoch, again.position_of(4)) == (8, 3, 10)
+
+
 def test_large_images_of_the_head_are_thinned(tmp_path):
     dataset = open_stream(Pipeline([np.zeros((1200, 1600, 3), np.uint8)]), 4)
     assert (dataset.images, len(dataset)) == (4, 1)
