@@ -18,8 +18,6 @@ def add_shards(commands) -> None:
     check = shards.add_parser(
         "check", help="read every sample; exit status 1 when anything is wrong", allow_abbrev=False
     )
-    check.add_argument("--in-chans", type=int, default=3, help="channels (3)")
-    check.add_argument("--value-range", type=float, nargs=2, metavar=("LOW", "HIGH"), help="of arrays of floats")
     check.add_argument("--all", action="store_true", help="name everything that is wrong, not only the first")
     check.set_defaults(run=run_check_shards)
     listing = shards.add_parser("ls", help="what is in them", allow_abbrev=False)
@@ -42,6 +40,9 @@ def add_shards(commands) -> None:
     again.add_argument("--seed", type=int, default=0, help="of the shuffle (0)")
     again.add_argument("--keep-order", action="store_true", help="do not shuffle")
     again.set_defaults(run=run_reshard)
+    for parser in (make, check, again):  # the first and the last check what they wrote
+        parser.add_argument("--in-chans", type=int, default=3, help="channels, to check the images by (3)")
+        parser.add_argument("--value-range", type=float, nargs=2, metavar=("LOW", "HIGH"), help="of arrays of floats")
     for parser in (make, check, listing, index, again):
         add_access(parser)
         parser.add_argument("--processes", type=int, help="(default: one for each core)")
@@ -59,7 +60,7 @@ def run_make_shards(chosen) -> int:
 
     made = make_shards(chosen.folder, chosen.out, chosen.samples_per_shard, chosen.max_bytes, chosen.seed)
     print(f"{made['images']:,} images in {made['shards']} shards ({made['kept']} of them were there already)")
-    return report_shards(made["pattern"])
+    return report_shards(made["pattern"], False, chosen.in_chans, chosen.value_range)
 
 
 def run_check_shards(chosen) -> int:
@@ -118,4 +119,4 @@ def run_reshard(chosen) -> int:
     print(f"{made['images']:,} images in {made['shards']} shards ({made['kept']} of them were there already)")
     print(f"{', '.join(f'{count:,} {kind}' for kind, count in made['done'].items())}")
     print(f"{made['bytes_before'] / 1e6:,.1f} MB of images became {made['bytes_after'] / 1e6:,.1f} MB of shards")
-    return report_shards(made["pattern"])
+    return report_shards(made["pattern"], False, chosen.in_chans, chosen.value_range)

@@ -25,6 +25,8 @@ class FolderStore:
             return Path(self.name(i)).read_bytes()
         except FileNotFoundError:
             raise UnreadableImage("missing", "the file has gone since the folder was listed") from None
+        except OSError as error:  # not permitted, a damaged disk: of this file, until too many say so
+            raise UnreadableImage("cannot be opened", error.strerror) from None
 
     def name(self, i: int) -> str:
         return os.path.join(self.root, self.paths[i])

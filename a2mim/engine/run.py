@@ -138,10 +138,14 @@ def prepare(kind, asked: dict, work_dir, resume: bool, next_epoch: bool, num_wor
     where, found, changed = None, None, []
     if resume:
         where = folder.find_run(work_dir, Path(asked["config"]).stem)
-        asked |= {key: value for key, value in folder.recall(where).items() if asked.get(key) is None}
+        recalled = folder.recall(where)
+        asked |= {key: value for key, value in recalled.items() if asked.get(key) is None}
         settings = load_config(where / "config.py", overrides, strict=False, schema=kind.schema)
         changed = differences(load_config(where / "config.py", schema=kind.schema), settings)
         found = read_newest(where / "checkpoints")
+        if asked.get("source") != recalled.get("source", asked.get("source")):
+            changed.append(f"not the source: the run has begun, from {recalled['source']}")
+            asked["source"] = recalled["source"]
     elif next_epoch:
         raise ValueError("--next-epoch says how to go on with a run: add --resume, or leave it out")
     else:

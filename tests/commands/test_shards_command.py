@@ -90,3 +90,14 @@ def test_reshard_reencodes_once_and_goes_on(pattern, tmp_path, capsys):
     assert "(3 of them were there already)" in lines(capsys)[0]
     assert main(["shards", "reshard", pattern, out, "--as-is", "--samples-per-shard", "4"]) == 1
     assert "made with short_side=20, now it is None" in capsys.readouterr().err
+
+
+def test_what_is_written_is_checked_by_the_channels_that_it_has(tmp_path, capsys):
+    for i in range(3):
+        np.save(tmp_path / f"{i}.npy", np.full((20, 20, 5), i, np.float32))
+    form = ["--in-chans", "5", "--value-range", "0", "4"]
+    assert main(["shards", "make", str(tmp_path), str(tmp_path / "made"), *form]) == 0
+    shards = str(tmp_path / "made" / "*.tar")
+    assert main(["shards", "reshard", shards, str(tmp_path / "again"), *form]) == 0
+    assert lines(capsys)[-1].startswith("3 images in 1 shards, 0 labelled: all readable")
+    assert main(["shards", "check", shards]) == 1

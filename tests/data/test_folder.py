@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from small_images import encoded, picture
 
-from a2mim.data import open_dataset
+from a2mim.data import TrainLoader, open_dataset
 
 
 def test_first_level_folders_are_the_labels(class_folder):
@@ -72,3 +72,11 @@ def test_a_folder_can_be_read_in_other_channels(class_folder):
     assert dataset.read(0).shape == (40, 56, 1)
     with pytest.raises(ValueError, match=r"does not suit: .*a picture of 3, and in_chans=5"):
         open_dataset(class_folder, in_chans=5)
+
+
+def test_a_file_that_cannot_be_opened_is_one_image_at_fault(class_folder):
+    (class_folder / "cat" / "loop.png").symlink_to("loop.png")
+    dataset = open_dataset(class_folder)
+    loader = TrainLoader(dataset, 16, 16, num_workers=1)
+    assert len(next(iter(loader))["images"]) == 16
+    assert loader.faults == {"cannot be opened": 1} and "loop.png" in loader.faults.names[0]

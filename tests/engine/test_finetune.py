@@ -254,6 +254,13 @@ def test_test_images_without_a_label_are_not_judged(run, labelled):
     assert results_of(folder)["n_test"] == 8
 
 
+def test_a_resumed_run_names_the_source_that_it_began_with(run, capsys):
+    folder, _ = run("begun", "test_vit", **PLAIN, **SHORT)
+    run("begun", "test_resnet", resume=True)
+    assert "changed  not the source: the run has begun, from test_vit" in capsys.readouterr().out
+    assert read_results(folder)[-1]["encoder"] == "test_vit"
+
+
 def test_a_classifier_goes_on_with_the_classes_that_it_has(run, labelled, tmp_path):
     """With the next epoch as with this one: a class that comes before the others would shift what the outputs mean."""
     folder, _ = run("classes", **PLAIN, **SHORT)
