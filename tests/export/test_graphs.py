@@ -1,6 +1,7 @@
 """Graphs compute what the encoder computes, for any number of images, without timm and without a2mim."""
 
 import json
+import shutil
 import zipfile
 
 import pytest
@@ -259,6 +260,21 @@ def test_one_wrong_tensor_in_the_exported_program_fails_the_check(tmp_path, chan
     with pytest.raises(ExportError, match=r"encoder\.pt2 is not the same"):
         verify(folder)
     assert recheck(folder, read_receipt(folder))["problem"]
+
+
+@pytest.mark.parametrize("proven", ["torchscript"], indirect=True)
+def test_one_wrong_tensor_in_the_script_fails_verify_and_the_check_alone(proven, tmp_path, monkeypatch):
+    folder = shutil.copytree(proven[0], tmp_path / "torchscript")
+    script = torch.jit.load(folder / "encoder.ts")
+    with torch.no_grad():
+        next(p for name, p in script.named_parameters() if name.endswith("norm1.bias")).add_(0.01)
+    torch.jit.save(script, folder / "encoder.ts")
+    with pytest.raises(ExportError, match=r"encoder\.ts is not the same"):
+        verify(folder)
+    monkeypatch.chdir(folder)  # check() goes there
+    receipt = read_receipt(folder)
+    problem = check({"folder": str(folder), **receipt["check"], "tensors": receipt["tensors"]})["problem"]
+    assert "features differ" in problem
 
 
 def test_a_network_of_ones_own_becomes_a_graph_too(tmp_path):

@@ -227,6 +227,23 @@ def test_verify_notices_a_wrong_key_even_where_the_hashes_were_made_to_fit(copie
         verify(folder)
 
 
+@pytest.mark.parametrize("tamper", [rename, drop, reshape], ids=lambda tamper: tamper.__name__)
+@pytest.mark.parametrize("name", STORED)
+def test_verify_fails_for_every_target_on_one_wrong_key(copied, monkeypatch, name, tamper):
+    """By the file's hash, and by its keys where the hash was made to fit; those are read before anything is loaded."""
+    folder = copied(name)
+    receipt = read_receipt(folder)
+    tamper_file(folder, receipt["check"], tamper)
+    weights = re.escape(receipt["check"]["weights"])
+    with pytest.raises(ExportError, match=rf"{weights} is not the same\.$"):
+        verify(folder)
+    write_json(folder / "receipt.json", receipt | {"sha256": hash_files(folder)})
+    in_this_one = "a2mim.export.verify.check_in_fresh_process"
+    monkeypatch.setattr(in_this_one, lambda folder, proof, _: check({"folder": str(folder), **proof}))
+    with pytest.raises(ExportError, match=rf"does not give {name} the resnet18: .*{weights} .*{TAMPERS[tamper]}"):
+        verify(folder)
+
+
 def test_another_environments_interpreter_is_asked_and_a_dead_one_is_a_problem(copied, tmp_path):
     dead = tmp_path / "python"
     dead.write_text("#!/bin/sh\necho no torch here >&2\nexit 3\n")
