@@ -66,9 +66,10 @@ def _build_timm(name: str, size, in_chans: int, drop_path_rate: float, pretraine
         try:
             return timm.create_model(name, pretrained=pretrained, num_classes=0, **model_args, **training, **arguments)
         except TypeError as error:
-            if "drop_path_rate" not in str(error):
-                raise
-            raise ValueError(f"{name} has no stochastic depth; leave drop_path_rate at 0.") from error
+            if "drop_path_rate" in str(error):
+                raise ValueError(f"{name} has no stochastic depth; leave drop_path_rate at 0.") from error
+            told = ", ".join(f"{key}={value!r}" for key, value in model_args.items()) or "no arguments"
+            raise ValueError(f"{name} cannot be built with {told} ({error}); look at model_args.") from error
 
     if size is None:
         model = create()
@@ -145,6 +146,8 @@ def find_class(name: str):
             found = importlib.import_module(".".join(parts[:cut]))
         except ModuleNotFoundError as error:
             problem = str(error)
+            if not f"{name}.".startswith(f"{error.name}."):  # the module is there, and something that it needs is not
+                break
             continue
         except ValueError as error:  # an empty part
             problem = str(error)

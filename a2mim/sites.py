@@ -78,7 +78,7 @@ def study(
         raise ValueError("no module of the model has a feature map of the image, so the mask token has no place.")
     last = last_map(model, seen.calls)
     guesses = guess_all(seen.output, images, model)
-    named = [] if maps == "auto" else [find_site(trial, seen.calls, name) for name in _names(maps)]
+    named = [] if maps == "auto" else [find_map(trial, seen.calls, name, "maps") for name in _names(maps, "maps")]
     if named:
         roots = [t.grad_fn for call in named for t in seen.tensors[call.name].values()]
     else:
@@ -86,12 +86,20 @@ def study(
         roots = [t.grad_fn for t in (finals or seen.tensors[last.name]).values()]
     declared = [] if seen.resized else [stride for _, stride in feature_modules(model)]
     strides = _Strides(tuple(images.shape[2:]), declared, bool(seen.resized))
+    reached = _walk(roots, set())
+    before = [call for call in seen.calls if not reached.isdisjoint(call.nodes.values())]
     if site == "auto":
         widest = guesses or last.guesses
         final_stride = max(strides.of(found[0])[0] for found in widest.values())
-        calls = [choose_site(model, seen.calls, final_stride, max_stride, images, roots, strides)]
+        calls = [choose_site(model, before or seen.calls, final_stride, max_stride, images, roots, strides)]
     else:
-        calls = [find_site(trial, seen.calls, name) for name in _names(site)]
+        calls = [find_map(trial, seen.calls, name) for name in _names(site, "site")]
+        for call in calls:
+            if call not in before:
+                raise ValueError(
+                    f"site {call.name!r} lies behind every map that is decoded, so its mask token would reach no loss;"
+                    " name a site before them, or a later map."
+                )
 
     places, outputs = _measure(trial, both, seen, calls, named, last, {} if named else guesses)
     if outputs:
@@ -183,7 +191,9 @@ class _Strides:
         return tuple(cell_stride(size, cells, self.declared) for size, cells in sides)
 
 
-def _names(names: str | Sequence[str]) -> list[str]:
+def _names(names: str | Sequence[str], what: str) -> list[str]:
+    if not names:
+        raise ValueError(f'{what}={names!r} names no module; give one or several names, or "auto".')
     return [names] if isinstance(names, str) else list(dict.fromkeys(names))
 
 
@@ -274,27 +284,35 @@ def used_paths(model: nn.Module, call: Call, images: Tensor, finals: list[str]) 
 
 def _sources(starts: list, walls: set) -> dict[Any, int]:
     """Autograd leaves reachable from `starts` without passing `walls`, with their numbers of elements."""
-    found, seen, todo = {}, set(walls), [node for node in starts if node not in walls]
+    return {node: node.variable.numel() for node in _walk(starts, walls) if hasattr(node, "variable")}
+
+
+def _walk(starts: list, walls: set) -> set:
+    """Autograd nodes reachable from `starts`, which are among them, without passing `walls`."""
+    seen, todo = set(), list(starts)
     while todo:
         node = todo.pop()
-        if node is None or node in seen:
+        if node is None or node in seen or node in walls:
             continue
         seen.add(node)
-        if hasattr(node, "variable"):
-            found[node] = node.variable.numel()
         todo.extend(following for following, _ in node.next_functions)
-    return found
+    return seen
 
 
-def find_site(model: nn.Module, calls: list[Call], name: str) -> Call:
-    """The call of the module of that name, or ValueError with the nearest names."""
+def find_map(model: nn.Module, calls: list[Call], name: str, asked: str = "site") -> Call:
+    """The call of the module of that name, or ValueError with the nearest names.
+
+    Args:
+        asked: the argument that held the name, "site" or "maps".
+    """
     by_name = {call.name: call for call in calls}
     if name in by_name:
         return by_name[name]
     near = difflib.get_close_matches(name, by_name, n=4, cutoff=0.3) or [n for n in by_name if "." not in n]
     known = name in dict(model.named_modules())
     why = "has no feature map that is computed once" if known else "is no module of this model"
-    raise ValueError(f"site {name!r} {why}; names nearest to it that can take the mask token: {', '.join(near[:8])}.")
+    use = "can take the mask token" if asked == "site" else "have one"
+    raise ValueError(f"{asked} {name!r} {why}; names nearest to it that {use}: {', '.join(near[:8])}.")
 
 
 def hook_target(model: nn.Module, name: str) -> str:

@@ -175,6 +175,25 @@ def test_what_lies_behind_the_last_map_is_frozen():
     assert encoder.channels == [256]
 
 
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"site": "layer4", "maps": "layer2"}, "site 'layer4' lies behind every map that is decoded"),
+        ({"site": ["layer1", "layer4"], "maps": "layer2"}, "site 'layer4' lies behind every map that is decoded"),
+        ({"site": []}, "site=\\[\\] names no module"),
+        ({"maps": "layer9"}, "maps 'layer9' is no module of this model; names nearest to it that have one: layer4"),
+    ],
+)
+def test_sites_and_maps_that_cannot_be_are_one_sentence(arguments, words):
+    with pytest.raises(ValueError, match=words):
+        MaskedEncoder("resnet18", img_size=64, **arguments)
+
+
+def test_the_rule_stays_before_an_early_map():
+    encoder = MaskedEncoder("convnext_atto", maps="stages.0", img_size=64)
+    assert encoder.site == "stages.0"  # all stages behind it, which the image hardly passes by, would do nothing
+
+
 def test_a_cell_that_does_not_fit_is_refused_when_the_model_is_built():
     with pytest.raises(ValueError, match=r"mask_patch_size=48 does not divide the image of 64x64 pixels; set .* to 32"):
         MIM(MaskedEncoder("resnet18", img_size=64), BlockMask(48, 0.5), [MaskedL1()])

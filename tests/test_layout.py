@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from a2mim.encoder import MaskedEncoder
 from a2mim.layout import Layout, cell_stride, guess_layouts, leaves, raster_table, replace_leaves
 from a2mim.measure import Place, read_intermediates, verify_outputs
-from a2mim.sites import find_site, hook_target, study, unreached
+from a2mim.sites import find_map, hook_target, study, unreached
 from a2mim.tracing import trace, trial_copy
 
 GRID = (3, 4)
@@ -231,7 +231,7 @@ def test_a_module_that_runs_twice_is_no_site():
     model = Repeated()
     calls = trace(model, torch.randn(2, 3, 32, 32)).calls
     with pytest.raises(ValueError, match="computed once"):
-        find_site(model, calls, "shared")
+        find_map(model, calls, "shared")
 
 
 def test_a_hook_goes_to_the_last_child_of_a_sequential():

@@ -195,6 +195,7 @@ def test_a_network_rebuilt_from_the_arguments_takes_the_weights():
         ("subprocess.Popen", {"model_args": {"args": "true"}}, "neither an nn.Module nor a function annotated"),
         ("my_nets.Tokens", {"model_args": {"widht": 3}}, "widht=3 .*unexpected keyword argument 'widht'"),
         ("my_nets.Pyramid", {"in_chans": 5}, "cannot be built with no arguments and 5 channels as one of in_chans"),
+        ("resnet18", {"model_args": {"widht": 3}}, "resnet18 cannot be built with widht=3 .*look at model_args"),
         ("my_nets.Tokens", {"drop_path_rate": 0.1}, "drop_path_rate and pretrained are for timm's models"),
     ],
 )
@@ -202,6 +203,15 @@ def test_what_cannot_be_used_is_one_sentence(name, arguments, words):
     with pytest.raises(ValueError, match=words) as error:
         MaskedEncoder(name, img_size=64, **arguments)
     assert "\n" not in str(error.value)
+
+
+def test_a_module_that_misses_what_it_imports_says_so(tmp_path, monkeypatch):
+    (tmp_path / "half_installed").mkdir()
+    (tmp_path / "half_installed" / "__init__.py").touch()
+    (tmp_path / "half_installed" / "nets.py").write_text("import no_such_package")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ValueError, match="No module named 'no_such_package'"):
+        MaskedEncoder("half_installed.nets.Net")
 
 
 TRANSFORMERS = [
