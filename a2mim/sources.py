@@ -74,7 +74,7 @@ def read_source(source: str | Path, name: str | None = None) -> Source:
 def _read_folder(folder: Path, name: str | None) -> Source:
     for candidate in (folder, folder / "encoder"):
         if (candidate / "config.json").is_file():
-            config = json.loads((candidate / "config.json").read_text(encoding="utf-8"))
+            config = _json(candidate / "config.json")
             if name is None and "model_type" not in config:
                 return _read_timm_folder(candidate, config)
             return _read_hub_folder(candidate, config, name)
@@ -88,10 +88,25 @@ def _read_folder(folder: Path, name: str | None) -> Source:
     return _of_checkpoint(*newest)
 
 
+def _json(path: Path) -> dict:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        content = None
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} cannot be read: it is incomplete or not JSON.")
+    return content
+
+
 def _read_timm_folder(folder: Path, config: dict) -> Source:
     weights = folder / "model.safetensors"
     if not weights.is_file():
         raise FileNotFoundError(f"{folder} has a config.json but no model.safetensors: export the encoder again.")
+    if "architecture" not in config:
+        raise ValueError(
+            f"{folder}/config.json names neither timm's architecture nor transformers' model_type: write NAME:{folder},"
+            " with timm's name of it."
+        )
     cfg, tensors = config.get("pretrained_cfg", {}), _load(weights, load_file)
     if cfg.get("num_classes", 0):  # another tool's folder with its classifier
         classifiers = cfg.get("classifier") or ()
@@ -102,7 +117,7 @@ def _read_timm_folder(folder: Path, config: dict) -> Source:
     if channels != 3:
         model_args.setdefault("in_chans", channels)
     receipt = folder / "receipt.json"
-    told = json.loads(receipt.read_text(encoding="utf-8")) if receipt.is_file() else {}
+    told = _json(receipt) if receipt.is_file() else {}
     return Source(
         config["architecture"],
         model_args,

@@ -252,3 +252,13 @@ def test_tables_of_another_window_are_refused_although_timm_would_resample_them(
         load_encoder(tmp_path)
     report = load_reported(tmp_path, allow_partial=True)[2]
     assert report["partial"] and all("relative_position_bias_table" in key for key in report["of another shape"])
+
+
+def test_a_config_that_names_nothing_or_is_broken_is_one_sentence(tmp_path):
+    save_file({"w": torch.zeros(1)}, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text('{"vision": {}}')
+    with pytest.raises(ValueError, match=r"config\.json names neither timm's architecture .* write NAME:"):
+        load_encoder(tmp_path)
+    (tmp_path / "config.json").write_text('{"vision": ')
+    with pytest.raises(ValueError, match=r"config\.json cannot be read: it is incomplete or not JSON\.$"):
+        load_encoder(tmp_path)
