@@ -71,7 +71,7 @@ def compare_loaded(request: dict, outcome: dict, found: dict) -> dict:
     difference = largest_difference(found, read_reference(Path("reference.npz")))
     outcome["largest_difference"] = difference
     if difference is None:
-        outcome["problem"] = "features are not finite, or of another shape"
+        outcome["problem"] = "features are not finite, of another shape, or none at all"
     elif difference > request["tolerance"]:
         outcome["problem"] = f"features differ by {difference:.1e} of the largest, more than {request['tolerance']:.0e}"
     return outcome
@@ -162,11 +162,11 @@ def hash_tensor(tensor) -> str:
 
 def largest_difference(found: dict, reference: dict) -> float | None:
     """The largest absolute difference of all features, as a share of the largest of its tensor; None where one is not
-    finite or has another shape.
+    finite or has another shape, or where there is none to compare.
     """
     import torch
 
-    worst = 0.0
+    worst = None
     for name, expected in reference.items():
         if name == "images":
             continue
@@ -177,7 +177,7 @@ def largest_difference(found: dict, reference: dict) -> float | None:
         difference = ((value - expected).abs().max() / scale).item()
         if not difference < float("inf"):
             return None
-        worst = max(worst, difference)
+        worst = max(worst or 0.0, difference)
     return worst
 
 

@@ -39,11 +39,11 @@ def check_in_fresh_process(folder: Path, proof: dict, python: str = sys.executab
         )
     except OSError as error:
         raise ValueError(f"{python} is no interpreter that can be started ({error.strerror}).") from None
-    lines = process.stdout.splitlines()
-    if process.returncode or not lines:
+    answers = [line for line in process.stdout.splitlines() if line.startswith('{"mode": ')]  # libraries print too
+    if process.returncode or not answers:
         reason = (process.stderr.strip().splitlines() or ["no message"])[-1]
         return {"problem": f"the check in a fresh process died with code {process.returncode}: {reason}"}
-    return json.loads(lines[-1])
+    return json.loads(answers[-1])
 
 
 def _paths_of(proof: dict) -> dict[str, str]:

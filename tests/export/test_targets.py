@@ -21,7 +21,7 @@ from safetensors.torch import save_file
 from a2mim.cli import main
 from a2mim.export import TARGETS, ExportError, export, handover
 from a2mim.export.card import tell_training
-from a2mim.export.check import check, read_weights
+from a2mim.export.check import check, largest_difference, read_weights
 from a2mim.export.contracts import CONTRACTS, RESNETS, check_contract, of_torchvision
 from a2mim.export.detectron2_pickle import rename as rename_for_detectron2
 from a2mim.export.openmmlab_native import merging, native
@@ -252,6 +252,20 @@ def test_another_environments_interpreter_is_asked_and_a_dead_one_is_a_problem(c
         verify(copied("timm"), str(dead))
     with pytest.raises(ValueError, match="is no interpreter that can be started"):
         verify(tmp_path / "timm", str(tmp_path / "none"))
+
+
+def test_a_proof_needs_features_to_compare():
+    images = {"images": torch.zeros(1)}
+    assert largest_difference({"pooled": torch.ones(2)}, images) is None
+    assert largest_difference({"pooled": torch.ones(2)}, images | {"pooled": torch.ones(2)}) == 0.0
+
+
+def test_what_a_library_prints_around_the_answer_does_not_matter(copied):
+    folder = copied("timm")
+    readme = folder / "README.md"
+    loud = "import atexit\nimport numpy as np\nprint('hello')\natexit.register(print, 'bye')\n"
+    readme.write_text(readme.read_text().replace("import numpy as np\n", loud))
+    assert recheck(folder, read_receipt(folder))["problem"] == ""
 
 
 def test_preprocessing_that_scales_otherwise_fails(copied):
