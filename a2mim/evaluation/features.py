@@ -85,7 +85,7 @@ def pooling_of(model: nn.Module, pooling: str) -> Callable[[Tensor], Tensor]:
 
 
 def pooling_name(model: nn.Module, pooling: str) -> str:
-    """timm's word for what `pooling_of` does with this model: "token", "avg", "map", …, and "avg, then a norm" where
+    """timm's word for what `pooling_of` does with this model: "token", "avg", "map", …, and "avg, then norm" where
     timm norms what it has pooled, as "avg" that is asked for does not.
     """
     if pooling != "default":
@@ -94,7 +94,7 @@ def pooling_name(model: nn.Module, pooling: str) -> str:
         found = getattr(holder, "global_pool", None)
         found = getattr(found, "pool_type", found)
         if isinstance(found, str):
-            return (found or "none") + (", then a norm" if _norms_after_pooling(model) else "")
+            return (found or "none") + (", then norm" if _norms_after_pooling(model) else "")
     return "as timm's forward_head"
 
 

@@ -88,10 +88,10 @@ def test_average_pooling_of_feature_maps_equals_timms_on_either_layout(name, kwa
     ("name", "kwargs", "word"),
     [
         ("resnet18", {}, "avg"),
-        ("convnext_atto", {}, "avg, then a norm"),
+        ("convnext_atto", {}, "avg, then norm"),
         ("swin_tiny_patch4_window7_224", {"depths": (1, 1, 1, 1)}, "avg"),
         ("vit_tiny_patch16_224", {"depth": 1}, "token"),
-        ("vit_tiny_patch16_224", {"depth": 1, "global_pool": "avg"}, "avg, then a norm"),
+        ("vit_tiny_patch16_224", {"depth": 1, "global_pool": "avg"}, "avg, then norm"),
         ("vit_tiny_patch16_224", {"depth": 1, "global_pool": "avg", "fc_norm": False}, "avg"),
         ("xcit_nano_12_p16_224", {}, "token"),
         ("xcit_nano_12_p16_224", {"global_pool": "avg"}, "avg"),
