@@ -131,7 +131,9 @@ def run_knn(chosen) -> None:
 
 def run_linear_probe(chosen) -> None:
     overrides = {"epochs": chosen.epochs, "seed": chosen.seed}
-    if chosen.n_last_blocks is not None and chosen.protocol == "dino-linear":
+    if chosen.n_last_blocks is not None:
+        if chosen.protocol != "dino-linear":
+            raise ValueError(f"--n-last-blocks is for dino-linear: leave it out with {chosen.protocol}.")
         overrides["blocks"] = chosen.n_last_blocks
     _judge_one(chosen, chosen.protocol, overrides)
 

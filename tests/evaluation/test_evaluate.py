@@ -208,7 +208,9 @@ def test_the_old_commands_give_the_old_numbers_and_keys(sets, tmp_path, capsys):
         main(["linear-probe", *common, "--protocol", "linear-cached", "--epochs", "2", "--out", str(tmp_path / "l")])
         == 0
     )
-    printed = capsys.readouterr().out
+    assert main(["linear-probe", *common, "--protocol", "linear-cached", "--n-last-blocks", "1"]) == 1
+    printed, errors = capsys.readouterr()
+    assert "--n-last-blocks is for dino-linear" in errors
     assert "dino-knn: top-1" in printed and "linear-cached: top-1" in printed
     found = json.loads((tmp_path / "knn.json").read_text())
     assert {"top1", "top5", "k", "temperature", "interval", "pooling", "n_train", "n_test", "unreadable"} <= set(found)
