@@ -97,7 +97,8 @@ def certify(
 
     Args:
         name, img_size, in_chans, site, arguments: as `MaskedEncoder` takes them.
-        sizes: image sizes to try, on the meta device.
+        sizes: image sizes to try, on the meta device; of a network that does not run there its own size is all that is
+            said.
 
     Raises:
         ValueError: the network cannot be built, has no place for the token, or does not load its own weights.
@@ -105,9 +106,14 @@ def certify(
     encoder = MaskedEncoder(name, site=site, img_size=img_size, in_chans=in_chans, **arguments).eval()
     found = encoder.found
     images = torch.randn(2, in_chans, *encoder.img_size, generator=torch.Generator().manual_seed(5))
-    own = encoder.img_size[0]
-    tried = dict.fromkeys((own // 2, own, 2 * own, *sizes))
-    tried = {size: takes(name, size, in_chans, arguments.get("model_args")) for size in sorted(tried, key=_area)}
+    height, width = encoder.img_size
+    own, *others = (
+        h if h == w else (h, w) for h, w in ((height, width), (height // 2, width // 2), (2 * height, 2 * width))
+    )
+    tried = sorted(dict.fromkeys((own, *others, *sizes)), key=_area)
+    tried = {size: takes(name, size, in_chans, arguments.get("model_args")) for size in tried}
+    if not tried[own]:  # which it does take: the meta device tells nothing of this network
+        tried = {own: True}
     return Certificate(
         name=encoder.name,
         parameters=sum(p.numel() for p in encoder.model.parameters()),

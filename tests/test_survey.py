@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from torch import nn
 
 from a2mim import survey, survey_page
 from a2mim.certificate import Certificate, certify, takes
@@ -67,6 +68,25 @@ def test_a_size_that_a_network_takes_is_known_without_its_weights():
     assert takes("resnet10t", 96) and not takes("efficientformer_l1", 96) and not takes("no_such_model", 96)
 
 
+class AsksForNumbers(nn.Module):
+    """Looks at values on its way, which the meta device does not have."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 4, stride=4)
+        self.stage = nn.Conv2d(8, 16, 3, stride=2, padding=1)
+
+    def forward(self, images):
+        features = self.stem(images)
+        return self.stage(features if float(features.detach().sum()) > 1e9 else features.relu())
+
+
+def test_where_the_meta_device_tells_nothing_no_size_is_called_refused():
+    seen = certify(f"{__name__}.AsksForNumbers", (64, 96))
+    assert (seen.sizes, seen.refused) == ([(64, 96)], [])
+    assert "\nsizes         64 x 96\n" in str(seen)
+
+
 def test_check_model_prints_the_certificate_of_a_timm_name_and_of_an_own_network(capsys):
     assert main(["check-model", "resnet10t", "--img-size", "64", "96", "--in-chans", "5", "--site", "layer2"]) == 0
     said = capsys.readouterr().out
@@ -78,6 +98,10 @@ def test_check_model_prints_the_certificate_of_a_timm_name_and_of_an_own_network
     assert main(["check-model", "resnet5O"]) == 1
     assert "resnet50" in capsys.readouterr().err
     assert main(["check-model", "resnet10t", "--img-size", "1", "2", "3"]) == 1
+    assert main(["check-model", "test_vit", "--img-size", "64", "--model-args", "depth=3"]) == 0
+    assert "'blocks.1'" in capsys.readouterr().out
+    assert main(["check-model", "test_vit", "--model-args", "depth"]) == 1
+    assert "--model-args takes key=value, not 'depth'" in capsys.readouterr().err
 
 
 def test_a_certificate_is_a_page_of_one_line_a_fact(proved):

@@ -14,15 +14,19 @@ def add_check_model(commands) -> None:
     p.add_argument("--in-chans", type=int, default=3, help="channels of the images (3)")
     p.add_argument("--site", nargs="+", help="modules that take the token (default: by rule)")
     p.add_argument("--mask-patch-size", type=int, default=32, help="side of a hidden square, pixels (32)")
+    p.add_argument("--model-args", nargs="+", default=[], metavar="KEY=VALUE", help="what else its constructor takes")
     add_debug(p)
     p.set_defaults(run=run_check_model)
 
 
 def run_check_model(chosen) -> None:
     from a2mim.certificate import certify
+    from a2mim.engine.config import parse_options
 
     if len(chosen.img_size or ()) > 2:
         raise ValueError(f"--img-size {' '.join(map(str, chosen.img_size))}: give one number, or height and width.")
     size = chosen.img_size[0] if chosen.img_size and len(chosen.img_size) == 1 else chosen.img_size
     site = chosen.site or "auto"
-    print(certify(chosen.name, size, chosen.in_chans, site, mask_patch_size=chosen.mask_patch_size))
+    model_args = parse_options(chosen.model_args, "--model-args")
+    patch = chosen.mask_patch_size
+    print(certify(chosen.name, size, chosen.in_chans, site, mask_patch_size=patch, model_args=model_args))

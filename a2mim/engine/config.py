@@ -231,13 +231,13 @@ def assign(config: dict, dotted: str, value, schema: Schema | None = None):
 _MISSING = object()
 
 
-def parse_options(pairs: list[str]) -> dict:
+def parse_options(pairs: list[str], flag: str = "--cfg-options") -> dict:
     """["a.b=1", …] -> {"a.b": 1}: Python literals, true/false/none in any case, anything else a string."""
     options = {}
     for option in pairs:
         key, separator, text = option.partition("=")
         if not separator or not key:
-            raise ValueError(f"--cfg-options takes key=value, not {option!r}")
+            raise ValueError(f"{flag} takes key=value, not {option!r}")
         options[key] = _literal(text)
     return options
 
