@@ -28,6 +28,11 @@ class Progress:
         began, epoch = self._began
         return epoch + (position - began) / len(self)
 
+    def ends(self, position: int, every: int = 1) -> bool:
+        """Whether an epoch ends there, and as many as a multiple of `every` are done."""
+        done = self.epochs_done(position)
+        return done == int(done) and int(done) % every == 0
+
     def position_of(self, epoch: int) -> int:
         """Where an epoch begins: steps x epochs, unless new data came in between."""
         position, first = self._began

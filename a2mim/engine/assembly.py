@@ -126,14 +126,12 @@ def build_runner(run: Run, resume_from: dict | None) -> TrainRunner:
     schedule = build_schedule(optimizer, settings["schedule"], steps, settings["schedule"]["epochs"] * steps)
     amp = choose_amp(settings["amp"], device)
     wrapper = StepWrapper(optimizer, amp, device.type, settings["accumulate"], settings["clip_grad"])
-    saving = settings["checkpoint"]
-    every = saving["every_steps"] or saving["every_epochs"] * len(run.loader)
     around = [
         hooks.RecordHook(settings, run.asked),
         hooks.ScheduleHook(schedule),
         hooks.LogHook(settings["log"]["every_steps"]),
         *task.hooks(),
-        hooks.CheckpointHook(every, saving["keep"]),
+        hooks.CheckpointHook(**settings["checkpoint"]),
         hooks.SignalHook(),
     ]
     if settings["ema"]:

@@ -43,8 +43,7 @@ class EvaluationHook(Hook):
         self.loader = EvalLoader(self.dataset, indices=share, num_workers=runner.run.num_workers, **self.view)
 
     def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None) -> None:
-        done = runner.loader.epochs_done(runner.iter)
-        if (done == int(done) and int(done) % self.every_epochs == 0) or runner.iter == runner.max_iters:
+        if runner.loader.ends(runner.iter, self.every_epochs) or runner.iter == runner.max_iters:
             self.evaluate(runner)
 
     def after_train(self, runner) -> None:

@@ -185,20 +185,23 @@ class PictureHook(Hook):
 
 
 class CheckpointHook(Hook):
-    """Saves every few steps and at the end, then deletes what is too old.
+    """Saves every few steps or epochs and at the end, then deletes what is too old.
 
     Args:
-        every: steps between two checkpoints.
+        every_steps: between two checkpoints; None: as every_epochs says.
+        every_epochs: likewise, at the ends of epochs.
         keep: how many of the newest stay.
     """
 
     priority = "VERY_LOW"
 
-    def __init__(self, every: int, keep: int):
-        self.every, self.keep, self.saved = every, keep, None
+    def __init__(self, every_steps: int | None, every_epochs: int, keep: int):
+        self.every_steps, self.every_epochs, self.keep, self.saved = every_steps, every_epochs, keep, None
 
     def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None) -> None:
-        if runner.iter % self.every == 0 or runner.iter == runner.max_iters:
+        step, steps = runner.iter, self.every_steps
+        due = step % steps == 0 if steps else runner.loader.ends(step, self.every_epochs)
+        if due or step == runner.max_iters:
             self.save(runner)
 
     def save(self, runner) -> None:

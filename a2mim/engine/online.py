@@ -52,8 +52,7 @@ class OnlineKNN(Hook):
         self.began, self.first_step = time.perf_counter(), runner.iter
 
     def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None) -> None:
-        done = runner.loader.epochs_done(runner.iter)
-        if runner.rank or done != int(done) or int(done) % self.every:
+        if runner.rank or not runner.loader.ends(runner.iter, self.every):
             return
         elapsed = time.perf_counter() - self.began
         if self.spent + self.expected(runner, elapsed) > SHARE * elapsed:
@@ -63,7 +62,7 @@ class OnlineKNN(Hook):
         top1 = self.judge(runner)
         self.cost = time.perf_counter() - started
         self.spent += self.cost
-        line = {"step": runner.iter, "epoch": round(done, 3), "knn_top1": top1}
+        line = {"step": runner.iter, "epoch": round(runner.loader.epochs_done(runner.iter), 3), "knn_top1": top1}
         self.history.append(line)
         with (runner.run_dir / "log.jsonl").open("a") as file:
             file.write(json.dumps(line) + "\n")

@@ -282,6 +282,12 @@ def test_other_data_begin_the_next_epoch_when_that_is_asked_for(run, tmp_path, i
     shutil.copytree(images, fewer)
     for number in range(5):
         (fewer / f"{number:02d}.png").unlink()
+    epochs = {"checkpoint.every_steps": None, "checkpoint.every_epochs": 1, "schedule.epochs": 4}
+    shutil.copytree(tmp_path / "resumed", tmp_path / "longer")
+    longer, _ = run("longer", resume=True, data=fewer, next_epoch=True, **epochs)
+    ends = [int(path.stem.removeprefix("step_")) for path in list_checkpoints(longer / "checkpoints")]
+    assert ends == [1, 2, 3, 4, 6, 8]  # those of each step until it was killed, then those of epochs 2 and 3
+    capsys.readouterr()
     resumed, summary = run("resumed", resume=True, data=fewer, next_epoch=True)
     assert "epoch 1 ends after 1 batches, epoch 2 begins with what is now" in capsys.readouterr().out
     assert summary["steps"] == 6 and summary["data"]["images"] == 19 and summary["data"]["left_out_each_epoch"] == 3
