@@ -49,6 +49,8 @@ def build_model(
     if isinstance(name, str) and (":" in name or timm.is_model(name)):
         built = _build_timm(name, size, in_chans, drop_path_rate, pretrained, dict(model_args or {}))
         return name, *built
+    if isinstance(name, str):
+        find_class(name)  # a name that does not exist is the first thing to say
     if drop_path_rate or pretrained:
         raise ValueError(f"drop_path_rate and pretrained are for timm's models; give what {name} takes in model_args.")
     return _build_own(name, size, in_chans, dict(model_args or {}))
