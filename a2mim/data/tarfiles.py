@@ -52,7 +52,8 @@ class _Headers:
                 name = _text(self._read(start, length))
             elif kind == b"x":
                 fields = _pax(self._read(start, length))
-                name, size = fields.get("path", name), int(fields["size"]) if "size" in fields else None
+                name = fields.get("path", name)
+                size = int(fields["size"]) if fields.get("size", "").isdecimal() else None
             elif kind not in (b"g", b"K"):
                 if kind in _REGULAR:
                     yield name or _name(header), start, length
@@ -70,6 +71,10 @@ class _Headers:
             return None
         if not _checksum_holds(header):
             self._fail(offset, "bad header checksum: damaged, or not a tar file")
+        try:
+            _number(header[124:136])
+        except ValueError:
+            self._fail(offset, f"a size that is no number: {header[124:136]!r}")
         return header
 
     def _check_end(self, offset: int) -> None:

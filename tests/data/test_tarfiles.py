@@ -113,3 +113,14 @@ def test_something_else_is_no_tar(tmp_path):
     path.write_bytes(b"<html>" * 200)
     with pytest.raises(TarError, match="not a tar file"):
         contents(path)
+
+
+@pytest.mark.parametrize("size", [b"0000000zzzz\0", b"0000000\xff\xff\xff\xff\0"])
+def test_a_size_that_is_no_number_is_a_fault_of_the_archive(tmp_path, size):
+    header = bytearray(tarfile.TarInfo("a.jpg").tobuf(tarfile.USTAR_FORMAT))
+    header[124:136] = size
+    header[148:156] = b" " * 8
+    header[148:156] = f"{sum(header):06o}\0 ".encode()
+    (tmp_path / "odd.tar").write_bytes(bytes(header) + bytes(1024))
+    with pytest.raises(TarError, match=r"odd\.tar: byte 0: a size that is no number"):
+        list(members(str(tmp_path / "odd.tar")))
