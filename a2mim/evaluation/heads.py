@@ -106,6 +106,8 @@ class LarsHeads:
     @torch.enable_grad()
     def step(self, features: Tensor, targets: Tensor, factor: float) -> None:
         """One step of every head on features (B, D), targets (B,) in 0..C-1, at `factor` times its peak rate."""
+        if len(features) < 2:  # one image, left over by a pass, has no deviation; the original drops a short batch
+            return
         for group, lr in zip(self.optimizer.param_groups, [*self.lrs, *self.lrs], strict=True):
             group["lr"] = factor * lr
         self.optimizer.zero_grad()

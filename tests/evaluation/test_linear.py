@@ -188,6 +188,11 @@ def test_dinos_linear_protocol_on_features_agrees_to_the_digit_at_every_rate(lr)
     assert result["n_held_out"] == 0 and result["held_out_top1"] is None and result["lr"] == lr * 32 / 256
 
 
+def test_one_image_left_for_the_last_batch_of_maes_protocol_is_no_error():
+    result = linear_probe(*clusters(n_train=257), protocol="mae-linear", epochs=40, batch_size=64, base_lrs=[8.0])
+    assert result["top1"] > 60
+
+
 @pytest.mark.parametrize(("protocol", "lr", "epochs"), [("dino-linear", 0.3, 12), ("mae-linear", 8.0, 40)])
 def test_protocols_on_features_choose_their_rate_without_the_test_labels(protocol, lr, epochs):
     sets = clusters()
