@@ -186,6 +186,14 @@ def cell_stride(size: int, cells: int, declared: Sequence[int] = ()) -> float:
     return stride if cells in (math.ceil(size / stride), size // stride) else size / cells
 
 
+def distinct(layouts: dict[tuple, Layout], tensors: dict[tuple, Tensor]) -> dict[tuple, Layout]:
+    """Without the paths at which a tensor stands again: EfficientViM's last stage hands on its one map twice."""
+    first = {}
+    for path in layouts:
+        first.setdefault(id(tensors[path]), path)
+    return {path: layouts[path] for path in first.values()}
+
+
 def guess_all(output, images: Tensor, model: nn.Module) -> dict[tuple, list[Layout]]:
     """Path -> guessed layouts, for the tensors of a module's output that can be maps of `images`."""
     prefix, img_size = getattr(model, "num_prefix_tokens", 0), tuple(images.shape[-2:])

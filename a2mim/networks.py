@@ -15,7 +15,7 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from a2mim.layout import Layout, guess_all, leaves
+from a2mim.layout import Layout, distinct, guess_all, leaves
 from a2mim.measure import observe, read_stripes
 from a2mim.sites import hook_target
 from a2mim.tracing import trace, trial_copy
@@ -305,5 +305,6 @@ def _find_map(network: nn.Module, images: Tensor, name: str) -> tuple[str, dict[
         )
     module = next(iter(chosen))[0]
     layouts = {path: layout for (place, path), layout in chosen.items() if place == module}
+    layouts = distinct(layouts, tensors[module])
     widths = [tensors[module][path].shape[layout.channel] for path, layout in layouts.items()]
     return module, layouts, sum(widths)

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from a2mim.layout import Layout, cell_stride, guess_all, leaves, replace_leaves
+from a2mim.layout import Layout, cell_stride, distinct, guess_all, leaves, replace_leaves
 from a2mim.measure import Place, observe, read_intermediates, read_stripes, verify_outputs
 from a2mim.tracing import Call, Trace, feature_modules, trace, trial_copy
 
@@ -109,7 +109,7 @@ def study(
     tensors = {"": dict(leaves(seen.output)), **seen.tensors}
     read = []
     for found in finals:
-        found.layouts = _distinct(found.layouts, tensors[found.name])
+        found.layouts = distinct(found.layouts, tensors[found.name])
         shown = [layout.to_map(tensors[found.name][path]) for path, layout in found.layouts.items()]
         found.channels = [m.shape[1] for m in shown]
         read += shown
@@ -165,14 +165,6 @@ def _measure(trial, images, seen: Trace, sites: list[Call], named: list[Call], l
     return places, {
         path: layout for path, layout in outputs.items() if layout.evidence != "shape" or len(layout.shape) == 2
     }
-
-
-def _distinct(layouts: dict[tuple, Layout], tensors: dict[tuple, Tensor]) -> dict[tuple, Layout]:
-    """Without the paths at which a tensor stands again: EfficientViM's last stage hands on its one map twice."""
-    first = {}
-    for path in layouts:
-        first.setdefault(id(tensors[path]), path)
-    return {path: layouts[path] for path in first.values()}
 
 
 @dataclass

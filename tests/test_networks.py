@@ -56,7 +56,7 @@ class ChannelsFirst(nn.Module):
 
 
 class Pyramid(nn.Module):
-    """Returns two maps."""
+    """Returns two maps, one of them under two names."""
 
     def __init__(self):
         super().__init__()
@@ -65,7 +65,8 @@ class Pyramid(nn.Module):
 
     def forward(self, images):
         fine = self.fine(images)
-        return {"fine": fine, "coarse": self.coarse(fine)}
+        coarse = self.coarse(fine)
+        return {"fine": fine, "coarse": coarse, "last": coarse}
 
 
 class Vector(nn.Module):
