@@ -98,9 +98,9 @@ class Pretraining:
         encoder, size = self.model.encoder, self.settings["data"]["img_size"]
         frozen = sum(encoder.model.get_parameter(name).numel() for name in encoder.frozen)
         total = sum(p.numel() for p in encoder.model.parameters())
-        lines = [
-            f"  encoder  {encoder.name} at {size} px, {total / 1e6:.2f} M parameters, mask token at {encoder.site!r}"
-        ]
+        sites = [encoder.site] if isinstance(encoder.site, str) else encoder.site
+        places = " and ".join(map(repr, sites))
+        lines = [f"  encoder  {encoder.name} at {size} px, {total / 1e6:.2f} M parameters, mask token at {places}"]
         if self.start:
             lines.append(f"  start    {describe_report(self.start)}")
         if frozen:
