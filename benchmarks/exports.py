@@ -1,7 +1,7 @@
 """Exports loaded by every target that the package index has, each in an environment of its own.
 
-    python benchmarks/exports.py --environments /tmp/exports          # makes what is missing there (pip), then proves
-    python benchmarks/exports.py --environments /tmp/exports --targets mmpretrain --models swin,convnext
+    python benchmarks/exports.py --environments environments          # makes what is missing there (pip), then proves
+    python benchmarks/exports.py --environments environments --targets mmpretrain --models swin,convnext
 
 Prints one row a model: the largest difference of the features, as a share of the largest feature, or why not. Every
 bias, norm and statistic of the models is moved off its initial value, so that two layers that are exchanged would show.
