@@ -13,6 +13,7 @@ from mmengine.model import BaseModel
 from timm.loss import BinaryCrossEntropy, SoftTargetCrossEntropy
 from torch import Tensor, nn
 
+from a2mim.evaluation.features import pooling_name
 from a2mim.evaluation.identity import hash_encoder
 from a2mim.loading import Source, build_reported
 from a2mim.pixels import normalize
@@ -76,7 +77,7 @@ def build_classified(found: Source, num_classes: int, img_size: int, in_chans: i
     report["hash"] = hash_encoder(model, **described)
     args |= put_classifier(model, num_classes, chosen)
     arguments = {"name": found.name, "model_args": args, "num_classes": num_classes, "frozen": []}
-    arguments |= {"img_size": [img_size, img_size], "in_chans": in_chans, "pooling": pooling_of(model)}
+    arguments |= {"img_size": [img_size, img_size], "in_chans": in_chans, "pooling": pooling_name(model, "default")}
     arguments["frozen"] = freeze_unreached(model, (in_chans, img_size, img_size))
     return model, arguments, report
 
@@ -130,16 +131,6 @@ def freeze_unreached(model: nn.Module, shape: tuple[int, int, int]) -> list[str]
     for name in frozen:
         model.get_parameter(name).requires_grad_(False)
     return frozen
-
-
-def pooling_of(model: nn.Module) -> str:
-    """What the classifier reads, in timm's word."""
-    for owner in (model, getattr(model, "head", None)):
-        pool = getattr(owner, "global_pool", None)
-        name = getattr(pool, "pool_type", pool)
-        if isinstance(name, str) and name:
-            return name + (", then norm" if getattr(model, "fc_norm", None).__class__ is nn.LayerNorm else "")
-    return "the model's own"
 
 
 def _takes(name: str, **argument) -> bool:
