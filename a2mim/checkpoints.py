@@ -3,13 +3,14 @@
 Needs torch alone, so that whoever loads an encoder reads what the engine wrote and nothing else of the engine.
 """
 
-import os
 import re
 import warnings
 import zipfile
 from pathlib import Path
 
 import torch
+
+from a2mim.files import replacing
 
 FORMAT = 1
 _NAME = re.compile(r"step_(\d+)\.pth")
@@ -32,12 +33,8 @@ def list_checkpoints(folder: Path) -> list[Path]:
 def write_checkpoint(path: Path, checkpoint: dict) -> None:
     """Atomic: the name appears when every byte is on disk, or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
-    with partial.open("wb") as file:
+    with replacing(path, "wb") as file:
         torch.save(checkpoint, file)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)
 
 
 def keep_newest(folder: Path, keep: int) -> None:

@@ -10,11 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from a2mim.layout import leaves, replace_leaves
-from a2mim.networks import build_model, can_rebuild
 from a2mim.registry import MODELS
-from a2mim.sites import study
-from a2mim.visible_stats import sum_over_visible
+from a2mim.wiring.layout import leaves, replace_leaves
+from a2mim.wiring.networks import build_model, can_rebuild
+from a2mim.wiring.sites import study
+from a2mim.wiring.visible_stats import sum_over_visible
 
 TOKEN_MODES = ("add", "replace", "scaled")
 
@@ -63,7 +63,7 @@ class MaskedEncoder(nn.Module):
 
     Args:
         name: any name that timm.create_model takes; or a network of your own, as an nn.Module or by its dotted path
-            ("torchvision.models.resnet18", "my_package.MyNet"), see `a2mim.networks`.
+            ("torchvision.models.resnet18", "my_package.MyNet"), see `a2mim.wiring.networks`.
         site: the module whose output takes the token, e.g. "layer3", "blocks.5", "patch_embed"; "auto" is the last map
             of half the final stride in a hierarchical network, the middle block of an isotropic one. Several names put
             a token of its own at each.
@@ -79,7 +79,7 @@ class MaskedEncoder(nn.Module):
         token_std: of the truncated normal that the token starts from; 0 starts it at exactly 0, as the reference's
             ConvNeXt does.
         visible_stats: leave hidden tokens out of the sums over tokens of XCiT, X-ViT and LinGlo, in every block; see
-            `a2mim.visible_stats`. ValueError for an architecture without such sums.
+            `a2mim.wiring.visible_stats`. ValueError for an architecture without such sums.
 
     Attributes:
         model: timm's, with num_classes=0, or `OwnNetwork`.
@@ -176,7 +176,7 @@ class MaskedEncoder(nn.Module):
         return [layout.to_map(tensors[path]) for path, layout in zip(self.final_paths, self.final_layouts, strict=True)]
 
     def arguments(self) -> dict:
-        """Plain values; `a2mim.networks.build_model` rebuilds `model` from name, img_size, in_chans and model_args, as
+        """Plain values; `build_model` rebuilds `model` from name, img_size, in_chans and model_args, as
         timm.create_model(name, num_classes=0, **model_args) does where it is timm's.
         """
         return {
@@ -259,7 +259,7 @@ def _overlap(size: int, stride: float, cells: int, side: float, number: int, dev
 
 
 def _study(model: nn.Module, img_size: tuple[int, int], in_chans: int, site, mask_patch_size: int, maps):
-    """`a2mim.sites.study` on noise images from a stream of their own."""
+    """`a2mim.wiring.sites.study` on noise images from a stream of their own."""
     generator = torch.Generator().manual_seed(0)
     images = torch.randn(2, in_chans, *img_size, generator=generator, device="cpu").to(next(model.parameters()))
     return study(model, images, site, mask_patch_size, maps)

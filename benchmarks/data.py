@@ -43,7 +43,7 @@ import torch
 from a2mim.data import TrainLoader, make_shards, open_dataset
 from a2mim.data.batches import Batches
 from a2mim.data.plan import Plan
-from a2mim.data.stages import children, cpu_seconds
+from a2mim.data.prepare.stages import children, cpu_seconds
 from a2mim.data.workers import as_it_is
 from a2mim.pixels import IMAGENET_MEAN, IMAGENET_STD
 

@@ -18,12 +18,12 @@ from pathlib import Path
 import numpy as np
 
 from a2mim.data.access import Access
-from a2mim.data.shard_index import SAMPLE, ShardIndex, local_places, local_stamp, store
+from a2mim.data.shards.index import SAMPLE, ShardIndex, local_places, local_stamp, store
 
 OPEN = """
 import resource, sys, time
 from a2mim.data import open_dataset
-import a2mim.data.shards  # what an open costs beyond its imports
+import a2mim.data.shards.tar_shards  # what an open costs beyond its imports
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 began, busy = time.perf_counter(), time.process_time()
 dataset = open_dataset(sys.argv[1], bits=8)

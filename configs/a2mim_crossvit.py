@@ -5,9 +5,9 @@ python tools/pretrain.py configs/a2mim_crossvit.py --data 'imagenet-train-{00000
 The reference has no CrossViT: this is its ViT row (L1, purely additive token). CrossViT sees the image twice: 20 x 20
 tokens of 12 px, and 14 x 14 tokens of 16 px of the image resized to 224, filled again after the resize. Each branch has
 a token and a decoder of its own: decoding the coarse one alone starves the fine one of gradient. The token enters
-behind the second of the three multi-scale blocks: only between these do both branches hand on their maps, and of the two
-places it is the nearer one to the ViT row's (7/12 of the depth). Cells of 48 px are 4 x 4 whole fine tokens; coarse tokens
-on an edge take the token by their hidden share.
+behind the second of the three multi-scale blocks: only between these do both branches hand on their maps, and of the
+two places it is the nearer one to the ViT row's (7/12 of the depth). Cells of 48 px are 4 x 4 whole fine tokens; coarse
+tokens on an edge take the token by their hidden share.
 """
 
 _base_ = "_base_/a2mim.py"

@@ -13,41 +13,42 @@ ROOMS = {"data", "engine", "evaluation", "export", "analysis", "backbones"}
 ALLOWED = {
     "pixels": set(),
     "compat": set(),
-    "checkpoints": set(),
+    "checkpoints": {"files"},
     "devices": set(),
+    "files": set(),
     "registry": set(),
     "backbones": set(),
     "batchnorm": set(),
-    "layout": set(),
-    "measure": {"layout"},
-    "tracing": {"layout"},
-    "sites": {"layout", "measure", "tracing"},
     "masking": {"registry"},
     "losses": {"masking", "registry"},
     "decoders": {"registry"},
     "targets": {"registry"},
-    "visible_stats": {"backbones", "sites"},
-    "networks": {"layout", "measure", "sites", "tracing"},
-    "encoder": {"layout", "networks", "sites", "masking", "registry", "visible_stats"},
-    "certificate": {"encoder", "layout", "networks"},
-    "survey": {"certificate", "encoder", "layout", "losses", "mim"},
-    "survey_page": {"survey"},
+    "wiring": {"backbones"},
+    "encoder": {"masking", "registry", "wiring"},
     "mim": {"decoders", "encoder", "losses", "masking", "pixels", "registry", "targets"},
-    "data": set(),
-    "foreign": {"pixels"},
-    "sources": {"checkpoints", "foreign", "networks", "pixels"},
-    "loading": {"checkpoints", "foreign", "networks", "sources"},
-    "evaluation": {"batchnorm", "data", "devices", "encoder", "layout", "loading", "pixels", "sites"},
+    "check": {"encoder", "losses", "mim", "wiring"},
+    "data": {"files"},
+    "weights": {"checkpoints", "files", "pixels", "wiring"},
+    "evaluation": {"batchnorm", "data", "devices", "encoder", "files", "pixels", "weights", "wiring"},
     "export": {
-        *("batchnorm", "compat", "data", "devices", "encoder", "evaluation", "layout", "loading", "networks", "pixels"),
+        "batchnorm",
+        "compat",
+        "data",
+        "devices",
+        "encoder",
+        "evaluation",
+        "files",
+        "pixels",
+        "weights",
+        "wiring",
     },
-    "analysis": {"data", "encoder", "evaluation", "loading", "pixels"},
+    "analysis": {"data", "encoder", "evaluation", "pixels", "weights"},
     "engine": {
-        *("analysis", "batchnorm", "checkpoints", "data", "devices", "encoder", "evaluation", "export"),
-        *("loading", "mim", "pixels", "registry", "sites"),
+        *("analysis", "batchnorm", "checkpoints", "data", "devices", "encoder", "evaluation", "export", "files"),
+        *("mim", "pixels", "registry", "weights", "wiring"),
     },
-    "embedding": {"batchnorm", "data", "evaluation"},
-    "commands": {"embedding", "data", "engine", "evaluation", "export", "certificate"},
+    "embedding": {"batchnorm", "data", "evaluation", "files"},
+    "commands": {"check", "data", "embedding", "engine", "evaluation", "export"},
     "cli": {"commands", "data"},
     "__init__": {"compat"},
 }
@@ -100,6 +101,58 @@ def test_a_library_has_one_door(path):
     for library, rooms in DOORS.items():
         used = any(name == library or name.startswith(f"{library}.") for name in imports_of(path))
         assert not used or room_of(path) in rooms, f"{library} is imported outside {rooms}"
+
+
+def name_of(path):
+    """The dotted name of a module; a package is named as its folder."""
+    return ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts).removesuffix(".__init__")
+
+
+def circles_of(edges):
+    """The strongly connected parts of a graph that have more than one member, by Tarjan's algorithm."""
+    number, low, stack, found = {}, {}, [], []
+
+    def visit(node):
+        number[node] = low[node] = len(number)
+        stack.append(node)
+        for other in edges[node]:
+            if other not in number:
+                visit(other)
+            if other in stack:
+                low[node] = min(low[node], low[other])
+        if low[node] == number[node]:
+            part = stack[stack.index(node) :]
+            del stack[stack.index(node) :]
+            found.extend([sorted(part)] if len(part) > 1 else [])
+
+    for node in edges:
+        if node not in number:
+            visit(node)
+    return found
+
+
+def import_graph():
+    """Module -> the modules of ours that it imports; a name that is a module counts as that module, not its package."""
+    modules = {name_of(path): path for path in FILES}
+    graph = {}
+    for name, path in modules.items():
+        wanted = {full if full in modules else full.rpartition(".")[0] for full in imports_of(path)}
+        graph[name] = (wanted & set(modules)) - {name, "a2mim"}
+    return graph
+
+
+def test_no_module_imports_itself_over_others():
+    assert circles_of(import_graph()) == []
+
+
+def test_a_circle_is_found():
+    assert circles_of({"a": {"b"}, "b": {"c"}, "c": {"b"}, "d": {"a"}}) == [["b", "c"]]
+
+
+def test_no_file_name_stands_twice_in_a_room():
+    for room in PACKAGE.iterdir():
+        names = [path.name for path in room.rglob("*.py") if path.name != "__init__.py"]
+        assert len(names) == len(set(names)), room
 
 
 def test_the_tables_speak_of_what_exists():

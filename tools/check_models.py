@@ -18,8 +18,8 @@ parser.add_argument("--as-it-is", action="store_true", help="try nothing, write 
 def main(chosen) -> None:
     import warnings
 
-    from a2mim.survey import read_records, survey_all
-    from a2mim.survey_page import write_page
+    from a2mim.check.page import write_page
+    from a2mim.check.survey import read_records, survey_all
 
     warnings.simplefilter("ignore")  # of timm, about names that it will drop
     if chosen.as_it_is:

@@ -41,7 +41,7 @@ def _open(chosen, split: str):
 
 
 def run_measure_stats(chosen) -> None:
-    from a2mim.data.stats import measure_stats
+    from a2mim.data.prepare.stats import measure_stats
 
     if chosen.num_workers < 0:
         raise ValueError(f"--num-workers {chosen.num_workers} must be at least 0")
@@ -56,7 +56,7 @@ def run_bench_data(chosen) -> None:
     if chosen.workers is not None and chosen.workers < 0:
         raise ValueError(f"--workers {chosen.workers} must be at least 0")
     from a2mim.data.access import Access
-    from a2mim.data.stages import measure_stages, measure_workers, what_limits
+    from a2mim.data.prepare.stages import measure_stages, measure_workers, what_limits
 
     dataset, cores = _open(chosen, "train"), Access().workers
     print(dataset.describe(), flush=True)

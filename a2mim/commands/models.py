@@ -20,7 +20,7 @@ def add_check_model(commands) -> None:
 
 
 def run_check_model(chosen) -> None:
-    from a2mim.certificate import certify
+    from a2mim.check.certificate import certify
     from a2mim.engine.config import parse_options
 
     if len(chosen.img_size or ()) > 2:

@@ -80,7 +80,7 @@ def report_shards(pattern, everything: bool = False, in_chans: int = 3, value_ra
 
 def run_list_shards(chosen) -> int:
     from a2mim.data.access import current
-    from a2mim.data.shard_list import describe_samples, describe_shards, indexed
+    from a2mim.data.prepare.listing import describe_samples, describe_shards, indexed
 
     shards = indexed(chosen.shards, current())
     for line in describe_samples(shards, current()) if chosen.samples else describe_shards(shards):
@@ -90,7 +90,7 @@ def run_list_shards(chosen) -> int:
 
 def run_index_shards(chosen) -> int:
     from a2mim.data.access import current
-    from a2mim.data.shard_list import describe_shards, export_dali, import_dali, indexed
+    from a2mim.data.prepare.listing import describe_shards, export_dali, import_dali, indexed
 
     if chosen.dali == "export":
         print("\n".join(export_dali(chosen.shards, current())))
@@ -106,7 +106,7 @@ def run_index_shards(chosen) -> int:
 
 
 def run_reshard(chosen) -> int:
-    from a2mim.data.reshard import Encoding, reshard
+    from a2mim.data.prepare.reshard import Encoding, reshard
 
     made = reshard(
         chosen.shards,

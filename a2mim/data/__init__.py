@@ -15,8 +15,8 @@ _PUBLIC = {
     "TrainLoader": "a2mim.data.loader",
     "EvalLoader": "a2mim.data.loader",
     "StreamLoader": "a2mim.data.streams",
-    "make_shards": "a2mim.data.write_shards",
-    "check_shards": "a2mim.data.shard_check",
+    "make_shards": "a2mim.data.prepare.write_shards",
+    "check_shards": "a2mim.data.prepare.check",
 }
 __all__ = [
     "Access",

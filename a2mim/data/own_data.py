@@ -5,25 +5,21 @@
   labels only, so a changed set of the same length is not refused. Random transforms of its own are not replayed.
 - **Anything that can only be iterated** (`webdataset.WebDataset`, an IterableDataset): see data/streams.py.
 
-An item is an image, a tuple (image, label, …), or a dictionary with an image under "image", "img" or a suffix such as
-"jpg", and a label under "label", "cls", "target" or "json". An image is encoded bytes, a Pillow image, or uint8 or
-uint16: an array (H, W) or (H, W, C), or a tensor (C, H, W). Give it as it is, without ToTensor or Normalize.
+What an item may be stands in data/items.py.
 """
 
-from collections.abc import Mapping, Sized
+from collections.abc import Sized
 
 import numpy as np
 from torch.utils.data import IterableDataset
 
 from a2mim.data.dataset import ImageDataset
-from a2mim.data.folder import SUFFIXES
+from a2mim.data.items import image_and_label, label_number
 from a2mim.data.keyed import key_of
-from a2mim.data.pixel_format import BITS, UnreadableImage
+from a2mim.data.pixel_format import UnreadableImage
+from a2mim.data.streams import open_stream
 
 PROMISE = "your own data set, whose images are taken to be the same each time"
-_IMAGES = ("image", "img", *SUFFIXES)
-_LABELS = ("label", "cls", "target")
-_PLAIN_MODES = ("L", "LA", "RGB", "RGBA")  # of Pillow
 
 
 def open_own(source) -> ImageDataset:
@@ -31,8 +27,6 @@ def open_own(source) -> ImageDataset:
     if not isinstance(source, IterableDataset) and hasattr(source, "__getitem__") and isinstance(source, Sized):
         return _open_items(source)
     if hasattr(source, "__iter__"):
-        from a2mim.data.streams import open_stream
-
         return open_stream(source)
     raise ValueError(
         f"a {type(source).__name__} is no data: give a path, a URL, a list of them, or a data set with len() and [i]"
@@ -68,52 +62,10 @@ class ItemStore:
         return f"{type(self.source).__name__}[{i}]"
 
 
-def image_and_label(item) -> tuple[bytes | np.ndarray, int]:
-    """What a store gives of an item's image, and its label or -1; ValueError naming what was found instead."""
-    image, label = item, None
-    if isinstance(item, Mapping):
-        image = next((item[name] for name in _IMAGES if name in item), None)
-        label = next((item[name] for name in _LABELS if name in item), None)
-        if label is None and isinstance(item.get("json"), Mapping):
-            label = item["json"].get("label")
-        if image is None:
-            raise ValueError(f"an item has {', '.join(map(str, item))} and no image; call it 'image'")
-    elif isinstance(item, tuple | list):
-        image, label = item[0], item[1] if len(item) > 1 else None
-    return _content(image), _number(label)
-
-
-def _content(image) -> bytes | np.ndarray:
-    if isinstance(image, bytes):
-        return image
-    if hasattr(image, "convert") and hasattr(image, "mode"):
-        return _with_channels(np.asarray(image if image.mode in _PLAIN_MODES else image.convert("RGB")))
-    is_tensor = hasattr(image, "permute") and image.ndim == 3
-    pixels = image.permute(1, 2, 0).numpy() if is_tensor else np.asarray(image)
-    if pixels.dtype not in BITS or pixels.ndim not in (2, 3) or 0 in pixels.shape:
-        raise ValueError(
-            f"an image is {type(image).__name__} of {pixels.dtype} {pixels.shape}; give bytes, a Pillow image, or uint8"
-            " or uint16 (H, W, C): without ToTensor or Normalize, which happen later on the device"
-        )
-    return np.ascontiguousarray(_with_channels(pixels))
-
-
-def _with_channels(pixels: np.ndarray) -> np.ndarray:
-    return pixels if pixels.ndim == 3 else pixels[:, :, None]
-
-
-def _number(label) -> int:
-    """A whole number, also as bytes, text or a tensor of one; -1 for anything else: captions and the like."""
-    try:
-        return int(label)
-    except (TypeError, ValueError, RuntimeError):
-        return -1
-
-
 def _labels(source) -> np.ndarray:
     """`targets` or `labels`, as torchvision's data sets have them; to read each item for its label would take hours."""
     for name in ("targets", "labels"):
         found = getattr(source, name, None)
         if found is not None and not callable(found) and isinstance(found, Sized) and len(found) == len(source):
-            return np.array([_number(label) for label in found], np.int64)
+            return np.array([label_number(label) for label in found], np.int64)
     return np.full(len(source), -1, np.int64)

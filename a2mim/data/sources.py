@@ -7,7 +7,7 @@ import re
 from a2mim.data import reading
 from a2mim.data.access import DEFAULT, Access, current
 from a2mim.data.dataset import ImageDataset
-from a2mim.data.remote import is_remote, local_path, scheme_of
+from a2mim.data.remote.addresses import is_remote, local_path, scheme_of
 
 _LISTS = (".txt", ".urls", ".list")  # files with a shard a line
 _PLAIN = (str, os.PathLike)
@@ -79,7 +79,7 @@ def _opened(source, split: str, access: Access) -> ImageDataset:
             from a2mim.data.folder import open_folder
 
             return open_folder(source, split)
-    from a2mim.data.shards import open_shards
+    from a2mim.data.shards.tar_shards import open_shards
 
     return open_shards(expand(source, access), source if isinstance(source, str) else f"{len(source)} sources", access)
 
@@ -159,7 +159,7 @@ def _matches(pattern: str, access: Access) -> list[str]:
     if scheme_of(pattern) in ("http", "https"):
         return [pattern]  # '?' begins a query there, and servers list nothing
     if is_remote(pattern):
-        from a2mim.data.object_stores import glob as glob_remote
+        from a2mim.data.remote.object_stores import glob as glob_remote
 
         return glob_remote(pattern, access)
     return sorted(glob.glob(pattern))

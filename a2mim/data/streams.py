@@ -19,9 +19,9 @@ from a2mim.data import keyed
 from a2mim.data.batches import MAX_IN_A_ROW, RandomCrops, UnreadableData
 from a2mim.data.dataset import ImageDataset
 from a2mim.data.decode import UnreadableImage
+from a2mim.data.items import image_and_label
 from a2mim.data.keyed import key_of
 from a2mim.data.loader import Faults, unpack
-from a2mim.data.own_data import image_and_label
 from a2mim.data.progress import Progress
 from a2mim.data.transforms import Transforms
 
@@ -35,7 +35,7 @@ def open_stream(pipeline, images_per_epoch: int | None = None) -> ImageDataset:
     """A pipeline as a data set to train on.
 
     Args:
-        pipeline: begins anew each time that it is iterated; its items are as in data/own_data.py.
+        pipeline: begins anew each time that it is iterated; its items are as in data/items.py.
         images_per_epoch: over all processes; None: its len().
 
     Raises:

@@ -6,12 +6,13 @@ row too, whose embedding is null (Parquet), not a number (npz) or empty (CSV). A
 
 import csv
 import json
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+
+from a2mim.files import partial_path
 
 BLOCK = 4096  # rows held at a time
 
@@ -42,9 +43,8 @@ def check_out(path: Path) -> None:
 
 def write(path: Path, blocks, rows: int, embeddings: np.ndarray, about: dict) -> None:
     """Writes `path` from blocks() -> Iterator[Block]; embeddings: (N, D), memory-mapped; about: plain values."""
-    partial = path.with_name(f".{path.name}.partial")
-    WRITERS[path.suffix](partial, blocks, rows, embeddings, about)
-    os.replace(partial, path)
+    with partial_path(path) as partial:
+        WRITERS[path.suffix](partial, blocks, rows, embeddings, about)
 
 
 def _parquet(path: Path, blocks, rows: int, embeddings: np.ndarray, about: dict) -> None:

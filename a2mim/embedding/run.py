@@ -1,7 +1,5 @@
 """From an encoder and images to a file of embeddings: streamed, and resumed where a killed run left off."""
 
-import json
-import os
 import shutil
 import time
 from collections.abc import Iterator
@@ -20,6 +18,7 @@ from a2mim.embedding.unfinished import Unfinished
 from a2mim.evaluation.bench import CALIBRATION_IMAGES, RESIZE, Encoder
 from a2mim.evaluation.features import frozen, pooling_name, pooling_of, refuse_below_one
 from a2mim.evaluation.identity import stamp_of
+from a2mim.files import write_json
 
 SAVE_EVERY = 10.0  # seconds of work that a kill may cost
 
@@ -93,7 +92,7 @@ def embed(
     files.write(
         out, lambda: files.blocks_of(dataset, work.embeddings, work.readable), len(dataset), work.embeddings, about
     )
-    _write_about(out.with_name(f"{out.name}.json"), about)
+    write_json(out.with_name(f"{out.name}.json"), about)
     work.remove()
     return about
 
@@ -156,9 +155,3 @@ def _outcome(work: Unfinished, dataset: ImageDataset) -> dict:
             reason = str(error)
         unreadable.append({"key": dataset.name(int(i)), "reason": reason})
     return {"images": len(dataset), "width": work.embeddings.shape[1], "unreadable": unreadable}
-
-
-def _write_about(path: Path, about: dict) -> None:
-    partial = path.with_name(f"{path.name}.partial")
-    partial.write_text(json.dumps(about, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    os.replace(partial, path)

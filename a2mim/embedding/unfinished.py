@@ -5,11 +5,12 @@ same images into the same batches and ends with the same bits.
 """
 
 import json
-import os
 import shutil
 from pathlib import Path
 
 import numpy as np
+
+from a2mim.files import write_json
 
 STATE = "state.json"
 
@@ -56,9 +57,7 @@ class Unfinished:
         """Everything before row `done` is final."""
         self.embeddings.flush()
         self.readable.flush()
-        partial = self.folder / f"{STATE}.partial"
-        partial.write_text(json.dumps({"identity": self.identity, "done": done}), encoding="utf-8")
-        os.replace(partial, self.folder / STATE)
+        write_json(self.folder / STATE, {"identity": self.identity, "done": done}, indent=None)
         self.done = done
 
     def remove(self) -> None:

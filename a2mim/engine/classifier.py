@@ -15,9 +15,9 @@ from torch import Tensor, nn
 
 from a2mim.evaluation.features import pooling_name
 from a2mim.evaluation.identity import hash_encoder
-from a2mim.loading import Source, build_reported
 from a2mim.pixels import normalize
-from a2mim.sites import unreached
+from a2mim.weights.loading import Source, build_reported
+from a2mim.wiring.sites import unreached
 
 
 class Classifier(BaseModel):

@@ -16,7 +16,7 @@ from a2mim.engine.rules import COMMAND_OF, DICT, FLAG, Schema, list_of, number, 
 
 DEFAULTS = {
     "model": None,  # the row of the table: see a2mim.mim.MIM
-    "init_from": None,  # weights that the encoder starts from: whatever a2mim.loading reads
+    "init_from": None,  # weights that the encoder starts from: whatever a2mim.weights.loading reads
     "allow_partial": False,  # of init_from: what the file lacks stays random
     "data": {
         "img_size": 224,  # pixels, square

@@ -15,8 +15,9 @@ from a2mim.evaluation.identity import hash_of
 from a2mim.evaluation.intervals import bootstrap_interval
 from a2mim.evaluation.results import pack
 from a2mim.export import export_timm_folder
-from a2mim.export.receipt import TOLERANCE, write_json
+from a2mim.export.receipt import TOLERANCE
 from a2mim.export.target import ExportError
+from a2mim.files import write_json
 
 
 def result_of(task, runner) -> dict:

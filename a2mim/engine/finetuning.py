@@ -24,8 +24,8 @@ from a2mim.engine.optim import build_layered_optimizer
 from a2mim.engine.runner import step_seed
 from a2mim.evaluation.results import write_result
 from a2mim.evaluation.subsets import draw_subset, subset_of, write_list
-from a2mim.loading import read_source
 from a2mim.pixels import IMAGENET_MEAN, IMAGENET_STD
+from a2mim.weights.loading import read_source
 
 
 class Finetuning:

@@ -14,7 +14,7 @@ from mmengine.dist import is_main_process
 
 from a2mim.data.reading import Reading
 from a2mim.engine.config import read
-from a2mim.export.receipt import write_json, write_text
+from a2mim.files import write_json, write_text
 
 _locks = []  # an open file keeps its lock until the process ends
 

@@ -18,7 +18,7 @@ from a2mim.checkpoints import checkpoint_path, keep_newest, write_checkpoint
 from a2mim.engine.folder import remember
 from a2mim.engine.runner import step_seed
 from a2mim.engine.state import first_broken, state_of
-from a2mim.export.receipt import write_text
+from a2mim.files import write_text
 
 
 class RecordHook(Hook):

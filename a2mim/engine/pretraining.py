@@ -22,7 +22,7 @@ from a2mim.engine.optim import build_optimizer
 from a2mim.engine.report import sentence, words
 from a2mim.engine.runner import step_seed
 from a2mim.export import export_timm_folder
-from a2mim.loading import describe_report, initialise
+from a2mim.weights.loading import describe_report, initialise
 
 
 class Pretraining:

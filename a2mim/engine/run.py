@@ -18,7 +18,7 @@ from a2mim.engine.report import announce, describe_run, report, say
 from a2mim.engine.runner import leave_together, start_processes, stop_processes
 from a2mim.engine.state import with_own_faults
 from a2mim.export import check_targets
-from a2mim.export.receipt import write_json
+from a2mim.files import write_json
 
 
 def pretrain(
@@ -78,7 +78,7 @@ def finetune(
 
     Args:
         config: path of a fine-tuning recipe, or the name of a fine-tuning protocol.
-        source: the encoder, as `a2mim.loading.load_encoder` takes it; a resumed run needs none.
+        source: the encoder, as `a2mim.weights.loading.load_encoder` takes it; a resumed run needs none.
         data: labelled training images; None takes the built-in photographs, at laptop scale.
         test_data: labelled test images, judged with `data`'s labels every few epochs and at the end; None takes the
             test split of `data`, where it has one.

@@ -24,6 +24,7 @@ from tqdm import tqdm
 from a2mim.evaluation.identity import hash_of
 from a2mim.evaluation.overlap import signatures
 from a2mim.evaluation.probe import Labelled
+from a2mim.files import partial_path, write_json
 
 VERSION = 2
 SIGNATURE, SHOWN = "signature", "shown"  # parts of every pass: see overlap.py; whether the image could be read
@@ -149,16 +150,13 @@ class Entry:
                 "raise --feature-cache-gb, or give --no-feature-cache to keep them for this run only."
             )
         for part, path in paths.items():
-            partial = path.with_suffix(".partial")  # whoever still reads the old file keeps it
             shape = (rows, found[part].shape[1])
-            np.lib.format.open_memmap(partial, mode="w+", dtype=found[part].dtype, shape=shape).flush()
-            os.replace(partial, path)
+            with partial_path(path) as partial:  # whoever still reads the old file keeps it
+                np.lib.format.open_memmap(partial, mode="w+", dtype=found[part].dtype, shape=shape).flush()
         return {part: np.lib.format.open_memmap(path, mode="r+") for part, path in paths.items()}
 
     def _save(self, state: dict) -> None:
-        partial = self.folder / "state.partial"
-        partial.write_text(json.dumps(state), encoding="utf-8")
-        os.replace(partial, self.folder / "state.json")
+        write_json(self.folder / "state.json", state, indent=None)
 
     def _state(self) -> dict:
         try:

@@ -15,8 +15,8 @@ from a2mim.batchnorm import calibrate_batchnorm
 from a2mim.data.decode import decode
 from a2mim.evaluation.encoder import Encoder
 from a2mim.evaluation.features import frozen
-from a2mim.layout import leaves
-from a2mim.sites import study
+from a2mim.wiring.layout import leaves
+from a2mim.wiring.sites import study
 
 SUFFIXES = (".jpg", ".jpeg", ".png")
 
@@ -24,8 +24,8 @@ SUFFIXES = (".jpg", ".jpeg", ".png")
 class DenseEncoder:
     """images (B, C, H, W) uint8 of one size -> ((B, D, h, w) float32 features, (B, D) class tokens or None).
 
-    Where the map lies in what the network returns is measured, not guessed (see `a2mim.sites`), so that any layout
-    will do. Of several maps (CrossViT) the finest is taken.
+    Where the map lies in what the network returns is measured, not guessed (see `a2mim.wiring.sites`), so that any
+    layout will do. Of several maps (CrossViT) the finest is taken.
 
     Args:
         source, device, allow_partial, seed: see `Encoder`.

@@ -12,8 +12,8 @@ from a2mim.devices import choose_device
 from a2mim.evaluation.features import frozen, refuse_below_one
 from a2mim.evaluation.identity import hash_encoder
 from a2mim.evaluation.taps import tap
-from a2mim.loading import build_reported, describe_report, read_source
 from a2mim.pixels import normalize
+from a2mim.weights.loading import build_reported, describe_report, read_source
 
 
 class Encoder:

@@ -15,6 +15,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from a2mim.files import write_text
+
 REQUIRED = (
     *("protocol", "protocol_hash", "constants", "encoder", "encoder_hash", "data", "data_fingerprint"),
     *("top1_last", "top1_best", "interval", "n_test", "correct"),
@@ -52,9 +54,7 @@ def write_result(result: dict, folder: str | os.PathLike) -> Path:
             text = json.dumps([*kept, result], indent=1, ensure_ascii=False)
         except TypeError as error:
             raise ValueError(f"the result of {result['protocol']} holds more than plain values: {error}.") from None
-        partial = path.with_name("results.json.partial")
-        partial.write_text(text + "\n", encoding="utf-8")
-        os.replace(partial, path)
+        write_text(path, text + "\n")
         _append(folder / "results.csv", result)
     return path
 

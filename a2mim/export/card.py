@@ -4,8 +4,8 @@ import json
 from pathlib import Path
 
 from a2mim import __version__
-from a2mim.export.receipt import write_text
 from a2mim.export.target import Subject, Target, Written
+from a2mim.files import write_text
 
 NAMED = 8  # frozen parameters that the card spells out
 

@@ -12,8 +12,8 @@ from a2mim.data import EvalLoader, open_dataset
 from a2mim.devices import choose_device
 from a2mim.export.handover import export
 from a2mim.export.targets import check_targets
-from a2mim.loading import Source, read_source
 from a2mim.pixels import normalize
+from a2mim.weights.loading import Source, read_source
 
 CALIBRATION_IMAGES = 2048
 

@@ -10,9 +10,9 @@ import re
 from pathlib import Path
 
 from a2mim.export.contracts import RESNETS
-from a2mim.export.receipt import write_text
 from a2mim.export.target import Subject, Target, Written
 from a2mim.export.torchvision_file import plain_resnet_only
+from a2mim.files import write_text
 
 # of a timm key, in this order
 MAP = (

@@ -11,7 +11,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from a2mim import loading
 from a2mim.batchnorm import calibrate_batchnorm
 from a2mim.export.card import tell_training, write_card
 from a2mim.export.receipt import (
@@ -20,12 +19,13 @@ from a2mim.export.receipt import (
     hash_tensors,
     now,
     state_tensors,
-    write_json,
 )
 from a2mim.export.target import ExportError, Subject, Target, Written, flatten
 from a2mim.export.targets import TARGETS, check_targets, possible
 from a2mim.export.verify import recheck
-from a2mim.networks import OwnNetwork
+from a2mim.files import write_json
+from a2mim.weights import loading
+from a2mim.wiring.networks import OwnNetwork
 
 RANDOM = "Not at all: a name was exported, and the weights are random."
 

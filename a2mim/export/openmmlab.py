@@ -12,8 +12,8 @@ import torch
 
 from a2mim.export import openmmlab_native, timm_folder
 from a2mim.export.openmmlab_native import Native
-from a2mim.export.receipt import write_text
 from a2mim.export.target import Subject, Target, Written
+from a2mim.files import write_text
 
 PREFIX = "backbone."
 PYRAMIDS = ("ResNet", "ResNeXt", "SwinTransformer", "ConvNeXt")  # what necks of detectors and segmenters take

@@ -7,10 +7,10 @@ from torch import Tensor, nn
 
 from a2mim.evaluation.features import frozen
 from a2mim.export import graphs
-from a2mim.export.receipt import write_json
 from a2mim.export.target import Subject, Target, Written
-from a2mim.layout import leaves
-from a2mim.networks import OwnNetwork, is_configured
+from a2mim.files import write_json
+from a2mim.wiring.layout import leaves
+from a2mim.wiring.networks import OwnNetwork, is_configured
 
 CODE = """\
 import numpy as np

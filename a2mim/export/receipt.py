@@ -15,7 +15,7 @@ from torch import Tensor
 from a2mim.export import check
 from a2mim.export.target import ExportError
 
-__all__ = ["TOLERANCE", "ExportError", "check_in_fresh_process", "write_json", "write_text"]
+__all__ = ["TOLERANCE", "ExportError", "check_in_fresh_process"]
 
 TOLERANCE = 1e-5  # of the largest feature; float32 on another number of threads differs by about 1e-6
 OFFLINE = {"HF_HUB_OFFLINE": "1", "YOLO_OFFLINE": "true", "CUDA_VISIBLE_DEVICES": ""}
@@ -77,15 +77,3 @@ def hash_tensors(tensors: dict[str, Tensor]) -> str:
 
 def now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
-
-
-def write_json(path: Path, content: dict) -> None:
-    """Whole or not at all."""
-    write_text(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
-
-
-def write_text(path: Path, text: str) -> None:
-    """UTF-8, whole or not at all."""
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, path)

@@ -11,8 +11,8 @@ import torch
 from safetensors.torch import save
 from torch import nn
 
-from a2mim.export.receipt import write_json
 from a2mim.export.target import Subject, Target, Written
+from a2mim.files import write_json
 
 CROP_PCT = 0.875  # 224 of a short side of 256, as the evaluation protocols crop
 FROM_TIMM = ("fixed_input_size", "first_conv", "classifier", "crop_mode")  # facts of the architecture

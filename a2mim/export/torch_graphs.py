@@ -7,8 +7,8 @@ import torch
 
 from a2mim.evaluation.features import frozen
 from a2mim.export import graphs
-from a2mim.export.receipt import write_text
 from a2mim.export.target import Subject, Target, Written
+from a2mim.files import write_text
 
 FILE = "preprocessing.json"
 EXPORT_CODE = """\

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from a2mim.export.contracts import RESNETS, ULTRALYTICS_CHILDREN
-from a2mim.export.receipt import write_text
 from a2mim.export.target import Subject, Target, Written
 from a2mim.export.torchvision_file import plain_resnet_only
+from a2mim.files import write_text
 
 EPS = 1e-5  # of torch's BatchNorm2d, which its classification models leave as it is
 NORMALIZE, ENCODER, HEAD = "model.0", "model.1.m", "model.2"

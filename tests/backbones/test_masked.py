@@ -11,8 +11,8 @@ from torch import Tensor
 
 from a2mim.checkpoints import FORMAT
 from a2mim.encoder import MaskedEncoder
-from a2mim.loading import load_encoder
 from a2mim.mim import MIM
+from a2mim.weights.loading import load_encoder
 
 MODELS = [  # name, then what the rule must find: site, its stride, output channels, output stride
     ("xvit_tiny_p16_224", "blocks.11", 16, 192, 16),

@@ -22,8 +22,8 @@ from a2mim.engine.finetune_config import FINETUNE
 from a2mim.engine.finetuning import choose_rows
 from a2mim.engine.run import finetune
 from a2mim.evaluation.results import read_results
-from a2mim.loading import load_encoder
 from a2mim.pixels import normalize
+from a2mim.weights.loading import load_encoder
 
 RECIPE = """
 classifier = dict(drop_path_rate=0.2, pooling="avg", norm="after")

@@ -13,7 +13,7 @@ from a2mim.checkpoints import list_checkpoints, read_newest
 from a2mim.data import EvalLoader, open_dataset
 from a2mim.engine import online
 from a2mim.evaluation import extract_features, knn
-from a2mim.loading import load_encoder
+from a2mim.weights.loading import load_encoder
 
 
 @pytest.fixture

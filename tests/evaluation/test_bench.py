@@ -11,7 +11,7 @@ from a2mim.evaluation.bench import Bench
 from a2mim.evaluation.protocols import read_protocol
 from a2mim.evaluation.runners import RUNNERS, check
 from a2mim.export.timm_folder import write_timm_folder
-from a2mim.loading import load_encoder
+from a2mim.weights.loading import load_encoder
 
 SIZE = 32
 PIXELS = {"mean": [0.5] * 3, "std": [0.2] * 3, "interpolation": "bilinear"}

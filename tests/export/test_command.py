@@ -7,7 +7,7 @@ from a2mim.checkpoints import FORMAT
 from a2mim.encoder import MaskedEncoder
 from a2mim.export import ExportError
 from a2mim.export.command import export_calibrated
-from a2mim.loading import read_source
+from a2mim.weights.loading import read_source
 
 SIZE = 32
 

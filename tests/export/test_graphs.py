@@ -14,7 +14,7 @@ from a2mim.export.handover import prove
 from a2mim.export.target import Subject
 from a2mim.export.targets import possible
 from a2mim.export.verify import read_receipt, recheck, verify
-from a2mim.networks import build_model
+from a2mim.wiring.networks import build_model
 
 SIZE = 64
 PIXELS = {"mean": [0.4, 0.5, 0.6], "std": [0.2, 0.2, 0.3], "interpolation": "bilinear"}

@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from a2mim.encoder import MaskedEncoder
 from a2mim.export import ExportError, export, export_timm_folder
 from a2mim.export.verify import verify
-from a2mim.loading import load_encoder
+from a2mim.weights.loading import load_encoder
 
 MODULE = """
 from torch import nn

@@ -12,7 +12,7 @@ from a2mim.encoder import MaskedEncoder
 from a2mim.export import ExportError, export, export_timm_folder
 from a2mim.export.receipt import hash_tensors
 from a2mim.export.timm_folder import write_timm_folder
-from a2mim.loading import load_encoder
+from a2mim.weights.loading import load_encoder
 
 SIZE = 64
 PREPROCESSING = {"mean": [0.4, 0.5, 0.6], "std": [0.2, 0.2, 0.3], "img_size": [SIZE, SIZE], "interpolation": "bilinear"}

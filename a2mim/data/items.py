@@ -1,0 +1,59 @@
+"""One item of a user's own data set or pipeline: its image and its label.
+
+An item is an image, a tuple (image, label, …), or a dictionary with an image under "image", "img" or a suffix such as
+"jpg", and a label under "label", "cls", "target" or "json". An image is encoded bytes, a Pillow image, or uint8 or
+uint16: an array (H, W) or (H, W, C), or a tensor (C, H, W). Give it as it is, without ToTensor or Normalize.
+"""
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from a2mim.data.folder import SUFFIXES
+from a2mim.data.pixel_format import BITS
+
+_IMAGES = ("image", "img", *SUFFIXES)
+_LABELS = ("label", "cls", "target")
+_PLAIN_MODES = ("L", "LA", "RGB", "RGBA")  # of Pillow
+
+
+def image_and_label(item) -> tuple[bytes | np.ndarray, int]:
+    """What a store gives of an item's image, and its label or -1; ValueError naming what was found instead."""
+    image, label = item, None
+    if isinstance(item, Mapping):
+        image = next((item[name] for name in _IMAGES if name in item), None)
+        label = next((item[name] for name in _LABELS if name in item), None)
+        if label is None and isinstance(item.get("json"), Mapping):
+            label = item["json"].get("label")
+        if image is None:
+            raise ValueError(f"an item has {', '.join(map(str, item))} and no image; call it 'image'")
+    elif isinstance(item, tuple | list):
+        image, label = item[0], item[1] if len(item) > 1 else None
+    return _content(image), label_number(label)
+
+
+def _content(image) -> bytes | np.ndarray:
+    if isinstance(image, bytes):
+        return image
+    if hasattr(image, "convert") and hasattr(image, "mode"):
+        return _with_channels(np.asarray(image if image.mode in _PLAIN_MODES else image.convert("RGB")))
+    is_tensor = hasattr(image, "permute") and image.ndim == 3
+    pixels = image.permute(1, 2, 0).numpy() if is_tensor else np.asarray(image)
+    if pixels.dtype not in BITS or pixels.ndim not in (2, 3) or 0 in pixels.shape:
+        raise ValueError(
+            f"an image is {type(image).__name__} of {pixels.dtype} {pixels.shape}; give bytes, a Pillow image, or uint8"
+            " or uint16 (H, W, C): without ToTensor or Normalize, which happen later on the device"
+        )
+    return np.ascontiguousarray(_with_channels(pixels))
+
+
+def _with_channels(pixels: np.ndarray) -> np.ndarray:
+    return pixels if pixels.ndim == 3 else pixels[:, :, None]
+
+
+def label_number(label) -> int:
+    """A whole number, also as bytes, text or a tensor of one; -1 for anything else: captions and the like."""
+    try:
+        return int(label)
+    except (TypeError, ValueError, RuntimeError):
+        return -1

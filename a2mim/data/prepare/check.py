@@ -1,0 +1,121 @@
+"""Reads everything once, before a training run does: counts, and names what is wrong."""
+
+from collections import Counter
+from dataclasses import dataclass, field
+
+from tqdm import tqdm
+
+from a2mim.data.access import Access, current
+from a2mim.data.dataset import ImageDataset
+from a2mim.data.decode import LENIENT, UnreadableImage
+from a2mim.data.errors import ShardError
+from a2mim.data.parallel import each
+from a2mim.data.pixel_format import PixelFormat
+from a2mim.data.shards.indexing import look_at
+from a2mim.data.shards.tar_shards import open_shards, refuse_missing
+from a2mim.data.sources import expand
+
+_BYTES_A_PROCESS = 32 << 20  # fewer are checked before another process has started
+_NAMED = 20  # unreadable images of each shard that are named
+
+
+@dataclass
+class ShardReport:
+    """What check_shards found; `str` of it is one line, `lines` are all that is wrong."""
+
+    shards: int = 0
+    images: int = 0
+    labelled: int = 0
+    duplicates: int = 0  # images left out because an earlier one of their shard has their key
+    incomplete: int = 0  # keys with other members and no image
+    lenient: int = 0  # damaged images that could be decoded all the same
+    faults: Counter = field(default_factory=Counter)  # unreadable images by reason
+    unreadable: list[str] = field(default_factory=list)  # unreadable images: name (reason), the first 20 of each shard
+    damaged: list[str] = field(default_factory=list)  # each unusable shard: path, byte and what is wrong
+    labels: str = ""  # why the labels do not fit together
+
+    @property
+    def ok(self) -> bool:
+        return not (self.faults or self.damaged or self.labels)
+
+    def __str__(self) -> str:
+        line = f"{self.images:,} images in {self.shards} shards, {self.labelled:,} labelled"
+        line += f", {self.duplicates} with a key that was taken left out" if self.duplicates else ""
+        line += f", {self.incomplete} samples without an image left out" if self.incomplete else ""
+        line += f", {self.lenient} {LENIENT}" if self.lenient else ""
+        if self.ok:
+            return f"{line}: all readable"
+        found = [f"{len(self.damaged)} damaged shards"] if self.damaged else []
+        found += [f"{count} {reason}" for reason, count in self.faults.most_common()]
+        found += ["labels that do not fit together"] if self.labels else []
+        return f"{line}: {', '.join(found)}; first: {self.lines()[0]}"
+
+    def lines(self) -> list[str]:
+        """One for each thing that is wrong."""
+        return [*self.damaged, *self.unreadable, *([self.labels] if self.labels else [])]
+
+
+def check_shards(pattern, access: Access | None = None, in_chans: int = 3, value_range=None) -> ShardReport:
+    """Indexes and decodes every image of shards, named as for open_dataset, in several processes.
+
+    Remote shards pass through the cache. FileNotFoundError, naming them, when any is missing. in_chans, value_range:
+    see data/pixel_format.py; images that do not suit them are counted as unreadable.
+    """
+    form = PixelFormat(in_chans, 16, value_range=value_range and tuple(value_range))
+    access = access or current()
+    addresses = expand(pattern, access)
+    shards = look_at(addresses, access)
+    refuse_missing(shards)
+    report = ShardReport(shards=len(addresses))
+    parts = {}
+    items = [(address, access, form) for address in addresses]
+    processes = min(access.workers, sum(shard.size or 0 for shard in shards) // _BYTES_A_PROCESS)
+    for (address, *_), outcome in tqdm(
+        each(_check, items, processes), "checking", len(items), unit="shard", leave=False
+    ):
+        if isinstance(outcome, ShardError):
+            report.damaged.append(str(outcome))
+        elif isinstance(outcome, Exception):
+            raise outcome
+        else:
+            parts[address] = outcome
+    report.damaged.sort()
+    for address in filter(parts.get, addresses):
+        _add(report, parts[address])
+    good = [address for address in addresses if address in parts and parts[address].images]
+    if good:
+        try:
+            report.labelled = int((open_shards(good, "labels", access).labels >= 0).sum())
+        except ValueError as error:
+            report.labels = str(error)
+    return report
+
+
+def _check(item: tuple[str, Access, PixelFormat]) -> ShardReport:
+    """One shard; raises ShardError."""
+    address, access, form = item
+    try:
+        dataset = open_shards([address], address, access)
+    except ValueError as error:  # nothing in it, or labels of two kinds
+        raise ShardError(str(error)) from None
+    dataset.form = form
+    report = ShardReport(images=len(dataset), duplicates=dataset.duplicates, incomplete=dataset.incomplete)
+    for i in range(len(dataset)):
+        _check_image(dataset, i, report)
+    return report
+
+
+def _check_image(dataset: ImageDataset, i: int, report: ShardReport) -> None:
+    notes = []
+    try:
+        dataset.read(i, notes)
+        report.lenient += LENIENT in notes
+    except UnreadableImage as error:
+        report.faults[error.reason] += 1
+        if len(report.unreadable) < _NAMED:
+            report.unreadable.append(f"{dataset.name(i)} ({error})")
+
+
+def _add(report: ShardReport, part: ShardReport) -> None:
+    for name in ("images", "duplicates", "incomplete", "lenient", "faults", "unreadable"):
+        setattr(report, name, getattr(report, name) + getattr(part, name))

@@ -1,0 +1,81 @@
+"""What is in shards, and their indices made ahead of a run."""
+
+import os
+from collections.abc import Iterator
+
+from a2mim.data.access import Access
+from a2mim.data.errors import ShardError
+from a2mim.data.remote.addresses import is_remote
+from a2mim.data.shards import dali
+from a2mim.data.shards.indexing import Shard, index_all, look_at, places_of
+from a2mim.data.shards.tar_shards import refuse_missing
+from a2mim.data.sources import expand
+
+
+def indexed(pattern, access: Access) -> list[Shard]:
+    """The shards, each with an index or a fault; FileNotFoundError when any is missing."""
+    shards = look_at(expand(pattern, access), access)
+    refuse_missing(shards)
+    index_all(shards, access)
+    return shards
+
+
+def describe_shards(shards: list[Shard]) -> Iterator[str]:
+    """A line for each shard, and one for all."""
+    for shard in shards:
+        if shard.fault is not None:
+            yield f"damaged  {shard.fault}"
+            continue
+        samples = shard.index.samples
+        labelled = int(((samples["label"] >= 0) | (samples["name"] >= 0)).sum())
+        notes = [f"{shard.index.duplicates} duplicates"] if shard.index.duplicates else []
+        notes += [f"{shard.index.incomplete} without an image"] if shard.index.incomplete else []
+        notes += ["headers unchecked"] if shard.index.unchecked else []
+        size = f"{(shard.size or 0) / 1e6:10,.1f} MB"
+        yield f"{len(samples):8,} images {labelled:8,} labelled {size}  {', '.join([shard.address, *notes])}"
+    good = [shard for shard in shards if shard.fault is None]
+    images = sum(len(shard.index.samples) for shard in good)
+    size = sum(shard.size or 0 for shard in good) / 1e6
+    yield f"{images:8,} images in {len(good)} of {len(shards)} shards, {size:,.1f} MB"
+
+
+def describe_samples(shards: list[Shard], access: Access) -> Iterator[str]:
+    """A line for each image: shard, key, label, bytes."""
+    for shard in shards:
+        if shard.fault is not None:
+            continue
+        texts = [*shard.index.texts, ""]
+        for key, sample in zip(shard.keys(access), shard.index.samples, strict=True):
+            label = str(sample["label"]) if sample["label"] >= 0 else texts[sample["name"]] or "-"
+            yield f"{shard.address}\t{key}\t{label}\t{sample['size']}"
+
+
+def export_dali(pattern, access: Access) -> list[str]:
+    """Writes DALI's index beside each local shard; returns their paths."""
+    return [dali.export_index(address) for address in _local(pattern, access)]
+
+
+def import_dali(pattern, access: Access) -> list[Shard]:
+    """Shards indexed from DALI's files; ShardError for one that is missing or does not fit."""
+    shards = []
+    for address in _local(pattern, access):
+        try:
+            index = dali.import_index(address, access)
+        except FileNotFoundError as error:
+            raise ShardError(f"{error.filename}: there is no such index; wds2idx makes it") from None
+        shards.append(Shard(address, os.path.getsize(address), index=index))
+    return shards
+
+
+def _local(pattern, access: Access) -> list[str]:
+    addresses = expand(pattern, access)
+    away = [address for address in addresses if is_remote(address)]
+    if away:
+        raise ValueError(f"{away[0]} is remote; DALI's indices are read and written beside local shards")
+    refuse_missing(look_at(addresses, access))
+    return addresses
+
+
+def where(shard: Shard, access: Access) -> str:
+    """The path of the cached index, "" when no place could be written to."""
+    return next((str(place) for place in places_of(shard, access) if place.exists()), "")

@@ -1,0 +1,228 @@
+"""Shards to shards: shuffled over all of them, packed anew, and, unless told otherwise, re-encoded once.
+
+As in write_shards.py, what goes where is decided first and recorded in manifest.json, and a run that was stopped goes
+on with the shards that are missing. Every member of a sample goes along; the label is written as a number in .cls.
+"""
+
+import hashlib
+import io
+import json
+import os
+import tarfile
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from a2mim.data.access import Access, current
+from a2mim.data.folder import ARRAYS, SUFFIXES
+from a2mim.data.parallel import each
+from a2mim.data.prepare.reencode import reencode
+from a2mim.data.prepare.write_shards import NAME, begin, divide
+from a2mim.data.shards.cache import ShardCache
+from a2mim.data.shards.index import split_name
+from a2mim.data.shards.indexing import Shard
+from a2mim.data.shards.tar_shards import open_shards
+from a2mim.data.shards.tarfiles import BLOCK, members
+from a2mim.data.sources import expand
+from a2mim.files import write_text
+
+_RECORD = "written.json"  # what was done to the images of each finished shard
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """short_side in pixels and JPEG quality; short_side None keeps the images' bytes."""
+
+    short_side: int | None = 384
+    quality: int = 90
+
+    def __post_init__(self):
+        if self.short_side is not None and self.short_side < 1:
+            raise ValueError(f"short_side={self.short_side} must be at least 1")
+        if not 1 <= self.quality <= 100:
+            raise ValueError(f"quality={self.quality} must be in 1..100")
+
+
+def reshard(
+    source,
+    out_dir: str | os.PathLike,
+    encoding: Encoding | None = None,
+    samples_per_shard: int = 1000,
+    max_bytes: int = 1 << 30,
+    seed: int | None = 0,
+    access: Access | None = None,
+) -> dict:
+    """Writes shard-000000.tar, …, classes.txt where classes have names, files.txt and manifest.json.
+
+    Args:
+        source: shards, as for open_dataset.
+        out_dir: made if need be; a run with the same arguments continues what it finds there.
+        encoding: of the images; None: short side 384, quality 90.
+        samples_per_shard, max_bytes: of a shard, at most; bytes are those of the source.
+        seed: of the shuffle; None keeps the order.
+
+    A sample's key is the line of its old name in files.txt, counted from 0. Returns {"pattern", "images", "shards",
+    "written", "kept", "done": what was done to images by kind, "bytes_before", "bytes_after"}.
+    """
+    access, out, encoding = access or current(), Path(out_dir), encoding or Encoding()
+    if samples_per_shard < 1:
+        raise ValueError(f"samples_per_shard={samples_per_shard} must be at least 1")
+    dataset = open_shards(expand(source, access), str(source), access)
+    shards, sizes = dataset.store.shards, dataset.store.sizes
+    names = [f"{os.path.basename(shard.address)}/{key}" for shard in shards for key in shard.keys(access)]
+    divided = divide(sizes, samples_per_shard, max_bytes, seed)
+    manifest = {
+        "source": hashlib.blake2b(dataset.fingerprint.encode() + sizes.tobytes(), digest_size=8).hexdigest(),
+        "images": len(dataset),
+        "skipped_shards": list(dataset.skipped),
+        "samples_per_shard": samples_per_shard,
+        "max_bytes": max_bytes,
+        "seed": seed,
+        "shards": len(divided),
+        "short_side": encoding.short_side,
+        "quality": encoding.quality if encoding.short_side else None,
+    }
+    begin(out, manifest, names, dataset.class_names)
+    record = _recorded(out)
+    missing = [k for k in range(len(divided)) if NAME.format(k) not in record or not (out / NAME.format(k)).exists()]
+    parts = _parts(dataset, divided, missing, out, encoding, access) if missing else []
+    with tqdm(total=len(divided), initial=len(divided) - len(missing), desc="writing", unit="shard") as progress:
+        for part, outcome in each(write_part, parts, access.workers):
+            if isinstance(outcome, Exception):
+                raise outcome
+            record[os.path.basename(part.path)] = outcome
+            write_text(out / _RECORD, json.dumps(record, indent=1) + "\n")
+            progress.update()
+    return _totals(out, record, manifest, len(missing))
+
+
+@dataclass
+class Part:
+    """One shard to be written.
+
+    Args:
+        samples: number, source shard, first and last byte of its members, and label of each.
+    """
+
+    path: str
+    samples: list[tuple[int, int, int, int, int]]
+    shards: dict[int, Shard]
+    encoding: Encoding
+    access: Access
+
+
+def _parts(dataset, divided: list[list[int]], missing: list[int], out: Path, encoding, access: Access) -> list[Part]:
+    shards, ends = dataset.store.shards, dataset.store.ends
+    regions = [None] * len(shards)
+    items = [(number, shard, access) for number, shard in enumerate(shards)]
+    for (number, *_), outcome in tqdm(each(_regions, items, access.workers), "reading headers", len(items)):
+        if isinstance(outcome, Exception):
+            raise outcome
+        regions[number] = outcome
+    shard_of = np.searchsorted(ends, np.arange(len(dataset)), side="right")
+    starts = np.empty((len(dataset), 2), np.int64)
+    for number, region in enumerate(regions):
+        mine = shard_of == number
+        places = np.searchsorted(region[:, 0], dataset.store.offsets[mine])
+        starts[mine] = region[places, 1:]
+    parts = []
+    for k in missing:
+        samples = [(i, int(shard_of[i]), *starts[i].tolist(), int(dataset.labels[i])) for i in divided[k]]
+        used = {number: shards[number] for _, number, *_ in samples}
+        parts.append(Part(str(out / NAME.format(k)), samples, used, encoding, access))
+    return parts
+
+
+def _regions(item: tuple[int, Shard, Access]) -> np.ndarray:
+    """(members, 3) int64, sorted: offset of a member, and where its sample's members begin and end."""
+    _, shard, access = item
+    places, members_of, end = [], {}, 0
+    for name, offset, size in members(_path(shard, access)):
+        if (split := split_name(name)) is not None:
+            region = members_of.setdefault(split[0], [end, 0])
+            region[1] = offset + size
+            places.append((offset, region))
+        end = offset + -(-size // BLOCK) * BLOCK
+    return np.array([(offset, *region) for offset, region in places], np.int64)
+
+
+def write_part(part: Part) -> dict:
+    """Writes one shard and gives it its name; returns counts of what was done to its images."""
+    done, before, unfinished = Counter(), 0, f"{part.path}.part"
+    paths = {number: _path(shard, part.access) for number, shard in part.shards.items()}
+    with tarfile.open(unfinished, "w", format=tarfile.GNU_FORMAT) as archive:
+        for number, shard, start, stop, label in part.samples:
+            for suffix, content in _sample(paths[shard], start, stop):
+                if suffix == "cls":
+                    continue
+                if suffix in SUFFIXES + ARRAYS:
+                    before += len(content)
+                    suffix, content, kind = _encoded(suffix, content, part.encoding)
+                    done[kind] += 1
+                _add(archive, f"{number:09d}.{suffix}", content)
+            if label >= 0:
+                _add(archive, f"{number:09d}.cls", str(label).encode())
+    os.replace(unfinished, part.path)
+    return {"done": dict(done), "bytes_before": before, "bytes_after": os.path.getsize(part.path)}
+
+
+def _encoded(suffix: str, content: bytes, encoding: Encoding) -> tuple[str, bytes, str]:
+    """(suffix, content, what was done)."""
+    if encoding.short_side is None:
+        return suffix, content, "kept"
+    found = reencode(content, encoding.short_side, encoding.quality)
+    return ("jpg", found, "re-encoded") if isinstance(found, bytes) else (suffix, content, f"kept: {found}")
+
+
+def _sample(path: str, start: int, stop: int) -> list[tuple[str, bytes]]:
+    """(suffix, content) of each member of the sample whose members begin and end there, the first of each suffix."""
+    found, key = {}, None
+    with open(path, "rb") as file:
+        for name, offset, size in members(path, start):
+            if offset > stop:
+                break
+            split = split_name(name)
+            if split is not None and key in (None, split[0]):
+                key = split[0]
+                found.setdefault(split[1], os.pread(file.fileno(), size, offset))
+            if offset + size >= stop:
+                break
+    return list(found.items())
+
+
+def _path(shard: Shard, access: Access) -> str:
+    return shard.address if shard.stat is None else os.fspath(ShardCache(access).fetch(shard.address, shard.stat))
+
+
+def _add(archive: tarfile.TarFile, name: str, content: bytes) -> None:
+    member = tarfile.TarInfo(name)
+    member.size = len(content)
+    archive.addfile(member, io.BytesIO(content))
+
+
+def _recorded(out: Path) -> dict:
+    try:
+        return json.loads((out / _RECORD).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+
+
+def _totals(out: Path, record: dict, manifest: dict, written: int) -> dict:
+    done, shards = Counter(), manifest["shards"]
+    for entry in record.values():
+        done.update(entry["done"])
+    numbers = "000000" if shards == 1 else f"{{000000..{shards - 1:06d}}}"
+    totals = {name: sum(entry[name] for entry in record.values()) for name in ("bytes_before", "bytes_after")}
+    write_text(out / "manifest.json", json.dumps(manifest | {"done": dict(done)} | totals, indent=2) + "\n")
+    return {
+        "pattern": str(out / f"shard-{numbers}.tar"),
+        "images": manifest["images"],
+        "shards": shards,
+        "written": written,
+        "kept": shards - written,
+        "done": dict(done),
+        **totals,
+    }

@@ -1,0 +1,131 @@
+"""Shards in the object stores and file systems that fsspec knows: s3://, gs://, hf://, az://, memory://, …"""
+
+import base64
+import contextlib
+import threading
+from typing import BinaryIO
+
+from a2mim.data.access import Access
+from a2mim.data.errors import ShardError
+from a2mim.data.remote.addresses import scheme_of
+from a2mim.data.remote.retry import PassingFault
+from a2mim.data.remote.transfer import BLOCK, Stat, Watch, append, refuse_another
+
+_LASTING = (PermissionError, IsADirectoryError, NotADirectoryError, NotImplementedError)
+
+_TAGS = ("ETag", "etag", "xet_hash", "oid", "LastModified", "last_modified", "mtime", "created")  # as backends call it
+_BLOCK = 4 * BLOCK  # bytes a request, which has to come within one timeout
+
+
+class StoredObject:
+    """One address. fsspec promises no timeouts, so that every call to it is made by a thread that can be left."""
+
+    ranges = True
+    tag: str | None = None
+
+    def __init__(self, address: str, access: Access):
+        self.name, self.timeout = address, access.timeout
+        self.files, self.path = _file_system(address)
+
+    def stat(self) -> Stat:
+        info = self._call(lambda: self.files.info(self.path))
+        if info.get("type") == "directory":
+            raise FileNotFoundError(f"{self.name}: this is a folder")
+        tag = next((str(info[name]) for name in _TAGS if info.get(name)), None)
+        digest = info.get("content_md5") or info.get("md5Hash")
+        return Stat(info.get("size"), tag, _md5(digest))
+
+    def download(self, file: BinaryIO) -> None:
+        """Begins at the end of what came before."""
+        if self.tag:
+            refuse_another(self.name, self.tag, self.stat().tag)
+        opened = self._call(lambda: self.files.open(self.path, "rb", block_size=_BLOCK, cache_type="readahead"))
+        try:
+            if file.tell():
+                self._call(lambda: opened.seek(file.tell()))
+            append(file, lambda: self._call(lambda: opened.read(_BLOCK)), Watch(self.name, self.timeout))
+        finally:
+            with contextlib.suppress(PassingFault, OSError):
+                self._call(opened.close)
+
+    def read(self, offset: int, size: int) -> bytes:
+        data = self._call(lambda: self.files.cat_file(self.path, start=offset, end=offset + size))
+        if len(data) != size:
+            raise PassingFault(f"{self.name}: {len(data)} of {size} bytes came at byte {offset}")
+        return data
+
+    def _call(self, work):
+        """What `work` returns; PassingFault when it takes longer than the timeout."""
+        try:
+            return within(self.timeout, work)
+        except FileNotFoundError:
+            raise FileNotFoundError(f"{self.name}: there is no such object") from None
+        except _LASTING as error:
+            raise ShardError(f"{self.name}: {error or type(error).__name__}") from None
+        except TimeoutError:
+            raise PassingFault(f"{self.name}: no answer in time") from None
+        except Exception as error:  # each backend has errors of its own
+            status = getattr(error, "status", None) or getattr(error, "code", None)
+            said = f"{self.name}: {type(error).__name__}: {error}"
+            if isinstance(status, int) and 400 <= status < 500 and status not in (408, 425, 429):
+                raise ShardError(said) from None
+            raise PassingFault(said) from None
+
+
+def within(timeout: float, work):
+    """The result of `work()`, run in a thread; TimeoutError when it takes longer, and the thread is left to itself."""
+    found = {}
+
+    def run() -> None:
+        try:
+            found["result"] = work()
+        except BaseException as error:
+            found["error"] = error
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    thread.join(timeout)
+    if thread.is_alive():
+        raise TimeoutError
+    if "error" in found:
+        raise found["error"]
+    return found["result"]
+
+
+def glob(pattern: str, access: Access) -> list[str]:
+    """The addresses that match, sorted."""
+    files, path = _file_system(pattern)
+    try:
+        found = within(4 * access.timeout, lambda: files.glob(path))
+    except TimeoutError:
+        raise ShardError(f"{pattern}: no answer in time") from None
+    slashes = "://" if ":///" in pattern else ":///"  # one object, one address: spelt as the pattern is
+    return sorted(files.unstrip_protocol(match).replace(slashes, "://") for match in found)
+
+
+def _file_system(address: str):
+    """(file system, path in it); ValueError naming the package to install, or what is wrong with the address."""
+    from fsspec.core import url_to_fs
+    from fsspec.registry import known_implementations, registry
+
+    scheme = scheme_of(address)
+    if "::" in address:
+        raise ValueError(f"{address}: chained addresses are not taken; give them one by one")
+    if scheme not in registry and scheme not in known_implementations:
+        raise ValueError(f"{address}: {scheme}:// is not known; give a path, http(s)://, s3://, gs://, hf:// or pipe:")
+    try:
+        return url_to_fs(address)
+    except ImportError as error:
+        module = known_implementations[scheme]["class"].partition(".")[0]
+        package = module if module != "fsspec" else getattr(error.__cause__, "name", None) or scheme
+        raise ValueError(f"{address}: reading {scheme}:// needs one more package: pip install {package}") from None
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{address} cannot be opened: {error}") from None
+
+
+def _md5(digest) -> tuple[str, str] | None:
+    """Google's and Azure's MD5, in base64 or as bytes."""
+    if isinstance(digest, str):
+        with contextlib.suppress(ValueError):
+            digest = base64.b64decode(digest, validate=True)
+    return ("md5", bytes(digest).hex()) if isinstance(digest, bytes | bytearray) and len(digest) == 16 else None

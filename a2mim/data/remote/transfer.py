@@ -1,0 +1,56 @@
+"""What every transfer needs, whatever it comes from: facts about the file, a speed limit from below, appending."""
+
+import time
+from dataclasses import dataclass
+from typing import BinaryIO
+
+from a2mim.data.errors import ShardError
+from a2mim.data.remote.retry import PassingFault
+
+BLOCK = 1 << 20
+_SLOWEST = 1000  # bytes a second, over a whole `timeout`
+
+
+@dataclass(frozen=True)
+class Stat:
+    """What is known of a remote shard before it is read.
+
+    Args:
+        size: in bytes; None: not told.
+        tag: changes with the content (ETag, or the time of the last change); None: not told.
+        checksum: (name of a hashlib algorithm, hexadecimal digest) where the server gives one.
+    """
+
+    size: int | None = None
+    tag: str | None = None
+    checksum: tuple[str, str] | None = None
+
+
+def refuse_another(name: str, wanted: str | None, found: str | None) -> None:
+    """ShardError when a tag is another: places in an index are those of the content that it was made from."""
+    if wanted and found and wanted != found:
+        raise ShardError(f"{name}: changed since it was indexed; start anew to index it again")
+
+
+class Watch:
+    """Raises PassingFault when less than 1 kB a second came over a whole timeout: silence with a pulse."""
+
+    def __init__(self, name: str, timeout: float):
+        self.name, self.timeout = name, timeout
+        self.since, self.came = time.monotonic(), 0
+
+    def count(self, size: int) -> None:
+        self.came += size
+        passed = time.monotonic() - self.since
+        if passed < self.timeout:
+            return
+        if self.came < _SLOWEST * passed:
+            raise PassingFault(f"{self.name}: stalled, {self.came} bytes in {passed:.1f} s")
+        self.since, self.came = time.monotonic(), 0
+
+
+def append(file: BinaryIO, read, watch: Watch) -> None:
+    """Writes what `read()` returns until it returns nothing."""
+    while data := read():
+        file.write(data)
+        watch.count(len(data))

@@ -1,0 +1,169 @@
+"""Copies of remote shards on disk: whole, verified before they get their name, never more than a bound.
+
+A copy lies in shards/<hash of the whole address>/ with a note of the size and tag it was fetched at; a copy whose note
+differs from what the server says now is fetched anew. Several processes may share the folder: one of them fetches, the
+others wait for its lock, which the kernel gives back when it dies.
+"""
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import re
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from a2mim.data.access import Access
+from a2mim.data.errors import ShardError
+from a2mim.data.remote.addresses import base_name
+from a2mim.data.remote.origins import origin_of
+from a2mim.data.remote.retry import PassingFault, persist
+from a2mim.data.remote.transfer import Stat
+from a2mim.data.shards.tarfiles import TarError, members
+
+_NOTE, _LOCK, _PART = ".json", ".lock", ".part"
+_STALE_PART = 24 * 3600  # seconds; what a killed process left behind
+
+
+class ShardCache:
+    """The copies that one `access.folder` holds."""
+
+    def __init__(self, access: Access):
+        self.access = access
+        self.folder = access.folder / "shards"
+
+    def find(self, address: str, stat: Stat | None) -> Path | None:
+        """The copy, when it is there and still what the server has; stat None: whatever was fetched."""
+        place = self._place(address)
+        with contextlib.suppress(OSError, ValueError, KeyError):
+            note = json.loads(Path(f"{place}{_NOTE}").read_text(encoding="utf-8"))
+            fetched = Stat(note["size"], note["tag"])
+            if place.stat().st_size == fetched.size and (stat is None or _same(fetched, stat)):
+                with contextlib.suppress(OSError):
+                    os.utime(place)  # the last use, by which copies are dropped
+                return place
+        return None
+
+    def known(self, address: str) -> Stat | None:
+        """What the copy was fetched at, when there is one."""
+        if self.find(address, None) is None:
+            return None
+        note = json.loads(Path(f"{self._place(address)}{_NOTE}").read_text(encoding="utf-8"))
+        return Stat(note["size"], note["tag"])
+
+    def fetch(self, address: str, stat: Stat, verify: Callable[[str], object] | None = None) -> Path:
+        """The copy, downloaded when it is not there; ShardError, with the address, for whatever cannot be mended.
+
+        Args:
+            verify: called with the path of a new copy before it gets its name; may raise TarError. None: every header
+                and the end of the archive are checked.
+        """
+        place = self._place(address)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        with _locked(place):
+            found = self.find(address, stat)
+            return found or self._download(address, stat, place, verify or _walk)
+
+    def _download(self, address: str, stat: Stat, place: Path, verify) -> Path:
+        origin = origin_of(address, self.access, stat)
+        with _locked(self.folder / "room"):
+            self._make_room(stat.size or 0, address)
+            descriptor, part = tempfile.mkstemp(dir=place.parent, prefix=f"{stat.size or 0}-", suffix=_PART)
+        try:
+            with os.fdopen(descriptor, "wb") as file:
+                persist(lambda: _transfer(origin, file, part, stat), self.access, file.tell)
+            try:
+                verify(part)
+            except TarError as error:
+                raise TarError(str(error).replace(part, origin.name)) from None
+            size = os.path.getsize(part)
+            if stat.size is None:
+                with _locked(self.folder / "room"):
+                    self._make_room(0, address)
+            place.unlink(missing_ok=True)  # before its note tells of another
+            place.with_name(place.name + _NOTE).write_text(
+                json.dumps({"address": origin.name, "size": size, "tag": stat.tag})
+            )
+            os.replace(part, place)
+        except FileNotFoundError as error:
+            raise ShardError(str(error)) from None
+        finally:
+            if os.path.exists(part):
+                os.unlink(part)
+        return place
+
+    def _make_room(self, size: int, address: str) -> None:
+        """Drops copies, the one unused for longest first, until `size` bytes more stay within the bound."""
+        bound = self.access.cache_bytes
+        if size > bound:
+            raise ValueError(
+                f"{address} has {size:,} bytes and the cache may hold {bound:,}; raise --shard-cache-gb, or write"
+                " smaller shards with `a2mim shards reshard`"
+            )
+        total, copies = size, []
+        for path in self.folder.glob("*/*"):
+            with contextlib.suppress(OSError):
+                found = path.stat()
+                if path.suffix == _PART and time.time() - found.st_mtime > _STALE_PART:
+                    path.unlink()
+                elif path.suffix == _PART:  # under way: as large as its name promises
+                    total += max(found.st_size, int(path.name.partition("-")[0]))
+                elif path.suffix not in (_NOTE, _LOCK):
+                    total += found.st_size
+                    copies.append((found.st_mtime, found.st_size, path))
+        for _, length, path in sorted(copies):
+            if total <= bound:
+                return
+            with contextlib.suppress(OSError):  # whoever has it open can read on
+                path.unlink()
+                total -= length
+
+    def _place(self, address: str) -> Path:
+        """By the whole address: shards of two data sets may share a base name."""
+        whole = hashlib.sha256(address.encode("utf-8", "surrogateescape")).hexdigest()[:24]
+        return self.folder / whole / re.sub(r"[^\w.-]+", "_", base_name(address))
+
+
+def _same(fetched: Stat, now: Stat) -> bool:
+    """As far as the server tells."""
+    return now.size in (None, fetched.size) and (now.tag is None or now.tag == fetched.tag)
+
+
+def _transfer(origin, file, part: str, stat: Stat) -> None:
+    """All bytes of the shard, of the promised number and checksum."""
+    origin.download(file)
+    file.flush()
+    if stat.size is not None and file.tell() != stat.size:
+        came = file.tell()
+        with open(part, "rb") as written:
+            if written.read(16).lstrip()[:1] == b"<":
+                raise ShardError(f"{origin.name}: a web page of {came} bytes came in its place; is a login needed?")
+        _begin_again(file)
+        raise PassingFault(f"{origin.name}: {came} bytes came, {stat.size} were promised")
+    if stat.checksum:
+        algorithm, wanted = stat.checksum
+        with open(part, "rb") as written:
+            found = hashlib.file_digest(written, algorithm).hexdigest()
+        if found != wanted:
+            _begin_again(file)
+            raise PassingFault(f"{origin.name}: the {algorithm} is {found}, the server says {wanted}")
+
+
+def _begin_again(file) -> None:
+    file.seek(0)
+    file.truncate()
+
+
+def _walk(path: str) -> None:
+    for _ in members(path):
+        pass
+
+
+@contextlib.contextmanager
+def _locked(place: Path):
+    with open(f"{place}{_LOCK}", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield

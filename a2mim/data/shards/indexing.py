@@ -1,0 +1,185 @@
+"""The indices of many shards: what is cached is loaded, the rest is made, several at a time.
+
+Nothing is refused before all shards have been looked at, so that one error names all that is wrong.
+"""
+
+import os
+import warnings
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+from tqdm import tqdm
+
+from a2mim.data.access import Access
+from a2mim.data.errors import ShardError
+from a2mim.data.parallel import each
+from a2mim.data.remote.addresses import base_name, is_remote
+from a2mim.data.remote.origins import origin_of
+from a2mim.data.remote.retry import persist
+from a2mim.data.remote.transfer import Stat
+from a2mim.data.shards import index as shard_index
+from a2mim.data.shards.cache import ShardCache
+from a2mim.data.shards.index import ShardIndex
+
+_ASKED_AT_ONCE, _FETCHED_AT_ONCE = 16, 4
+_SHARDS_A_PROCESS = 4  # fewer are scanned before another process has started
+
+
+@dataclass
+class Shard:
+    """One shard and what is known of it. `stat` is None for a local one; `index` None when it cannot be used; `stamp`
+    is the one that it was indexed under.
+    """
+
+    address: str
+    size: int | None = None  # bytes
+    stat: Stat | None = None
+    stamp: np.ndarray | None = None
+    index: ShardIndex | None = None
+    fault: Exception | None = None
+
+    def keys(self, access: Access) -> list[str]:
+        """webdataset's key of each sample, from the cached index where there is one."""
+        keys = self.index.keys if self.index else None
+        if keys is None:
+            keys = shard_index.load_keys(places_of(self, access), self.stamp)
+        if keys is None:
+            copy = self.address if self.stat is None else ShardCache(access).fetch(self.address, self.stat)
+            keys = shard_index.scan(os.fspath(copy), base_name(self.address)).keys
+        return keys
+
+
+def look_at(addresses: list[str], access: Access) -> list[Shard]:
+    """Sizes and tags; `fault` of a shard that is not there is a FileNotFoundError."""
+    shards = []
+    for address in addresses:
+        shard = Shard(address)
+        if not is_remote(address):
+            if os.path.isfile(address):
+                shard.size = os.path.getsize(address)
+            else:
+                shard.fault = FileNotFoundError(f"{address}: there is no such file")
+        shards.append(shard)
+    remote = [shard for shard in shards if is_remote(shard.address)]
+    _threads(partial(_ask, access=access), remote, "asking for", _ASKED_AT_ONCE)
+    return shards
+
+
+def index_all(shards: list[Shard], access: Access) -> None:
+    """Sets `index` or `fault` of each shard that has no fault yet."""
+    local, stale = [shard for shard in shards if shard.fault is None and shard.stat is None], []
+    for shard in local:
+        try:
+            shard.stamp = shard_index.local_stamp(shard.address)
+            shard.index = shard_index.load(places_of(shard, access), shard.stamp)
+        except OSError as error:
+            shard.fault = ShardError(f"{shard.address}: {error.strerror}")
+            continue
+        if shard.index is None:
+            stale.append(shard)
+    _scan(stale, access)
+    remote = [shard for shard in shards if shard.fault is None and shard.stat is not None]
+    _threads(partial(_index_remote, access=access), remote, "indexing", _FETCHED_AT_ONCE)
+
+
+def places_of(shard: Shard, access: Access):
+    if shard.stat is None:
+        return shard_index.local_places(shard.address, access)
+    return (shard_index.cached_place(shard.address, access),)
+
+
+def _scan(shards: list[Shard], access: Access) -> None:
+    by_address = {shard.address: shard for shard in shards}
+    processes = min(access.workers, len(shards) // _SHARDS_A_PROCESS)
+    done = each(_read, [(address, access) for address in by_address], processes)
+    for (address, _), outcome in tqdm(done, "indexing", len(shards), **_bar(shards)):
+        shard = by_address[address]
+        if isinstance(outcome, ShardIndex):
+            shard.index = outcome
+        elif isinstance(outcome, OSError):
+            shard.fault = _as_shard_error(outcome, address)
+        else:
+            raise outcome
+
+
+def _read(item: tuple[str, Access]) -> ShardIndex:
+    return shard_index.read_index(*item)
+
+
+def _ask(shard: Shard, access: Access) -> None:
+    """Sets the stat of a remote shard; a copy in the cache answers for a server that does not."""
+    try:
+        shard.stat = persist(origin_of(shard.address, access).stat, access)
+        shard.size = shard.stat.size
+    except FileNotFoundError as error:
+        shard.fault = error
+    except ShardError as error:
+        shard.stat = ShardCache(access).known(shard.address)
+        if shard.stat is None:
+            shard.fault = error
+            return
+        shard.size = shard.stat.size
+        warnings.warn(f"{error}; the copy in {access.folder} is used as it is", stacklevel=2)
+
+
+def _index_remote(shard: Shard, access: Access) -> None:
+    """From the cache, from an index beside the shard, or from the shard itself, which then lies in the cache."""
+    shard.stamp = shard_index.remote_stamp(shard.stat.size, shard.stat.tag or shard.address)
+    places, stamp = places_of(shard, access), shard.stamp
+    shard.index = shard_index.load(places, stamp) or _index_beside(shard, access)
+    if shard.index is not None:
+        return
+    made, name = [], base_name(shard.address)
+    try:
+        copy = ShardCache(access).fetch(
+            shard.address, shard.stat, lambda path: made.append(shard_index.scan(path, name))
+        )
+        shard.index = made[0] if made else shard_index.scan(os.fspath(copy), name)
+        shard_index.store(shard.index, places, stamp)
+        shard.size = shard.size or os.path.getsize(copy)
+    except OSError as error:
+        shard.fault = _as_shard_error(error, shard.address)
+
+
+def _index_beside(shard: Shard, access: Access) -> ShardIndex | None:
+    """`<shard>.index.npz` on the server, when it was made of a shard of this size; its time of change is another's."""
+    if shard.address.startswith("pipe:") or shard.size is None or "?" in shard.address:
+        return None
+    place, *_ = places_of(shard, access)
+    place.parent.mkdir(parents=True, exist_ok=True)
+    beside = place.with_suffix(f".beside-{os.getpid()}")
+    try:
+        with open(beside, "wb") as file:
+            persist(lambda: origin_of(f"{shard.address}.index.npz", access).download(file), access, file.tell)
+        stamp = shard_index.remote_stamp(shard.size, "")
+        index = shard_index.load([beside], stamp, compare=2)
+        if index is not None:
+            index.keys = shard_index.load_keys([beside], stamp, compare=2)
+            shard_index.store(index, [place], shard.stamp)
+        return index
+    except (OSError, ValueError):  # there is none, or none that can be used
+        return None
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def _threads(work, shards: list[Shard], said: str, at_once: int) -> None:
+    """Calls work(shard) for each; ValueErrors, which are about the request, come out."""
+    with ThreadPoolExecutor(at_once) as pool:
+        try:
+            for _ in tqdm(pool.map(work, shards), said, len(shards), **_bar(shards)):
+                pass
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+
+
+def _bar(shards: list) -> dict:
+    """A bar where there is something to wait for."""
+    return {"unit": "shard", "leave": False, "disable": len(shards) < 16 or None}
+
+
+def _as_shard_error(error: OSError, address: str) -> ShardError:
+    return error if isinstance(error, ShardError) else ShardError(f"{address}: {error.strerror or error}")

@@ -1,0 +1,75 @@
+"""From what the members of shards say to one numbering of classes.
+
+The first of these that a set has: whole numbers (.cls, "label" in .json); class names in the same places; .txt, where
+all of them are whole numbers or classes that classes.txt lists (else they are captions); the first-level folder of the
+members, where every image lies in one and there are two or more.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from a2mim.data.shards.index import ShardIndex
+
+NONE = -1
+
+
+def resolve(indices: Sequence[ShardIndex], listed: list[str] | None) -> tuple[np.ndarray, list[str] | None]:
+    """((N,) int64 labels over all shards, name of label 0, 1, … or None).
+
+    Args:
+        listed: the lines of classes.txt beside the shards.
+
+    Raises:
+        ValueError: numbers in some samples and names in others, or a name that classes.txt does not list.
+    """
+    numbers = np.concatenate([index.samples["label"] for index in indices])
+    named = any((index.samples["name"] >= 0).any() for index in indices)
+    if (numbers >= 0).any():
+        if named:
+            raise ValueError("some labels are numbers and others are class names; write all of them alike")
+        return numbers, listed if listed and numbers.max() < len(listed) else None
+    if named:
+        return _by_name(_column(indices, "name"), listed)
+    texts = _column(indices, "text")
+    if not any(index.captions for index in indices) and any(text is not None for text in texts[1]):
+        labels, names = _by_text(*texts, listed)
+        if labels is not None:
+            return labels, names
+    codes, folders = _column(indices, "folder")
+    if len(folders) > 1 and (codes >= 0).all():
+        return _by_name((codes, folders), None)
+    return np.full(len(numbers), NONE, np.int64), None
+
+
+def _column(indices: Sequence[ShardIndex], column: str) -> tuple[np.ndarray, list[str]]:
+    """((N,) int64 numbers of texts, -1 = none; the texts): one numbering for all shards."""
+    known, codes = {}, []
+    for index in indices:
+        used = np.unique(index.samples[column])
+        table = np.full(len(index.texts) + 1, NONE, np.int64)  # the last place answers for -1
+        for number in used[used >= 0]:
+            table[number] = known.setdefault(index.texts[number], len(known))
+        codes.append(table[index.samples[column]])
+    return np.concatenate(codes), list(known)
+
+
+def _by_name(column: tuple[np.ndarray, list[str]], listed: list[str] | None) -> tuple[np.ndarray, list[str]]:
+    codes, texts = column
+    names = listed or sorted(texts)
+    number = {name: k for k, name in enumerate(names)}
+    unknown = [text for text in texts if text not in number]
+    if unknown:
+        raise ValueError(f"the class {unknown[0]!r} is not in classes.txt, which lists {len(names)}; add it there")
+    table = np.array([*(number[text] for text in texts), NONE], np.int64)
+    return table[codes], names
+
+
+def _by_text(codes: np.ndarray, texts: list[str], listed: list[str] | None):
+    """(labels, names) of .txt members, or (None, None) for captions."""
+    if all(text.isdecimal() for text in texts):
+        labels = np.array([*map(int, texts), NONE], np.int64)[codes]
+        return labels, listed if listed and labels.max() < len(listed) else None
+    if listed and set(texts) <= set(listed):
+        return _by_name((codes, texts), listed)
+    return None, None

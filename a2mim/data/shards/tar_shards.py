@@ -1,0 +1,130 @@
+"""Tar shards as a data set: indexed, labelled, and refused in one sentence when they cannot be used."""
+
+import io
+import warnings
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from a2mim.data.access import DEFAULT, Access
+from a2mim.data.dataset import ImageDataset
+from a2mim.data.errors import ShardError
+from a2mim.data.remote.origins import origin_of
+from a2mim.data.remote.retry import persist
+from a2mim.data.shards.index import cached_place
+from a2mim.data.shards.indexing import Shard, index_all, look_at
+from a2mim.data.shards.labels import resolve
+from a2mim.data.shards.tar_store import TarStore
+
+
+def open_shards(addresses: list[str], title: str, access: Access = DEFAULT) -> ImageDataset:
+    """Indexes shards (paths and URLs); refuses when any is missing, damaged, named twice, or when none has an image.
+
+    With `access.skip_bad_shards` the missing and damaged ones are left out, and named in `skipped` of the result.
+    """
+    if not addresses:
+        raise ValueError("an empty list of shards was given; name at least one")
+    if len(set(addresses)) < len(addresses):
+        twice = next(address for address in addresses if addresses.count(address) > 1)
+        raise ValueError(f"the shard {twice!r} is named more than once; its images would be too")
+    shards = look_at(addresses, access)
+    if not access.skip_bad_shards:
+        refuse_missing(shards)
+    index_all(shards, access)
+    skipped = [str(shard.fault) for shard in shards if shard.fault is not None]
+    if skipped and (not access.skip_bad_shards or len(skipped) == len(shards)):
+        _refuse_damaged(shards)
+    shards = [shard for shard in shards if shard.fault is None]
+    sizes = np.array([len(shard.index.samples) for shard in shards], np.int64)
+    if not sizes.sum():
+        raise ValueError(
+            f"no images in {title!r}: a sample is a member such as 000001.jpg, with its label in 000001.cls"
+        )
+    try:
+        labels, names = resolve([shard.index for shard in shards], _listed_classes(shards[0], access))
+    except ValueError as error:
+        raise ValueError(f"{title}: {error}") from None
+    keys, offsets, lengths = (
+        np.concatenate([shard.index.samples[column] for shard in shards]) for column in ("key", "offset", "size")
+    )
+    duplicates = sum(shard.index.duplicates for shard in shards)
+    incomplete = sum(shard.index.incomplete for shard in shards)
+    unchecked = sum(shard.index.unchecked for shard in shards)
+    _tell(title, skipped, unchecked)
+    for shard in shards:
+        shard.index = None  # the arrays above are all that is needed
+    store = TarStore(shards, np.cumsum(sizes), offsets, lengths, _decided(access, shards))
+    dataset = ImageDataset(store, title, keys, labels, sizes, names, duplicates=duplicates)
+    dataset.skipped, dataset.incomplete, dataset.unchecked = skipped, incomplete, unchecked
+    return dataset
+
+
+def _tell(title: str, skipped: list[str], unchecked: int) -> None:
+    """What a user chose and should not forget, whichever command it is."""
+    if skipped:
+        warnings.warn(f"{title}: {len(skipped)} bad shards are left out: {_few(skipped)}", stacklevel=4)
+    if unchecked:
+        said = (
+            f"{unchecked} shards are indexed by DALI's word, their headers unchecked; remove their .index.npz to check"
+        )
+        warnings.warn(f"{title}: {said}", stacklevel=4)
+
+
+def refuse_missing(shards: list[Shard]) -> None:
+    """FileNotFoundError with the first few of all shards that are not there."""
+    missing = [shard.address for shard in shards if isinstance(shard.fault, FileNotFoundError)]
+    if missing:
+        raise FileNotFoundError(
+            f"{len(missing)} of {len(shards)} shards missing: {_few(missing)}; give a folder, tar shards, a URL or"
+            " 'photos', or go on without with --skip-bad-shards"
+        )
+
+
+def _refuse_damaged(shards: list[Shard]) -> None:
+    faults = [shard.fault for shard in shards if shard.fault is not None]
+    if len(shards) == 1:
+        raise faults[0]
+    said = "; ".join(str(fault) for fault in faults[:3]) + (f"; and {len(faults) - 3} more" if len(faults) > 3 else "")
+    raise type(faults[0])(
+        f"{len(faults)} of {len(shards)} shards cannot be used (--skip-bad-shards leaves them out): {said}"
+    )
+
+
+def _decided(access: Access, shards: list[Shard]) -> Access:
+    """What "auto" is for these shards: those that do not fit into the cache together would be fetched in each epoch."""
+    if access.remote != "auto":
+        return access
+    total = sum(shard.size or 0 for shard in shards if shard.stat is not None)
+    return replace(access, remote="shards" if total <= access.cache_bytes else "ranges")
+
+
+def _listed_classes(shard: Shard, access: Access) -> list[str] | None:
+    """classes.txt beside the first shard, a name per line; None where there is none."""
+    folder, slash, _ = shard.address.rpartition("/")
+    if shard.address.startswith("pipe:") or (shard.stat is not None and "?" in shard.address):
+        return None
+    beside = f"{folder}{slash}classes.txt"
+    listed = Path(beside) if shard.stat is None else _fetched_text(beside, access)
+    return listed.read_text(encoding="utf-8").splitlines() if listed.is_file() else None
+
+
+def _fetched_text(address: str, access: Access) -> Path:
+    """The path of a copy of a small remote file, which is not there when the server has none. A server that cannot be
+    asked is believed to have what it had before.
+    """
+    place, found = cached_place(address, access).with_suffix(".txt"), io.BytesIO()
+    try:
+        origin = origin_of(address, access)
+        persist(lambda: origin.download(found), access, found.tell)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.write_bytes(found.getvalue())
+    except FileNotFoundError:
+        place.unlink(missing_ok=True)
+    except ShardError:
+        pass
+    return place
+
+
+def _few(names: list[str]) -> str:
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")

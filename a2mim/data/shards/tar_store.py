@@ -1,0 +1,148 @@
+"""Images inside tar files: any sample is one read at a known offset, wherever its shard lies."""
+
+import contextlib
+import errno
+import os
+from collections import OrderedDict
+
+import numpy as np
+
+from a2mim.data.access import Access
+from a2mim.data.decode import UnreadableImage
+from a2mim.data.errors import ShardError
+from a2mim.data.read_ahead import ReadAhead
+from a2mim.data.remote.origins import origin_of
+from a2mim.data.remote.retry import persist
+from a2mim.data.shards.cache import ShardCache
+from a2mim.data.shards.indexing import Shard
+
+MAX_OPEN = 128  # file descriptors
+REQUESTS = 32  # byte ranges under way at once: less leaves a line with 20 ms of latency idle
+TRANSFERS = 2  # whole shards under way at once
+
+
+class TarStore:
+    """Images inside tar files.
+
+    Args:
+        shards: local and remote ones, with their sizes.
+        ends: (shards,) number of samples up to and including each shard.
+        offsets, sizes: (N,) of each image, in bytes.
+        access: how remote ones are reached; `remote` must be decided.
+    """
+
+    def __init__(self, shards: list[Shard], ends: np.ndarray, offsets: np.ndarray, sizes: np.ndarray, access: Access):
+        self._open, self._lost, self._named = OrderedDict(), {}, (None, [])
+        self.shards, self.ends, self.offsets, self.sizes, self.access = shards, ends, offsets, sizes, access
+        self._ranges = ReadAhead(REQUESTS)
+        self._copies = ReadAhead(TRANSFERS)
+
+    def content(self, i: int) -> bytes:
+        """Raises ShardError, or UnreadableImage when the user chose to go on without shards that are lost."""
+        shard = self._shard_of(i)
+        try:
+            if shard in self._lost:
+                raise ShardError(self._lost[shard])
+            return self._ranges.take(i, self._range) if self._by_range(shard) else self._read(shard, i)
+        except ShardError as error:
+            self._lost[shard] = str(error)  # asked again, a server that is gone would be waited for again
+            if self.access.skip_bad_shards:
+                raise UnreadableImage("shard lost", str(error)) from None
+            raise
+
+    def will_need(self, ids: np.ndarray) -> None:
+        """Begins to read these samples, so that disk and network work while others are decoded."""
+        for i in map(int, ids):
+            shard = self._shard_of(i)
+            if self._by_range(shard):
+                self._ranges.ask(i, self._range)
+            elif self.shards[shard].stat is not None and shard not in self._open:
+                self._copies.ask(shard, self._copy)
+            elif hasattr(os, "posix_fadvise"):  # not on a Mac
+                with contextlib.suppress(OSError):
+                    place = int(self.offsets[i]), int(self.sizes[i])
+                    os.posix_fadvise(self._descriptor(shard), *place, os.POSIX_FADV_WILLNEED)
+
+    def name(self, i: int) -> str:
+        """Looked up in the index on disk: names are wanted rarely, and would be most of what is held in memory."""
+        shard = self._shard_of(i)
+        first = self.ends[shard - 1] if shard else 0
+        address = self.shards[shard].address
+        try:
+            if self._named[0] != shard:  # one shard's, for whoever wants the names of all in turn
+                self._named = shard, self.shards[shard].keys(self.access)
+            return f"{address}/{self._named[1][i - first]}"
+        except OSError:  # a shard that is gone has taken its names along
+            return f"{address}, byte {self.offsets[i]}"
+
+    def _shard_of(self, i: int) -> int:
+        return int(np.searchsorted(self.ends, i, side="right"))
+
+    def _by_range(self, shard: int) -> bool:
+        found = self.shards[shard]
+        return self.access.remote == "ranges" and found.stat is not None and not found.address.startswith("pipe:")
+
+    def _range(self, i: int) -> bytes:
+        address = self.shards[self._shard_of(i)].address
+        origin = origin_of(address, self.access, self.shards[self._shard_of(i)].stat)
+        try:
+            return persist(lambda: origin.read(int(self.offsets[i]), int(self.sizes[i])), self.access)
+        except FileNotFoundError as error:
+            raise ShardError(f"{error}; it was there when it was indexed") from None
+
+    def _copy(self, shard: int) -> str:
+        found = self.shards[shard]
+        return os.fspath(ShardCache(self.access).fetch(found.address, found.stat))
+
+    def _read(self, shard: int, i: int) -> bytes:
+        address, offset, size = self.shards[shard].address, int(self.offsets[i]), int(self.sizes[i])
+        try:
+            try:
+                data = os.pread(self._descriptor(shard), size, offset)
+            except OSError as error:
+                if error.errno != errno.ESTALE:
+                    raise
+                os.close(self._open.pop(shard))
+                data = os.pread(self._descriptor(shard), size, offset)
+        except ShardError:
+            raise
+        except OSError as error:
+            raise ShardError(f"{address}: {error.strerror}") from None
+        if len(data) < size:
+            raise ShardError(f"{address}: byte {offset}: {len(data)} of {size} bytes: cut short since it was indexed")
+        return data
+
+    def _descriptor(self, shard: int) -> int:
+        """Positions are given with every read, so forked workers may share what their parent opened."""
+        if shard not in self._open:
+            if len(self._open) >= MAX_OPEN:
+                os.close(self._open.popitem(last=False)[1])
+            found = self.shards[shard]
+            self._open[shard] = _opened(found.address) if found.stat is None else self._opened_copy(shard)
+            now = os.fstat(self._open[shard]).st_size
+            if found.size is not None and now != found.size:
+                os.close(self._open.pop(shard))
+                raise ShardError(f"{found.address}: changed since it was indexed, from {found.size} to {now} bytes")
+        self._open.move_to_end(shard)
+        return self._open[shard]
+
+    def _opened_copy(self, shard: int) -> int:
+        """A copy may be dropped for others between its arrival and its use: then it is fetched again."""
+        for attempt in range(3):
+            with contextlib.suppress(FileNotFoundError):
+                return _opened(self._copies.take(shard, self._copy) if attempt == 0 else self._copy(shard))
+        raise ShardError(f"{self.shards[shard].address}: dropped from the cache as soon as it came; raise its bound")
+
+    def close(self) -> None:
+        while self._open:
+            os.close(self._open.popitem()[1])
+
+    def __del__(self):
+        self.close()
+
+    def __getstate__(self) -> dict:
+        return {**self.__dict__, "_open": OrderedDict()}
+
+
+def _opened(path: str) -> int:
+    return os.open(path, os.O_RDONLY | os.O_CLOEXEC)

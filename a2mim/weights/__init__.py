@@ -1,0 +1,1 @@
+"""Weights of others: found, recognised, converted and loaded with a report. They are read as data."""

@@ -1,0 +1,137 @@
+"""Weights as other toolkits write them, recognised by their keys and renamed to timm's.
+
+Invariant: a tensor is renamed, re-ordered or left out by name, never guessed at; what is left out is counted.
+"""
+
+import argparse
+import pickle
+import re
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from a2mim.weights.converters.forms import BICUBIC, FORMS, OWN, Form
+
+# where a file keeps its tensors, in the order of preference: DINO judges by its teacher
+CONTAINERS = ("state_dict", "model_state_dict", "teacher", "model", "module", "student", "network", "net")
+# what wraps the encoder's own names, outermost first
+PREFIXES = (
+    *("module.", "_orig_mod.", "base_encoder.", "encoder_q.", "backbone.", "timm_model.", "vit.", "resnet."),
+    *("model.", "encoder."),
+)
+# what an encoder does without: classifiers, poolers of text models, mask tokens, decoders, indices computed anew
+INDEX = re.compile(r"(^|\.)(relative_position_index|attn_mask)$")
+AUXILIARY = re.compile(
+    r"(fc|head|heads|head_dist|cls_head|classifier|last_linear|pooler|projector|predictor|neck|decoder)\."
+    r"|(mask_token|mask_gamma|decoder_\w+|embeddings\.mask_token)(\.|$)"
+    r"|.*(^|\.)(relative_position_index|attn_mask)$"
+)
+
+
+@dataclass
+class Recognised:
+    """The tensors of a file in timm's names, and what was done to get there."""
+
+    form: Form
+    tensors: dict[str, Tensor]
+    where: str  # containers and prefixes that were opened, "" for none
+    pixels: (
+        dict | None
+    )  # mean, std, interpolation that the toolkit trains with; None: as timm says for the architecture
+    left_out: Counter = field(default_factory=Counter)  # first part of the name -> tensors
+    masked: bool = False  # the encoder has carried a mask token: its BatchNorm has seen masked images
+
+
+def read_weights(path: Path):
+    """What a .safetensors file, or anything that torch.save wrote, holds; no code in it is run.
+
+    Raises:
+        ValueError: it is damaged, or cannot be read without running code that it names.
+    """
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        # DINO's own checkpoints carry the command's arguments: a namespace of plain values
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        named = re.search(r"GLOBAL (\S+)", str(error))
+        if not named:
+            raise ValueError(f"{path} cannot be read: it is incomplete or not a file of weights.") from None
+        raise ValueError(
+            f"{path} holds more than tensors and plain values ({named[1]}), and to read that could run code: where you"
+            " trust it, write its state dictionary alone to another file with torch.save, and give that one."
+        ) from None
+    except Exception as error:  # each reader has its own ways to say that a file is broken
+        raise ValueError(
+            f"{path} cannot be read ({type(error).__name__}): it is incomplete or not a file of weights."
+        ) from None
+
+
+def recognise(content, own: dict[str, Tensor] | None = None) -> Recognised | None:
+    """The tensors in a file's content under timm's names; None where nothing is recognised.
+
+    Args:
+        content: what `read_weights` gave.
+        own: state dictionary of the timm model that the weights are said to be of, of which keys and shapes count;
+            without one, only the forms of the table are recognised.
+    """
+    own, opened = own or {}, []
+    while isinstance(content, dict):
+        inner = next((name for name in CONTAINERS if isinstance(content.get(name), dict)), None)
+        if inner is None:
+            break
+        opened.append(inner)
+        content = content[inner]
+    if not isinstance(content, dict):
+        return None
+    tensors = {key: value for key, value in content.items() if isinstance(value, Tensor)}
+    masked = any(re.search(r"(^|\.)mask_token$", key) for key in tensors)
+    left_out = Counter()
+    while (form := _form_of(tensors, own.keys())) is None:
+        prefix = next((p for p in PREFIXES if any(key.startswith(p) for key in tensors)), None)
+        if prefix is None:
+            return None
+        left_out.update(key.partition(".")[0] for key in tensors if not key.startswith(prefix))
+        tensors = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
+        opened.append(prefix.rstrip("."))
+    tensors = {rename(key, form): value for key, value in tensors.items()}
+    if form.reshape:
+        tensors = form.reshape(tensors)
+    extra = [key for key in tensors if key not in own and AUXILIARY.match(key)]
+    left_out.update(key.rpartition(".")[2] if INDEX.search(key) else key.partition(".")[0] for key in extra)
+    tensors = {key: _as_shaped(value, own.get(key)) for key, value in tensors.items() if key not in extra}
+    pixels = form.pixels or (BICUBIC if masked or {"teacher", "student"} & set(opened) else None)
+    return Recognised(form, tensors, " / ".join(opened), pixels, left_out, masked)
+
+
+def rename(key: str, form: Form) -> str:
+    for pattern, replacement in form.rules:
+        key = re.sub(pattern, replacement, key)
+    return key
+
+
+def _as_shaped(given: Tensor, own: Tensor | None) -> Tensor:
+    """A 1x1 convolution is a linear layer, and a vector may have axes of length 1: the numbers in the own shape."""
+    if own is None or given.shape == own.shape or given.squeeze().shape != own.squeeze().shape:
+        return given
+    return given.reshape(own.shape)
+
+
+def _form_of(tensors: dict, own_keys) -> Form | None:
+    """A form whose marks are all there. timm's own names where they are at least half of those wanted, unless a form
+    that only looks like them fits: the authors' Swin differs in its merging layers alone.
+    """
+    marked = [f for f in FORMS if all(any(re.match(mark, key) for key in tensors) for mark in f.marks)]
+    if own_keys and own_keys <= tensors.keys():
+        return next((form for form in marked if not form.rules), OWN)
+    renamed = [form for form in marked if form.rules]
+    if renamed:
+        return renamed[0]
+    if own_keys and 2 * len(own_keys & tensors.keys()) >= len(own_keys):
+        return marked[0] if marked else OWN
+    return marked[0] if marked else None

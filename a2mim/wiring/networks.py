@@ -1,0 +1,310 @@
+"""From a name to a network: timm's by name, anybody's by dotted path.
+
+Invariant: what is built has timm's `forward_features` and `forward_head`, and its state dictionary has the keys of the
+network itself, so that weights go back into it without a2mim.
+"""
+
+import difflib
+import importlib
+import inspect
+import os
+import sys
+import typing
+
+import timm
+import torch
+from torch import Tensor, nn
+
+from a2mim.wiring.layout import Layout, distinct, guess_all, leaves
+from a2mim.wiring.measure import observe, read_stripes
+from a2mim.wiring.sites import hook_target
+from a2mim.wiring.tracing import trace, trial_copy
+
+SIZE_ARGUMENTS = ("img_size", "image_size", "input_size")  # as networks call them
+CHANNEL_ARGUMENTS = ("in_chans", "in_channels", "num_channels", "input_channels", "in_ch")
+
+
+def build_model(
+    name: str | nn.Module,
+    img_size: int | tuple[int, int] | None = None,
+    in_chans: int = 3,
+    drop_path_rate: float = 0.0,
+    pretrained: bool = False,
+    model_args: dict | None = None,
+) -> tuple[str, nn.Module, tuple[int, int], dict]:
+    """A network without its classifier where it is timm's, else whole behind timm's methods.
+
+    Args:
+        name: timm's, a dotted path, or a network.
+        img_size: pixels; None is the network's own size.
+        model_args: further arguments of its constructor.
+
+    Returns:
+        (name, network, (H, W), the arguments that it needs beyond its name).
+
+    Raises:
+        ValueError: no such network, or none for this size or number of channels, in one sentence.
+    """
+    size = None if img_size is None else (img_size, img_size) if isinstance(img_size, int) else tuple(img_size)
+    if isinstance(name, str) and (":" in name or timm.is_model(name)):
+        built = _build_timm(name, size, in_chans, drop_path_rate, pretrained, dict(model_args or {}))
+        return name, *built
+    if isinstance(name, str):
+        find_class(name)  # a name that does not exist is the first thing to say
+    if drop_path_rate or pretrained:
+        raise ValueError(f"drop_path_rate and pretrained are for timm's models; give what {name} takes in model_args.")
+    return _build_own(name, size, in_chans, dict(model_args or {}))
+
+
+def _build_timm(name: str, size, in_chans: int, drop_path_rate: float, pretrained: bool, model_args: dict):
+    """Another size through img_size=, else set_input_size, else as it is: whether the network takes it then shows when
+    it is traced.
+    """
+    if in_chans != 3:
+        model_args["in_chans"] = in_chans
+    training = {"drop_path_rate": drop_path_rate} if drop_path_rate else {}
+
+    def create(**arguments):
+        try:
+            return timm.create_model(name, pretrained=pretrained, num_classes=0, **model_args, **training, **arguments)
+        except TypeError as error:
+            if "drop_path_rate" in str(error):
+                raise ValueError(f"{name} has no stochastic depth; leave drop_path_rate at 0.") from error
+            told = ", ".join(f"{key}={value!r}" for key, value in model_args.items()) or "no arguments"
+            raise ValueError(f"{name} cannot be built with {told} ({error}); look at model_args.") from error
+
+    if size is None:
+        model = create()
+        return model, tuple(model.pretrained_cfg["input_size"][1:]), model_args
+    try:
+        return create(img_size=size), size, {**model_args, "img_size": list(size)}
+    except (AssertionError, RuntimeError, TypeError, ValueError):  # no such argument, or a size that it refuses
+        return create(), size, model_args
+
+
+def can_rebuild(name: str, model: nn.Module, model_args: dict) -> bool:
+    """Whether timm builds the same keys and shapes from these arguments."""
+    with torch.device("meta"):
+        other = timm.create_model(name, num_classes=0, **model_args)
+    shapes = [{key: value.shape for key, value in m.state_dict().items()} for m in (model, other)]
+    return shapes[0] == shapes[1]
+
+
+def unknown_model(name: str, what: str = "not a model that timm knows") -> ValueError:
+    """The error to raise for a name, with the nearest that timm knows."""
+    near = difflib.get_close_matches(name.split(".")[0], timm.list_models(), n=4, cutoff=0.3)
+    return ValueError(f"{name!r} is {what}" + (f"; the nearest names: {', '.join(near)}." if near else "."))
+
+
+def _build_own(name: str | nn.Module, size, in_chans: int, model_args: dict):
+    """As `build_model`; a size and a number of channels go to the constructor under the first name that it takes."""
+    if isinstance(name, nn.Module):
+        network, name = name, f"{type(name).__module__}.{type(name).__qualname__}"
+        network, model_args = (network.network if isinstance(network, OwnNetwork) else network), {}
+    else:
+        network, model_args = construct(name, size, in_chans, model_args)
+    size = size or _own_size(network)
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randn(2, in_chans, *size, generator=generator, device="cpu").to(next(network.parameters()))
+    return name, OwnNetwork(network, images, name), size, model_args
+
+
+def construct(name: str, size, in_chans: int, model_args: dict) -> tuple[nn.Module, dict]:
+    """The network at a dotted path, and the arguments that it was made with."""
+    make = find_class(name)
+    sizes = [{key: size[0] if size[0] == size[1] else list(size)} for key in SIZE_ARGUMENTS if size] + [{}]
+    channels = [{}] if in_chans == 3 else [{key: in_chans} for key in CHANNEL_ARGUMENTS]
+    if set(SIZE_ARGUMENTS) & set(model_args):
+        sizes = [{}]
+    if set(CHANNEL_ARGUMENTS) & set(model_args):
+        channels = [{}]
+    problem = None
+    for extra in [{**c, **s} for c in channels for s in sizes]:
+        arguments = {**extra, **model_args}
+        try:
+            return make(**arguments), arguments
+        except (AttributeError, TypeError) as error:  # refused here, or found out later by the network
+            if problem is None or not any(key in str(error) for key in extra):
+                problem = error
+    given = ", ".join(f"{key}={value!r}" for key, value in model_args.items()) or "no arguments"
+    if len(channels) > 1 and channels != [{}]:
+        given += f" and {in_chans} channels as one of {', '.join(CHANNEL_ARGUMENTS)}"
+    raise ValueError(f"{name} cannot be built with {given} ({problem}); put what it needs into model_args.")
+
+
+def find_class(name: str):
+    """What a dotted path names, made callable with plain arguments: an nn.Module class, or a function that is
+    annotated to return one, so that a recipe or a checkpoint can name no other code. A class of transformers is called
+    through its configuration.
+    """
+    if "." not in name:
+        raise unknown_model(name)
+    found, problem = None, ""
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())  # a script's path is its own folder
+    parts = name.split(".")
+    for cut in range(len(parts) - 1, 0, -1):
+        try:
+            found = importlib.import_module(".".join(parts[:cut]))
+        except ModuleNotFoundError as error:
+            problem = str(error)
+            if not f"{name}.".startswith(f"{error.name}."):  # the module is there, and something that it needs is not
+                break
+            continue
+        except ValueError as error:  # an empty part
+            problem = str(error)
+            break
+        for part in parts[cut:]:
+            found, problem = getattr(found, part, None), f"{'.'.join(parts[:cut])} has no {'.'.join(parts[cut:])}"
+        break
+    if found is None:
+        raise unknown_model(name, f"neither a model that timm knows nor a class that Python can import ({problem})")
+    returned = found
+    if inspect.isfunction(found):
+        returned = typing.get_type_hints(found).get("return")
+    if not (inspect.isclass(returned) and issubclass(returned, nn.Module)):
+        raise ValueError(f"{name} is neither an nn.Module nor a function annotated to return one (-> nn.Module).")
+    if not is_configured(returned):
+        return found
+    return lambda **arguments: found(_configure(returned.config_class, arguments))
+
+
+def is_configured(kind: type) -> bool:
+    """Whether this is a class of transformers, made from a configuration."""
+    return getattr(kind, "config_class", None) is not None
+
+
+def _configure(settings, arguments: dict):
+    """A configuration of transformers, which takes any argument: only those that it knows are let through."""
+    config = settings()
+    for key in arguments:
+        if not hasattr(config, key):
+            raise TypeError(f"{settings.__name__} has no {key}")
+    return settings(**arguments)
+
+
+def _own_size(network: nn.Module) -> tuple[int, int]:
+    """The size that a network states for itself, else 224 px."""
+    for holder in (network, getattr(network, "config", None)):
+        for key in SIZE_ARGUMENTS:
+            size = getattr(holder, key, None)
+            if isinstance(size, int):
+                return size, size
+            if isinstance(size, list | tuple) and len(size) == 2:
+                return tuple(size)
+    return 224, 224
+
+
+class OwnNetwork(nn.Module):
+    """Anybody's network with timm's `forward_features` (B, D, h, w) and `forward_head` (its mean over the map).
+
+    The feature map is what the network returns, where that is a map of the image, else the output of the module that
+    finished last among those that are (a classifier behind it stays without gradient). Children and parameters are the
+    network's own dictionaries, not copies or a child of another name: so keys, devices and deep copies are the
+    network's.
+
+    Args:
+        network: takes images (B, C, H, W) as its first argument.
+        images: (2, C, H, W) on which the map is looked for; on the meta device its shape alone decides.
+        name: dotted path, for errors and the state of a run.
+
+    Raises:
+        ValueError: the network does not take the images, or has no map of them.
+    """
+
+    def __init__(self, network: nn.Module, images: Tensor, name: str):
+        super().__init__()
+        self.__dict__["network"] = network
+        for shared in ("_parameters", "_buffers", "_non_persistent_buffers_set", "_modules"):
+            self.__dict__[shared] = getattr(network, shared)
+        module, self.layouts, self.num_features = _find_map(network, images, name)
+        self.tapping, self._tapped, self.global_pool = bool(module), None, "avg"
+        self.pretrained_cfg = {"architecture": name, "input_size": tuple(images.shape[1:])}
+        if module:
+            network.get_submodule(hook_target(network, module)).register_forward_hook(self._tap)
+
+    @property
+    def training(self) -> bool:
+        """The network's own flag: one switch, not two that could disagree."""
+        return self.__dict__["network"].training if "network" in self.__dict__ else True
+
+    @training.setter
+    def training(self, mode: bool) -> None:
+        if "network" in self.__dict__:
+            self.__dict__["network"].training = mode
+
+    def _tap(self, module, inputs, output):
+        self._tapped = output
+
+    def forward_features(self, images: Tensor) -> Tensor | list[Tensor]:
+        """(B, C, H, W) -> (B, D, h, w), or a list where the network returns several maps."""
+        output = _run(self.network)(images)
+        if self.tapping:
+            output, self._tapped = self._tapped, None
+        tensors = dict(leaves(output))
+        maps = [layout.to_map(tensors[path]) for path, layout in self.layouts.items()]
+        return maps if len(maps) > 1 else maps[0]
+
+    def forward_head(self, features: Tensor | list[Tensor], pre_logits: bool = True) -> Tensor:
+        """Map or maps -> (B, D): their means, joined."""
+        maps = features if isinstance(features, list) else [features]
+        return torch.cat([feature_map.mean((2, 3)) for feature_map in maps], dim=1)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, D)."""
+        return self.forward_head(self.forward_features(images))
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """As the network has it, timm's way or transformers'."""
+        for name in ("set_grad_checkpointing", f"gradient_checkpointing_{'enable' if enable else 'disable'}"):
+            if hasattr(self.network, name):
+                getattr(self.network, name)(*([enable] if name.startswith("set") else []))
+                return
+        if enable:
+            raise ValueError(f"{self.pretrained_cfg['architecture']} has no gradient checkpointing.")
+
+
+def _run(network: nn.Module):
+    """What maps images to features: written timm's way, `forward_features`, else the network itself."""
+    return getattr(network, "forward_features", network)
+
+
+def _find_map(network: nn.Module, images: Tensor, name: str) -> tuple[str, dict[tuple, Layout], int]:
+    """("" or the module whose output is the final map, path in it -> layout, channels)."""
+    trial = trial_copy(network)
+    try:
+        seen = trace(trial, images, _run(trial))
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from error
+    trial.eval()
+    candidates = {("", path): found for path, found in guess_all(seen.output, images, trial).items()}
+    tensors, shapes = {"": dict(leaves(seen.output)), **seen.tensors}, set()
+    for call in reversed(seen.calls):
+        for path, found in call.guesses.items():
+            shape = tensors[call.name][path].shape
+            if call.depth >= 0.5 and shape not in shapes and len(shapes) < 8:
+                shapes.add(shape)
+                candidates[call.name, path] = found
+    candidates = {key: [g for g in found if min(g.grid) > 1] for key, found in candidates.items()}
+    candidates = {key: found for key, found in candidates.items() if found}
+    if images.is_meta or not candidates:
+        measured = {key: found[0] for key, found in candidates.items()}
+    else:
+        modules = list(dict.fromkeys(module for module, _ in candidates))
+        measured = read_stripes(lambda lit: observe(_run(trial), trial, modules, lit), images[:1], candidates)
+    # Axes of their own leave little to doubt, and small grids tell little; an order of tokens has to show itself.
+    chosen = {
+        key: layout
+        for key, layout in measured.items()
+        if layout.evidence == "stripes" or len(layout.shape) == 2 or images.is_meta
+    }
+    if not chosen:
+        raise ValueError(
+            f"{name} has no module that hands on a feature map of the image (B, D, h, w), (B, h, w, D) or (B, N, D);"
+            " return one from its forward."
+        )
+    module = next(iter(chosen))[0]
+    layouts = {path: layout for (place, path), layout in chosen.items() if place == module}
+    layouts = distinct(layouts, tensors[module])
+    widths = [tensors[module][path].shape[layout.channel] for path, layout in layouts.items()]
+    return module, layouts, sum(widths)

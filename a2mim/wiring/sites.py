@@ -1,0 +1,355 @@
+"""Which modules' outputs take the mask token, which maps are decoded, and what pre-training reaches.
+
+Invariant: what is studied is a throw-away copy, see `a2mim.wiring.tracing`. On the meta device nothing is measured:
+layouts follow from shapes, and only gradients that are None are dead.
+"""
+
+import difflib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from a2mim.wiring.layout import Layout, cell_stride, distinct, guess_all, leaves, replace_leaves
+from a2mim.wiring.measure import Place, observe, read_intermediates, read_stripes, verify_outputs
+from a2mim.wiring.tracing import Call, Trace, feature_modules, trace, trial_copy
+
+DEPTHS = (0.25, 0.97)  # share of the network that has run at a site
+MAX_LEAK = 0.1  # share of what feeds a site that may also reach the output around it; branches measure 0.88 to 1
+
+
+@dataclass
+class Maps:
+    """The feature maps in the output of one module, or of `forward_features` where `module` is "".
+
+    Attributes:
+        name: of the module, as it was asked for or chosen.
+        module: the one that carries the hook, see `hook_target`.
+        layouts: path in the output -> layout.
+        strides: of each map, pixels per cell (vertical, horizontal).
+        channels: of each map.
+        depth: share of the network that had run; leak: see `leak`. Of sites only.
+    """
+
+    name: str
+    module: str
+    layouts: dict[tuple, Layout]
+    strides: list[tuple[float, float]]
+    channels: list[int]
+    depth: float = 1.0
+    leak: float = 0.0
+
+
+@dataclass
+class Study:
+    """What `study` finds out about a model."""
+
+    sites: list[Maps]
+    finals: list[Maps]
+    frozen: list[str]
+    pool: str | None  # "avg" where the model's pooling reads frozen parameters and averaging does not
+    resized: list[str]  # modules whose input is the image after the model's own resize
+
+
+def study(
+    model: nn.Module, images: Tensor, site: str | Sequence[str], max_stride: float, maps: str | Sequence[str] = "auto"
+) -> Study:
+    """Traces and measures `model` on two images (2, C, H, W).
+
+    Args:
+        site: names of modules, or "auto".
+        max_stride: pixels; "auto" prefers a site whose cells are no larger.
+        maps: names of the modules whose outputs are decoded, or "auto" for those of `forward_features`.
+
+    Costs, as a rule, a forward and a backward and two forwards more, each of one image.
+    """
+    trial = trial_copy(model)
+    both = images
+    try:
+        images = both[:1].clone().requires_grad_()
+        seen = trace(trial, images)
+    except ValueError:  # BatchNorm cannot normalise a single value per channel; another cause raises again
+        images = both.clone().requires_grad_()
+        seen = trace(trial, images)
+    trial.eval()
+    if not seen.calls:
+        raise ValueError("no module of the model has a feature map of the image, so the mask token has no place.")
+    last = last_map(model, seen.calls)
+    guesses = guess_all(seen.output, images, model)
+    named = [] if maps == "auto" else [find_map(trial, seen.calls, name, "maps") for name in _names(maps, "maps")]
+    if named:
+        roots = [t.grad_fn for call in named for t in seen.tensors[call.name].values()]
+    else:
+        finals = {path: t for path, t in leaves(seen.output) if path in guesses}
+        roots = [t.grad_fn for t in (finals or seen.tensors[last.name]).values()]
+    declared = [] if seen.resized else [stride for _, stride in feature_modules(model)]
+    strides = _Strides(tuple(images.shape[2:]), declared, bool(seen.resized))
+    reached = _walk(roots, set())
+    before = [call for call in seen.calls if not reached.isdisjoint(call.nodes.values())]
+    if site == "auto":
+        widest = guesses or last.guesses
+        final_stride = max(strides.of(found[0])[0] for found in widest.values())
+        calls = [choose_site(model, before or seen.calls, final_stride, max_stride, images, roots, strides)]
+    else:
+        calls = [find_map(trial, seen.calls, name) for name in _names(site, "site")]
+        for call in calls:
+            if call not in before:
+                raise ValueError(
+                    f"site {call.name!r} lies behind every map that is decoded, so its mask token would reach no loss;"
+                    " name a site before them, or a later map."
+                )
+
+    places, outputs = _measure(trial, both, seen, calls, named, last, {} if named else guesses)
+    if outputs:
+        finals = [Maps("", "", outputs, [], [])]
+    else:
+        finals = [Maps(call.name, hook_target(trial, call.name), places[call.name], [], []) for call in named or [last]]
+    tensors = {"": dict(leaves(seen.output)), **seen.tensors}
+    read = []
+    for found in finals:
+        found.layouts = distinct(found.layouts, tensors[found.name])
+        shown = [layout.to_map(tensors[found.name][path]) for path, layout in found.layouts.items()]
+        found.channels = [m.shape[1] for m in shown]
+        read += shown
+    last_names = [found.name for found in finals]
+    sites = [
+        Maps(
+            name=call.name,
+            module=hook_target(trial, call.name),
+            layouts={path: places[call.name][path] for path in used_paths(trial, call, images, last_names)},
+            strides=[],
+            channels=[],
+            depth=call.depth,
+            leak=leak(call, roots, images),
+        )
+        for call in calls
+    ]
+    for found in sites:
+        tensors = seen.tensors[found.name]
+        found.channels = [tensors[path].shape[layout.channel] for path, layout in found.layouts.items()]
+    for found in (*sites, *finals):
+        found.strides = [strides.of(layout) for layout in found.layouts.values()]
+    frozen = unreached(trial, read)
+    return Study(sites, finals, frozen, better_pool(trial, seen.output, frozen), seen.resized)
+
+
+def _measure(trial, images, seen: Trace, sites: list[Call], named: list[Call], last: Call, guesses: dict):
+    """({module: {path: layout}} of the calls, {path: layout} of the output): timm's maps first, then impulses, then
+    stripes for what these leave a guess.
+    """
+    calls = {call.name: call for call in (*sites, *named, last)}
+    targets = {name: hook_target(trial, name) for name in calls}
+    read = read_intermediates(trial, images[:1], [Place(targets[name], call.guesses) for name, call in calls.items()])
+    places = dict(zip(calls, read, strict=True))
+    outputs = verify_outputs(trial, images, targets[last.name], places[last.name], guesses)
+    if images.is_meta:
+        return places, outputs
+    unsure = {
+        (targets[name], path): calls[name].guesses[path]
+        for name, found in places.items()
+        for path, layout in found.items()
+        if layout.evidence == "shape"
+    }
+    unsure |= {("", path): guesses[path] for path, layout in outputs.items() if layout.evidence == "shape"}
+    if unsure:
+        modules = list(dict.fromkeys(module for module, _ in unsure))
+        measured = read_stripes(
+            lambda lit: observe(trial.forward_features, trial, modules, lit), images[:1].detach(), unsure
+        )
+        for name, found in places.items():
+            found.update({path: measured[targets[name], path] for path in found if (targets[name], path) in measured})
+        outputs.update({path: measured["", path] for path in outputs if ("", path) in measured})
+    # Tokens that answer to nothing are no map, whatever their number (EfficientViM's hidden states); own axes are.
+    return places, {
+        path: layout for path, layout in outputs.items() if layout.evidence != "shape" or len(layout.shape) == 2
+    }
+
+
+@dataclass
+class _Strides:
+    """Pixels per cell of a layout's grid, for images of `img_size`."""
+
+    img_size: tuple[int, int]
+    declared: list[int]
+    resized: bool  # the model sees the image at sizes of its own, which its cells divide, so the image's size does not
+
+    def of(self, layout: Layout) -> tuple[float, float]:
+        """(vertical, horizontal)."""
+        sides = zip(self.img_size, layout.grid, strict=True)
+        if self.resized:
+            return tuple(size // cells if size % cells == 0 else size / cells for size, cells in sides)
+        return tuple(cell_stride(size, cells, self.declared) for size, cells in sides)
+
+
+def _names(names: str | Sequence[str], what: str) -> list[str]:
+    if not names:
+        raise ValueError(f'{what}={names!r} names no module; give one or several names, or "auto".')
+    return [names] if isinstance(names, str) else list(dict.fromkeys(names))
+
+
+def last_map(model: nn.Module, calls: list[Call]) -> Call:
+    """The deepest map that timm declares; where it declares none, the one that was finished last."""
+    names = {name for name, _ in feature_modules(model)}
+    declared = [call for call in calls if call.name in names]
+    return max(declared or calls[::-1], key=lambda call: call.depth)
+
+
+def choose_site(
+    model: nn.Module,
+    calls: list[Call],
+    final_stride: float,
+    max_stride: float,
+    images: Tensor,
+    roots: list,
+    sizes: _Strides,
+) -> Call:
+    """The call whose output takes the token, by rule.
+
+    A hierarchical network gets it on the last map of half the final stride (the input of the last stage, as A²MIM's
+    ResNet), an isotropic one nearest to half its depth; maps coarser than the mask cell (`max_stride` pixels) only
+    where there is no other. timm's declared maps come before those found by the trace; a map that sits in a branch,
+    which the image also passes by (NASNet, Xception), is taken only where no other is left.
+    """
+    strides = {id(c): max(sizes.of(found[0])[0] for found in c.guesses.values()) for c in calls}
+    inside = [c for c in calls if DEPTHS[0] <= c.depth <= DEPTHS[1]] or calls
+    fine = [c for c in inside if strides[id(c)] <= max_stride] or inside
+    names = {name for name, _ in feature_modules(model)}
+    deepest_first = fine[::-1]
+    outer_first = sorted(deepest_first, key=lambda c: c.name.count("."))  # a stage before the layers of its last block
+    declared = [c for c in deepest_first if c.name in names]
+
+    def halves(candidates: list[Call]) -> list[Call]:
+        return [c for c in candidates if abs(2 * strides[id(c)] / final_stride - 1) < 0.15]
+
+    def middle(candidates: list[Call]) -> list[Call]:
+        return sorted(candidates, key=lambda c: (abs(c.depth - 0.5), -c.depth))
+
+    tried = []
+    for candidates in (halves(declared), halves(outer_first), middle(declared), middle(outer_first)):
+        for call in candidates[:16]:
+            tried.append((leak(call, roots, images), call))
+            if tried[-1][0] <= MAX_LEAK:
+                return call
+    return min(tried, key=lambda pair: pair[0])[1]
+
+
+def leak(call: Call, roots: list, images: Tensor) -> float:
+    """The share of what feeds a module's output (parameters, image) that also reaches the roots around it.
+
+    Args:
+        roots: autograd nodes of the final maps.
+        images: what the model was traced on; 1 is returned for an output that does not depend on them (positions).
+    """
+    nodes = list(call.nodes.values())
+    through, around = _sources(nodes, set()), _sources(roots, set(nodes))
+    if not any(node.variable is images for node in through):
+        return 1.0
+    return sum(number for node, number in through.items() if node in around) / sum(through.values())
+
+
+def used_paths(model: nn.Module, call: Call, images: Tensor, finals: list[str]) -> list[tuple]:
+    """Paths of the maps in a module's output that the final maps depend on after that module, found by a second forward
+    with a zero added to each. CoaT hands on a fine map that nobody reads any more, Swin in transformers too.
+
+    Args:
+        finals: names of the modules whose outputs are decoded; "" is the output of `forward_features`.
+    """
+    if len(call.guesses) == 1:
+        return list(call.guesses)
+    zeros = {path: torch.zeros(1, device=images.device, requires_grad=True) for path in call.guesses}
+
+    def add_zero(module, inputs, output):
+        return replace_leaves(output, {path: t + zeros[path] for path, t in leaves(output) if path in zeros})
+
+    handle = model.get_submodule(hook_target(model, call.name)).register_forward_hook(add_zero)
+    try:
+        again = trace(model, images)
+    finally:
+        handle.remove()
+    tensors = {"": dict(leaves(again.output)), **again.tensors}
+    reached = _sources([t.grad_fn for name in finals for t in tensors[name].values()], set())
+    variables = {id(node.variable) for node in reached}
+    return [path for path, zero in zeros.items() if id(zero) in variables]
+
+
+def _sources(starts: list, walls: set) -> dict[Any, int]:
+    """Autograd leaves reachable from `starts` without passing `walls`, with their numbers of elements."""
+    return {node: node.variable.numel() for node in _walk(starts, walls) if hasattr(node, "variable")}
+
+
+def _walk(starts: list, walls: set) -> set:
+    """Autograd nodes reachable from `starts`, which are among them, without passing `walls`."""
+    seen, todo = set(), list(starts)
+    while todo:
+        node = todo.pop()
+        if node is None or node in seen or node in walls:
+            continue
+        seen.add(node)
+        todo.extend(following for following, _ in node.next_functions)
+    return seen
+
+
+def find_map(model: nn.Module, calls: list[Call], name: str, asked: str = "site") -> Call:
+    """The call of the module of that name, or ValueError with the nearest names.
+
+    Args:
+        asked: the argument that held the name, "site" or "maps".
+    """
+    by_name = {call.name: call for call in calls}
+    if name in by_name:
+        return by_name[name]
+    near = difflib.get_close_matches(name, by_name, n=4, cutoff=0.3) or [n for n in by_name if "." not in n]
+    known = name in dict(model.named_modules())
+    why = "has no feature map that is computed once" if known else "is no module of this model"
+    use = "can take the mask token" if asked == "site" else "have one"
+    raise ValueError(f"{asked} {name!r} {why}; names nearest to it that {use}: {', '.join(near[:8])}.")
+
+
+def hook_target(model: nn.Module, name: str) -> str:
+    """The last child of a plain nn.Sequential, which has the same output.
+
+    timm's gradient checkpointing calls the children of such a stage and never the stage: a hook on it would not run.
+    """
+    module = model.get_submodule(name)
+    while type(module) is nn.Sequential and len(module):
+        child = next(reversed(module._modules))
+        name, module = f"{name}.{child}", module._modules[child]
+    return name
+
+
+def unreached(model: nn.Module, tensors: list[Tensor], among: list[str] | None = None) -> list[str]:
+    """Names of the parameters whose gradient from a random functional of the tensors is None or exactly zero; on the
+    meta device, where there are no numbers, of those that the graph does not lead to.
+    """
+    named = [(name, p) for name, p in model.named_parameters() if among is None or name in among]
+    if any(t.is_meta for t in tensors):
+        reached = {id(node.variable) for node in _sources([t.grad_fn for t in tensors], set())}
+        return [name for name, p in named if id(p) not in reached]
+    generator = torch.Generator().manual_seed(1)
+    loss = sum((t * torch.randn(t.shape, generator=generator, device="cpu").to(t)).sum() for t in tensors)
+    gradients = torch.autograd.grad(loss, [p for _, p in named], retain_graph=True, allow_unused=True)
+    return [name for (name, _), g in zip(named, gradients, strict=True) if g is None or not g.any()]
+
+
+def better_pool(model: nn.Module, output: Any, frozen: list[str]) -> str | None:
+    """ "avg" where the model's own pooling reads parameters that pre-training never reaches and averaging does not.
+
+    XCiT's class token passes through class attention that stays random; the mean of its patch tokens does not. Models
+    whose keys change with the pooling keep theirs.
+    """
+    if not frozen or getattr(model, "global_pool", "avg") in ("avg", "", None):
+        return None
+
+    def reads_frozen() -> bool:
+        return len(unreached(model, [model.forward_head(output, pre_logits=True)], frozen)) < len(frozen)
+
+    keys = list(model.state_dict())
+    try:
+        if not reads_frozen():
+            return None
+        model.reset_classifier(0, "avg")
+    except (TypeError, ValueError, AssertionError, NotImplementedError):  # this model knows no (other) pooling
+        return None
+    return "avg" if list(model.state_dict()) == keys and not reads_frozen() else None
