@@ -11,13 +11,14 @@ from a2mim import compat
 __version__ = "0.1.0"
 
 _PUBLIC = {
+    "Access": "a2mim.data.access",
     "MIM": "a2mim.mim",
     "MaskedEncoder": "a2mim.encoder",
     "open_dataset": "a2mim.data",
     "finetune": "a2mim.engine.run",
     "pretrain": "a2mim.engine.run",
 }
-__all__ = ["MIM", "MaskedEncoder", "finetune", "open_dataset", "pretrain"]
+__all__ = ["MIM", "Access", "MaskedEncoder", "finetune", "open_dataset", "pretrain"]
 
 compat.mend_torchvision_when_imported()
 compat.after_import("timm", lambda: import_module("a2mim.backbones"))

@@ -7,7 +7,6 @@ import os
 import sys
 import warnings
 
-from a2mim.commands.arguments import access_of, reading_of
 from a2mim.commands.data import add_bench_data, add_measure_stats
 from a2mim.commands.embed import add_embed
 from a2mim.commands.evaluate import add_compare, add_evaluate, add_knn, add_linear_probe
@@ -16,7 +15,6 @@ from a2mim.commands.finetune import add_finetune
 from a2mim.commands.models import add_check_model
 from a2mim.commands.pretrain import add_pretrain
 from a2mim.commands.shards import add_shards
-from a2mim.data import access, reading
 
 # OpenMP's threads spin while they wait for one another. Long spinning is fastest on an idle machine and ruinous beside
 # any other busy process, sleeping at once is slow on both; this short spin is near the best of each
@@ -37,8 +35,7 @@ def main(arguments: list[str] | None = None) -> int:
     if not chosen.debug:
         warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"
     try:
-        with access.using(access_of(chosen)), reading.using(reading_of(chosen)):
-            return chosen.run(chosen) or 0
+        return chosen.run(chosen) or 0
     except USER_ERRORS as error:
         if chosen.debug:
             raise

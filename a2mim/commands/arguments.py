@@ -5,6 +5,9 @@ from __future__ import annotations
 import argparse
 import sys
 
+from a2mim.data.access import Access
+from a2mim.data.reading import DEFAULT, Reading
+
 SOURCE_HELP = (
     "a run folder, an exported or transformers folder, a checkpoint, NAME:FILE (a timm name and another toolkit's"
     " weights), NAME:pretrained (timm's), or a timm name (random weights)"
@@ -49,15 +52,11 @@ def add_reading(parser) -> None:
     group.add_argument("--value-range", type=float, nargs=2, metavar=("LOW", "HIGH"), help="of arrays of floats")
 
 
-def reading_of(chosen):
-    """The choices that `add_reading` put there, and where they say nothing those of the run that the encoder is of; the
-    defaults for a command without. A recipe has its own.
-    """
-    from a2mim.data.reading import DEFAULT, Reading
-
+def reading_of(chosen) -> Reading:
+    """How images are read: as `add_reading`'s flags say, else as the encoder's run read its own, else the defaults."""
     if not hasattr(chosen, "exif"):
         return DEFAULT
-    run = DEFAULT if hasattr(chosen, "config") else _reading_of_source(getattr(chosen, "source", None))
+    run = _reading_of_source(getattr(chosen, "source", None))
     if run != DEFAULT:
         print(f"where the command says nothing, images are read as the run read its own: {run}", file=sys.stderr)
     exif = run.exif if chosen.exif is None else chosen.exif
@@ -65,8 +64,6 @@ def reading_of(chosen):
 
 
 def _reading_of_source(source):
-    from a2mim.data.reading import DEFAULT
-
     if source is None:
         return DEFAULT
     from a2mim.engine.folder import reading_of_run
@@ -74,10 +71,8 @@ def _reading_of_source(source):
     return reading_of_run(source) or DEFAULT
 
 
-def access_of(chosen):
-    """The choices that `add_access` put there; the defaults for a command that reads no data."""
-    from a2mim.data.access import Access
-
+def access_of(chosen) -> Access:
+    """How data are reached: as `add_access`'s flags say; the defaults for a command that reads no data."""
     if not hasattr(chosen, "shard_cache_gb"):
         return Access()
     return Access(

@@ -2,7 +2,16 @@
 
 from __future__ import annotations
 
-from a2mim.commands.arguments import DATA_HELP, add_access, add_debug, add_reading, one_or_list
+from a2mim.commands.arguments import (
+    DATA_HELP,
+    access_of,
+    add_access,
+    add_debug,
+    add_reading,
+    one_or_list,
+    reading_of,
+)
+from a2mim.data.access import DEFAULT
 
 
 def add_measure_stats(commands) -> None:
@@ -37,7 +46,9 @@ def _add_data(parser) -> None:
 def _open(chosen, split: str):
     from a2mim.data import open_dataset
 
-    return open_dataset(one_or_list(chosen.data), split, chosen.in_chans)
+    return open_dataset(
+        one_or_list(chosen.data), split, chosen.in_chans, access_of(chosen), **reading_of(chosen).arguments()
+    )
 
 
 def run_measure_stats(chosen) -> None:
@@ -55,10 +66,9 @@ def run_bench_data(chosen) -> None:
             raise ValueError(f"--{name.replace('_', '-')} {getattr(chosen, name)} must be at least 1")
     if chosen.workers is not None and chosen.workers < 0:
         raise ValueError(f"--workers {chosen.workers} must be at least 0")
-    from a2mim.data.access import Access
     from a2mim.data.prepare.stages import measure_stages, measure_workers, what_limits
 
-    dataset, cores = _open(chosen, "train"), Access().workers
+    dataset, cores = _open(chosen, "train"), DEFAULT.workers
     print(dataset.describe(), flush=True)
     stages = measure_stages(dataset, chosen.img_size, chosen.images, chosen.interpolation)
     print("ms an image, one thread: " + ", ".join(f"{name} {ms:.3f}" for name, ms in stages.items()), flush=True)

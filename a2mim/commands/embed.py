@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
-from a2mim.commands.arguments import DATA_HELP, SOURCE_HELP, add_machine, add_reading, one_or_list
+from a2mim.commands.arguments import (
+    DATA_HELP,
+    SOURCE_HELP,
+    access_of,
+    add_machine,
+    add_reading,
+    one_or_list,
+    reading_of,
+)
 
 
 def add_embed(commands) -> None:
@@ -38,6 +46,8 @@ def run_embed(chosen) -> None:
         calibrate=False if chosen.no_calibrate else None,
         allow_partial=chosen.allow_partial,
         overwrite=chosen.overwrite,
+        access=access_of(chosen),
+        reading=reading_of(chosen),
     )
     print(
         f"{chosen.out}: {about['images']:,} embeddings of {about['width']} numbers ({about['pooled']}), {about['data']}"

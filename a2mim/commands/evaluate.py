@@ -8,11 +8,13 @@ import json
 from a2mim.commands.arguments import (
     DATA_HELP,
     SOURCE_HELP,
+    access_of,
     add_debug,
     add_judged,
     add_machine,
     add_reading,
     one_or_list,
+    reading_of,
 )
 
 
@@ -102,6 +104,8 @@ def run_evaluate(chosen) -> None:
         img_size=chosen.img_size,
         batch_size=chosen.batch_size,
         num_workers=chosen.num_workers,
+        access=access_of(chosen),
+        reading=reading_of(chosen),
         device=chosen.device,
         allow_partial=chosen.allow_partial,
         seed=chosen.seed,
@@ -152,6 +156,8 @@ def _judge_one(chosen, protocol: str, overrides: dict) -> None:
         img_size=chosen.img_size,
         batch_size=chosen.batch_size,
         num_workers=chosen.num_workers,
+        access=access_of(chosen),
+        reading=reading_of(chosen),
     )
     low, high = result["interval"]
     interval = f"95 % interval {low:.2f}–{high:.2f}"

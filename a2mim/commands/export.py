@@ -4,7 +4,15 @@ from __future__ import annotations
 
 import sys
 
-from a2mim.commands.arguments import SOURCE_HELP, add_debug, add_machine, add_reading, one_or_list
+from a2mim.commands.arguments import (
+    SOURCE_HELP,
+    access_of,
+    add_debug,
+    add_machine,
+    add_reading,
+    one_or_list,
+    reading_of,
+)
 
 TARGETS_HELP = (
     "targets, separated by commas: timm, transformers, torchvision, mmpretrain, mmdet, mmseg, detectron2, ultralytics,"
@@ -38,6 +46,8 @@ def run_export(chosen) -> None:
         chosen.num_workers,
         calibrate=not chosen.no_calibration,
         device=chosen.device,
+        access=access_of(chosen),
+        reading=reading_of(chosen),
         license=chosen.license,
         python=chosen.python,
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from a2mim.commands.arguments import DATA_HELP, SOURCE_HELP, add_machine, add_reading, one_or_list
+from a2mim.commands.arguments import DATA_HELP, SOURCE_HELP, access_of, add_machine, add_reading, one_or_list
 
 RECIPES = Path(__file__).parents[2] / "configs" / "finetune"
 
@@ -60,6 +60,7 @@ def run_finetune(chosen) -> int:
         next_epoch=chosen.next_epoch,
         num_workers=chosen.num_workers,
         device=chosen.device,
+        access=access_of(chosen),
         **options,
     )
     return 128 + summary["signal"] if summary["status"] == "stopped" else 0

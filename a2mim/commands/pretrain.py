@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from a2mim.commands.arguments import DATA_HELP, SOURCE_HELP, add_machine, one_or_list
+from a2mim.commands.arguments import DATA_HELP, SOURCE_HELP, access_of, add_machine, one_or_list
 
 
 def add_pretrain(commands) -> None:
@@ -51,6 +51,7 @@ def run_pretrain(chosen) -> int:
         next_epoch=chosen.next_epoch,
         num_workers=chosen.num_workers,
         device=chosen.device,
+        access=access_of(chosen),
         **options,
     )
     return 128 + summary["signal"] if summary["status"] == "stopped" else 0

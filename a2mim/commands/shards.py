@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from a2mim.commands.arguments import add_access, add_debug, one_or_list
+from a2mim.commands.arguments import access_of, add_access, add_debug, one_or_list
 
 _SHARDS = "brace pattern, glob, URL, text file of them, or several"
 
@@ -60,17 +60,18 @@ def run_make_shards(chosen) -> int:
 
     made = make_shards(chosen.folder, chosen.out, chosen.samples_per_shard, chosen.max_bytes, chosen.seed)
     print(f"{made['images']:,} images in {made['shards']} shards ({made['kept']} of them were there already)")
-    return report_shards(made["pattern"], False, chosen.in_chans, chosen.value_range)
+    return report_shards(chosen, made["pattern"])
 
 
 def run_check_shards(chosen) -> int:
-    return report_shards(one_or_list(chosen.shards), chosen.all, chosen.in_chans, chosen.value_range)
+    return report_shards(chosen, one_or_list(chosen.shards), chosen.all)
 
 
-def report_shards(pattern, everything: bool = False, in_chans: int = 3, value_range=None) -> int:
+def report_shards(chosen, pattern, everything: bool = False) -> int:
+    """Checks shards, prints what was found, and returns the exit status. everything: name all that is wrong."""
     from a2mim.data import check_shards
 
-    found = check_shards(pattern, None, in_chans, value_range)
+    found = check_shards(pattern, access_of(chosen), chosen.in_chans, chosen.value_range)
     shown = f"'{pattern}'" if isinstance(pattern, str) else " ".join(f"'{part}'" for part in pattern)
     print(f"{found}: --data {shown}")
     if everything:
@@ -79,23 +80,23 @@ def report_shards(pattern, everything: bool = False, in_chans: int = 3, value_ra
 
 
 def run_list_shards(chosen) -> int:
-    from a2mim.data.access import current
     from a2mim.data.prepare.listing import describe_samples, describe_shards, indexed
 
-    shards = indexed(chosen.shards, current())
-    for line in describe_samples(shards, current()) if chosen.samples else describe_shards(shards):
+    access = access_of(chosen)
+    shards = indexed(chosen.shards, access)
+    for line in describe_samples(shards, access) if chosen.samples else describe_shards(shards):
         print(line)
     return int(any(shard.fault is not None for shard in shards))
 
 
 def run_index_shards(chosen) -> int:
-    from a2mim.data.access import current
     from a2mim.data.prepare.listing import describe_shards, export_dali, import_dali, indexed
 
+    access = access_of(chosen)
     if chosen.dali == "export":
-        print("\n".join(export_dali(chosen.shards, current())))
+        print("\n".join(export_dali(chosen.shards, access)))
         return 0
-    shards = import_dali(chosen.shards, current()) if chosen.dali else indexed(chosen.shards, current())
+    shards = import_dali(chosen.shards, access) if chosen.dali else indexed(chosen.shards, access)
     print("\n".join(describe_shards(shards)))
     if chosen.dali:
         print(
@@ -115,8 +116,9 @@ def run_reshard(chosen) -> int:
         chosen.samples_per_shard,
         chosen.max_bytes,
         None if chosen.keep_order else chosen.seed,
+        access_of(chosen),
     )
     print(f"{made['images']:,} images in {made['shards']} shards ({made['kept']} of them were there already)")
     print(f"{', '.join(f'{count:,} {kind}' for kind, count in made['done'].items())}")
     print(f"{made['bytes_before'] / 1e6:,.1f} MB of images became {made['bytes_after'] / 1e6:,.1f} MB of shards")
-    return report_shards(made["pattern"], False, chosen.in_chans, chosen.value_range)
+    return report_shards(chosen, made["pattern"])

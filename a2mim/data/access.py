@@ -1,10 +1,9 @@
 """How data is reached: what the user allows, where copies are kept, how long a silent server is waited for."""
 
 import os
-from contextlib import contextmanager
-from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 REMOTE = ("auto", "shards", "ranges")
 
@@ -24,6 +23,8 @@ class Access:
         tries: attempts at whatever waiting may mend.
         first_wait: seconds before the second attempt; doubled for each further one, at most 30.
         processes: that index, check and write shards; None: one for each core.
+        storage_options: what fsspec's file system takes, such as key, secret, token and endpoint_url for s3://; kept in
+            memory only, never printed or written.
     """
 
     allow_pipe: bool = False
@@ -35,8 +36,9 @@ class Access:
     tries: int = 6
     first_wait: float = 0.5
     processes: int | None = None
+    storage_options: dict[str, Any] = field(default_factory=dict, repr=False)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.remote not in REMOTE:
             raise ValueError(f"remote={self.remote!r} is unknown; choose one of {', '.join(REMOTE)}")
         for name, least in (("cache_bytes", 1), ("tries", 1), ("timeout", 1e-3), ("first_wait", 0)):
@@ -52,27 +54,12 @@ class Access:
 
     @property
     def workers(self) -> int:
+        """Processes that index, check and write shards."""
         usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()  # not on a Mac
         return self.processes or max(1, usable // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
 
 
 DEFAULT = Access()
-_current = ContextVar("access", default=DEFAULT)
-
-
-def current() -> Access:
-    """What `open_dataset` and `check_shards` take when they are told nothing."""
-    return _current.get()
-
-
-@contextmanager
-def using(access: Access):
-    """Makes these the current choices: how the command line's flags reach every set that a command opens."""
-    token = _current.set(access)
-    try:
-        yield
-    finally:
-        _current.reset(token)
 
 
 def cache_folder() -> Path:

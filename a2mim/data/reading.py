@@ -1,7 +1,5 @@
-"""How pixels are read where a call says nothing: so the command line's flags reach every set that a command opens."""
+"""How pixels are read: passed from the command line, or the run that an encoder comes from, to every set it opens."""
 
-from contextlib import contextmanager
-from contextvars import ContextVar
 from dataclasses import dataclass
 
 
@@ -19,6 +17,10 @@ class Reading:
     exif: bool = False
     value_range: tuple[float, float] | None = None
 
+    def arguments(self) -> dict:
+        """The keyword arguments of `open_dataset` that say the same."""
+        return dict(vars(self))
+
     def __str__(self) -> str:
         said = [f"bits {self.bits}"] if self.bits else []
         said += ["by their EXIF orientation"] if self.exif else []
@@ -27,19 +29,3 @@ class Reading:
 
 
 DEFAULT = Reading()
-_current = ContextVar("reading", default=DEFAULT)
-
-
-def current() -> Reading:
-    """What `open_dataset` takes when it is told nothing."""
-    return _current.get()
-
-
-@contextmanager
-def using(reading: Reading):
-    """Makes these the current choices."""
-    token = _current.set(reading)
-    try:
-        yield
-    finally:
-        _current.reset(token)

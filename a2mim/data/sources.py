@@ -4,8 +4,7 @@ import glob
 import os
 import re
 
-from a2mim.data import reading
-from a2mim.data.access import DEFAULT, Access, current
+from a2mim.data.access import DEFAULT, Access
 from a2mim.data.dataset import ImageDataset
 from a2mim.data.remote.addresses import is_remote, local_path, scheme_of
 
@@ -19,8 +18,8 @@ def open_dataset(
     in_chans: int = 3,
     access: Access | None = None,
     bits: int | None = None,
-    exif: bool | None = None,
-    value_range=None,
+    exif: bool = False,
+    value_range: tuple[float, float] | None = None,
 ) -> ImageDataset:
     """Opens images by number.
 
@@ -37,16 +36,16 @@ def open_dataset(
         split: "train" or "test", for sources that have both: the built-in photographs, and folders with train/ and
             test/ (or val/, validation/) in them. Any other source is one set and is returned whole.
         in_chans: channels, see data/pixel_format.py.
-        access: how remote shards are reached, and what is done about bad ones; None: as the command line says.
+        access: how remote shards are reached, and what is done about bad ones; None: the defaults of `Access`.
         bits: 8 or 16 a value in the batches; None: what the first image has.
         exif: turn images as their EXIF orientation says.
-        value_range: (least, greatest) value of arrays that are neither uint8 nor uint16. Of these three, None means as
-            the command line says, else as data/reading.py has it.
+        value_range: (least, greatest) value of arrays that are neither uint8 nor uint16. These three are the fields of
+            data/reading.py's `Reading`.
 
     Errors: FileNotFoundError naming what is missing, ShardError for shards that cannot be used, ValueError for
     everything that has to be written differently.
     """
-    dataset = _opened(source, split, access or current())
+    dataset = _opened(source, split, access or DEFAULT)
     if dataset is source and dataset.has_form:
         if dataset.form.in_chans != in_chans:
             raise ValueError(
@@ -54,9 +53,7 @@ def open_dataset(
                 " open it so, or change data.in_chans"
             )
         return dataset
-    said = reading.current()
-    exif = said.exif if exif is None else exif
-    dataset.take_form(in_chans, bits or said.bits, exif, value_range or said.value_range)
+    dataset.take_form(in_chans, bits, bool(exif), value_range)
     return dataset
 
 

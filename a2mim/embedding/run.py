@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from a2mim import __version__
 from a2mim.batchnorm import calibrate_batchnorm
-from a2mim.data import EvalLoader, ImageDataset, open_dataset
+from a2mim.data import Access, EvalLoader, ImageDataset, Reading, open_dataset
 from a2mim.embedding import files
 from a2mim.embedding.unfinished import Unfinished
 from a2mim.evaluation.bench import CALIBRATION_IMAGES, RESIZE, Encoder
@@ -36,6 +36,8 @@ def embed(
     calibrate: bool | None = None,
     allow_partial: bool = False,
     overwrite: bool = False,
+    access: Access | None = None,
+    reading: Reading | None = None,
 ) -> dict:
     """Writes one row an image to `out` (.parquet, .npz or .csv) and what they are to `out`.json; returns the latter.
 
@@ -46,6 +48,7 @@ def embed(
         img_size: pixels; None is the encoder's own. The short side is resized to 256/224 of it, the centre cropped.
         calibrate: take BatchNorm's statistics from up to 1,024 of these images first; None where the encoder has none
             of whole images.
+        access, reading: how data are reached and pixels read, see a2mim/data/access.py and reading.py.
         overwrite: give up an `out`, or the unfinished work for one, that is there.
 
     Raises:
@@ -57,7 +60,7 @@ def embed(
     if out.exists() and not overwrite:
         raise ValueError(f"{out} is there already: choose another --out, or add --overwrite.")
     encoder = Encoder(source, device, img_size, allow_partial)
-    dataset = open_dataset(data, split, encoder.channels)
+    dataset = open_dataset(data, split, encoder.channels, access, **(reading or Reading()).arguments())
     calibrate = not encoder.clean_statistics if calibrate is None else calibrate
     view = {"img_size": list(encoder.img_size), "resize": round(max(encoder.img_size) * RESIZE)}
     view |= {"interpolation": encoder.pixels["interpolation"], "batch_size": batch_size}

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from mmengine.hooks import EMAHook
 
-from a2mim.data import StreamLoader, TrainLoader, match_labels, open_dataset
+from a2mim.data import Access, StreamLoader, TrainLoader, match_labels, open_dataset
 from a2mim.engine import hooks
 from a2mim.engine.optim import StepWrapper, build_schedule
 from a2mim.engine.runner import TrainRunner
@@ -38,18 +38,18 @@ class Run:
         return self.loader.position_of(self.settings["schedule"]["epochs"])
 
 
-def open_sets(data, test_data, in_chans: int, **form):
+def open_sets(data, test_data, in_chans: int, access: Access, **form):
     """(training set, test set or None): the test set is the one named, else the source's own test split, if any.
 
-    form: bits, exif and value_range of `open_dataset`.
+    access: how data are reached. form: bits, exif and value_range of `open_dataset`.
     """
     source = "photos" if data is None else data
-    train = open_dataset(source, "train", in_chans, **form)
+    train = open_dataset(source, "train", in_chans, access, **form)
     form["bits"] = train.form.bits  # both sets alike
     if test_data is not None:
-        return train, match_labels(train, open_dataset(test_data, "test", in_chans, **form))
+        return train, match_labels(train, open_dataset(test_data, "test", in_chans, access, **form))
     if "test" in train.splits:
-        test = open_dataset(source, "test", in_chans, **form)
+        test = open_dataset(source, "test", in_chans, access, **form)
         if (train.labels >= 0).any() and (test.labels >= 0).any():
             return train, match_labels(train, test)
     return train, None

@@ -37,13 +37,13 @@ class Finetuning:
     command = "finetune"
     schema = FINETUNE
 
-    def __init__(self, settings: dict, asked: dict, device: torch.device, saved: dict | None = None):
+    def __init__(self, settings: dict, asked: dict, device: torch.device, saved: dict | None = None, access=None):
         self.settings, self.asked, self.device, self.saved = settings, asked, device, saved
         self.found = None if saved else read_architecture(asked["source"])
         data = settings["data"]
         complete_pixels(data, saved["pixels"] if saved else pixels_of(self.found))
         form = {key: data[key] for key in ("in_chans", "bits", "exif", "value_range")}
-        whole, self.test_set = open_sets(asked["data"], asked["test_data"], **form)
+        whole, self.test_set = open_sets(asked["data"], asked["test_data"], access=access, **form)
         self.rows = choose_rows(whole, settings["labels"], self.test_set)
         self.train_set = whole if len(self.rows) == len(whole) else subset_of(whole, self.rows)
         self.whole = whole

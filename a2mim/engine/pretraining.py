@@ -32,10 +32,10 @@ class Pretraining:
     schema = PRETRAIN
     online: OnlineKNN | None = None
 
-    def __init__(self, settings: dict, asked: dict, device: torch.device, saved: dict | None = None):
+    def __init__(self, settings: dict, asked: dict, device: torch.device, saved: dict | None = None, access=None):
         self.settings, self.device, self.saved = settings, device, saved
         form = {key: settings["data"][key] for key in ("in_chans", "bits", "exif", "value_range")}
-        self.train_set, self.test_set = open_sets(asked["data"], asked["test_data"], **form)
+        self.train_set, self.test_set = open_sets(asked["data"], asked["test_data"], access=access, **form)
 
     def build(self) -> None:
         self.model = build_mim(self.settings)

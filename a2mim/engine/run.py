@@ -10,6 +10,7 @@ import torch
 from mmengine.dist import get_dist_info, is_main_process
 
 from a2mim.checkpoints import list_checkpoints, read_newest
+from a2mim.data import Access
 from a2mim.engine import folder
 from a2mim.engine.assembly import Run, build_loader, build_runner, choose_workers
 from a2mim.engine.config import differences, load_config
@@ -32,6 +33,7 @@ def pretrain(
     next_epoch: bool = False,
     num_workers: int | None = None,
     device: str | None = None,
+    access: Access | None = None,
     **overrides,
 ) -> dict:
     """Runs a recipe and returns the run's summary (also in summary.json).
@@ -50,6 +52,7 @@ def pretrain(
             epoch and start the next one with them; without it they are refused.
         num_workers: data processes; None chooses.
         device: "cpu", "cuda", …; None takes a GPU where there is one.
+        access: how remote data are reached, what is done about bad shards; None: the defaults of `a2mim.data.Access`.
         overrides: dotted setting -> value.
 
     Raises:
@@ -57,7 +60,7 @@ def pretrain(
         FloatingPointError: the loss or the weights are not finite; names the last good checkpoint.
     """
     asked = {"config": str(config), "data": _plain(data), "test_data": _plain(test_data), "laptop": laptop}
-    return carry_out(Pretraining, asked, work_dir, resume, next_epoch, num_workers, device, overrides)
+    return carry_out(Pretraining, asked, work_dir, resume, next_epoch, num_workers, device, overrides, access)
 
 
 def finetune(
@@ -72,6 +75,7 @@ def finetune(
     next_epoch: bool = False,
     num_workers: int | None = None,
     device: str | None = None,
+    access: Access | None = None,
     **overrides,
 ) -> dict:
     """Trains an encoder end to end with a classifier on it, and returns the run's summary (also in summary.json).
@@ -82,7 +86,7 @@ def finetune(
         data: labelled training images; None takes the built-in photographs, at laptop scale.
         test_data: labelled test images, judged with `data`'s labels every few epochs and at the end; None takes the
             test split of `data`, where it has one.
-        work_dir, laptop, resume, next_epoch, num_workers, device, overrides: as in `pretrain`.
+        work_dir, laptop, resume, next_epoch, num_workers, device, access, overrides: as in `pretrain`.
 
     Raises:
         ValueError, FileNotFoundError: bad input, before anything is written.
@@ -92,16 +96,16 @@ def finetune(
 
     asked = {"config": str(config), "source": source and str(source), "laptop": laptop}
     asked |= {"data": _plain(data), "test_data": _plain(test_data)}
-    return carry_out(Finetuning, asked, work_dir, resume, next_epoch, num_workers, device, overrides)
+    return carry_out(Finetuning, asked, work_dir, resume, next_epoch, num_workers, device, overrides, access)
 
 
 def carry_out(
-    kind, asked: dict, work_dir, resume: bool, next_epoch: bool, num_workers, device, overrides: dict
+    kind, asked: dict, work_dir, resume: bool, next_epoch: bool, num_workers, device, overrides: dict, access=None
 ) -> dict:
     """Runs a task from its preparation to its summary. kind: the class of the task."""
     started = time.time()
     try:
-        run, found = prepare(kind, asked, work_dir, resume, next_epoch, num_workers, device, overrides)
+        run, found = prepare(kind, asked, work_dir, resume, next_epoch, num_workers, device, overrides, access)
         run.folder = folder.claim(run.folder, Path(asked["config"]).stem)
         runner = build_runner(run, found[1] if found else None)
         if found:
@@ -133,7 +137,9 @@ def _plain(source):
     return str(source) if isinstance(source, PathLike) else source
 
 
-def prepare(kind, asked: dict, work_dir, resume: bool, next_epoch: bool, num_workers, device, overrides: dict):
+def prepare(
+    kind, asked: dict, work_dir, resume: bool, next_epoch: bool, num_workers, device, overrides: dict, access=None
+):
     """(the run, (path, checkpoint) to go on from or None). What can be wrong is found here, and nothing is written."""
     where, found, changed = None, None, []
     if resume:
@@ -159,7 +165,7 @@ def prepare(kind, asked: dict, work_dir, resume: bool, next_epoch: bool, num_wor
     chosen = start_processes(device)
     torch.set_float32_matmul_precision("high")  # TF32 on GPUs that have it; nothing on a CPU
     torch.backends.cudnn.benchmark = True
-    task = kind(settings, asked, chosen, found and found[1]["meta"])
+    task = kind(settings, asked, chosen, found and found[1]["meta"], access or Access())
     loader = build_loader(task.train_set, settings, chosen, num_workers, task.augmentation())
     if found:
         changed += loader.load_state_dict(with_own_faults(found[1]["loader"], *get_dist_info()), next_epoch)

@@ -18,9 +18,10 @@ from a2mim.engine.rules import Schema
 
 
 class Task(Protocol):
-    """Made from (settings, asked, device, saved): opens the data and completes the settings, and writes nothing.
+    """Made from (settings, asked, device, saved, access): opens data, completes the settings, writes nothing.
 
-    `saved` is the `meta` of the checkpoint that the run goes on from, or None.
+    `saved` is the `meta` of the checkpoint that the run goes on from, or None; `access` says how data are
+    reached.
     """
 
     command: str  # of the command line, with which a stopped run goes on

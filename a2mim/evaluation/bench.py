@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from a2mim.batchnorm import calibrate_batchnorm
-from a2mim.data import EvalLoader, ImageDataset, TrainLoader, match_labels, open_dataset
+from a2mim.data import Access, EvalLoader, ImageDataset, Reading, TrainLoader, match_labels, open_dataset
 from a2mim.evaluation.cache import Cache, Entry, FeatureSet
 from a2mim.evaluation.encoder import Encoder
 from a2mim.evaluation.features import class_positions, pooling_name, refuse_below_one
@@ -40,6 +40,7 @@ class Bench:
             brings statistics of whole images: a checkpoint has those of masked ones, a random network has none.
         cache: where features are kept; None keeps them for this process only.
         seed: of the weights, where the source is only a name.
+        access, reading: how data are reached and pixels read, see a2mim/data/access.py and reading.py.
 
     Test labels are numbered by the training set's class names, see `match_labels`.
     """
@@ -57,6 +58,8 @@ class Bench:
         cache: Cache | None = None,
         allow_partial: bool = False,
         seed: int = 0,
+        access: Access | None = None,
+        reading: Reading | None = None,
     ):
         refuse_below_one(batch_size=batch_size, img_size=img_size)
         if num_workers < 0:
@@ -65,8 +68,9 @@ class Bench:
         self.model, self.device, self.img_size = self.encoder.model, self.encoder.device, self.encoder.img_size
         self.batch_size, self.num_workers = batch_size, num_workers
         self.cache = Cache(root=None) if cache is None else cache
-        self.train = labelled(open_dataset(data, "train", self.encoder.channels), data)
-        test = labelled(open_dataset(test_data, "test", self.encoder.channels), test_data)
+        form = {"in_chans": self.encoder.channels, "access": access, **(reading or Reading()).arguments()}
+        self.train = labelled(open_dataset(data, "train", **form), data)
+        test = labelled(open_dataset(test_data, "test", **form), test_data)
         self.test = match_labels(self.train, test)
         calibrate = not self.encoder.clean_statistics if calibrate is None else calibrate
         self.calibrated = calibrate_batchnorm(self.model, self._clean()) if calibrate else 0

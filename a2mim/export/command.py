@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from a2mim.data import EvalLoader, open_dataset
+from a2mim.data import Access, EvalLoader, Reading, open_dataset
 from a2mim.devices import choose_device
 from a2mim.export.handover import export
 from a2mim.export.targets import check_targets
@@ -26,6 +26,8 @@ def export_calibrated(
     num_workers: int = 0,
     calibrate: bool = True,
     device: str | None = None,
+    access: Access | None = None,
+    reading: Reading | None = None,
     **options,
 ) -> list[dict]:
     """`export` with BatchNorm calibrated on images from `data`. Returns the receipts.
@@ -35,6 +37,7 @@ def export_calibrated(
             and leaves them as they are where they are fit to be left.
         calibrate: False leaves them as they are whatever they are; the receipt says so.
         device: where they are calibrated; None takes a GPU where there is one.
+        access, reading: how data are reached and pixels read, see a2mim/data/access.py and reading.py.
         options: further arguments of `export`.
 
     Raises:
@@ -46,7 +49,7 @@ def export_calibrated(
         data = None
     elif data is None and has_masked_statistics(read_source(source)):
         data = data_of_run(source)
-    batches = None if data is None else calibration_batches(source, data, num_workers)
+    batches = None if data is None else calibration_batches(source, data, num_workers, access, reading)
     return export(source, to, out_dir, batches, device=choose_device(device), **options)
 
 
@@ -69,13 +72,15 @@ def data_of_run(source: str | Path):
     return "photos" if asked["data"] is None else asked["data"]
 
 
-def calibration_batches(source, data, num_workers: int = 0) -> Iterator[Tensor]:
+def calibration_batches(
+    source, data, num_workers: int = 0, access: Access | None = None, reading: Reading | None = None
+) -> Iterator[Tensor]:
     """Normalised central crops (B, C, H, W) at the encoder's own size, of up to 2,048 images spread over the set."""
     preprocessing = read_source(source).preprocessing
     if preprocessing is None:
         raise ValueError(f"{source} is a name with random weights: there is nothing to calibrate, leave out --data")
     mean, std = (torch.tensor(preprocessing[key]) for key in ("mean", "std"))
-    dataset = open_dataset(data, "train", len(mean))
+    dataset = open_dataset(data, "train", len(mean), access, **(reading or Reading()).arguments())
     chosen = np.unique(np.linspace(0, len(dataset) - 1, CALIBRATION_IMAGES).round().astype(np.int64))
     loader = EvalLoader(
         dataset, preprocessing["img_size"], None, preprocessing["interpolation"], 64, num_workers, indices=chosen

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 from tqdm import tqdm
 
-from a2mim.data.access import Access, current
+from a2mim.data.access import DEFAULT, Access
 from a2mim.data.dataset import ImageDataset
 from a2mim.data.decode import LENIENT, UnreadableImage
 from a2mim.data.errors import ShardError
@@ -62,7 +62,7 @@ def check_shards(pattern, access: Access | None = None, in_chans: int = 3, value
     see data/pixel_format.py; images that do not suit them are counted as unreadable.
     """
     form = PixelFormat(in_chans, 16, value_range=value_range and tuple(value_range))
-    access = access or current()
+    access = access or DEFAULT
     addresses = expand(pattern, access)
     shards = look_at(addresses, access)
     refuse_missing(shards)

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from a2mim.data.access import Access, current
+from a2mim.data.access import DEFAULT, Access
 from a2mim.data.folder import ARRAYS, SUFFIXES
 from a2mim.data.parallel import each
 from a2mim.data.prepare.reencode import reencode
@@ -67,7 +67,7 @@ def reshard(
     A sample's key is the line of its old name in files.txt, counted from 0. Returns {"pattern", "images", "shards",
     "written", "kept", "done": what was done to images by kind, "bytes_before", "bytes_after"}.
     """
-    access, out, encoding = access or current(), Path(out_dir), encoding or Encoding()
+    access, out, encoding = access or DEFAULT, Path(out_dir), encoding or Encoding()
     if samples_per_shard < 1:
         raise ValueError(f"samples_per_shard={samples_per_shard} must be at least 1")
     dataset = open_shards(expand(source, access), str(source), access)

@@ -25,7 +25,7 @@ class StoredObject:
 
     def __init__(self, address: str, access: Access):
         self.name, self.timeout = address, access.timeout
-        self.files, self.path = _file_system(address)
+        self.files, self.path = _file_system(address, access)
 
     def stat(self) -> Stat:
         info = self._call(lambda: self.files.info(self.path))
@@ -94,7 +94,7 @@ def within(timeout: float, work):
 
 def glob(pattern: str, access: Access) -> list[str]:
     """The addresses that match, sorted."""
-    files, path = _file_system(pattern)
+    files, path = _file_system(pattern, access)
     try:
         found = within(4 * access.timeout, lambda: files.glob(path))
     except TimeoutError:
@@ -103,7 +103,7 @@ def glob(pattern: str, access: Access) -> list[str]:
     return sorted(files.unstrip_protocol(match).replace(slashes, "://") for match in found)
 
 
-def _file_system(address: str):
+def _file_system(address: str, access: Access):
     """(file system, path in it); ValueError naming the package to install, or what is wrong with the address."""
     from fsspec.core import url_to_fs
     from fsspec.registry import known_implementations, registry
@@ -114,7 +114,7 @@ def _file_system(address: str):
     if scheme not in registry and scheme not in known_implementations:
         raise ValueError(f"{address}: {scheme}:// is not known; give a path, http(s)://, s3://, gs://, hf:// or pipe:")
     try:
-        return url_to_fs(address)
+        return url_to_fs(address, **access.storage_options)
     except ImportError as error:
         module = known_implementations[scheme]["class"].partition(".")[0]
         package = module if module != "fsspec" else getattr(error.__cause__, "name", None) or scheme

@@ -1,4 +1,5 @@
 import time
+from dataclasses import replace
 
 import fsspec
 import numpy as np
@@ -112,3 +113,29 @@ def test_an_answer_in_time_is_the_answer():
     assert within(1, lambda: 5) == 5
     with pytest.raises(KeyError):
         within(1, lambda: {}["none"])
+
+
+class LockedSystem(fsspec.get_filesystem_class("memory")):
+    """Opens for whoever gives the token."""
+
+    protocol = "locked"
+    cachable = False
+
+    def __init__(self, token: str | None = None, **options):
+        super().__init__(**options)
+        if token != "sesame":
+            raise ValueError("no token was given")
+
+    @classmethod
+    def _strip_protocol(cls, path):
+        return "/" + path.removeprefix("locked://").lstrip("/")
+
+
+def test_storage_options_reach_the_file_system_and_are_not_shown(bucket, access):
+    """repr is what a traceback or a log would print of them."""
+    fsspec.register_implementation("locked", LockedSystem, clobber=True)
+    with pytest.raises(ValueError, match="no token was given"):
+        open_dataset("locked://bucket/part-{0..3}.tar", access=access)
+    opened = replace(access, storage_options={"token": "sesame"})
+    assert len(open_dataset("locked://bucket/part-{0..3}.tar", access=opened)) == 40
+    assert "sesame" not in repr(opened)
