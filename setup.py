@@ -17,7 +17,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11",
     packages=find_packages(include=["a2mim", "a2mim.*"]),
-    package_data={"a2mim.evaluation.protocols": ["*.toml"]},
+    package_data={"a2mim.evaluation.protocols": ["*.toml"], "a2mim.report": ["templates/*"]},
     install_requires=[
         "torch>=2.6",
         "torchvision>=0.21",
@@ -38,6 +38,8 @@ setup(
         "numpy>=1.26",
         "scipy>=1.11",
         "tqdm>=4.66",
+        "jinja2>=3.1",
+        "matplotlib>=3.8",  # mmengine brings it; also named because it is used by name
         "setuptools",  # mmengine imports distutils, which Python 3.12 took out
         "packaging",  # mmengine imports it without declaring it
     ],
@@ -46,7 +48,15 @@ setup(
         "onnx": ["onnx>=1.17", "onnxscript>=0.5", "onnxruntime>=1.20"],  # to write and to prove an ONNX export
         "parquet": ["pyarrow>=15"],  # to write embeddings as Parquet
         "test": [
-            *("pytest>=8", "pytest-xdist>=3.5", "ruff>=0.6", "tensorboard", "aiohttp", "scikit-learn>=1.5"),
+            *(
+                "pytest>=8",
+                "pytest-xdist>=3.5",
+                "ruff>=0.6",
+                "tensorboard",
+                "aiohttp",
+                "scikit-learn>=1.5",
+                "playwright>=1.40",
+            ),
             *("transformers>=5", "mmpretrain>=1.2"),
             *("onnx>=1.17", "onnxscript>=0.5", "onnxruntime>=1.20", "pyarrow>=15"),
         ],

@@ -1,0 +1,92 @@
+"""The curves of training: loss and its parts, rate, gradient norm, speed, waiting, memory, k-NN on the way."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from a2mim.report.figures import Line, Plot
+from a2mim.report.records import RunRecord
+
+Get = Callable[[dict[str, Any]], Any]
+# title, label of y, key of the log's line
+_SINGLE = (
+    ("Learning rate", "learning rate", "lr"),
+    ("Gradient norm", "L2 norm", "grad_norm"),
+    ("Speed", "images per second", "images_per_second"),
+    ("Waiting for data", "share of the time", "data_share"),
+    ("GPU memory", "GiB at most", "gpu_memory_gb"),
+    ("Effective rank of the features", "effective rank", "effective_rank"),
+    ("Deviation of the features", "standard deviation", "feature_std"),
+)
+
+
+def curves(runs: Sequence[RunRecord]) -> list[Plot]:
+    """One plot a quantity; several runs share axes, and a quantity that no run logged has no plot."""
+    plots = [*_losses(runs, log=False), *_losses(runs, log=True)[:1], *_parts(runs)]
+    for title, label, key in _SINGLE:
+        lines = [line for run in runs if (line := _line(run, _label(runs, run, title.lower()), key))]
+        if lines:
+            plots.append(Plot(title, "step", label, lines, _message(title, lines), marks=_resumes(runs)))
+    return [*plots, *_online(runs)]
+
+
+def _losses(runs: Sequence[RunRecord], log: bool) -> list[Plot]:
+    lines = []
+    for run in runs:
+        lines += [line for line in (_line(run, _label(runs, run, "loss"), "loss"),) if line]
+        lines += [line for line in (_line(run, _label(runs, run, "one colour"), "baseline"),) if line]
+    if not lines:
+        return []
+    title = "Loss, logarithmic" if log else "Loss"
+    message = _message("Loss", lines)
+    return [Plot(title, "step", "loss", lines, message, log=log, marks=_resumes(runs))]
+
+
+def _parts(runs: Sequence[RunRecord]) -> list[Plot]:
+    """Each named part of the loss, where there are several."""
+    found = []
+    for run in runs:
+        names = [key for key in (run.lines[-1] if run.lines else {}) if key.startswith("loss_")]
+        if len(names) > 1:
+            found += [line for n in names if (line := _line(run, _label(runs, run, n.removeprefix("loss_")), n))]
+    if not found:
+        return []
+    return [Plot("Parts of the loss", "step", "weighted loss", found, _message("Parts of the loss", found), log=True)]
+
+
+def _online(runs: Sequence[RunRecord]) -> list[Plot]:
+    lines = [
+        Line(
+            _label(runs, run, "k-NN"), [line["step"] for line in run.online], [line["knn_top1"] for line in run.online]
+        )
+        for run in runs
+        if run.online
+    ]
+    if not lines:
+        return []
+    return [Plot("k-NN on the way", "step", "top-1, %", lines, _message("k-NN on few images", lines, "%"))]
+
+
+def _line(run: RunRecord, label: str, key: str) -> Line | None:
+    points = [(line["step"], line[key]) for line in run.lines if _is_number(line.get(key))]
+    return Line(label, *map(list, zip(*points, strict=True))) if points else None
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and value == value and abs(value) < 1e30
+
+
+def _label(runs: Sequence[RunRecord], run: RunRecord, what: str) -> str:
+    return what if len(runs) == 1 else f"{run.name}: {what}"
+
+
+def _message(title: str, lines: Sequence[Line], unit: str = "") -> str:
+    """The text alternative: where each line starts and ends."""
+    ends = [[f"{line.y[i]:.4g}{unit} at step {line.x[i]:,}" for i in (0, -1)] for line in lines]
+    told = [f"{line.label} goes from {first} to {last}" for line, (first, last) in zip(lines, ends, strict=True)]
+    return f"{title}: {'; '.join(told)}."
+
+
+def _resumes(runs: Sequence[RunRecord]) -> list[float]:
+    return [event["step"] for run in runs for event in run.events if event.get("event") == "resume"]

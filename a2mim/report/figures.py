@@ -1,0 +1,112 @@
+"""Figures as inline SVG whose colours are those of the page, so that one drawing serves light and dark.
+
+matplotlib draws with stand-in colours, which are replaced by CSS variables. Text stays text: it can be read aloud,
+searched and scaled, and nothing in it is interpreted as mathematics or markup.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from html import escape
+from itertools import count
+
+import matplotlib
+from matplotlib.figure import Figure
+
+_INK, _GRID = "#010203", "#010204"
+_SERIES = tuple(f"#0102{n:02x}" for n in range(0x10, 0x16))  # stand-ins for --series-1 … --series-6
+_DASHES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (1, 1)))  # so that no line is told by its colour alone
+_RC = {
+    **dict.fromkeys(("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color"), _INK),
+    **{"svg.fonttype": "none", "text.parse_math": False, "axes.unicode_minus": True, "font.size": 11},
+    **{"axes.spines.top": False, "axes.spines.right": False, "grid.color": _GRID, "axes.grid": True},
+    **{"axes.prop_cycle": matplotlib.cycler(color=_SERIES) + matplotlib.cycler(linestyle=_DASHES)},
+    **{"legend.frameon": False, "figure.constrained_layout.use": True, "lines.linewidth": 1.8},
+}
+_SIZE = (4.6, 3.0)  # inches; small, so that the text can be read at the width of a phone
+_MOST_POINTS = 600  # of a line; more cannot be seen, and would only make the page larger
+_numbers = count()
+
+
+@dataclass(frozen=True)
+class Line:
+    """One line of a figure: x and y of equal length, and optionally a band (low, high) around it."""
+
+    label: str
+    x: Sequence[float]
+    y: Sequence[float]
+    low: Sequence[float] | None = None
+    high: Sequence[float] | None = None
+
+
+@dataclass(frozen=True)
+class Plot:
+    """A figure: what it shows, its axes, its lines, and its message for those who do not see it.
+
+    Args:
+        marks: x positions of resumes, drawn as thin vertical lines.
+    """
+
+    title: str
+    x_label: str
+    y_label: str
+    lines: Sequence[Line]
+    message: str
+    log: bool = False
+    marks: Sequence[float] = ()
+
+
+def svg(plot: Plot) -> str:
+    """The figure as an SVG element that fills its container and carries its message as a text alternative."""
+    with matplotlib.rc_context({**_RC, "svg.hashsalt": f"figure-{next(_numbers)}"}):
+        figure = Figure(figsize=_SIZE)
+        axes = figure.subplots()
+        for line in plot.lines:
+            _draw(axes, line)
+        for x in plot.marks:
+            axes.axvline(x, color=_GRID, linewidth=1, linestyle=":")
+        axes.set_xlabel(plot.x_label)
+        axes.set_ylabel(plot.y_label)
+        if plot.log and all(y > 0 for line in plot.lines for y in line.y):
+            axes.set_yscale("log")
+            for set_formatter in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
+                set_formatter(lambda value, _: f"{value:g}")
+        if len(plot.lines) > 1:
+            axes.legend(fontsize=10)
+        buffer = io.StringIO()
+        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+    return _with_page_colours(buffer.getvalue(), plot)
+
+
+def _draw(axes, line: Line) -> None:
+    step = -(-len(line.x) // _MOST_POINTS)
+    x, y = _thin(line.x, step), _thin(line.y, step)
+    (drawn,) = axes.plot(x, y, label=line.label, marker="o" if len(x) < 12 else None, markersize=4)
+    if line.low is not None and line.high is not None:
+        low, high = _thin(line.low, step), _thin(line.high, step)
+        axes.fill_between(x, low, high, color=drawn.get_color(), alpha=0.18, linewidth=0)
+
+
+def _thin(values: Sequence[float], step: int) -> list[float]:
+    """Every `step`-th value, and always the last."""
+    kept = list(values[::step])
+    return kept if (len(values) - 1) % step == 0 else [*kept, values[-1]]
+
+
+def _with_page_colours(text: str, plot: Plot) -> str:
+    text = text[text.index("<svg") :]
+    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.S)
+    text = re.sub(
+        r"<svg[^>]*viewBox=\"([^\"]+)\"[^>]*>",
+        rf'<svg viewBox="\1" role="img" aria-label="{escape(plot.message)}">',
+        text,
+        count=1,
+    )
+    text = re.sub(r"<style type=\"text/css\">.*?</style>", "", text, flags=re.S)
+    text = re.sub(r"font: ([\d.]+)px [^;\"]+", r"font-size: \1px", text)
+    for number, colour in enumerate(_SERIES, 1):
+        text = text.replace(colour, f"var(--series-{number})")
+    return text.replace(_INK, "currentColor").replace(_GRID, "var(--grid)").strip()

@@ -1,0 +1,146 @@
+"""The page: what a template needs, and the file. Everything that comes from a run is escaped by the template engine."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from a2mim.files import write_text
+from a2mim.report.analyses import analysis_plots
+from a2mim.report.curves import curves
+from a2mim.report.figures import Plot, svg
+from a2mim.report.pictures import Tile, inline, open_picture, reconstruction_rows, whole_sheets
+from a2mim.report.records import RunRecord, read_run
+from a2mim.report.tables import data_rows, differing, export_rows, setting_rows, where_and_how
+from a2mim.report.verdicts import Verdict, headline, verdicts
+
+MOST_BYTES = 5 << 20
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """A figure on the page: its title, its SVG, its message."""
+
+    title: str
+    svg: Markup
+    message: str
+
+
+@dataclass(frozen=True)
+class RunSection:
+    """What the template shows of one run."""
+
+    run: RunRecord
+    headline: str
+    verdicts: list[Verdict]
+    reconstructions: list[list[Tile]]
+    sheets: list[Tile]
+    representation: list[tuple[str, str, list[Tile]]]
+    data: list[tuple[str, str]]
+    exports: list[dict[str, str]]
+    settings: list[tuple[str, str, str]]
+    machine: list[tuple[str, str]]
+    commands: list[str]
+    notes: list[str]
+
+
+def write_report(folders: Sequence[str | Path], out: str | Path, running: bool = False) -> Path:
+    """Writes the report of one run, or of several side by side.
+
+    Args:
+        folders: of the runs.
+        out: the HTML file; it is replaced as a whole.
+        running: the caller is the run itself.
+
+    Raises:
+        FileNotFoundError: a folder holds no run.
+    """
+    runs = [read_run(folder, running) for folder in folders]
+    if not runs:
+        raise ValueError("a report needs the folder of at least one run")
+    write_text(out, render(runs))
+    return Path(out)
+
+
+def render(runs: Sequence[RunRecord]) -> str:
+    """The page as text."""
+    environment = Environment(
+        loader=PackageLoader("a2mim.report", "templates"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template("report.html").render(
+        title=" and ".join(run.name for run in runs),
+        style=Markup(environment.get_template("style.css").render()),
+        sections=[_section(run) for run in runs],
+        curves=[_drawn(plot) for plot in curves(runs)],
+        analyses=[_drawn(plot) for plot in analysis_plots(runs)],
+        differing=differing(runs),
+        pairs=_pairs(runs),
+    )
+
+
+def _drawn(plot: Plot) -> Drawn:
+    return Drawn(plot.title, Markup(svg(plot)), plot.message)
+
+
+def _section(run: RunRecord) -> RunSection:
+    rows = reconstruction_rows(run.pictures)
+    machine, commands = where_and_how(run)
+    return RunSection(
+        run=run,
+        headline=headline(run),
+        verdicts=verdicts(run),
+        reconstructions=rows,
+        sheets=[] if rows else whole_sheets(run.pictures),
+        representation=_representation(run),
+        data=data_rows(run),
+        exports=export_rows(run),
+        settings=setting_rows(run),
+        machine=machine,
+        commands=commands,
+        notes=_notes(run),
+    )
+
+
+def _representation(run: RunRecord) -> list[tuple[str, str, list[Tile]]]:
+    """(title, explanation, tiles) of the pictures that the run drew of its features; files are named relatively."""
+    found = []
+    folder = run.folder / "representation"
+    for part in (run.representation or {}).get("parts", ()):
+        tiles = []
+        for entry in part.get("pictures", ()):
+            name = str(entry.get("file", ""))
+            image = open_picture(folder / name) if name and Path(name).name == name else None
+            if image is not None:
+                tiles.append(inline(image, str(entry.get("text", "")), str(entry.get("caption", ""))))
+        if tiles:
+            found.append((str(part.get("title", "")), str(part.get("says", "")), tiles))
+    return found
+
+
+def _notes(run: RunRecord) -> list[str]:
+    """What the run's log says beside its numbers: health checks, resumes; and what could not be read of it."""
+    said = [str(event["says"]) for event in run.events if event.get("says")]
+    if run.bad_lines:
+        said.append(f"{run.bad_lines} lines of log.jsonl could not be read and are left out.")
+    return said
+
+
+def _pairs(runs: Sequence[RunRecord]) -> list[dict[str, Any]]:
+    """Rows of the table of probes: one a probe, with a cell for each run."""
+    names = list(dict.fromkeys(d.name for run in runs for d in run.differences))
+    return [
+        {"name": name, "cells": [next((d for d in run.differences if d.name == name), None) for run in runs]}
+        for name in names
+    ]
+
+
+__all__ = ["MOST_BYTES", "render", "write_report"]

@@ -1,0 +1,111 @@
+"""The tables of the page: data, exports, settings with where they come from, machine, commands to type next."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from a2mim.report.records import RunRecord
+
+
+def data_rows(run: RunRecord) -> list[tuple[str, str]]:
+    """(what, how many) of the training images, and of what could not be used."""
+    data = run.summary.get("data")
+    if not isinstance(data, dict):
+        return []
+    rows = [("training images", str(data.get("source", "not known")))]
+    for key, name in (
+        ("duplicates", "images that stand there twice"),
+        ("incomplete", "samples without an image"),
+        ("damaged_but_decoded", "images that are damaged and could be decoded"),
+        ("reduced_to_8_bits", "images reduced to 8 bits"),
+        ("left_out_each_epoch", "images that an epoch leaves out, because they fill no batch"),
+    ):
+        if data.get(key):
+            rows.append((name, f"{data[key]:,}"))
+    rows += [(f"unreadable: {reason}", f"{n:,}") for reason, n in (data.get("unreadable") or {}).items()]
+    rows += [("first of them", str(name)) for name in (data.get("first_unreadable") or ())[:5]]
+    rows += [("shard left out", str(name)) for name in data.get("skipped_shards") or ()]
+    rows += [(f"images of class {name}", f"{n:,}") for name, n in (data.get("class_counts") or {}).items()]
+    return rows
+
+
+def export_rows(run: RunRecord) -> list[dict[str, str]]:
+    """One row a receipt: target, what was proven, largest difference, date, versions."""
+    rows = []
+    for receipt in run.receipts:
+        difference = receipt.get("largest_difference")
+        versions = receipt.get("versions")
+        rows.append(
+            {
+                "target": str(receipt.get("target", "")),
+                "proven": {"loaded": "proven", "contract only": "contract only"}.get(
+                    str(receipt.get("mode")), "refused"
+                ),
+                "difference": f"{difference:.1e}" if isinstance(difference, int | float) else "not compared",
+                "date": str(receipt.get("written", ""))[:16].replace("T", " "),
+                "versions": ", ".join(f"{k} {v}" for k, v in versions.items()) if isinstance(versions, dict) else "",
+            }
+        )
+    return rows
+
+
+def setting_rows(run: RunRecord) -> list[tuple[str, str, str]]:
+    """(key, value, where it comes from) of every setting; empty for a run that kept none as data."""
+    origins = run.summary.get("origins") if isinstance(run.summary.get("origins"), dict) else {}
+    return [(key, _short(value), str(origins.get(key, ""))) for key, value in flatten(run.settings or {})]
+
+
+def differing(runs: Sequence[RunRecord]) -> list[tuple[str, list[str]]]:
+    """(key, its value in each run) of the settings that differ between several runs."""
+    if len(runs) < 2:
+        return []
+    flat = [dict(flatten(run.settings or {})) for run in runs]
+    keys = list(dict.fromkeys(key for one in flat for key in one))
+    values = [(key, [_short(one[key]) if key in one else "–" for one in flat]) for key in keys]
+    return [(key, told) for key, told in values if len(set(told)) > 1]
+
+
+def where_and_how(run: RunRecord) -> tuple[list[tuple[str, str]], list[str]]:
+    """The machine and versions; and the commands that repeat the run, go on with it and use its encoder."""
+    summary = run.summary
+    rows = [
+        (name, str(summary[key])) for key, name in (("device", "device"), ("processes", "processes")) if key in summary
+    ]
+    versions = summary.get("versions")
+    rows += [(str(k), str(v)) for k, v in versions.items()] if isinstance(versions, dict) else []
+    rows += [(str(k), str(v)) for k, v in (summary.get("machine") or {}).items()]
+    request = summary.get("request") or summary.get("asked") or {}
+    recipe, folder = request.get("config"), str(run.folder)
+    commands = []
+    if isinstance(recipe, str):
+        again = ["a2mim", "finetune" if request.get("source") else "pretrain", recipe]
+        again += [str(request["source"])] if request.get("source") else []
+        again += ["--data", *_words(request["data"])] if request.get("data") else []
+        again += ["--laptop"] if request.get("laptop") and request.get("data") else []
+        again += ["--seed", str(summary["seed"])] if "seed" in summary else []
+        commands.append(shlex.join(again))
+        if run.status != "finished":
+            commands.append(shlex.join(["a2mim", "pretrain", recipe, "--work-dir", folder, "--resume"]))
+    if run.status == "finished":
+        commands += [shlex.join(["a2mim", "evaluate", folder]), shlex.join(["a2mim", "export", folder, "--to", "timm"])]
+    return rows, commands
+
+
+def flatten(settings: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """("a.b", value) of nested settings, in their order."""
+    for key, value in settings.items():
+        if isinstance(value, dict) and value:
+            yield from flatten(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _short(value: Any) -> str:
+    text = value if isinstance(value, str) else repr(value)
+    return text if len(text) <= 200 else f"{text[:200]}…"
+
+
+def _words(data: Any) -> list[str]:
+    return [str(part) for part in data] if isinstance(data, list) else [str(data)]

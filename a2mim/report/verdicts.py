@@ -1,0 +1,142 @@
+"""What a run comes to, in words: one sentence for everybody, then one line each on data, learning, features, speed and
+export. Every line shows the rule that it follows.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from a2mim.report.records import Difference, RunRecord
+
+GOOD, LOOK, BAD = "good", "look here", "bad"
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """One line: what it is about, how it stands ("good", "look here", "bad"), why, and by which rule."""
+
+    about: str
+    level: str
+    says: str
+    rule: str
+
+
+def headline(run: RunRecord) -> str:
+    """What was trained on what, for how long, and whether it helped."""
+    steps, of = run.steps
+    taken = f"{steps:,} of {of:,} steps" if of and steps != of else f"{steps:,} steps"
+    images = run.summary.get("data", {}).get("images")
+    what = f"{architecture(run)} was pre-trained" + (f" on {images:,} images" if images else "")
+    if run.status == "finished":
+        return f"{what} for {duration(run)} ({taken}). {helped(run.differences)}"
+    state = {
+        "running": "The run is still going on",
+        "stopped": "The run was stopped by a signal and has saved its state",
+        "killed": "The run did not finish: it was killed, or it is still running elsewhere",
+    }.get(run.status, f"The run is {run.status}")
+    return f"{state}, after {taken}. {what.replace('was pre-trained', 'is being pre-trained')}."
+
+
+def helped(differences: list[Difference]) -> str:
+    """Whether pre-training helped, by the probe that shows the most for masked modelling: attentive, linear, k-NN."""
+    if not differences:
+        return "Whether it helped was not measured: the run had no labelled test images."
+    order = ("attentive probe", "linear probe", "k-NN")
+    one = min(differences, key=lambda d: order.index(d.name) if d.name in order else len(order))
+    told = f"the {one.name} went from {one.before:.1f} to {one.after:.1f} %"
+    if one.points is not None:
+        told += f" ({one.points:+.1f} points, 95 % interval {one.low:+.1f} to {one.high:+.1f})"
+    words = {
+        "gain": "Pre-training helped",
+        "loss": "Pre-training made the features worse",
+        "none": "Pre-training showed no difference that these test images can prove",
+    }
+    others = [d for d in differences if d is not one and d.word not in (one.word, "none")]
+    but = f" But {others[0].name} shows a {others[0].word}." if others else ""
+    return f"{words.get(one.word, words['none'])}: {told}.{but}"
+
+
+def architecture(run: RunRecord) -> str:
+    name = run.summary.get("encoder", {}).get("name") or run.setting("model.encoder.name")
+    return str(name or run.name)
+
+
+def duration(run: RunRecord) -> str:
+    seconds = run.summary.get("seconds")
+    if not isinstance(seconds, int | float):
+        return "an unknown time"
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    if seconds < 7200:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h"
+
+
+def verdicts(run: RunRecord) -> list[Verdict]:
+    """At most five lines, of those that the run's files allow."""
+    found = [_data(run), _learning(run), _representation(run), _speed(run), _export(run)]
+    return [verdict for verdict in found if verdict]
+
+
+def _data(run: RunRecord) -> Verdict | None:
+    data = run.summary.get("data")
+    if not isinstance(data, dict):
+        return None
+    unreadable = data.get("unreadable")
+    lost = sum(unreadable.values()) if isinstance(unreadable, dict) else 0
+    shards, images = len(data.get("skipped_shards") or ()), data.get("images") or 0
+    rule = "good: every image and shard was read; bad: over 1 % of the images, or a whole shard, was not"
+    if not lost and not shards:
+        return Verdict("data", GOOD, f"All of the {images:,} images could be read.", rule)
+    level = BAD if shards or lost > 0.01 * images else LOOK
+    told = f"{lost:,} reads of unreadable images" + (f", {shards} shards left out" if shards else "")
+    return Verdict("data", level, f"{told}; see the section on data.", rule)
+
+
+def _learning(run: RunRecord) -> Verdict | None:
+    if not run.lines:
+        return None
+    loss = run.lines[-1]["loss"]
+    baseline = (run.summary.get("loss") or {}).get("baseline") or run.lines[-1].get("baseline")
+    name = (run.summary.get("loss") or {}).get("baseline_name", "the image's mean colour")
+    if not isinstance(baseline, int | float) or baseline <= 0:
+        falls = loss < run.lines[0]["loss"]
+        rule = "good: the last loss is below the first one"
+        return Verdict("learning", GOOD if falls else BAD, f"Loss {run.lines[0]['loss']:.4f} → {loss:.4f}.", rule)
+    share = loss / baseline
+    level = GOOD if share < 0.95 else LOOK if share < 1 else BAD
+    rule = "good: under 95 % of the loss of always answering with one colour; bad: not below it"
+    return Verdict("learning", level, f"The last loss is {loss:.4f}: {share:.0%} of that of {name}.", rule)
+
+
+def _representation(run: RunRecord) -> Verdict | None:
+    if not run.differences:
+        return None
+    probes = [d for d in run.differences if d.name != "k-NN"] or run.differences
+    words = {d.word for d in probes}
+    level = BAD if words == {"loss"} else GOOD if "gain" in words and "loss" not in words else LOOK
+    told = ", ".join(f"{d.name} {d.before:.1f} → {d.after:.1f} %" for d in run.differences)
+    rule = "good: a linear or attentive probe shows a gain; look here: it shows none; bad: it shows a loss"
+    return Verdict("representation", level, f"{told}.", rule)
+
+
+def _speed(run: RunRecord) -> Verdict | None:
+    shares = [line["data_share"] for line in run.lines[1:] if isinstance(line.get("data_share"), int | float)]
+    if not shares:
+        return None
+    share, speed = sum(shares) / len(shares), run.lines[-1].get("images_per_second")
+    level = GOOD if share < 0.05 else LOOK if share < 0.3 else BAD
+    told = f"{share:.0%} of the time went into waiting for data" + (
+        f"; {speed:.0f} images/s at the end" if speed else ""
+    )
+    return Verdict("speed", level, f"{told}.", "good: under 5 % waiting; bad: 30 % or more")
+
+
+def _export(run: RunRecord) -> Verdict | None:
+    if not run.receipts:
+        return None
+    modes = [str(receipt.get("mode")) for receipt in run.receipts]
+    proven = modes.count("loaded")
+    level = GOOD if proven == len(modes) else LOOK
+    told = f"{proven} of {len(modes)} exports were loaded back by their target and gave the same features."
+    return Verdict("export", level, told, "good: every export was loaded back and compared")

@@ -1,0 +1,141 @@
+"""The page as a reader and a browser get it: whole, self-contained, inert."""
+
+import json
+import re
+import shutil
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from report_runs import judged, make_run
+
+from a2mim.cli import main
+from a2mim.report import read_run, render, write_report
+from a2mim.report.page import MOST_BYTES
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+ATTACKS = ("<script>alert(1)</script>", '"><img src=x onerror=alert(1)>', "$\\frac{1}{2}$ & {{ 7 * 7 }}")
+
+
+def attacked(folder: Path) -> Path:
+    """A run whose every name comes from somebody unpleasant."""
+    data = {"source": ATTACKS[0], "images": 9, "unreadable": {ATTACKS[1]: 1}, "first_unreadable": [ATTACKS[0]]}
+    data["class_counts"] = dict.fromkeys(ATTACKS, 3)
+    versions = {ATTACKS[1]: ATTACKS[0]}
+    run = make_run(
+        folder, name=ATTACKS[0], data=data, versions=versions, asked={"config": ATTACKS[1], "data": ATTACKS[0]}
+    )
+    (run / "settings.json").write_text(json.dumps({ATTACKS[0]: ATTACKS[1], "x": {"y": ATTACKS[2]}}))
+    with (run / "log.jsonl").open("a") as log:
+        log.write(json.dumps({"step": 60, "event": "health", "says": ATTACKS[1]}) + "\n")
+        log.write(json.dumps({"step": 60, "loss": 0.1, f"loss_{ATTACKS[0]}": 1, f"loss_{ATTACKS[2]}": 2}) + "\n")
+    return run
+
+
+class Elements(HTMLParser):
+    """Counts elements, and keeps attributes that could load or run something."""
+
+    def __init__(self, text: str):
+        super().__init__()
+        self.names, self.addresses, self.handlers, self.without_text = [], [], [], []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attributes):
+        found = dict(attributes)
+        self.names.append(tag)
+        self.addresses += [found[key] for key in ("src", "href", "xlink:href") if key in found]
+        self.handlers += [key for key in found if key.startswith("on")]
+        if (tag == "img" and not found.get("alt")) or (tag == "svg" and not found.get("aria-label")):
+            self.without_text.append(tag)
+
+
+def test_nothing_on_the_page_loads_or_runs_anything(tmp_path):
+    found = Elements(render([read_run(attacked(tmp_path / "a"))]))
+    assert "script" not in found.names and not found.handlers and not found.without_text
+    assert all(address.startswith(("data:", "#")) for address in found.addresses)
+    assert found.names.count("img") >= 4 and found.names.count("svg") >= 6
+
+
+def test_the_first_words_of_the_page_say_whether_it_helped(tmp_path):
+    text = render([read_run(make_run(tmp_path / "a", judged=judged()))])
+    body = re.sub(r"<[^>]+>", " ", text[text.index("<body>") :])
+    assert "Pre-training helped" in " ".join(body.split())[:300]
+
+
+def test_two_runs_share_axes_and_show_only_the_settings_that_differ(tmp_path):
+    first, second = make_run(tmp_path / "first", judged=judged()), make_run(tmp_path / "second")
+    (second / "settings.json").write_text(json.dumps({"data": {"img_size": 96}, "seed": 0, "laptop": {}}))
+    text = render([read_run(first), read_run(second)])
+    table = text[text.index("Settings that differ") :]
+    table = table[: table.index("</table>")]
+    assert "data.img_size" in table and "seed" not in table
+    assert "first: loss" in text and "second: loss" in text
+
+
+def test_an_analysis_is_drawn_beside_the_untrained_network(tmp_path):
+    run = make_run(tmp_path / "a")
+    (run / "analysis").mkdir()
+    lines = [{"label": label, "x": [0, 0.5, 1], "y": [1, 2, 3], "low": [0, 1, 2], "high": [2, 3, 4]} for label in "ab"]
+    figure = {
+        "title": "Interactions",
+        "x_label": "order",
+        "y_label": "J",
+        "message": "the middle rises",
+        "lines": lines,
+    }
+    (run / "analysis" / "interactions.json").write_text(json.dumps({"figures": [figure, {"title": "broken"}]}))
+    text = render([read_run(run)])
+    assert 'aria-label="the middle rises"' in text and "broken" not in text
+
+
+def test_pictures_of_the_features_are_taken_from_the_run_and_from_nowhere_else(tmp_path):
+    run = make_run(tmp_path / "a")
+    (run / "representation").mkdir()
+    Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(run / "representation" / "pca.png")
+    Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(tmp_path / "secret.png")
+    pictures = [{"file": name, "text": f"shows {name}"} for name in ("pca.png", "../secret.png", "../../secret.png")]
+    (run / "representation" / "representation.json").write_text(
+        json.dumps({"parts": [{"title": "Feature maps", "says": "three components", "pictures": pictures}]})
+    )
+    text = render([read_run(run)])
+    assert "shows pca.png" in text and "secret" not in text
+
+
+def test_a_run_of_a_thousand_lines_fits_into_the_bound(tmp_path):
+    run = make_run(tmp_path / "a", steps=3000, judged=judged())
+    assert write_report([run], tmp_path / "r.html").stat().st_size < MOST_BYTES / 4
+
+
+def test_the_command_writes_beside_the_run_and_asks_for_a_name_for_several(tmp_path, capsys):
+    first, second = make_run(tmp_path / "first"), make_run(tmp_path / "second", status="running")
+    assert main(["report", str(first)]) == 0 and (first / "report.html").is_file()
+    assert main(["report", str(first), str(second)]) == 1
+    assert "add --out" in capsys.readouterr().err
+    assert main(["report", str(first), str(second), "--out", str(tmp_path / "both.html")]) == 0
+    assert "did not finish" in (tmp_path / "both.html").read_text(encoding="utf-8")
+    assert main(["report", str(tmp_path / "missing")]) == 1 and "no such folder" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
+def test_a_real_browser_shows_it_whole_and_asks_nobody(tmp_path):
+    sync = pytest.importorskip("playwright.sync_api")
+    pages = [write_report([attacked(tmp_path / "a")], tmp_path / "attacked.html")]
+    pages.append(write_report([tmp_path / "a", make_run(tmp_path / "b", judged=judged())], tmp_path / "two.html"))
+    with sync.sync_playwright() as tool:
+        browser = tool.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        for path in pages:
+            for width, scheme in ((360, "light"), (1600, "dark")):
+                page = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
+                said, asked = [], []
+                page.on("console", lambda message, said=said: said.append(message.text))
+                page.on("pageerror", lambda error, said=said: said.append(str(error)))
+                page.on("dialog", lambda dialog, said=said: (said.append(dialog.message), dialog.dismiss()))
+                page.on("request", lambda request, asked=asked: asked.append(request.url))
+                page.goto(path.as_uri())
+                assert said == [] and [url for url in asked if not url.startswith("data:")] == [path.as_uri()]
+                assert page.evaluate("document.documentElement.scrollWidth") <= width
+                assert "<script>alert(1)</script>" in page.inner_text("body")
+                page.close()
+        browser.close()

@@ -1,0 +1,56 @@
+"""A run's folder is read as data, whatever state it is in."""
+
+import subprocess
+import sys
+
+import pytest
+from report_runs import judged, make_run
+
+from a2mim.report import read_run
+
+
+def test_a_whole_run_is_read(tmp_path):
+    run = read_run(make_run(tmp_path / "a", judged=judged()))
+    assert (run.status, run.steps, run.name) == ("finished", (60, 60), "a")
+    assert len(run.lines) == 60 and [line["knn_top1"] for line in run.online] == [54.0]
+    assert [(d.name, d.points, d.word) for d in run.differences] == [("linear probe", 10, "gain"), ("k-NN", 10, "gain")]
+    assert [picture.step for picture in run.pictures] == [0, 60]
+    assert run.receipts[0]["target"] == "timm" and run.setting("data.img_size") == 64
+
+
+def test_a_run_without_an_end_was_killed_unless_it_asks_itself(tmp_path):
+    folder = make_run(tmp_path / "a", status="running")
+    assert read_run(folder).status == "killed"
+    assert read_run(folder, running=True).status == "running"
+
+
+def test_damaged_lines_are_counted_and_the_others_kept(tmp_path):
+    folder = make_run(tmp_path / "a")
+    whole = (folder / "log.jsonl").read_bytes().splitlines(keepends=True)
+    whole[3] = b"\xff\xfe{half\n"
+    whole.insert(7, b'{"no": "step"}\n')
+    (folder / "log.jsonl").write_bytes(b"".join(whole))
+    run = read_run(folder)
+    assert run.bad_lines == 2 and len(run.lines) == 59
+
+
+@pytest.mark.parametrize("damage", [b"", b"{", b"[1, 2]", b"\xff", b"[" * 100_000])
+def test_a_damaged_summary_leaves_what_the_log_says(tmp_path, damage):
+    folder = make_run(tmp_path / "a")
+    (folder / "summary.json").write_bytes(damage)
+    run = read_run(folder)
+    assert run.status == "killed" and run.steps == (60, None) and run.differences == []
+
+
+def test_what_is_no_run_is_refused_in_one_sentence(tmp_path):
+    with pytest.raises(FileNotFoundError, match="there is no such folder"):
+        read_run(tmp_path / "missing")
+    with pytest.raises(FileNotFoundError, match="holds no run"):
+        read_run(tmp_path)
+
+
+def test_reading_and_drawing_need_no_torch(tmp_path):
+    folder = make_run(tmp_path / "a")
+    code = "import sys; from a2mim.report import write_report as w; w([sys.argv[1]], sys.argv[2]); "
+    code += "sys.exit('torch' in sys.modules or 'timm' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code, str(folder), str(tmp_path / "r.html")]).returncode == 0

@@ -1,0 +1,60 @@
+"""The first sentence says whether it helped; every line of verdicts follows its rule."""
+
+import pytest
+from report_runs import judged, make_run
+
+from a2mim.report import read_run
+from a2mim.report.verdicts import headline, verdicts
+
+
+def levels(folder) -> dict[str, str]:
+    return {verdict.about: verdict.level for verdict in verdicts(read_run(folder))}
+
+
+@pytest.mark.parametrize(
+    ("word", "points", "says"),
+    [
+        ("gain", 10.0, "Pre-training helped: the linear probe went from 50.0 to 60.0 % (+10.0 points"),
+        ("loss", -10.0, "Pre-training made the features worse"),
+        ("none", 1.0, "Pre-training showed no difference that these test images can prove"),
+    ],
+)
+def test_the_first_sentence_says_whether_it_helped(tmp_path, word, points, says):
+    run = read_run(make_run(tmp_path / "a", judged=judged(50.0, 60.0, word, points)))
+    assert says in headline(run) and headline(run).startswith("xcit_nano was pre-trained on 4,096 images")
+
+
+def test_without_labels_the_sentence_says_so(tmp_path):
+    assert "was not measured" in headline(read_run(make_run(tmp_path / "a")))
+
+
+def test_a_killed_run_is_called_killed(tmp_path):
+    told = headline(read_run(make_run(tmp_path / "a", status="running", of_steps=100)))
+    assert "did not finish" in told and "60 of 100 steps" in told
+
+
+def test_a_probe_that_contradicts_is_told(tmp_path):
+    found = judged()
+    found["differences"][1]["word"] = "loss"
+    assert "But k-NN shows a loss" in headline(read_run(make_run(tmp_path / "a", judged=found)))
+
+
+def test_a_healthy_run_is_good_throughout(tmp_path):
+    found = levels(make_run(tmp_path / "a", judged=judged()))
+    assert found == dict.fromkeys(("data", "learning", "representation", "speed", "export"), "good")
+
+
+@pytest.mark.parametrize(
+    ("changed", "about", "level"),
+    [
+        ({"data": {"images": 1000, "unreadable": {"damaged": 5}}}, "data", "look here"),
+        ({"data": {"images": 1000, "unreadable": {"damaged": 50}}}, "data", "bad"),
+        ({"data": {"images": 1000, "unreadable": {}, "skipped_shards": ["a.tar"]}}, "data", "bad"),
+        ({"loss": {"baseline": 0.0170}}, "learning", "look here"),
+        ({"loss": {"baseline": 0.0100}}, "learning", "bad"),
+        ({"judged": judged(word="none")}, "representation", "look here"),
+        ({"judged": judged(word="loss")}, "representation", "bad"),
+    ],
+)
+def test_each_fault_turns_its_own_line(tmp_path, changed, about, level):
+    assert levels(make_run(tmp_path / "a", **changed))[about] == level
