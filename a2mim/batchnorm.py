@@ -1,29 +1,34 @@
-"""BatchNorm's running statistics, taken anew from images as they will be seen.
+"""Takes BatchNorm's running statistics anew from given images.
 
-Pre-training normalises masked images, whose statistics differ (the first variance of a ResNet is 0.41 of clean): frozen
-features need statistics of clean ones.
+Pre-training normalises masked images, whose statistics differ (the first variance of a ResNet is 0.41 of that of whole
+images). Frozen features need statistics of whole images.
 """
 
-from collections.abc import Iterable
+import contextlib
+import itertools
+import warnings
+from collections.abc import Iterable, Iterator
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+_TOO_FEW = "Expected more than 1 value per channel"  # torch, for one image at a layer whose map is 1 x 1
+
 
 class _Moments:
     """Mean and unbiased variance of everything one BatchNorm layer has seen, in float64."""
 
-    def __init__(self):
-        self.count, self.total, self.squares = 0, 0.0, 0.0
+    def __init__(self) -> None:
+        self.count, self.total, self.squares = 0, torch.zeros(()), torch.zeros(())
 
     def update(self, layer: _BatchNorm, inputs: tuple[Tensor], output: Tensor) -> None:
         """Forward hook: with momentum 1 the running statistics are those of the batch just normalised."""
         count = inputs[0].numel() // layer.num_features
         mean, variance = layer.running_mean.double(), layer.running_var.double()
         self.count += count
-        self.total = self.total + count * mean
-        self.squares = self.squares + (count - 1) * variance + count * mean.square()
+        self.total = self.total.to(mean) + count * mean
+        self.squares = self.squares.to(mean) + (count - 1) * variance + count * mean.square()
 
     def write(self, layer: _BatchNorm) -> None:
         mean = self.total / self.count
@@ -31,55 +36,105 @@ class _Moments:
         layer.running_var.copy_((self.squares - self.count * mean.square()) / (self.count - 1))
 
 
+def has_batchnorm(model: nn.Module) -> bool:
+    """Whether the model has a BatchNorm layer with running statistics."""
+    return bool(_layers(model))
+
+
 @torch.no_grad()
 def calibrate_batchnorm(model: nn.Module, batches: Iterable[Tensor]) -> int:
     """Sets every running mean and variance to that of all values the layer sees over the batches.
 
-    Each batch is normalised by its own statistics (train mode, for BatchNorm layers only; dropout and the rest stay in
-    eval mode), and the running statistics become those of the union of the batches, whatever their sizes. Modes and
-    momentum are as before afterwards. Layers that the forward does not reach keep what they have.
+    Each batch is normalised by its own statistics. Only BatchNorm layers are in train mode; dropout and the rest stay
+    in eval mode. Afterwards the running statistics are those of all batches together, whatever their sizes, and modes
+    and momentum are as before. Layers that the forward does not reach keep what they have.
+
+    A batch of one image has no variance where the feature map is 1 x 1. So a batch of one image is joined to the batch
+    before it, or to the one after it. Where one image is all there is, and a layer cannot take it, the statistics stay
+    as they were, with a warning.
 
     Args:
-        batches: (B, C, H, W) float, normalised, moved to the model's device here.
+        batches: (B, C, H, W) float, normalised; moved to the model's device here.
 
     Returns:
-        the number of images seen; 0, without looking at the batches, where the model has no BatchNorm.
+        the number of images that the statistics were taken from; 0, without looking at the batches, where the model
+        has no BatchNorm.
+
+    Raises:
+        ValueError: there is no batch.
     """
-    layers = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.running_mean is not None]
+    layers = _layers(model)
     if not layers:
         return 0
-    modes = {module: module.training for module in model.modules()}
-    momenta = {layer: layer.momentum for layer in layers}
-    before = {layer: [b.clone() for b in layer.buffers(recurse=False)] for layer in layers}
     moments = {layer: _Moments() for layer in layers}
-    handles = [layer.register_forward_hook(moments[layer].update) for layer in layers]
     device = next(model.parameters()).device
     images_seen = number_of_batches = 0
     try:
+        with _gathering(model, moments):
+            for batch in _without_single_images(batches):
+                images_seen += len(batch)
+                number_of_batches += 1
+                model(batch.to(device))
+            if not images_seen:
+                raise ValueError("no images were given to take BatchNorm statistics from; give at least one batch.")
+    except ValueError as error:
+        if images_seen != 1 or _TOO_FEW not in str(error):
+            raise
+        warnings.warn(
+            "BatchNorm's statistics stay as they were: one image is too few to take them from; give at least two",
+            stacklevel=2,
+        )
+        return 0
+    for layer, seen in moments.items():
+        if seen.count:
+            seen.write(layer)
+            layer.num_batches_tracked.fill_(number_of_batches)
+    return images_seen
+
+
+def _layers(model: nn.Module) -> list[_BatchNorm]:
+    return [m for m in model.modules() if isinstance(m, _BatchNorm) and m.running_mean is not None]
+
+
+@contextlib.contextmanager
+def _gathering(model: nn.Module, moments: dict[_BatchNorm, _Moments]) -> Iterator[None]:
+    """BatchNorm in train mode with momentum 1 and a hook each, all else in eval mode; on an error the old statistics
+    come back.
+    """
+    modes = {module: module.training for module in model.modules()}
+    momenta = {layer: layer.momentum for layer in moments}
+    before = {layer: [b.clone() for b in layer.buffers(recurse=False)] for layer in moments}
+    handles = [layer.register_forward_hook(seen.update) for layer, seen in moments.items()]
+    try:
         model.eval()
-        for layer in layers:
+        for layer in moments:
             layer.train()
             layer.momentum = 1.0
-        for batch in batches:
-            model(batch.to(device))
-            images_seen += len(batch)
-            number_of_batches += 1
-        if not images_seen:
-            raise ValueError("no images were given to take BatchNorm statistics from; give at least one batch.")
+        yield
     except BaseException:
-        for layer in layers:
-            for buffer, value in zip(layer.buffers(recurse=False), before[layer], strict=True):
+        for layer, values in before.items():
+            for buffer, value in zip(layer.buffers(recurse=False), values, strict=True):
                 buffer.copy_(value)
         raise
     finally:
         for handle in handles:
             handle.remove()
-        for layer in layers:
+        for layer in moments:
             layer.momentum = momenta[layer]
         for module, mode in modes.items():
             module.training = mode
-    for layer in layers:
-        if moments[layer].count:
-            moments[layer].write(layer)
-            layer.num_batches_tracked.fill_(number_of_batches)
-    return images_seen
+
+
+def _without_single_images(batches: Iterable[Tensor]) -> Iterator[Tensor]:
+    """The batches in order; one of a single image is joined to its neighbour."""
+    held: Tensor | None = None
+    for batch in itertools.filterfalse(lambda batch: len(batch) == 0, batches):
+        if held is None:
+            held = batch
+        elif len(batch) == 1 or len(held) == 1:
+            held = torch.cat([held, batch.to(held.device)])
+        else:
+            yield held
+            held = batch
+    if held is not None:
+        yield held

@@ -26,7 +26,7 @@ import torch
 import torch.nn.functional as F
 from tqdm import tqdm
 
-from a2mim.evaluation.bench import Bench
+from a2mim.evaluation.context import EvalContext
 from a2mim.evaluation.heads import LinearHeads
 from a2mim.evaluation.knn import _CHUNK, knn
 from a2mim.evaluation.protocols import read_protocol
@@ -107,12 +107,12 @@ def compare_knn(scale: float, folder: str | None) -> None:
     )
 
 
-def views(bench: Bench, parts, constants: dict, batch_size: int):
+def views(bench: EvalContext, parts, constants: dict, batch_size: int):
     kept = np.arange(len(bench.train))
     return bench.random_views(kept, parts, torch.arange(14), batch_size, constants)[0]
 
 
-def compare_grid(bench: Bench, steps: int) -> None:
+def compare_grid(bench: EvalContext, steps: int) -> None:
     constants = read_protocol("dinov2-linear").constants
     images = torch.zeros(2, 3, SIZE, SIZE).normal_(generator=torch.Generator().manual_seed(0))
     inputs = grid_parts(bench.model, images, constants["blocks"])
@@ -140,7 +140,7 @@ def compare_grid(bench: Bench, steps: int) -> None:
     )
 
 
-def split_linear(bench: Bench) -> None:
+def split_linear(bench: EvalContext) -> None:
     constants = read_protocol("dino-linear").constants
     parts, _ = dino_parts(bench.model)
     loader = bench.crops(bench.train, 256, constants)
@@ -175,7 +175,7 @@ def main() -> None:
     if "knn" in chosen.what:
         compare_knn(chosen.scale, chosen.folder)
     if {"grid", "linear"} & set(chosen.what):
-        bench = Bench(ENCODER, "photos", "photos", device="cpu", img_size=SIZE, calibrate=False)
+        bench = EvalContext(ENCODER, "photos", "photos", device="cpu", img_size=SIZE, calibrate=False)
         if "grid" in chosen.what:
             compare_grid(bench, chosen.steps)
         if "linear" in chosen.what:

@@ -14,7 +14,7 @@ def small_network() -> nn.Module:
 
 def unequal_batches() -> list[torch.Tensor]:
     generator = torch.Generator().manual_seed(1)
-    return [torch.randn(n, 3, 9, 9, generator=generator) * (1 + n) + n for n in (4, 1, 7)]
+    return [torch.randn(n, 3, 9, 9, generator=generator) * (1 + n) + n for n in (4, 2, 7)]
 
 
 def exact_statistics(model: nn.Module, batches: list[torch.Tensor]) -> list[tuple[torch.Tensor, torch.Tensor]]:
@@ -34,7 +34,7 @@ def exact_statistics(model: nn.Module, batches: list[torch.Tensor]) -> list[tupl
 def test_statistics_equal_those_of_all_values_together():
     model, batches = small_network(), unequal_batches()
     expected = exact_statistics(model, batches)
-    assert calibrate_batchnorm(model, batches) == 12
+    assert calibrate_batchnorm(model, batches) == 13
     for layer, (mean, variance) in zip((model[0], model[2]), expected, strict=True):
         torch.testing.assert_close(layer.running_mean, mean, rtol=1e-5, atol=1e-5)
         torch.testing.assert_close(layer.running_var, variance, rtol=1e-5, atol=1e-5)
@@ -87,3 +87,25 @@ def test_a_failing_batch_leaves_the_old_statistics():
     with pytest.raises(RuntimeError):
         calibrate_batchnorm(model, [unequal_batches()[0], torch.randn(2, 7, 9, 9)])
     assert (model[0].running_mean == 0).all() and model[0].momentum == 0.1
+
+
+@pytest.mark.parametrize("sizes", [(1, 4), (4, 1), (1, 1, 4), (4, 1, 4), (1, 1)])
+def test_a_batch_of_one_image_is_joined_to_its_neighbour(sizes):
+    model = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.BatchNorm2d(3))  # torch refuses one image here
+    images = torch.randn(sum(sizes), 3, 5, 5, generator=torch.Generator().manual_seed(2))
+    assert calibrate_batchnorm(model, images.split(sizes)) == sum(sizes)
+    torch.testing.assert_close(model[1].running_mean, images.mean((0, 2, 3)), rtol=1e-5, atol=1e-6)
+
+
+def test_one_image_alone_leaves_the_statistics_with_a_warning():
+    model = nn.Sequential(nn.BatchNorm2d(3), nn.AdaptiveAvgPool2d(1), nn.BatchNorm2d(3))
+    model[0].running_mean.fill_(3)
+    with pytest.warns(UserWarning, match="one image is too few"):
+        assert calibrate_batchnorm(model, [torch.randn(1, 3, 5, 5)]) == 0
+    assert (model[0].running_mean == 3).all() and model[0].momentum == 0.1
+
+
+def test_one_image_alone_is_enough_for_larger_maps():
+    model, image = nn.BatchNorm2d(3), torch.randn(1, 3, 5, 5)
+    assert calibrate_batchnorm(model, [image]) == 1
+    torch.testing.assert_close(model.running_mean, image.mean((0, 2, 3)))

@@ -2,7 +2,6 @@
 
 import shutil
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +14,9 @@ from a2mim.batchnorm import calibrate_batchnorm
 from a2mim.data import Access, EvalLoader, ImageDataset, Reading, open_dataset
 from a2mim.embedding import files
 from a2mim.embedding.unfinished import Unfinished
-from a2mim.evaluation.bench import CALIBRATION_IMAGES, RESIZE, Encoder
+from a2mim.evaluation.calibration import DESCRIPTION, calibration_batches, calibration_loader
+from a2mim.evaluation.context import RESIZE
+from a2mim.evaluation.encoder import Encoder
 from a2mim.evaluation.features import frozen, pooling_name, pooling_of, refuse_below_one
 from a2mim.evaluation.identity import stamp_of
 from a2mim.files import write_json
@@ -80,12 +81,12 @@ def embed(
         "pooled": pooling_name(encoder.model, pooling),
         **view,
         **encoder.stats,
-        "batchnorm_calibrated_on": _calibrate(encoder, dataset, loader) if calibrate else 0,
+        "batchnorm_calibrated_on": _calibrate(encoder, dataset, view, num_workers) if calibrate else 0,
         "device": encoder.device.type,
     }
     folder = out.with_name(f"{out.name}.unfinished")
     identity = {key: value for key, value in about.items() if key not in ("loading", "encoder", "data")}
-    identity |= {"data_stamp": stamp_of(dataset), "torch": torch.__version__}
+    identity |= {"data_stamp": stamp_of(dataset), "torch": torch.__version__, "calibration": DESCRIPTION}
     if overwrite and folder.exists():
         shutil.rmtree(folder)
     work = Unfinished(folder, len(dataset), _width(run, encoder), identity)
@@ -115,15 +116,10 @@ def _width(run, encoder: Encoder) -> int:
     return run(torch.zeros(1, encoder.channels, *encoder.img_size)).shape[1]
 
 
-def _calibrate(encoder: Encoder, dataset: ImageDataset, loader) -> int:
+def _calibrate(encoder: Encoder, dataset: ImageDataset, view: dict, num_workers: int) -> int:
     """Images that BatchNorm's statistics were taken from; the same ones whenever the set is the same."""
-    chosen = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(0))[:CALIBRATION_IMAGES]
-
-    def batches() -> Iterator[Tensor]:
-        for batch in loader(chosen.sort().values.numpy()):
-            yield encoder.normalized(batch["images"])
-
-    return calibrate_batchnorm(encoder.model, batches())
+    loader = calibration_loader(dataset, encoder.img_size, view["resize"], view["interpolation"], num_workers)
+    return calibrate_batchnorm(encoder.model, calibration_batches(loader, encoder.normalized))
 
 
 def _embed(work: Unfinished, dataset: ImageDataset, run, loader, batch_size: int) -> None:

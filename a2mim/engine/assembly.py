@@ -135,7 +135,8 @@ def build_runner(run: Run, resume_from: dict | None) -> TrainRunner:
         hooks.SignalHook(),
     ]
     if settings["ema"]:
-        around.append(EMAHook(momentum=settings["ema"]))
+        # buffers are averaged with the weights: the raw network's BatchNorm statistics do not fit averaged weights
+        around.append(EMAHook(momentum=settings["ema"], update_buffers=True))
     return TrainRunner(run, wrapper, around, resume_from)
 
 

@@ -10,26 +10,30 @@ from mmengine.dist import is_main_process
 from mmengine.hooks import Hook
 from timm.utils import distribute_bn
 
+from a2mim.batchnorm import calibrate_batchnorm, has_batchnorm
 from a2mim.data import EvalLoader
+from a2mim.evaluation.calibration import calibration_batches, calibration_loader
 from a2mim.evaluation.features import frozen
 
 
 class EvaluationHook(Hook):
     """Top-1 and top-5 every few epochs and at the end, in float32, of the averaged weights where they are kept.
 
-    Several processes take a share of the images each; BatchNorm's statistics, which every process gathers for itself,
-    are averaged before that and before each checkpoint.
+    Several processes take a share of the images each. Every process gathers BatchNorm's statistics for itself; they
+    are averaged before an evaluation and before each checkpoint. Averaged weights have had no images of their own, so
+    their statistics are taken from training images before each evaluation, and stay for the export.
 
     Args:
         dataset: test images; those without a label are not judged.
+        train_set: whose calibration images averaged weights take BatchNorm's statistics from.
         every_epochs: between two evaluations.
         view: what EvalLoader takes: img_size, resize, interpolation, batch_size.
     """
 
     priority = 80  # after the log's line, before the checkpoint, which carries the history
 
-    def __init__(self, dataset, every_epochs: int, view: dict):
-        self.dataset, self.every_epochs, self.view = dataset, every_epochs, view
+    def __init__(self, dataset, train_set, every_epochs: int, view: dict):
+        self.dataset, self.train_set, self.every_epochs, self.view = dataset, train_set, every_epochs, view
         self.history: list[dict] = []
         self.correct: torch.Tensor | None = None  # (M,) of the last evaluation: 1 right, 0 wrong, -1 not judged
         self.loader: EvalLoader | None = None
@@ -60,6 +64,7 @@ class EvaluationHook(Hook):
     def evaluate(self, runner, note: bool = True) -> None:
         """One pass; `note`: into the history and the log."""
         even_batchnorm(runner)
+        self.calibrate_averaged(runner)
         ranks, loss = self.run(runner)
         self.correct = torch.where(ranks < 0, ranks, (ranks == 0).long())
         judged = int((ranks >= 0).sum())
@@ -74,6 +79,16 @@ class EvaluationHook(Hook):
             with (runner.run_dir / "log.jsonl").open("a") as file:
                 file.write(json.dumps(line) + "\n")
             runner.visualizer.add_scalars({k: v for k, v in line.items() if isinstance(v, float)}, step=step)
+
+    def calibrate_averaged(self, runner) -> None:
+        """On every process with the same images, so that the statistics stay alike."""
+        model = runner.averaged
+        if model is runner.inner_model or not has_batchnorm(model):
+            return
+        view = {key: self.view[key] for key in ("img_size", "resize", "interpolation")}
+        loader = calibration_loader(self.train_set, **view, num_workers=runner.run.num_workers)
+        batches = calibration_batches(loader, lambda images: model.normalize(runner.to_device(images)))
+        calibrate_batchnorm(model.model, batches)
 
     def run(self, runner) -> tuple[torch.Tensor, float]:
         """((M,) how many classes score above the true one, -1 where one is not judged; mean cross-entropy)."""

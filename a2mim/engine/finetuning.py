@@ -93,7 +93,7 @@ class Finetuning:
         size = data["test_size"]
         view = {"img_size": size, "resize": round(size / data["crop_pct"]), "interpolation": data["interpolation"]}
         self.judge = EvaluationHook(
-            self.test_set, evaluate["every_epochs"], view | {"batch_size": evaluate["batch_size"]}
+            self.test_set, self.train_set, evaluate["every_epochs"], view | {"batch_size": evaluate["batch_size"]}
         )
         return [self.judge, ListHook(self.whole, self.rows)]
 

@@ -3,49 +3,47 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from a2mim.batchnorm import calibrate_batchnorm
 from a2mim.data import EvalLoader
 from a2mim.engine.report import say, sentence
-from a2mim.evaluation import judge, verdict
+from a2mim.evaluation import calibration, judge, verdict
 from a2mim.pixels import normalize
 
 
 class Judge:
     """k-NN and linear probe of frozen features, at the recipe's own image size.
 
-    A network with BatchNorm is calibrated on the training images first, before and after alike: running statistics
-    that fit the images are worth points by themselves, and would otherwise pass for learning.
+    A network with BatchNorm is calibrated on training images first (see `a2mim.evaluation.calibration`), before and
+    after pre-training alike: statistics that fit the images are worth points by themselves, and would otherwise pass
+    for learning.
     """
 
     def __init__(self, settings: dict, train_set, test_set, device: torch.device, batch_size: int = 64):
         self.settings, self.device, self.batch_size = settings["judge"], device, batch_size
         self.pixels = {k: settings["data"][k] for k in ("mean", "std")}
         self.img_size, self.seed = settings["data"]["img_size"], settings["seed"]
+        self.train_set = train_set
         self.train = self.loader(train_set, self.settings["train_images"])
         self.test = None if test_set is None else self.loader(test_set, self.settings["test_images"])
 
     def loader(self, dataset, at_most: int) -> EvalLoader:
-        """The labelled images (all, where none has a label), or a random `at_most` of them, the same ones every
-        time.
-        """
+        """The labelled images (all, where none has a label), or `at_most` of them, drawn by the run's seed."""
         chosen = np.flatnonzero(dataset.labels >= 0)
         chosen = chosen if len(chosen) else np.arange(len(dataset))
         if len(chosen) > at_most:
             chosen = np.sort(np.random.default_rng(self.seed).permutation(chosen)[:at_most])
         return EvalLoader(dataset, self.img_size, resize=None, batch_size=self.batch_size, indices=chosen)
 
-    def calibration_batches(self, at_most: int = 1024):
+    def calibration_batches(self) -> Iterator[Tensor]:
         """Normalised training images on the device, for BatchNorm's running statistics."""
-        seen = 0
-        for batch in self.train:
-            if seen >= at_most:
-                return
-            seen += len(batch["images"])
-            yield normalize(batch["images"].to(self.device), **self.pixels)
+        loader = calibration.calibration_loader(self.train_set, self.img_size, None, "bicubic")
+        return calibration.calibration_batches(loader, lambda x: normalize(x.to(self.device), **self.pixels))
 
     def __call__(self, encoder, when: str) -> dict | None:
         """Results of `a2mim.evaluation.judge`, or None where there is nothing to judge on."""

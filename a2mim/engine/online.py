@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import json
 import time
 
 import numpy as np
 import torch
 from mmengine.hooks import Hook
+from mmengine.model import revert_sync_batchnorm
 
 from a2mim.batchnorm import calibrate_batchnorm
 from a2mim.data import EvalLoader
 from a2mim.evaluation import knn
+from a2mim.evaluation.calibration import BATCH, IMAGES, calibration_rows
 from a2mim.evaluation.features import frozen, pooling_of
 from a2mim.pixels import normalize
 
@@ -27,7 +30,7 @@ class OnlineKNN(Hook):
 
     What the judging has cost, with what it is about to cost, stays under SHARE of the time: an epoch's end that comes
     too early for that is passed over, so which epochs are judged depends on the clock; what is found there does not.
-    BatchNorm is calibrated on the training half of the images, as in `Judge`.
+    BatchNorm is calibrated on images of the training half, see `a2mim.evaluation.calibration`.
 
     Args:
         train_set, test_set: labelled; half of the images come from each.
@@ -42,7 +45,9 @@ class OnlineKNN(Hook):
         self.every, self.k = judge["every_epochs"], judge["k"]
         self.pixels = {key: data[key] for key in ("mean", "std")}
         images = judge["images"] or min(MOST, max(LEAST, len(train_set) // PART))
-        self.bank, self.queries = (Few(part, images // 2, data["img_size"], seed) for part in (train_set, test_set))
+        bank = calibration_rows(train_set, max(1, images // 2), seed, np.flatnonzero(train_set.labels >= 0))
+        self.bank = ImageSample(train_set, bank, data["img_size"])
+        self.queries = ImageSample(test_set, draw_rows(test_set, images // 2, seed), data["img_size"])
         self.history: list[dict] = []
         self.cost: float | None = None  # seconds, of the last time
         self.spent = self.began = 0.0
@@ -78,8 +83,9 @@ class OnlineKNN(Hook):
 
     def judge(self, runner) -> float:
         """Top-1 in percent, of the averaged weights where they are kept."""
-        model = copy.deepcopy(runner.averaged.encoder.model)
-        calibrate_batchnorm(model, self.normalized(self.bank, runner.device))
+        model = revert_sync_batchnorm(copy.deepcopy(runner.averaged.encoder.model))  # the other processes do not judge
+        batches = itertools.islice(self.normalized(self.bank, runner.device), IMAGES // BATCH)
+        calibrate_batchnorm(model, batches)
         pool = pooling_of(model, "default")
         with frozen(model):
             features = [
@@ -89,7 +95,7 @@ class OnlineKNN(Hook):
         sets = features[0], self.bank.labels, features[1], self.queries.labels
         return knn(*sets, k=self.k)["top1"]
 
-    def normalized(self, part: Few, device):
+    def normalized(self, part: ImageSample, device):
         return (normalize(images.to(device), **self.pixels) for images in part.batches())
 
     def before_save_checkpoint(self, runner, checkpoint: dict) -> None:
@@ -109,26 +115,25 @@ class OnlineKNN(Hook):
         }
 
 
-class Few:
-    """Some labelled images of a set, drawn once, in central crops.
+class ImageSample:
+    """Some images of a set, in central crops, kept in memory where they are few enough.
 
     Args:
-        number: at most so many.
+        rows: which images, in the order in which to show them.
         img_size: pixels.
-        seed: of which.
     """
 
-    def __init__(self, dataset, number: int, img_size: int, seed: int):
-        rows = np.flatnonzero(dataset.labels >= 0)
-        rows = np.sort(np.random.default_rng(seed).permutation(rows)[:number])
-        self.loader = EvalLoader(dataset, img_size, resize=None, interpolation="bilinear", indices=rows)
+    def __init__(self, dataset, rows: np.ndarray, img_size: int):
+        self.loader = EvalLoader(
+            dataset, img_size, resize=None, interpolation="bilinear", batch_size=BATCH, indices=rows
+        )
         self.number, self.kept, self.labels = len(rows), None, None
 
     def __len__(self) -> int:
         return self.number
 
     def batches(self):
-        """(B, C, H, W) as stored; `labels` are those of the images that can be read, once all have been."""
+        """(B, C, H, W) as stored. After the last batch, `labels` has the labels of the readable images."""
         if self.kept is not None:
             yield from self.kept
             return
@@ -141,3 +146,9 @@ class Few:
             yield batch["images"]
         self.labels = torch.cat(labels)
         self.kept = kept if size <= KEPT_BYTES else None
+
+
+def draw_rows(dataset, number: int, seed: int) -> np.ndarray:
+    """Rows, ascending, of at most `number` labelled images, drawn at random."""
+    rows = np.flatnonzero(dataset.labels >= 0)
+    return np.sort(np.random.default_rng(seed).permutation(rows)[:number])

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
+from a2mim.evaluation.calibration import IMAGES
 from a2mim.evaluation.dense import DenseEncoder, pictures_in, read_picture, resized
 from a2mim.evaluation.identity import hash_of
 from a2mim.evaluation.intervals import bootstrap_mean
@@ -31,7 +32,7 @@ def run(source, protocol: Protocol, data, device=None, allow_partial=False, seed
     originals, blocks = find_blocks(root)
     size = (c["img_size"], c["img_size"])
     encoder = DenseEncoder(source, size, device, allow_partial, seed)
-    calibrated = encoder.calibrate(_batches(originals, c, batch_size))
+    calibrated = encoder.calibrate(originals, lambda path: _read(path, c), np.zeros(len(originals)), IMAGES)
 
     def describe(paths: list[Path], what: str) -> Tensor:
         shown = tqdm(_batches(paths, c, batch_size), desc=what, leave=False, unit="batch")
@@ -134,10 +135,13 @@ def _rights(path: Path, originals: list[Path]) -> list[int]:
 
 def _batches(paths: list[Path], c: dict, batch_size: int):
     """uint8 (B, 3, S, S), squeezed to a square."""
-    size = (c["img_size"], c["img_size"])
     for start in range(0, len(paths), batch_size):
-        some = paths[start : start + batch_size]
-        yield torch.stack([resized(read_picture(path), size, c["interpolation"]) for path in some])
+        yield torch.stack([_read(path, c) for path in paths[start : start + batch_size]])
+
+
+def _read(path: Path, c: dict) -> Tensor:
+    """(3, S, S) uint8."""
+    return resized(read_picture(path), (c["img_size"], c["img_size"]), c["interpolation"])
 
 
 def _number(path: Path) -> tuple:

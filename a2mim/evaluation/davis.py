@@ -25,7 +25,7 @@ _BLOCK_BYTES = 2**28  # of affinities held at once
 CALIBRATION_FRAMES = 64
 
 
-def run(source, protocol: Protocol, data, device=None, allow_partial=False, seed=0, batch_size=64, **_) -> dict:
+def run(source, protocol: Protocol, data, device=None, allow_partial=False, seed=0, **_) -> dict:
     """The mean of J and F over all objects, in percent, with a bootstrap interval over objects.
 
     Args:
@@ -43,7 +43,7 @@ def run(source, protocol: Protocol, data, device=None, allow_partial=False, seed
         size = working_size(read_picture(frames[0]).shape[:2], c["short_side"], c["long_side_multiple"])
         if size not in encoders:
             encoders[size] = DenseEncoder(source, size, device, allow_partial, seed)
-            calibrated += encoders[size].calibrate(_some_frames(root, names, size, batch_size))
+            calibrated += _calibrate(encoders[size], root, names, size)
         truth = [labels_of(root / "Annotations" / "480p" / name / f"{frame.stem}.png") for frame in frames]
         colours = objects_of(truth[0])
         if not len(colours):
@@ -219,13 +219,12 @@ def _features(encoder, frame: Path, size: tuple[int, int]) -> Tensor:
     return F.normalize(encoder(resized(read_picture(frame), size)[None])[0][0], dim=0)
 
 
-def _some_frames(root: Path, names: list[str], size: tuple[int, int], batch_size: int):
-    """uint8 batches of frames from all videos, resized alike, for BatchNorm."""
-    each = max(1, CALIBRATION_FRAMES // len(names))
-    paths = [p for name in names for p in pictures_in(root / "JPEGImages" / "480p" / name)[:each]][:CALIBRATION_FRAMES]
-    batch_size = min(batch_size, 8)  # frames are large
-    for start in range(0, len(paths), batch_size):
-        yield torch.stack([resized(read_picture(path), size) for path in paths[start : start + batch_size]])
+def _calibrate(encoder: DenseEncoder, root: Path, names: list[str], size: tuple[int, int]) -> int:
+    """Takes BatchNorm's statistics from frames of all videos, resized alike; returns how many."""
+    videos = [pictures_in(root / "JPEGImages" / "480p" / name) for name in names]
+    groups = np.repeat(np.arange(len(videos)), [len(video) for video in videos])
+    paths = [path for video in videos for path in video]
+    return encoder.calibrate(paths, lambda path: resized(read_picture(path), size), groups, CALIBRATION_FRAMES)
 
 
 def _shrunk(labels: np.ndarray, grid) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -13,11 +13,13 @@ from torch.nn.functional import interpolate
 
 from a2mim.batchnorm import calibrate_batchnorm
 from a2mim.data.decode import decode
+from a2mim.evaluation.calibration import balanced_rows
 from a2mim.evaluation.encoder import Encoder
 from a2mim.evaluation.features import frozen
 from a2mim.wiring.layout import leaves
 from a2mim.wiring.sites import study
 
+BATCH = 8  # large pictures that BatchNorm is calibrated on at once
 SUFFIXES = (".jpg", ".jpeg", ".png")
 
 
@@ -63,10 +65,24 @@ class DenseEncoder:
         token = getattr(model, "cls_token", None) is not None and isinstance(output, Tensor) and output.ndim == 3
         return features, output[:, 0].float() if token else None
 
-    def calibrate(self, batches: Iterable[Tensor]) -> int:
-        """BatchNorm's statistics from uint8 batches, unless the source brings those of whole images."""
+    def calibrate(self, paths: list[Path], read: Callable[[Path], Tensor], groups: np.ndarray, at_most: int) -> int:
+        """Takes BatchNorm's statistics from some of the pictures, unless the source brings those of whole images.
+
+        Args:
+            paths: all pictures.
+            read: path -> (C, H, W) uint8, all of one size.
+            groups: (N,) int, the video or folder of each picture: every group gives the same number of pictures.
+            at_most: pictures.
+
+        Returns:
+            the number of pictures.
+        """
         if self.encoder.clean_statistics:
             return 0
+        rows = balanced_rows(groups, at_most)
+        batches = (
+            torch.stack([read(paths[i]) for i in some]) for some in np.split(rows, range(BATCH, len(rows), BATCH))
+        )
         return calibrate_batchnorm(self.encoder.model, map(self.encoder.normalized, batches))
 
 

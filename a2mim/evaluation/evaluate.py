@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from a2mim.evaluation import runners
-from a2mim.evaluation.bench import Bench
 from a2mim.evaluation.cache import Cache
+from a2mim.evaluation.context import EvalContext
 from a2mim.evaluation.protocols import Protocol, read_protocol
 from a2mim.evaluation.results import write_result
 
@@ -32,10 +32,10 @@ def evaluate(
         out: folder of results.json and results.csv.
         overrides: constants by name, for every protocol that has them, or "protocol.name" for one; see `read_protocol`.
         cache: where features are kept; None keeps them for this call only.
-        options: of `Bench`: device, img_size, batch_size, num_workers, calibrate, allow_partial, seed, access, reading.
+        options: of `EvalContext`: device, img_size, batch_size, num_workers, calibrate, allow_partial, seed, access, reading.
 
     Raises:
-        ValueError: see `read_protocol`, `Bench` and the protocols.
+        ValueError: see `read_protocol`, `EvalContext` and the protocols.
     """
     chosen = read_protocols(protocols, overrides or {})
     out = None if out is None else Path(out)
@@ -47,14 +47,14 @@ def evaluate(
         return _dense(source, chosen, data, out, options)
     if test_data is None:
         raise ValueError(f"{chosen[0].name} needs labelled test images: give --test-data.")
-    bench = Bench(source, data, test_data, cache=cache, **options)
-    for constants, parts in _passes(chosen, bench):
+    context = EvalContext(source, data, test_data, cache=cache, **options)
+    for constants, parts in _passes(chosen, context):
         for split in ("train", "test"):
-            bench.features(split, parts, constants)
-    overlap = bench.overlap(chosen[0].constants)
+            context.features(split, parts, constants)
+    overlap = context.overlap(chosen[0].constants)
     results = []
     for protocol in chosen:
-        for result in runners.RUNNERS[protocol.kind](bench, protocol, out):
+        for result in runners.RUNNERS[protocol.kind](context, protocol, out):
             results.append(result | {"overlap": overlap})
             if out is not None:
                 write_result(results[-1], out)
@@ -81,12 +81,12 @@ def read_protocols(names, overrides: dict) -> list[Protocol]:
     return found
 
 
-def _passes(chosen: list[Protocol], bench: Bench) -> list[tuple[dict, tuple[str, ...]]]:
+def _passes(chosen: list[Protocol], context: EvalContext) -> list[tuple[dict, tuple[str, ...]]]:
     """(constants of the view, all parts that are wanted of it), for each different view."""
     wanted = {}
     for protocol in chosen:
         view = (protocol.constants["resize"], protocol.constants["interpolation"])
-        wanted.setdefault(view, []).extend(runners.parts_of(protocol, bench))
+        wanted.setdefault(view, []).extend(runners.parts_of(protocol, context))
     return [
         ({"resize": resize, "interpolation": interpolation}, tuple(dict.fromkeys(parts)))
         for (resize, interpolation), parts in wanted.items()

@@ -1,4 +1,4 @@
-"""What each kind of protocol does with a bench: features, a classifier, a result with every constant."""
+"""What each kind of protocol does with a context: features, a classifier, a result with every constant."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from a2mim.evaluation.bench import Bench
 from a2mim.evaluation.cache import FeatureSet
+from a2mim.evaluation.context import EvalContext
 from a2mim.evaluation.features import refuse_below_one
 from a2mim.evaluation.heads import LarsHeads, LinearHeads
 from a2mim.evaluation.knn import check_constants, knn
@@ -41,44 +41,44 @@ def check(protocol: Protocol) -> None:
         parse_size(size)
 
 
-def parts_of(protocol: Protocol, bench: Bench) -> tuple[str, ...]:
+def parts_of(protocol: Protocol, context: EvalContext) -> tuple[str, ...]:
     """What the protocol wants to know of every image, so that one pass can serve several protocols."""
     if protocol.kind in ("linear", "mae-linear"):
-        inputs = _inputs(protocol, bench)
+        inputs = _inputs(protocol, context)
         return tuple(dict.fromkeys(part for parts in inputs.values() for part in parts))
     return (protocol.constants["pooling"],)
 
 
-def run_knn(bench: Bench, protocol: Protocol, out: Path | None = None) -> list[dict]:
+def run_knn(context: EvalContext, protocol: Protocol, out: Path | None = None) -> list[dict]:
     """DINO's weighted k-NN."""
-    train, test = _sets(bench, protocol)
-    return [_knn(bench, protocol, train, test, slice(None))]
+    train, test = _sets(context, protocol)
+    return [_knn(context, protocol, train, test, slice(None))]
 
 
-def run_logreg(bench: Bench, protocol: Protocol, out: Path | None = None) -> list[dict]:
-    train, test = _sets(bench, protocol)
-    return [_logreg(bench, protocol, train, test, slice(None))]
+def run_logreg(context: EvalContext, protocol: Protocol, out: Path | None = None) -> list[dict]:
+    train, test = _sets(context, protocol)
+    return [_logreg(context, protocol, train, test, slice(None))]
 
 
-def run_linear_cached(bench: Bench, protocol: Protocol, out: Path | None = None) -> list[dict]:
+def run_linear_cached(context: EvalContext, protocol: Protocol, out: Path | None = None) -> list[dict]:
     """Softmax regression on standardised features of central views."""
-    train, test = _sets(bench, protocol)
-    c, (part,) = protocol.constants, parts_of(protocol, bench)
+    train, test = _sets(context, protocol)
+    c, (part,) = protocol.constants, parts_of(protocol, context)
     settings = {key: c[key] for key in ("epochs", "batch_size", "base_lrs", "held_out", "seed")}
     found = linear_probe(train.features(part), train.labels, test.features(part), test.labels, **settings)
-    return [_result(bench, protocol, found | {"pooling": bench.pooling(c)}, train, test)]
+    return [_result(context, protocol, found | {"pooling": context.pooling(c)}, train, test)]
 
 
-def run_linear(bench: Bench, protocol: Protocol, out: Path | None = None) -> list[dict]:
+def run_linear(context: EvalContext, protocol: Protocol, out: Path | None = None) -> list[dict]:
     """Linear heads under SGD: DINO's, DINOv2's grid, and MAE's under LARS."""
-    c, inputs, parts = protocol.constants, _inputs(protocol, bench), parts_of(protocol, bench)
-    train, test = _sets(bench, protocol)
+    c, inputs, parts = protocol.constants, _inputs(protocol, context), parts_of(protocol, context)
+    train, test = _sets(context, protocol)
     images, tested = train.labelled(parts), test.labelled(parts)
     check_probe(images, tested)
     classes, mae = torch.unique(train.labels), protocol.kind == "mae-linear"
     held, kept, note = _split(train, c)
     judged = held if len(held) else kept
-    make = bench.central_views if c["train_view"] == "center" else bench.random_views
+    make = context.central_views if c["train_view"] == "center" else context.random_views
     views = (images, kept) if c["train_view"] == "center" else (train.rows[kept.numpy()],)
     if c["train_view"] == "center":
         one_pass, batch_size, steps, loader = make(*views, parts, classes, c["batch_size"], c["seed"])
@@ -89,7 +89,9 @@ def run_linear(bench: Bench, protocol: Protocol, out: Path | None = None) -> lis
         dim = sum(images.parts[part].shape[1] for part in joined)
         settings = (c["base_lrs"], dim, len(classes))
         heads = (
-            LarsHeads(*settings, c, c["seed"], bench.device) if mae else LinearHeads(*settings, c["seed"], bench.device)
+            LarsHeads(*settings, c, c["seed"], context.device)
+            if mae
+            else LinearHeads(*settings, c["seed"], context.device)
         )
         stacks.append(Stack(name, joined, heads, list(c["base_lrs"])))
     found = probe(
@@ -113,13 +115,13 @@ def run_linear(bench: Bench, protocol: Protocol, out: Path | None = None) -> lis
     if mae and len(c["base_lrs"]) == 1:
         note = f"one rate, as published, not swept; {note}" if note else "one rate, as published, not swept"
     notes = "; ".join(filter(None, (found.pop("note", ""), note)))
-    return [_result(bench, protocol, found | ({"note": notes} if notes else {}), train, test, loader)]
+    return [_result(context, protocol, found | ({"note": notes} if notes else {}), train, test, loader)]
 
 
-def run_low_shot(bench: Bench, protocol: Protocol, out: Path | None = None) -> list[dict]:
+def run_low_shot(context: EvalContext, protocol: Protocol, out: Path | None = None) -> list[dict]:
     """Classifiers on frozen features of class-balanced subsets, each drawn `tries` times."""
     c = protocol.constants
-    train, test = _sets(bench, protocol)
+    train, test = _sets(context, protocol)
     results = []
     for size in c["subsets"]:
         for seed in range(c["seed"], c["seed"] + c["tries"]):
@@ -127,13 +129,13 @@ def run_low_shot(bench: Bench, protocol: Protocol, out: Path | None = None) -> l
             chosen = {"subset": size, "subset_seed": seed, "n_train": len(rows)}
             if out is not None:
                 name = f"{str(size).replace('%', 'percent')}-seed{seed}.tsv"
-                chosen["list"] = str(write_list(bench.train, train.rows[rows], out / "low-shot" / name))
+                chosen["list"] = str(write_list(context.train, train.rows[rows], out / "low-shot" / name))
             for classifier in c["classifiers"]:
-                results.append(_few(bench, protocol, classifier, train, test, rows, chosen))
+                results.append(_few(context, protocol, classifier, train, test, rows, chosen))
     return results
 
 
-def _few(bench, protocol, classifier: str, train, test, rows, chosen: dict) -> dict:
+def _few(context, protocol, classifier: str, train, test, rows, chosen: dict) -> dict:
     """One classifier on one subset; its own constants and the subset's are the result's."""
     runs = {"knn": _knn, "logreg": _logreg}
     inner = read_protocol(classifier)
@@ -142,42 +144,42 @@ def _few(bench, protocol, classifier: str, train, test, rows, chosen: dict) -> d
     constants = {key: protocol.constants.get(key, value) for key, value in inner.constants.items()}
     constants |= {key: chosen[key] for key in ("subset", "subset_seed")} | {"classifier": classifier}
     used = dataclasses.replace(protocol, kind=inner.kind, constants=constants)
-    return runs[inner.kind](bench, used, train, test, torch.from_numpy(rows)) | chosen
+    return runs[inner.kind](context, used, train, test, torch.from_numpy(rows)) | chosen
 
 
-def _knn(bench: Bench, protocol: Protocol, train: FeatureSet, test: FeatureSet, rows) -> dict:
+def _knn(context: EvalContext, protocol: Protocol, train: FeatureSet, test: FeatureSet, rows) -> dict:
     c = protocol.constants
     features, labels = train.features(c["pooling"])[rows], train.labels[rows]
     settings = {key: c[key] for key in ("k", "temperature", "also_k")}
-    found = knn(features, labels, test.features(c["pooling"]), test.labels, **settings, device=bench.device)
+    found = knn(features, labels, test.features(c["pooling"]), test.labels, **settings, device=context.device)
     found["by_k"] = {str(k): pair for k, pair in found["by_k"].items()}
-    return _result(bench, protocol, found | {"pooling": bench.pooling(c)}, train, test)
+    return _result(context, protocol, found | {"pooling": context.pooling(c)}, train, test)
 
 
-def _logreg(bench: Bench, protocol: Protocol, train: FeatureSet, test: FeatureSet, rows) -> dict:
+def _logreg(context: EvalContext, protocol: Protocol, train: FeatureSet, test: FeatureSet, rows) -> dict:
     c = protocol.constants
     features, labels = train.features(c["pooling"])[rows], train.labels[rows]
     keys = ("c_powers", "c_values", "max_iterations", "tolerance", "held_out")
-    settings = {key: c[key] for key in keys} | {"seed": c.get("seed", 0), "device": bench.device}
+    settings = {key: c[key] for key in keys} | {"seed": c.get("seed", 0), "device": context.device}
     found = logreg(features, labels, test.features(c["pooling"]), test.labels, **settings)
-    return _result(bench, protocol, found | {"pooling": bench.pooling(c)}, train, test)
+    return _result(context, protocol, found | {"pooling": context.pooling(c)}, train, test)
 
 
-def _sets(bench: Bench, protocol: Protocol) -> tuple[FeatureSet, FeatureSet]:
-    parts = parts_of(protocol, bench)
-    return tuple(bench.features(split, parts, protocol.constants) for split in ("train", "test"))
+def _sets(context: EvalContext, protocol: Protocol) -> tuple[FeatureSet, FeatureSet]:
+    parts = parts_of(protocol, context)
+    return tuple(context.features(split, parts, protocol.constants) for split in ("train", "test"))
 
 
-def _inputs(protocol: Protocol, bench: Bench) -> dict[str, tuple[str, ...]]:
+def _inputs(protocol: Protocol, context: EvalContext) -> dict[str, tuple[str, ...]]:
     """{what it is: parts to join} of each stack of heads."""
-    c, model = protocol.constants, bench.model
+    c, model = protocol.constants, context.model
     if protocol.kind == "mae-linear":
         has_token = getattr(model, "cls_token", None) is not None
         part = "default" if c["pooling"] == "cls" and not has_token else c["pooling"]
-        return {bench.pooling({"pooling": part}): (part,)}
+        return {context.pooling({"pooling": part}): (part,)}
     if c["features"] == "grid":
-        images = torch.randn(2, bench.encoder.channels, *bench.img_size, generator=torch.Generator().manual_seed(0))
-        return grid_parts(model, images.to(bench.device), c["blocks"])
+        images = torch.randn(2, context.encoder.channels, *context.img_size, generator=torch.Generator().manual_seed(0))
+        return grid_parts(model, images.to(context.device), c["blocks"])
     parts, words = dino_parts(model, None if c["blocks"] == "auto" else c["blocks"])
     return {words: parts}
 
@@ -195,7 +197,9 @@ def _split(train: FeatureSet, constants: dict) -> tuple[Tensor, Tensor, str]:
     return held, every[kept], ""
 
 
-def _result(bench: Bench, protocol: Protocol, found: dict, train: FeatureSet, test: FeatureSet, *loaders) -> dict:
+def _result(
+    context: EvalContext, protocol: Protocol, found: dict, train: FeatureSet, test: FeatureSet, *loaders
+) -> dict:
     """Plain values, but for "correct": what `write_result` takes."""
     faults = train.entry.faults + test.entry.faults
     for loader in filter(None, loaders):  # a training image counts each time that it was to be shown
@@ -211,8 +215,8 @@ def _result(bench: Bench, protocol: Protocol, found: dict, train: FeatureSet, te
         "top1_last": plain["top1"],
         "top1_best": plain.get("best_top1"),
         "unreadable": dict(faults),
-        **bench.about(protocol.constants),
-        **bench.answers(found["correct"], test),
+        **context.about(protocol.constants),
+        **context.answers(found["correct"], test),
     }
 
 

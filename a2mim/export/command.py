@@ -4,18 +4,16 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from a2mim.data import Access, EvalLoader, Reading, open_dataset
+from a2mim.data import Access, Reading, open_dataset
 from a2mim.devices import choose_device
+from a2mim.evaluation import calibration
 from a2mim.export.handover import export
 from a2mim.export.targets import check_targets
 from a2mim.pixels import normalize
 from a2mim.weights.loading import Source, read_source
-
-CALIBRATION_IMAGES = 2048
 
 
 def export_calibrated(
@@ -75,14 +73,13 @@ def data_of_run(source: str | Path):
 def calibration_batches(
     source, data, num_workers: int = 0, access: Access | None = None, reading: Reading | None = None
 ) -> Iterator[Tensor]:
-    """Normalised central crops (B, C, H, W) at the encoder's own size, of up to 2,048 images spread over the set."""
+    """Normalised central crops (B, C, H, W) at the encoder's own size, of the set's calibration images."""
     preprocessing = read_source(source).preprocessing
     if preprocessing is None:
         raise ValueError(f"{source} is a name with random weights: there is nothing to calibrate, leave out --data")
     mean, std = (torch.tensor(preprocessing[key]) for key in ("mean", "std"))
     dataset = open_dataset(data, "train", len(mean), access, **(reading or Reading()).arguments())
-    chosen = np.unique(np.linspace(0, len(dataset) - 1, CALIBRATION_IMAGES).round().astype(np.int64))
-    loader = EvalLoader(
-        dataset, preprocessing["img_size"], None, preprocessing["interpolation"], 64, num_workers, indices=chosen
+    loader = calibration.calibration_loader(
+        dataset, preprocessing["img_size"], None, preprocessing["interpolation"], num_workers
     )
-    return (normalize(batch["images"], mean, std) for batch in loader)
+    return calibration.calibration_batches(loader, lambda images: normalize(images, mean, std))

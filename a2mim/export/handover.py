@@ -191,4 +191,7 @@ def _calibrate(model: nn.Module, batches: Iterable[Tensor] | None, calibrated: b
         return {"recalibrated": False, "why": "the model has no BatchNorm"}
     if batches is None:
         return {"recalibrated": False, "why": "no images were given", "clean": calibrated}
-    return {"recalibrated": True, "images": calibrate_batchnorm(model, batches)}
+    images = calibrate_batchnorm(model, batches)
+    if not images:
+        return {"recalibrated": False, "why": "one image is too few", "clean": calibrated}
+    return {"recalibrated": True, "images": images}

@@ -16,7 +16,7 @@ from a2mim import embedding
 from a2mim.cli import main
 from a2mim.data import EvalLoader, make_shards, open_dataset
 from a2mim.embedding import embed, files
-from a2mim.evaluation.bench import Encoder
+from a2mim.evaluation.context import Encoder
 
 SIZE, BATCH, IMAGES = 32, 4, 22
 NAME = "vit_tiny_patch16_224"

@@ -14,6 +14,7 @@ import timm
 import torch
 from test_resume import assert_same_run, kill_after, log_of
 
+from a2mim.batchnorm import calibrate_batchnorm
 from a2mim.checkpoints import list_checkpoints
 from a2mim.cli import main
 from a2mim.data import EvalLoader, match_labels, open_dataset, open_stream
@@ -21,6 +22,7 @@ from a2mim.engine.config import load_config
 from a2mim.engine.finetune_config import FINETUNE
 from a2mim.engine.finetuning import choose_rows
 from a2mim.engine.run import finetune
+from a2mim.evaluation.calibration import calibration_loader
 from a2mim.evaluation.results import read_results
 from a2mim.pixels import normalize
 from a2mim.weights.loading import load_encoder
@@ -296,3 +298,18 @@ def test_a_pipeline_is_not_cut_to_a_few_labels():
     with pytest.raises(ValueError, match="every item needs a label"):
         few = open_stream(Pipeline([*items, items[0][0]]), 5)
         choose_rows(few, {"subset": None, "seed": 0}, few)
+
+
+def test_averaged_weights_are_judged_and_handed_over_with_statistics_of_their_own(run, labelled):
+    changes = {"classifier.pooling": "default", "classifier.norm": "default", "classifier.drop_path_rate": 0.0}
+    folder, summary = run("averaged", "test_resnet", ema=0.05, export=["timm"], **changes, **SHORT)
+    raw = torch.load(list_checkpoints(folder / "checkpoints")[-1], weights_only=True)["ema_state_dict"]
+    model = timm.create_model(f"local-dir:{summary['classifier_folder']}", pretrained=True).eval()
+    handed = {key: value.clone() for key, value in model.state_dict().items()}
+    pixels = json.loads((folder / "classifier" / "config.json").read_text())["pretrained_cfg"]
+    loader = calibration_loader(open_dataset(labelled, "train"), 32, 37, "bicubic")
+    calibrate_batchnorm(model, (normalize(b["images"], pixels["mean"], pixels["std"]) for b in loader))
+    statistics = [key for key in handed if "running_" in key]
+    for key in statistics:
+        torch.testing.assert_close(handed[key], model.state_dict()[key], rtol=1e-4, atol=1e-5)
+    assert not any(torch.equal(handed[key], raw[f"module.model.{key}"]) for key in statistics)

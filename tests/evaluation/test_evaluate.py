@@ -10,7 +10,7 @@ from PIL import Image
 
 from a2mim.cli import main
 from a2mim.data import open_dataset
-from a2mim.evaluation import bench, encoder, evaluate, read_results
+from a2mim.evaluation import context, encoder, evaluate, read_results
 from a2mim.evaluation.cache import Cache
 from a2mim.evaluation.protocols import read_protocol
 from a2mim.evaluation.results import unpack
@@ -58,8 +58,8 @@ ALL = ["dino-knn", "linear-cached", "grid-cached", "dino-linear", "dinov2-linear
 
 def test_all_protocols_share_one_pass_and_say_everything(sets, tmp_path, monkeypatch):
     views = []
-    original = bench.Bench.view
-    monkeypatch.setattr(bench.Bench, "view", lambda self, *a, **k: views.append(1) or original(self, *a, **k))
+    original = context.EvalContext.view
+    monkeypatch.setattr(context.EvalContext, "view", lambda self, *a, **k: views.append(1) or original(self, *a, **k))
     results = run([*ALL, "low-shot"], sets, "vit_tiny_patch16_224", out=tmp_path / "out", cache=Cache(tmp_path / "c"))
     assert len(views) == 2  # one of the training set, one of the test set
     assert [r["protocol"] for r in results[:7]] == ALL and len(results) == 7 + 4
@@ -85,7 +85,7 @@ def test_all_protocols_share_one_pass_and_say_everything(sets, tmp_path, monkeyp
 
 def test_a_second_call_reads_the_cache_and_gives_the_same_numbers(sets, tmp_path, monkeypatch):
     first = run(["dino-knn", "grid-cached"], sets, cache=Cache(tmp_path / "c"))
-    monkeypatch.setattr(bench.Encoder, "taps", None)  # whoever takes features again fails
+    monkeypatch.setattr(context.Encoder, "taps", None)  # whoever takes features again fails
     again = run(["dino-knn", "grid-cached"], sets, cache=Cache(tmp_path / "c"))
     for a, b in zip(first, again, strict=True):
         assert torch.equal(a.pop("correct"), b.pop("correct"))

@@ -7,7 +7,7 @@ from PIL import Image
 
 from a2mim.checkpoints import FORMAT
 from a2mim.encoder import MaskedEncoder
-from a2mim.evaluation.bench import Bench
+from a2mim.evaluation.context import EvalContext
 from a2mim.evaluation.protocols import read_protocol
 from a2mim.evaluation.runners import RUNNERS, check
 from a2mim.export.timm_folder import write_timm_folder
@@ -35,9 +35,9 @@ def sets(tmp_path):
     return train, class_folders(tmp_path / "test", ("dog", "fox"), 4, seed=1)
 
 
-def bench(sets, source="resnet18", **options):
+def context(sets, source="resnet18", **options):
     torch.manual_seed(0)
-    return Bench(source, *sets, **{"device": "cpu", "img_size": SIZE} | options)
+    return EvalContext(source, *sets, **{"device": "cpu", "img_size": SIZE} | options)
 
 
 def run(made, name, **overrides):
@@ -47,7 +47,7 @@ def run(made, name, **overrides):
 
 
 def test_classes_are_matched_by_name_however_each_set_numbers_them(sets):
-    result = run(bench(sets), "dino-knn", k=3)
+    result = run(context(sets), "dino-knn", k=3)
     assert result["top1"] == 100 == result["top1_last"] and result["n_test"] == 8
     assert (result["pooling"], result["unreadable"]) == ("avg", {})
 
@@ -58,7 +58,7 @@ def test_classes_are_matched_by_name_however_each_set_numbers_them(sets):
 def test_unreadable_images_are_counted_and_not_judged(sets, tmp_path, name, overrides):
     (tmp_path / "train" / "cat" / "03.png").write_bytes(b"<html>")
     (tmp_path / "test" / "dog" / "00.png").write_bytes(b"")
-    result = run(bench(sets, calibrate=False), name, **overrides)
+    result = run(context(sets, calibrate=False), name, **overrides)
     assert result["unreadable"] == {"not an image": 1, "empty": 1} and result["n_test"] == 7
     assert result["correct"].tolist()[0] == -1 and (result["correct"][1:] >= 0).all()
 
@@ -74,7 +74,7 @@ def test_a_checkpoint_is_calibrated_and_an_exported_folder_is_taken_as_it_is(set
     write_timm_folder(encoder.model, encoder.arguments(), PIXELS | {"img_size": [SIZE, SIZE]}, exported, "mit")
     stored = load_encoder(exported)[0].bn1.running_mean
     for source, seen in ((path, 24), (run, 24), ("resnet18", 24), (exported, 0)):
-        made = bench(sets, source)
+        made = context(sets, source)
         assert made.about({})["batchnorm_calibrated_on"] == seen, source
         assert torch.equal(made.model.bn1.running_mean, stored) == (seen == 0)
 
@@ -90,7 +90,7 @@ def test_a_checkpoint_is_calibrated_and_an_exported_folder_is_taken_as_it_is(set
 )
 def test_settings_out_of_range_are_refused_before_anything_is_read(wrong, words):
     with pytest.raises(ValueError, match=words):
-        bench(("nowhere", "nowhere"), "nowhere/run", **wrong)
+        context(("nowhere", "nowhere"), "nowhere/run", **wrong)
 
 
 def test_constants_out_of_range_are_refused_before_features_are_taken():
@@ -117,4 +117,4 @@ def test_constants_out_of_range_are_refused_before_features_are_taken():
 
 def test_judging_on_the_training_images_is_warned_of(sets):
     with pytest.warns(UserWarning, match="is also the training set"):
-        bench((sets[0], sets[0]), calibrate=False)
+        context((sets[0], sets[0]), calibrate=False)

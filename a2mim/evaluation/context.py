@@ -14,6 +14,7 @@ from torch import Tensor
 from a2mim.batchnorm import calibrate_batchnorm
 from a2mim.data import Access, EvalLoader, ImageDataset, Reading, TrainLoader, match_labels, open_dataset
 from a2mim.evaluation.cache import Cache, Entry, FeatureSet
+from a2mim.evaluation.calibration import DESCRIPTION, calibration_batches, calibration_loader
 from a2mim.evaluation.encoder import Encoder
 from a2mim.evaluation.features import class_positions, pooling_name, refuse_below_one
 from a2mim.evaluation.identity import hash_of, stamp_of
@@ -23,12 +24,11 @@ from a2mim.evaluation.probe import Labelled
 from a2mim.evaluation.subsets import subset_of
 
 RESIZE = 256 / 224  # short side before the crop, in crops: Resize(256), CenterCrop(224)
-CALIBRATION_IMAGES = 1024
 IMBALANCE = 10  # times as many images of the commonest class as of the rarest: then it is said
 LOADED_AT_ONCE = 256  # random crops; larger batches are put together from features
 
 
-class Bench:
+class EvalContext:
     """An encoder and two labelled sets, with DINO's views of their images.
 
     Args:
@@ -73,13 +73,12 @@ class Bench:
         test = labelled(open_dataset(test_data, "test", **form), test_data)
         self.test = match_labels(self.train, test)
         calibrate = not self.encoder.clean_statistics if calibrate is None else calibrate
-        self.calibrated = calibrate_batchnorm(self.model, self._clean()) if calibrate else 0
+        self.calibrated = calibrate_batchnorm(self.model, self._calibration()) if calibrate else 0
         self._entries: dict[tuple, Entry] = {}
 
-    def _clean(self) -> Iterator[Tensor]:
-        chosen = torch.randperm(len(self.train), generator=torch.Generator().manual_seed(0))[:CALIBRATION_IMAGES]
-        for batch in self.view(self.train, chosen.sort().values):
-            yield self.encoder.normalized(batch["images"])
+    def _calibration(self) -> Iterator[Tensor]:
+        loader = calibration_loader(self.train, self.img_size, self.resize(), "bicubic", self.num_workers)
+        return calibration_batches(loader, self.encoder.normalized)
 
     def resize(self, ratio: float = RESIZE) -> int:
         """Short side in pixels."""
@@ -124,13 +123,17 @@ class Bench:
     def _identity(self, dataset: ImageDataset) -> dict:
         return {
             "encoder": self.encoder.hash,
-            "batchnorm": [self.train.fingerprint, stamp_of(self.train), self.calibrated] if self.calibrated else None,
+            "batchnorm": self._calibrated_on() if self.calibrated else None,
             "timm": timm.__version__,
             "data": [dataset.fingerprint, stamp_of(dataset)],
             "form": repr(getattr(dataset, "form", None)),
             "img_size": list(self.img_size),
             **self.encoder.stats,
         }
+
+    def _calibrated_on(self) -> list:
+        """What decides the calibrated statistics, beside the encoder and the view."""
+        return [self.train.fingerprint, stamp_of(self.train), self.calibrated, DESCRIPTION]
 
     def random_views(self, kept: np.ndarray, parts, classes: Tensor, batch_size: int, constants: dict):
         """(() -> one pass over random crops of the kept images, batches of what size, their number).
