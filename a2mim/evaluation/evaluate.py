@@ -32,7 +32,8 @@ def evaluate(
         out: folder of results.json and results.csv.
         overrides: constants by name, for every protocol that has them, or "protocol.name" for one; see `read_protocol`.
         cache: where features are kept; None keeps them for this call only.
-        options: of `EvalContext`: device, img_size, batch_size, num_workers, calibrate, allow_partial, seed, access, reading.
+        options: of `EvalContext`: device, img_size, batch_size, num_workers, calibrate, allow_partial, seed, access,
+            reading.
 
     Raises:
         ValueError: see `read_protocol`, `EvalContext` and the protocols.
