@@ -15,9 +15,17 @@ def match_labels(train: ImageDataset, test: ImageDataset) -> ImageDataset:
     Warns when the two are the same images.
 
     Raises:
-        ValueError: a set without any label, or a test class that the training set does not have.
+        ValueError: a set without any label, with labels that are no classes, or a test class that the training set does not have.
     """
     for dataset in (train, test):
+        if dataset.label_fault:
+            raise ValueError(f"{dataset.title} cannot be judged: {dataset.label_fault}")
+        if dataset.odd_labels:
+            raise ValueError(
+                f"{dataset.odd_labels} of the {len(dataset)} images in {dataset.title} have a label that is no class"
+                " (a list, a share, a text, a number of more than 64 bits); a judge needs one whole number or class"
+                " name an image: mend these labels or leave them out"
+            )
         if len(dataset) and not (dataset.labels >= 0).any():
             raise ValueError(
                 f"none of the {len(dataset)} images in {dataset.title} has a label; give shards with .cls members,"

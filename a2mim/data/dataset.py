@@ -49,7 +49,9 @@ class ImageDataset:
 
     form = PixelFormat()
     skipped: tuple[str, ...] = ()
-    incomplete = unchecked = 0
+    incomplete = unchecked = odd_labels = lost = 0
+    label_fault = ""
+    passed_over = ""
     promise = ""  # what does not hold for it, in the user's words; see own_data.py
     stream = None  # what is trained on, when the images here are only its first ones; see streams.py
 
@@ -127,6 +129,14 @@ class ImageDataset:
         left_out = f", {self.duplicates} with a key that was taken left out" if self.duplicates else ""
         left_out += f", {self.incomplete} samples without an image left out" if self.incomplete else ""
         left_out += f", {len(self.skipped)} bad shards skipped ({self.skipped[0]})" if self.skipped else ""
+        left_out += (
+            f", {self.lost} images or labels lost (links to nothing in the archive, or sparse files)"
+            if self.lost
+            else ""
+        )
+        left_out += f", {self.odd_labels} labels left out that are no class" if self.odd_labels else ""
+        left_out += f", labels left out: {self.label_fault}" if self.label_fault else ""
+        left_out += f", passed over: {self.passed_over}" if self.passed_over else ""
         left_out += f", headers of {self.unchecked} shards unchecked (indexed by DALI)" if self.unchecked else ""
         promise = f"; {self.promise}" if self.promise else ""
         return f"{self.title}: {self.images:,} images{shards}, {labelled}{left_out}{promise}"

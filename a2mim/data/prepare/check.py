@@ -1,5 +1,6 @@
 """Reads everything once, before a training run does: counts, and names what is wrong."""
 
+import warnings
 from collections import Counter
 from dataclasses import dataclass, field
 
@@ -28,6 +29,8 @@ class ShardReport:
     labelled: int = 0
     duplicates: int = 0  # images left out because an earlier one of their shard has their key
     incomplete: int = 0  # keys with other members and no image
+    lost: int = 0  # images and labels that are links to nothing in the archive, or sparse files
+    odd_labels: int = 0  # samples whose label is no class
     lenient: int = 0  # damaged images that could be decoded all the same
     faults: Counter = field(default_factory=Counter)  # unreadable images by reason
     unreadable: list[str] = field(default_factory=list)  # unreadable images: name (reason), the first 20 of each shard
@@ -36,23 +39,31 @@ class ShardReport:
 
     @property
     def ok(self) -> bool:
-        return not (self.faults or self.damaged or self.labels)
+        return not (self.faults or self.damaged or self.labels or self.lost)
 
     def __str__(self) -> str:
         line = f"{self.images:,} images in {self.shards} shards, {self.labelled:,} labelled"
         line += f", {self.duplicates} with a key that was taken left out" if self.duplicates else ""
         line += f", {self.incomplete} samples without an image left out" if self.incomplete else ""
+        line += f", {self.odd_labels} labels that are no class" if self.odd_labels else ""
         line += f", {self.lenient} {LENIENT}" if self.lenient else ""
         if self.ok:
             return f"{line}: all readable"
         found = [f"{len(self.damaged)} damaged shards"] if self.damaged else []
         found += [f"{count} {reason}" for reason, count in self.faults.most_common()]
+        found += [f"{self.lost} images or labels lost"] if self.lost else []
         found += ["labels that do not fit together"] if self.labels else []
         return f"{line}: {', '.join(found)}; first: {self.lines()[0]}"
 
     def lines(self) -> list[str]:
         """One for each thing that is wrong."""
-        return [*self.damaged, *self.unreadable, *([self.labels] if self.labels else [])]
+        lost = f"{self.lost} members are links to nothing in their archive, or sparse files; pack with `tar -h`"
+        return [
+            *self.damaged,
+            *self.unreadable,
+            *([lost] if self.lost else []),
+            *([self.labels] if self.labels else []),
+        ]
 
 
 def check_shards(pattern, access: Access | None = None, in_chans: int = 3, value_range=None) -> ShardReport:
@@ -84,10 +95,10 @@ def check_shards(pattern, access: Access | None = None, in_chans: int = 3, value
         _add(report, parts[address])
     good = [address for address in addresses if address in parts and parts[address].images]
     if good:
-        try:
-            report.labelled = int((open_shards(good, "labels", access).labels >= 0).sum())
-        except ValueError as error:
-            report.labels = str(error)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what opening warns about is in the report
+            dataset = open_shards(good, "labels", access)
+        report.labelled, report.labels = int((dataset.labels >= 0).sum()), dataset.label_fault
     return report
 
 
@@ -95,11 +106,14 @@ def _check(item: tuple[str, Access, PixelFormat]) -> ShardReport:
     """One shard; raises ShardError."""
     address, access, form = item
     try:
-        dataset = open_shards([address], address, access)
-    except ValueError as error:  # nothing in it, or labels of two kinds
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            dataset = open_shards([address], address, access)
+    except ValueError as error:  # nothing in it
         raise ShardError(str(error)) from None
     dataset.form = form
-    report = ShardReport(images=len(dataset), duplicates=dataset.duplicates, incomplete=dataset.incomplete)
+    counts = {name: getattr(dataset, name) for name in ("duplicates", "incomplete", "lost", "odd_labels")}
+    report = ShardReport(images=len(dataset), **counts)
     for i in range(len(dataset)):
         _check_image(dataset, i, report)
     return report
@@ -117,5 +131,5 @@ def _check_image(dataset: ImageDataset, i: int, report: ShardReport) -> None:
 
 
 def _add(report: ShardReport, part: ShardReport) -> None:
-    for name in ("images", "duplicates", "incomplete", "lenient", "faults", "unreadable"):
+    for name in ("images", "duplicates", "incomplete", "lost", "odd_labels", "lenient", "faults", "unreadable"):
         setattr(report, name, getattr(report, name) + getattr(part, name))

@@ -22,10 +22,10 @@ from a2mim.data.parallel import each
 from a2mim.data.prepare.reencode import reencode
 from a2mim.data.prepare.write_shards import NAME, begin, divide
 from a2mim.data.shards.cache import ShardCache
-from a2mim.data.shards.index import split_name
 from a2mim.data.shards.indexing import Shard
+from a2mim.data.shards.samples import Place, group
 from a2mim.data.shards.tar_shards import open_shards
-from a2mim.data.shards.tarfiles import BLOCK, members
+from a2mim.data.shards.tarfiles import files
 from a2mim.data.sources import expand
 from a2mim.files import write_text
 
@@ -104,11 +104,11 @@ class Part:
     """One shard to be written.
 
     Args:
-        samples: number, source shard, first and last byte of its members, and label of each.
+        samples: number, source shard, members by suffix, and label of each.
     """
 
     path: str
-    samples: list[tuple[int, int, int, int, int]]
+    samples: list[tuple[int, int, dict[str, Place], int]]
     shards: dict[int, Shard]
     encoding: Encoding
     access: Access
@@ -116,37 +116,31 @@ class Part:
 
 def _parts(dataset, divided: list[list[int]], missing: list[int], out: Path, encoding, access: Access) -> list[Part]:
     shards, ends = dataset.store.shards, dataset.store.ends
-    regions = [None] * len(shards)
-    items = [(number, shard, access) for number, shard in enumerate(shards)]
-    for (number, *_), outcome in tqdm(each(_regions, items, access.workers), "reading headers", len(items)):
+    wanted = [i for k in missing for i in divided[k]]
+    shard_of = dict(zip(wanted, np.searchsorted(ends, wanted, side="right").tolist(), strict=True))
+    places: dict[int, dict[str, Place]] = {}
+    items = [(number, shards[number], access) for number in sorted(set(shard_of.values()))]
+    for (number, *_), outcome in tqdm(each(_members_of, items, access.workers), "reading headers", len(items)):
         if isinstance(outcome, Exception):
             raise outcome
-        regions[number] = outcome
-    shard_of = np.searchsorted(ends, np.arange(len(dataset)), side="right")
-    starts = np.empty((len(dataset), 2), np.int64)
-    for number, region in enumerate(regions):
-        mine = shard_of == number
-        places = np.searchsorted(region[:, 0], dataset.store.offsets[mine])
-        starts[mine] = region[places, 1:]
+        first = int(ends[number - 1]) if number else 0
+        places.update((first + row, found) for row, found in enumerate(outcome) if first + row in shard_of)
     parts = []
     for k in missing:
-        samples = [(i, int(shard_of[i]), *starts[i].tolist(), int(dataset.labels[i])) for i in divided[k]]
+        samples = [(i, shard_of[i], places.pop(i), int(dataset.labels[i])) for i in divided[k]]
         used = {number: shards[number] for _, number, *_ in samples}
         parts.append(Part(str(out / NAME.format(k)), samples, used, encoding, access))
     return parts
 
 
-def _regions(item: tuple[int, Shard, Access]) -> np.ndarray:
-    """(members, 3) int64, sorted: offset of a member, and where its sample's members begin and end."""
+def _members_of(item: tuple[int, Shard, Access]) -> list[dict[str, Place]]:
+    """Place of each member of each sample of a shard, by suffix, in the order of its index."""
     _, shard, access = item
-    places, members_of, end = [], {}, 0
-    for name, offset, size in members(_path(shard, access)):
-        if (split := split_name(name)) is not None:
-            region = members_of.setdefault(split[0], [end, 0])
-            region[1] = offset + size
-            places.append((offset, region))
-        end = offset + -(-size // BLOCK) * BLOCK
-    return np.array([(offset, *region) for offset, region in places], np.int64)
+    samples = group(files(_path(shard, access)))
+    return [
+        {samples.suffixes[key]: image} | {suffix: place for suffix, (place, _) in samples.beside.get(key, {}).items()}
+        for key, image in samples.images.items()
+    ]
 
 
 def write_part(part: Part) -> dict:
@@ -154,8 +148,8 @@ def write_part(part: Part) -> dict:
     done, before, unfinished = Counter(), 0, f"{part.path}.part"
     paths = {number: _path(shard, part.access) for number, shard in part.shards.items()}
     with tarfile.open(unfinished, "w", format=tarfile.GNU_FORMAT) as archive:
-        for number, shard, start, stop, label in part.samples:
-            for suffix, content in _sample(paths[shard], start, stop):
+        for number, shard, places, label in part.samples:
+            for suffix, content in _contents(paths[shard], places):
                 if suffix == "cls":
                     continue
                 if suffix in SUFFIXES + ARRAYS:
@@ -177,20 +171,10 @@ def _encoded(suffix: str, content: bytes, encoding: Encoding) -> tuple[str, byte
     return ("jpg", found, "re-encoded") if isinstance(found, bytes) else (suffix, content, f"kept: {found}")
 
 
-def _sample(path: str, start: int, stop: int) -> list[tuple[str, bytes]]:
-    """(suffix, content) of each member of the sample whose members begin and end there, the first of each suffix."""
-    found, key = {}, None
+def _contents(path: str, places: dict[str, Place]) -> list[tuple[str, bytes]]:
+    """(suffix, content) of each member of a sample."""
     with open(path, "rb") as file:
-        for name, offset, size in members(path, start):
-            if offset > stop:
-                break
-            split = split_name(name)
-            if split is not None and key in (None, split[0]):
-                key = split[0]
-                found.setdefault(split[1], os.pread(file.fileno(), size, offset))
-            if offset + size >= stop:
-                break
-    return list(found.items())
+        return [(suffix, os.pread(file.fileno(), size, offset)) for suffix, (offset, size) in places.items()]
 
 
 def _path(shard: Shard, access: Access) -> str:

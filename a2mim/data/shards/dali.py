@@ -55,7 +55,7 @@ def import_index(shard: str, access: Access) -> ShardIndex:
         read = lambda offset, size: os.pread(file.fileno(), size, offset)  # noqa: E731
         found = list(_components(path, shard, read))
         _check_places(path, shard, found)
-        index = collect(found, read, shard, os.path.basename(shard))
+        index = collect(found, read, os.path.basename(shard))
     index.unchecked = True
     store(index, local_places(shard, access), local_stamp(shard))
     return index

@@ -6,10 +6,9 @@ folder read-only), and rebuilt when the shard's size or its time of change (its 
 
 import contextlib
 import hashlib
-import json
 import os
-import re
 import zipfile
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -18,21 +17,22 @@ import numpy as np
 from a2mim.data.access import DEFAULT, Access
 from a2mim.data.folder import ARRAYS, SUFFIXES
 from a2mim.data.keyed import key_of
-from a2mim.data.shards.tarfiles import TarError, members
+from a2mim.data.names import class_name, is_class_name
+from a2mim.data.shards.label_members import LONGEST, NoClass, label_of, text_of
+from a2mim.data.shards.samples import group, split_name
+from a2mim.data.shards.tarfiles import files, normal
 from a2mim.files import replacing
 
-VERSION = 3  # of the cached file
+VERSION = 4  # of the cached file
 SAMPLE = np.dtype(
     [
         *(("offset", "<i8"), ("size", "<i8"), ("label", "<i8"), ("key", "<u8")),
         *(("name", "<i4"), ("text", "<i4"), ("folder", "<i4")),  # lines of `texts`, -1 = none
     ]
 )
-_LABELS = ("cls", "json", "txt")
-_LONGEST_NAME = 200  # bytes of a class name
+NONE = -1  # no label
+_COUNTED = (*SUFFIXES, *ARRAYS, "cls", "json")  # suffixes of members that are missed when they lead to nothing
 _MOST_TEXTS = 5000  # different .txt members in a shard; more are captions
-_KEY = re.compile(r"((?:.*/)?[^/.]+)\.([^/]*)", re.DOTALL)  # webdataset's rule: all up to the file name's first dot
-_NO_SAMPLE = re.compile(r"^__[^/]*__($|/)|(^|/)\._[^/]*$")  # webdataset's own members, and notes of macOS
 _UNREADABLE = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile)  # a cached file, half written or foreign
 
 
@@ -48,6 +48,8 @@ class ShardIndex:
         incomplete: keys with other members and no image.
         captions: the .txt members are too many or too long to be labels.
         unchecked: taken from DALI's index, so that headers were not checked one by one.
+        odd_labels: samples whose label is no class.
+        lost: images and labels that are links to nothing in the archive, or sparse files.
     """
 
     samples: np.ndarray
@@ -57,6 +59,8 @@ class ShardIndex:
     incomplete: int = 0
     captions: bool = False
     unchecked: bool = False
+    odd_labels: int = 0
+    lost: int = 0
 
 
 def read_index(path: str, access: Access = DEFAULT) -> ShardIndex:
@@ -70,52 +74,56 @@ def read_index(path: str, access: Access = DEFAULT) -> ShardIndex:
 
 
 def scan(path: str, name: str | None = None) -> ShardIndex:
-    """Reads every header of an archive.
-
-    Members belong to one sample when webdataset gives them one key. Of several images or labels of a sample the first
-    is kept, and so is the first of samples that share a key. Arrays (.npy) are images where there are no pictures.
+    """Reads every header of an archive; raises TarError.
 
     Args:
         name: the shard's file name, where the path is that of a copy; a part of the samples' keys.
     """
+    lost: list[str] = []
     with open(path, "rb") as file:
         read = lambda offset, size: os.pread(file.fileno(), size, offset)  # noqa: E731
-        return collect(members(path), read, path, name or os.path.basename(path))
+        return collect(files(path, lost), read, name or os.path.basename(path), lost)
 
 
-def collect(found, read, path: str, name: str) -> ShardIndex:
-    """Groups (name, offset, size) of members into samples; `read(offset, size)` gives what labels contain."""
-    images, arrays, others, duplicates = {}, {}, {}, 0
-    for member, offset, size in found:
-        split = split_name(member)
-        if split is None:
-            continue
-        key, suffix = split
-        if suffix in SUFFIXES:
-            duplicates += key in images
-            images.setdefault(key, (offset, size))
-        elif suffix in ARRAYS:
-            arrays.setdefault(key, (offset, size))
-        else:
-            labels = others.setdefault(key, {})
-            if suffix in _LABELS and suffix not in labels:
-                labels[suffix] = (member, read(offset, min(size, 1 << 20)))
-    images = images or arrays
-    texts = _Texts()
-    rows = np.zeros(len(images), SAMPLE)
-    for row, (key, place) in enumerate(images.items()):
-        label, class_name, text = _label(others.get(key, {}), path)
-        folder = key.partition("/")[0] if "/" in key else None
-        numbers = texts.number(class_name), texts.number(text, few=True), texts.number(folder)
+def collect(found, read, name: str, lost: Sequence[str] = ()) -> ShardIndex:
+    """Groups (name, offset, size) of members into samples, see samples.py.
+
+    Args:
+        read: `read(offset, size)` gives what labels contain.
+        name: the shard's file name.
+        lost: names of members whose content is not in the archive, complete once `found` is used up.
+    """
+    samples = group(found)
+    texts, rows, odd = _Texts(), np.zeros(len(samples.images), SAMPLE), 0
+    for row, (key, place) in enumerate(samples.images.items()):
+        contents = {
+            suffix: read(*where) if where[1] <= LONGEST[suffix] else None
+            for suffix, (where, _) in samples.beside.get(key, {}).items()
+            if suffix in LONGEST
+        }
+        label, named = NONE, None
+        try:
+            label, named = label_of(contents)
+        except NoClass:
+            odd += 1
+        folder, slash, _ = normal(key).partition("/")
+        numbers = (
+            texts.number(named),
+            texts.number(text_of(contents), few=True),
+            texts.number(folder if slash else None),
+        )
         rows[row] = (*place, label, key_of(f"{name}/{key}"), *numbers)
-    incomplete = sum(key not in images for key in others)
-    return ShardIndex(rows, list(texts.known), list(images), duplicates, incomplete, texts.captions)
-
-
-def split_name(member: str) -> tuple[str, str] | None:
-    """(key, suffix) of a member by webdataset's rule, None for what belongs to no sample."""
-    match = _KEY.fullmatch(member)
-    return None if match is None or _NO_SAMPLE.search(member) else (match.group(1), match.group(2).lower())
+    gone = sum(split is not None and split[1].rpartition(".")[2] in _COUNTED for split in map(split_name, lost))
+    return ShardIndex(
+        samples=rows,
+        texts=list(texts.known),
+        keys=list(samples.images),
+        duplicates=samples.duplicates,
+        incomplete=len(samples.incomplete),
+        captions=texts.captions,
+        odd_labels=odd,
+        lost=gone,
+    )
 
 
 class _Texts:
@@ -127,49 +135,14 @@ class _Texts:
     def number(self, text: str | None, few: bool = False) -> int:
         if text is None or (few and self.captions):
             return -1
+        text = text if few else class_name(text)
         if text not in self.known:
             self.few += few
-            if few and (self.few > _MOST_TEXTS or not _is_name(text)):
+            if few and (self.few > _MOST_TEXTS or not (is_class_name(text) or text.isdecimal())):
                 self.captions = True
                 return -1
             self.known[text] = len(self.known)
         return self.known[text]
-
-
-def _label(found: dict, path: str) -> tuple[int, str | None, str | None]:
-    """(number or -1, class name, content of .txt): .cls goes before "label" in .json."""
-    text = found["txt"][1].decode("utf-8", "replace").strip() if "txt" in found else None
-    for suffix in ("cls", "json"):
-        if suffix not in found:
-            continue
-        member, content = found[suffix]
-        value = _value(suffix, content)
-        if value is None:
-            continue
-        if isinstance(value, int):
-            return value, None, text
-        if isinstance(value, str) and value and _is_name(value):
-            return -1, value, text
-        shown = repr(content[:40])
-        raise TarError(f"{path}: {member}: a label must be a whole number or a class name, this one is {shown}")
-    return -1, None, text
-
-
-def _value(suffix: str, content: bytes):
-    """What is written there: a number, a name, None for JSON without a label; the bytes when it is none of these."""
-    try:
-        value = content.decode().strip() if suffix == "cls" else json.loads(content)
-    except ValueError:
-        return content
-    if suffix == "json":
-        value = value.get("label") if isinstance(value, dict) else None
-    if isinstance(value, str) and re.fullmatch(r"[+-]?\d+", value):
-        return int(value)
-    return int(value) if isinstance(value, float) and value.is_integer() else value
-
-
-def _is_name(text: str) -> bool:
-    return len(text.encode()) <= _LONGEST_NAME and text.isprintable()
 
 
 def local_stamp(path: str) -> np.ndarray:
@@ -197,11 +170,12 @@ def load(places, stamp: np.ndarray, compare: int = 3) -> ShardIndex | None:
         with contextlib.suppress(*_UNREADABLE), open(place, "rb") as file, np.load(file) as stored:
             head = stored["head"]
             if np.array_equal(head[:compare], stamp[:compare]):
-                duplicates, incomplete, captions, unchecked, texts = head[3:].tolist()
+                duplicates, incomplete, captions, unchecked, odd_labels, lost, texts = head[3:].tolist()
                 names = _split(stored["texts"]) if texts else []
                 samples = stored["samples"]
                 if samples.dtype == SAMPLE:
-                    return ShardIndex(samples, names, None, duplicates, incomplete, bool(captions), bool(unchecked))
+                    counts = duplicates, incomplete, bool(captions), bool(unchecked), odd_labels, lost
+                    return ShardIndex(samples, names, None, *counts)
     return None
 
 
@@ -215,7 +189,8 @@ def load_keys(places, stamp: np.ndarray, compare: int = 3) -> list[str] | None:
 
 def store(index: ShardIndex, places, stamp: np.ndarray) -> Path | None:
     """Writes the index to the first place that can be written to, which is returned."""
-    counts = [index.duplicates, index.incomplete, index.captions, index.unchecked, len(index.texts)]
+    counts = [index.duplicates, index.incomplete, index.captions, index.unchecked, index.odd_labels, index.lost]
+    counts.append(len(index.texts))
     head = np.concatenate([stamp, np.array(counts, np.int64)])
     for place in places:
         with contextlib.suppress(OSError):

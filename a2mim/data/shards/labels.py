@@ -9,25 +9,25 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from a2mim.data.shards.index import ShardIndex
+from a2mim.data.names import whole_number
+from a2mim.data.shards.index import NONE, ShardIndex
 
-NONE = -1
+
+class LabelsDisagree(ValueError):
+    """Numbers in some samples and names in others, or a name that classes.txt does not list."""
 
 
 def resolve(indices: Sequence[ShardIndex], listed: list[str] | None) -> tuple[np.ndarray, list[str] | None]:
-    """((N,) int64 labels over all shards, name of label 0, 1, … or None).
+    """((N,) int64 labels over all shards, name of label 0, 1, … or None); raises LabelsDisagree.
 
     Args:
         listed: the lines of classes.txt beside the shards.
-
-    Raises:
-        ValueError: numbers in some samples and names in others, or a name that classes.txt does not list.
     """
     numbers = np.concatenate([index.samples["label"] for index in indices])
     named = any((index.samples["name"] >= 0).any() for index in indices)
     if (numbers >= 0).any():
         if named:
-            raise ValueError("some labels are numbers and others are class names; write all of them alike")
+            raise LabelsDisagree("some labels are numbers and others are class names; write all of them alike")
         return numbers, listed if listed and numbers.max() < len(listed) else None
     if named:
         return _by_name(_column(indices, "name"), listed)
@@ -60,15 +60,16 @@ def _by_name(column: tuple[np.ndarray, list[str]], listed: list[str] | None) -> 
     number = {name: k for k, name in enumerate(names)}
     unknown = [text for text in texts if text not in number]
     if unknown:
-        raise ValueError(f"the class {unknown[0]!r} is not in classes.txt, which lists {len(names)}; add it there")
+        raise LabelsDisagree(f"the class {unknown[0]!r} is not in classes.txt, which lists {len(names)}; add it there")
     table = np.array([*(number[text] for text in texts), NONE], np.int64)
     return table[codes], names
 
 
 def _by_text(codes: np.ndarray, texts: list[str], listed: list[str] | None):
     """(labels, names) of .txt members, or (None, None) for captions."""
-    if all(text.isdecimal() for text in texts):
-        labels = np.array([*map(int, texts), NONE], np.int64)[codes]
+    numbers = [whole_number(text) for text in texts]
+    if all(number is not None and number >= NONE for number in numbers):
+        labels = np.array([*numbers, NONE], np.int64)[codes]
         return labels, listed if listed and labels.max() < len(listed) else None
     if listed and set(texts) <= set(listed):
         return _by_name((codes, texts), listed)

@@ -10,11 +10,12 @@ import numpy as np
 from a2mim.data.access import DEFAULT, Access
 from a2mim.data.dataset import ImageDataset
 from a2mim.data.errors import ShardError
+from a2mim.data.plain_files import read_class_list
 from a2mim.data.remote.origins import origin_of
 from a2mim.data.remote.retry import persist
-from a2mim.data.shards.index import cached_place
+from a2mim.data.shards.index import NONE, cached_place
 from a2mim.data.shards.indexing import Shard, index_all, look_at
-from a2mim.data.shards.labels import resolve
+from a2mim.data.shards.labels import LabelsDisagree, resolve
 from a2mim.data.shards.tar_store import TarStore
 
 
@@ -41,27 +42,37 @@ def open_shards(addresses: list[str], title: str, access: Access = DEFAULT) -> I
         raise ValueError(
             f"no images in {title!r}: a sample is a member such as 000001.jpg, with its label in 000001.cls"
         )
-    try:
-        labels, names = resolve([shard.index for shard in shards], _listed_classes(shards[0], access))
-    except ValueError as error:
-        raise ValueError(f"{title}: {error}") from None
+    labels, names, fault = _labels(shards, access)
     keys, offsets, lengths = (
         np.concatenate([shard.index.samples[column] for shard in shards]) for column in ("key", "offset", "size")
     )
     duplicates = sum(shard.index.duplicates for shard in shards)
     incomplete = sum(shard.index.incomplete for shard in shards)
-    unchecked = sum(shard.index.unchecked for shard in shards)
-    _tell(title, skipped, unchecked)
+    unchecked, odd_labels, lost = (
+        sum(getattr(shard.index, count) for shard in shards) for count in ("unchecked", "odd_labels", "lost")
+    )
+    _tell(title, skipped, unchecked, fault)
     for shard in shards:
         shard.index = None  # the arrays above are all that is needed
     store = TarStore(shards, np.cumsum(sizes), offsets, lengths, _decided(access, shards))
     dataset = ImageDataset(store, title, keys, labels, sizes, names, duplicates=duplicates)
     dataset.skipped, dataset.incomplete, dataset.unchecked = skipped, incomplete, unchecked
+    dataset.odd_labels, dataset.lost, dataset.label_fault = odd_labels, lost, fault
     return dataset
 
 
-def _tell(title: str, skipped: list[str], unchecked: int) -> None:
+def _labels(shards: list[Shard], access: Access) -> tuple[np.ndarray, list[str] | None, str]:
+    """(labels, class names, why labels that disagree are left out); pre-training can use such a set all the same."""
+    try:
+        return *resolve([shard.index for shard in shards], _listed_classes(shards[0], access)), ""
+    except LabelsDisagree as error:
+        return np.full(sum(len(shard.index.samples) for shard in shards), NONE, np.int64), None, str(error)
+
+
+def _tell(title: str, skipped: list[str], unchecked: int, fault: str) -> None:
     """What a user chose and should not forget, whichever command it is."""
+    if fault:
+        warnings.warn(f"{title}: no labels are used: {fault}", stacklevel=4)
     if skipped:
         warnings.warn(f"{title}: {len(skipped)} bad shards are left out: {_few(skipped)}", stacklevel=4)
     if unchecked:
@@ -106,7 +117,7 @@ def _listed_classes(shard: Shard, access: Access) -> list[str] | None:
         return None
     beside = f"{folder}{slash}classes.txt"
     listed = Path(beside) if shard.stat is None else _fetched_text(beside, access)
-    return listed.read_text(encoding="utf-8").splitlines() if listed.is_file() else None
+    return read_class_list(listed) if listed.exists() else None
 
 
 def _fetched_text(address: str, access: Access) -> Path:

@@ -1,33 +1,122 @@
 """What stands where in a tar archive, from its headers alone.
 
 Python's tarfile ends silently where an archive was cut; here a cut, a bad checksum and a missing end are errors that
-name the byte. Reads ustar, GNU (long names, base-256 sizes) and PAX (path, size) headers.
+name the byte. Reads ustar, GNU (long names, base-256 sizes) and PAX (path, size) headers. Nothing that a header claims
+is believed before it is compared with the length of the file.
 
 Source: POSIX.1-2008 pax, "ustar Interchange Format"; GNU tar manual, "Basic Tar Format".
 """
 
 import os
+import posixpath
+import re
 from collections.abc import Iterator
+from typing import NamedTuple
 
 from a2mim.data.errors import ShardError
 
 BLOCK = 512
-_LONGEST_END = 128 * BLOCK  # writers pad the end marker to a record, 20 blocks by default
+LONGEST_NAME = 64 << 10  # bytes; systems allow 4,096
+LONGEST_PAX = 1 << 20  # bytes of one PAX extension header; tar keeps names, sizes and attributes there
+_PLAIN_END = 128 * BLOCK  # writers pad the end marker to a record, 20 blocks by default
+_LONGEST_RECORD = 16 << 20  # bytes, `tar -b 32768`
 _REGULAR = (b"0", b"\0", b"7")
+_WITHOUT_CONTENT = b"123456"  # links, devices, folders, pipes: their size field says nothing about the archive
+_LINKS = (b"1", b"2")  # hard and symbolic
+_MOST_LINKS = 40  # of a chain, as Linux has it
+_OTHER_FORMATS = (
+    (b"\x1f\x8b", "compressed with gzip; unpack it with gunzip"),
+    (b"BZh", "compressed with bzip2; unpack it with bunzip2"),
+    (b"\xfd7zXZ\0", "compressed with xz; unpack it with unxz"),
+    (b"\x28\xb5\x2f\xfd", "compressed with zstd; unpack it with unzstd"),
+    (b"\x04\x22\x4d\x18", "compressed with lz4; unpack it with unlz4"),
+    (b"LZIP", "compressed with lzip; unpack it with lzip -d"),
+    (b"\x89LZO", "compressed with lzop; unpack it with lzop -d"),
+    (b"\x5d\0\0", "compressed with lzma; unpack it with unlzma"),
+    (b"\x1f\x9d", "compressed with compress; unpack it with uncompress"),
+    (b"PK\x03\x04", "a zip archive and no tar file; unzip it and give the folder"),
+    (b"7z\xbc\xaf\x27\x1c", "a 7z archive and no tar file; unpack it with 7z x and give the folder"),
+    (b"Rar!", "a rar archive and no tar file; unpack it with unrar and give the folder"),
+    (b"PAR1", "a Parquet file and no tar file; give its rows as a data set from Python"),
+    (b"\x89HDF", "an HDF5 file and no tar file; give its images as a data set from Python"),
+)
 
 
 class TarError(ShardError):
     """A damaged or unusable archive; the message has path and byte."""
 
 
+class Link(NamedTuple):
+    """A member that is another name of a file, or a file whose content lies in fragments (target "").
+
+    Args:
+        name, target: as the archive has them; of a symbolic link the target counts from the link's folder.
+        hard: a hard link; the target counts from the root of the archive.
+    """
+
+    name: str
+    target: str
+    hard: bool
+
+
 def members(path: str, start: int = 0) -> Iterator[tuple[str, int, int]]:
-    """Yields (name, offset of the content, size in bytes) of every regular file; raises TarError.
+    """Yields (name, offset of the content, size in bytes) of every regular file, links left out; raises TarError.
 
     Args:
         start: where to begin, the first header of a member in bytes.
     """
     with open(path, "rb") as file:
-        yield from _Headers(path, file.fileno(), start)
+        for member in _Headers(path, file.fileno(), start):
+            if not isinstance(member, Link):
+                yield member
+
+
+def files(path: str, lost: list[str] | None = None) -> Iterator[tuple[str, int, int]]:
+    """Yields what `members` does, and then each link under its own name with the content of the file it leads to.
+
+    Args:
+        lost: gets the names of links that lead to no file of the archive, and of sparse files (in fragments).
+    """
+    links = []
+    with open(path, "rb") as file:
+        for member in _Headers(path, file.fileno(), 0):
+            if isinstance(member, Link):
+                links.append(member)
+            else:
+                yield member
+    if links:
+        yield from _resolved(path, links, [] if lost is None else lost)
+
+
+def _resolved(path: str, links: list[Link], lost: list[str]) -> Iterator[tuple[str, int, int]]:
+    """The archive is walked a second time, so that only targets of links are held in memory."""
+    target_of = {normal(link.name): _target(link) for link in links}
+    wanted = set(target_of.values())
+    places = {normal(name): (offset, size) for name, offset, size in members(path) if normal(name) in wanted}
+    for link in links:
+        target = normal(link.name)
+        for _ in range(_MOST_LINKS):
+            target = target_of.get(target, "")
+            if target in places or not target:
+                break
+        if target in places:
+            yield link.name, *places[target]
+        else:
+            lost.append(link.name)
+
+
+def _target(link: Link) -> str:
+    """Normal name of the file that a link leads to; "" where that cannot be in the archive."""
+    if not link.target or (not link.hard and link.target.startswith("/")):
+        return ""
+    folder = "" if link.hard else posixpath.dirname(normal(link.name))
+    found = normal(posixpath.join(folder, link.target))
+    return "" if found == ".." or found.startswith("../") else found
+
+
+def normal(name: str) -> str:
+    """A member's name without "./", "//" or a leading slash, so that names of one file are alike."""
+    return posixpath.normpath(name.lstrip("/")) if name else name
 
 
 class _Headers:
@@ -37,33 +126,49 @@ class _Headers:
         self.path, self.descriptor, self.start = path, descriptor, start
         self.length = os.fstat(descriptor).st_size
 
-    def __iter__(self) -> Iterator[tuple[str, int, int]]:
-        offset, name, size = self.start, None, None  # name, size: announced by an extension header for the next member
+    def __iter__(self) -> Iterator[tuple[str, int, int] | Link]:
+        offset = self.start
+        name = target = size = None  # announced by extension headers for the next member
+        sparse = False
         while (header := self._header(offset)) is not None:
+            kind = header[156:157]
             length = _number(header[124:136]) if size is None else size
-            start = offset + BLOCK
+            if kind in _WITHOUT_CONTENT:
+                length = 0
+            start = self._content_start(offset, kind, header)
             offset = start + -(-length // BLOCK) * BLOCK
             if start + length > self.length:
                 self._fail(
                     start - BLOCK, f"cut short: a member needs {start + length} bytes, the file has {self.length}"
                 )
-            kind = header[156:157]
-            if kind == b"L":
-                name = _text(self._read(start, length))
+            if kind in (b"L", b"K"):
+                text = _text(self._extension(start, length, LONGEST_NAME))
+                name, target = (text, target) if kind == b"L" else (name, text)
             elif kind == b"x":
-                fields = _pax(self._read(start, length))
-                name = fields.get("path", name)
-                size = int(fields["size"]) if fields.get("size", "").isdecimal() else None
-            elif kind not in (b"g", b"K"):
-                if kind in _REGULAR:
-                    yield name or _name(header), start, length
-                name = size = None
+                fields = self._pax(start, length)
+                name, target = fields.get("path", name), fields.get("linkpath", target)
+                size = self._pax_size(start, fields)
+                sparse = any(key.startswith("GNU.sparse.") for key in fields)
+                name = fields.get("GNU.sparse.name", name)
+            elif kind != b"g":
+                full_name = name or _name(header)
+                if kind in _LINKS:
+                    yield Link(full_name, target or _text(header[157:257]), kind == b"1")
+                elif kind == b"S" or (sparse and kind in _REGULAR):
+                    yield Link(full_name, "", True)
+                elif kind in _REGULAR:
+                    yield full_name, start, length
+                name = target = size = None
+                sparse = False
 
     def _header(self, offset: int) -> bytes | None:
         """The header block at an offset, checked; None at the end of the archive."""
         header = self._read(offset, BLOCK)
-        if offset == 0 and header[:2] == b"\x1f\x8b":
-            self._fail(0, "compressed with gzip; unpack it with gunzip: members cannot be read at random")
+        if offset == 0:
+            for beginning, said in _OTHER_FORMATS:
+                if header.startswith(beginning) and not _checksum_holds(header):
+                    why = ": its members cannot be read at random" if said.startswith("compressed") else ""
+                    self._fail(0, said + why)
         if len(header) < BLOCK:
             self._fail(offset, "no end-of-archive marker: cut short" if offset else "empty or cut short")
         if not any(header):
@@ -77,25 +182,74 @@ class _Headers:
             self._fail(offset, f"a size that is no number: {header[124:136]!r}")
         return header
 
+    def _content_start(self, offset: int, kind: bytes, header: bytes) -> int:
+        """Where content begins: behind the header and, in a GNU sparse file, the blocks that continue its map."""
+        start = offset + BLOCK
+        more = kind == b"S" and header[482] == 1
+        while more:
+            block = self._read(start, BLOCK)
+            if len(block) < BLOCK:
+                self._fail(start, "cut short in the map of a sparse file")
+            more = block[504] == 1
+            start += BLOCK
+        return start
+
     def _check_end(self, offset: int) -> None:
         """After the first empty block an archive has nothing but the padding of its last record."""
-        if any(self._read(offset, _LONGEST_END)):
+        if any(self._read(offset, _PLAIN_END)):
             self._fail(offset, "members follow an end-of-archive marker: joined archives, or zeros in the middle")
-        if self.length - offset > _LONGEST_END:
-            self._fail(offset, f"{self.length - offset} bytes of zeros to the end of the file: not written to the end")
+        padding = self.length - offset
+        if padding > _PLAIN_END and not self._is_record_end(padding):
+            self._fail(offset, f"{padding} bytes of zeros to the end of the file: not written to the end")
+        for start in range(offset + _PLAIN_END, self.length, _PLAIN_END):
+            if any(self._read(start, _PLAIN_END)):
+                self._fail(start, "data follow an end-of-archive marker: joined archives, or zeros in the middle")
+
+    def _is_record_end(self, padding: int) -> bool:
+        """Whether zeros of this length may pad a record of `tar -b N`: the archive is a whole number of such records.
+
+        N is taken for a power of two, also times 5, 25 or 125: any other number would excuse most cut archives.
+        """
+        for odd in (1, 5, 25, 125):
+            record = odd * BLOCK
+            while record <= _LONGEST_RECORD:
+                if padding < record + 2 * BLOCK and self.length % record == 0:
+                    return True
+                record *= 2
+        return False
+
+    def _extension(self, start: int, length: int, most: int) -> bytes:
+        if length > most:
+            self._fail(start - BLOCK, f"an extension header of {length} bytes; at most {most} are read")
+        return self._read(start, length)
+
+    def _pax(self, start: int, length: int) -> dict[str, str]:
+        content = self._extension(start, length, LONGEST_PAX)
+        try:
+            return _pax(content)
+        except ValueError:
+            self._fail(start - BLOCK, "a PAX header that cannot be read: damaged")
+
+    def _pax_size(self, start: int, fields: dict[str, str]) -> int | None:
+        size = fields.get("size")
+        if size is not None and not re.fullmatch(r"[0-9]{1,19}", size):
+            self._fail(start - BLOCK, f"a size that is no number: {size[:40]!r}")
+        return None if size is None else int(size)
 
     def _read(self, offset: int, size: int) -> bytes:
         return os.pread(self.descriptor, size, offset)
 
-    def _fail(self, offset: int, what: str) -> None:
+    def _fail(self, offset: int, what: str):
         raise TarError(f"{self.path}: byte {offset}: {what}")
 
 
 def _number(field: bytes) -> int:
-    """Octal digits, or base 256 when the first bit is set."""
+    """Octal digits, or base 256 when the first bit is set; ValueError for anything else, such as a sign."""
     if field[0] & 0x80:
         return int.from_bytes(field, "big") & ((1 << (8 * len(field) - 1)) - 1)
-    digits = _text(field).strip()
+    digits = field.split(b"\0", 1)[0].strip(b" ")
+    if digits and not re.fullmatch(rb"[0-7]+", digits):
+        raise ValueError(f"not an octal number: {field!r}")
     return int(digits, 8) if digits else 0
 
 
@@ -104,6 +258,8 @@ def _text(field: bytes) -> str:
 
 
 def _checksum_holds(header: bytes) -> bool:
+    if len(header) < BLOCK:
+        return False
     try:
         return _number(header[148:156]) == sum(header) - sum(header[148:156]) + 8 * ord(" ")
     except ValueError:
@@ -117,13 +273,17 @@ def _name(header: bytes) -> str:
 
 
 def _pax(content: bytes) -> dict[str, str]:
-    """Records "<length> <key>=<value>\\n", the length counting itself."""
-    fields = {}
-    while content:
-        digits = content.split(b" ", 1)[0]
-        if not digits.isdigit() or int(digits) <= len(digits):
-            break
-        key, _, value = content[len(digits) + 1 : int(digits) - 1].partition(b"=")
-        fields[key.decode("utf-8", "surrogateescape")] = value.decode("utf-8", "surrogateescape")
-        content = content[int(digits) :]
+    """Records "<length> <key>=<value>\\n", the length counting itself; ValueError for anything else."""
+    fields, start = {}, 0
+    while start < len(content) and content[start]:  # a zero begins padding
+        blank = content.find(b" ", start, start + 20)
+        digits = content[start:blank] if blank >= 0 else b""
+        stop = start + int(digits) if digits.isdigit() else 0
+        if not start < blank < stop <= len(content):
+            raise ValueError("a PAX record of a wrong length")
+        key, equals, value = content[blank + 1 : stop - 1].partition(b"=")
+        if not equals:
+            raise ValueError("a PAX record without '='")
+        fields[_text(key)] = _text(value)
+        start = stop
     return fields

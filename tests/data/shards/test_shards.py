@@ -1,12 +1,16 @@
+import io
 import os
 import pickle
+import tarfile
 
 import numpy as np
 import pytest
 from small_images import encoded, picture, write_tar
 
 from a2mim.data import check_shards, open_dataset
+from a2mim.data.access import Access
 from a2mim.data.decode import decode
+from a2mim.data.prepare.reshard import Encoding, reshard
 from a2mim.data.shards import index as shard_index
 from a2mim.data.shards.index import read_index
 from a2mim.data.shards.tarfiles import TarError
@@ -76,11 +80,63 @@ def test_grouping_into_samples(tmp_path):
     assert dataset.read(0).shape == dataset.read(1).shape == (40, 56, 3)
 
 
-def test_a_label_that_is_no_label_is_an_error_that_shows_it(tmp_path):
-    for content in (b"", b"\xff\xfe", b"two\nlines"):
-        write_tar(tmp_path / "x.tar", [("a.jpg", b"x"), ("a.cls", content)])
-        with pytest.raises(TarError, match=r"x\.tar: a\.cls: a label must be a whole number or a class name, this one"):
-            open_dataset(tmp_path / "x.tar")
+def test_names_with_several_dots_are_images_of_their_own(tmp_path):
+    jpg = encoded(picture(0))
+    dated = [("scan/22.05.JPG", jpg), ("scan/22.06.jpg", jpg), ("scan/22.05.cls", b"1"), ("scan/22.06.cls", b"2")]
+    others = [("v1.2/a.png", encoded(picture(1), "png")), ("v1.2/a.seg.png", b"mask"), ("v1.2/b.seg.png", b"mask")]
+    write_tar(tmp_path / "x.tar", [*dated, *others, ("3.7.png", jpg), ("3.cls", b"5"), ("4.7.cls", b"6")])
+    dataset = open_dataset(tmp_path / "x.tar")
+    keys = [dataset.name(i).rpartition("x.tar/")[2] for i in range(len(dataset))]
+    assert keys == ["v1.2/a", "scan/22.05", "scan/22.06", "3.7"] and dataset.labels.tolist() == [-1, 1, 2, 5]
+    assert dataset.incomplete == 2  # v1.2/b has only a mask, and 4.7 only a label
+    made = reshard(tmp_path / "x.tar", tmp_path / "new", Encoding(short_side=None), access=Access(processes=1))
+    again = open_dataset(made["pattern"])
+    assert sorted(again.labels.tolist()) == [-1, 1, 2, 5] and made["images"] == 4
+
+
+def write_links(path, *links, files=()):
+    """A tar of files and of (name, target, kind) links."""
+    with tarfile.open(path, "w") as archive:
+        for name, content in files:
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            archive.addfile(info, io.BytesIO(content))
+        for name, target, kind in links:
+            info = tarfile.TarInfo(name)
+            info.type, info.linkname = kind, target
+            archive.addfile(info)
+
+
+def test_links_inside_an_archive_are_images_and_labels_too(tmp_path):
+    files = [("./d/a.jpg", encoded(picture(0))), ("./d/a.cls", b"1"), ("e.jpg", encoded(picture(1)))]
+    links = [
+        *(("d/b.jpg", "d/a.jpg", tarfile.LNKTYPE), ("d/b.cls", "d/a.cls", tarfile.LNKTYPE)),
+        *(("f/c.jpg", "../d/b.jpg", tarfile.SYMTYPE), ("f/c.cls", "c.txt", tarfile.SYMTYPE)),
+        *(("f/c.txt", "../d/a.cls", tarfile.SYMTYPE), ("f/folder", "../d", tarfile.SYMTYPE)),
+    ]
+    write_links(tmp_path / "x.tar", *links, files=files)
+    dataset = open_dataset(tmp_path / "x.tar")
+    assert len(dataset) == 4 and dataset.labels.tolist() == [1, -1, 1, 1] and dataset.lost == 0
+    assert np.array_equal(dataset.read(2), dataset.read(0)) and np.array_equal(dataset.read(3), dataset.read(0))
+    made = reshard(tmp_path / "x.tar", tmp_path / "new", Encoding(short_side=None), access=Access(processes=1))
+    again = open_dataset(made["pattern"])
+    assert sorted(map(again.store.content, range(4))) == sorted(map(dataset.store.content, range(4)))
+    assert sorted(again.labels.tolist()) == [-1, 1, 1, 1]
+    assert check_shards(tmp_path / "x.tar").ok
+
+
+def test_links_that_lead_to_nothing_are_counted_and_fail_the_check(tmp_path):
+    links = [
+        *(("a.png", "/etc/b.png", tarfile.SYMTYPE), ("b.png", "../b.png", tarfile.SYMTYPE)),
+        *(("c.png", "d.png", tarfile.SYMTYPE), ("d.png", "c.png", tarfile.SYMTYPE)),
+        *(("x.cls", "gone.cls", tarfile.LNKTYPE), ("README", "gone", tarfile.LNKTYPE)),
+    ]
+    write_links(tmp_path / "x.tar", *links, files=[("x.png", encoded(picture(0), "png"))])
+    for _ in range(2):  # the second time from the cached index
+        dataset = open_dataset(tmp_path / "x.tar")
+        assert len(dataset) == 1 and dataset.lost == 5 and "5 images or labels lost" in dataset.describe()
+    report = check_shards(tmp_path / "x.tar")
+    assert not report.ok and "5 images or labels lost" in str(report)
 
 
 def test_class_names_come_from_the_list_beside_the_shards(shards, tmp_path):

@@ -1,10 +1,13 @@
 import os
+import random
 import tarfile
+import time
+import tracemalloc
 
 import pytest
 from small_images import write_tar
 
-from a2mim.data.shards.tarfiles import BLOCK, TarError, members
+from a2mim.data.shards.tarfiles import BLOCK, TarError, files, members
 
 FORMATS = {"ustar": tarfile.USTAR_FORMAT, "gnu": tarfile.GNU_FORMAT, "pax": tarfile.PAX_FORMAT}
 FILES = [("a.jpg", b"x" * 700), ("empty.cls", b""), ("deep/" * 30 + "b.jpg", b"y" * 512), ("c/d.e.f", b"z")]
@@ -100,12 +103,132 @@ def test_zeros_in_the_place_of_members_are_found(tmp_path):
         contents(path)
 
 
-def test_a_compressed_archive_says_what_to_do(tmp_path):
+@pytest.mark.parametrize(
+    ("beginning", "said"),
+    [
+        (b"\x1f\x8b\x08", "gzip; unpack it with gunzip"),
+        (b"BZh91AY", "bzip2; unpack it with bunzip2"),
+        (b"\xfd7zXZ\0", "xz; unpack it with unxz"),
+        (b"\x28\xb5\x2f\xfd", "zstd; unpack it with unzstd"),
+        (b"PK\x03\x04", "a zip archive and no tar file; unzip it"),
+    ],
+)
+@pytest.mark.parametrize("length", [100, 5000])
+def test_a_compressed_archive_says_what_to_do(tmp_path, beginning, said, length):
     path = tmp_path / "x.tar"
-    with tarfile.open(path, "w:gz") as archive:
-        archive.addfile(tarfile.TarInfo("a.jpg"))
-    with pytest.raises(TarError, match="unpack it with gunzip"):
+    path.write_bytes(beginning.ljust(length, b"\x55"))
+    with pytest.raises(TarError, match=said):
         contents(path)
+
+
+def test_a_member_whose_name_begins_like_a_compressed_file_is_a_member(tmp_path):
+    files = [("BZh/a.jpg", b"x")]
+    assert contents(write_tar(tmp_path / "x.tar", files)) == files
+
+
+@pytest.mark.parametrize("blocks", [1, 20, 512, 2048, 1000])
+def test_the_end_may_be_padded_to_any_usual_record(tmp_path, blocks):
+    """As `tar -b N` does."""
+    path = write_tar(tmp_path / "x.tar", FILES)
+    archive = path.read_bytes().rstrip(b"\0")
+    archive += bytes(-len(archive) % BLOCK + 2 * BLOCK)
+    path.write_bytes(archive + bytes(-len(archive) % (blocks * BLOCK)))
+    assert contents(path) == FILES
+    with open(path, "ab") as file:
+        file.write(bytes(7 << 20) + b"x")
+    with pytest.raises(TarError):
+        contents(path)
+
+
+def extension(kind: bytes, content: bytes, claimed: int | None = None) -> bytes:
+    """An extension header and what it announces."""
+    info = tarfile.TarInfo("././@LongLink")
+    info.type, info.size = kind, len(content) if claimed is None else claimed
+    return info.tobuf(tarfile.GNU_FORMAT) + content + bytes(-len(content) % BLOCK)
+
+
+def test_a_pax_header_of_many_records_takes_no_time(tmp_path):
+    member = tarfile.TarInfo("a.jpg").tobuf()
+    path = tmp_path / "x.tar"
+    path.write_bytes(extension(b"x", b"6 a=b\n" * 170_000) + member + bytes(2 * BLOCK))
+    started = time.process_time()
+    assert contents(path) == [("a.jpg", b"")] and time.process_time() - started < 2
+
+
+@pytest.mark.parametrize("kind", [b"L", b"K", b"x"])
+def test_a_long_extension_is_refused_before_it_is_read(tmp_path, kind):
+    """A sparse file of 12 GB takes no room on the disk, and would take it in memory."""
+    path = tmp_path / "x.tar"
+    path.write_bytes(extension(kind, b"", 12 << 30))
+    os.truncate(path, 13 << 30)
+    tracemalloc.start()
+    with pytest.raises(TarError, match=r"x\.tar: byte 0: an extension header of 12884901888 bytes; at most \d+ are"):
+        contents(path)
+    assert tracemalloc.get_traced_memory()[1] < 8 << 20
+    tracemalloc.stop()
+
+
+@pytest.mark.parametrize(
+    "content", [b"99 path=a\n", b"3 path=a\n", b"path=a\n", b"10 path a\n", b"-9 path=a\n", b"9" * 5000 + b" path=a\n"]
+)
+def test_a_damaged_pax_header_is_a_fault_of_the_archive(tmp_path, content):
+    path = tmp_path / "x.tar"
+    path.write_bytes(extension(b"x", content) + tarfile.TarInfo("a.jpg").tobuf() + bytes(2 * BLOCK))
+    with pytest.raises(TarError, match=r"x\.tar: byte 0: a PAX header that cannot be read"):
+        contents(path)
+
+
+@pytest.mark.parametrize("size", [b"9" * 18, b"1" * 5000, b"-5", b"0x10", b""])
+def test_a_pax_size_is_believed_only_up_to_the_end_of_the_file(tmp_path, size):
+    record = b"size=" + size + b"\n"
+    record = next(b"%d " % n + record for n in range(8, 6000) if len(b"%d " % n + record) == n)
+    path = tmp_path / "x.tar"
+    path.write_bytes(extension(b"x", record) + tarfile.TarInfo("a.jpg").tobuf() + bytes(2 * BLOCK))
+    with pytest.raises(TarError, match=r"x\.tar: byte \d+: (cut short|a size that is no number)"):
+        contents(path)
+
+
+def test_sparse_files_are_lost_and_what_follows_is_found(tmp_path):
+    """GNU tar -S keeps a map in the header and in the blocks behind it."""
+    info = tarfile.TarInfo("hole.jpg")
+    info.type, info.size = b"S", 700
+    header = bytearray(info.tobuf(tarfile.GNU_FORMAT))
+    header[482] = 1
+    header = with_checksum(header)
+    path = tmp_path / "x.tar"
+    end = write_tar(tmp_path / "y.tar", FILES).read_bytes()
+    path.write_bytes(header + bytes(BLOCK) + b"x" * 1024 + end)
+    lost = []
+    assert [name for name, *_ in files(str(path), lost)] == [name for name, _ in FILES] and lost == ["hole.jpg"]
+
+
+def test_damaged_headers_end_in_a_fault_of_the_archive_and_nothing_else(tmp_path):
+    """A seeded fuzz: bytes of headers are changed and their checksums made right again."""
+    rng = random.Random(0)
+    whole = bytearray(
+        extension(b"x", b"17 path=d/b.jpg.x\n"[:17] + b"\n")
+        + write_tar(tmp_path / "y.tar", [*FILES, *LONG], tarfile.PAX_FORMAT).read_bytes()
+    )
+    path, refused = tmp_path / "x.tar", 0
+    headers = [k for k in range(0, len(whole), BLOCK) if whole[k + 257 : k + 262] == b"ustar"]
+    started = time.process_time()
+    for _ in range(1500):
+        archive = bytearray(whole)
+        for _ in range(rng.randint(1, 3)):
+            start = rng.choice(headers)
+            place = rng.choice([rng.randrange(BLOCK), 156, rng.randrange(124, 136), BLOCK + rng.randrange(20)])
+            archive[start + place] = rng.choice([0, 0x2D, 0x37, 0x80, 0xFF, 0x53, 0x78, 0x31, rng.randrange(256)])
+            header = archive[start : start + BLOCK]
+            header[148:156] = b" " * 8
+            archive[start + 148 : start + 156] = b"%06o\0 " % sum(header)
+        path.write_bytes(archive)
+        try:
+            for _, offset, size in files(str(path), []):
+                assert 0 <= offset <= offset + size <= len(archive)
+        except TarError as error:
+            refused += 1
+            assert str(error).startswith(f"{path}: byte ")
+    assert 100 < refused < 1500 and time.process_time() - started < 20
 
 
 def test_something_else_is_no_tar(tmp_path):
@@ -115,7 +238,9 @@ def test_something_else_is_no_tar(tmp_path):
         contents(path)
 
 
-@pytest.mark.parametrize("size", [b"0000000zzzz\0", b"0000000\xff\xff\xff\xff\0"])
+@pytest.mark.parametrize(
+    "size", [b"0000000zzzz\0", b"0000000\xff\xff\xff\xff\0", b"-0000001000\0", b"0o00000017\0\0", b"1_0\0"]
+)
 def test_a_size_that_is_no_number_is_a_fault_of_the_archive(tmp_path, size):
     header = bytearray(tarfile.TarInfo("a.jpg").tobuf(tarfile.USTAR_FORMAT))
     header[124:136] = size

@@ -1,0 +1,70 @@
+"""Names and numbers that come with data: file names of old disks, class names of other systems, labels of any kind."""
+
+import re
+import unicodedata
+
+LONGEST_NAME = 200  # bytes of a class name
+_NUMBER = re.compile(r"[+-]?[0-9]+")
+_INT64 = 1 << 63
+
+
+def escaped(text: str) -> str:
+    r"""A name on one line that any UTF-8 file and terminal takes: line breaks become \n, bytes that are no UTF-8 \xe9.
+
+    A backslash is doubled, so that two names never become one.
+    """
+    if text.isprintable() and "\\" not in text:
+        return text
+    return "".join(map(_shown, text))
+
+
+def _shown(character: str) -> str:
+    if character == "\\":
+        return "\\\\"
+    if character.isprintable():
+        return character
+    if "\udc80" <= character <= "\udcff":  # Python's stand-in for a byte that is no UTF-8
+        return f"\\x{ord(character) - 0xDC00:02x}"
+    return character.encode("unicode_escape").decode()
+
+
+def class_name(text: str) -> str:
+    """The name of a class: composed (NFC), because a Mac decomposes what Linux composes, and printable.
+
+    A backslash stays as it is, so that a name which was written into classes.txt is read back unchanged.
+    """
+    return unicodedata.normalize("NFC", "".join(c if c == "\\" else _shown(c) for c in text))
+
+
+def is_class_name(text: str) -> bool:
+    """Whether a text may be the name of a class: one printable line of 1 to 200 bytes, and no number."""
+    return (
+        text != ""
+        and text.isprintable()  # a lone surrogate is not
+        and len(text.encode()) <= LONGEST_NAME
+        and not _NUMBER.fullmatch(text)
+    )
+
+
+def whole_number(value: object) -> int | None:
+    """A number of 64 bits, from an int, a whole float, a text or bytes of digits, or an array or tensor of one.
+
+    None for everything else: shares, truth values, lists, numbers with more digits.
+    """
+    if hasattr(value, "item") and not isinstance(value, int | float):
+        try:
+            value = value.item()
+        except (ValueError, RuntimeError):  # an array of several
+            return None
+    if isinstance(value, bytes):
+        value = value.decode("ascii", "replace")
+    if isinstance(value, str):
+        value = value.strip()
+        if len(value) > 20 or not _NUMBER.fullmatch(value):
+            return None
+        value = int(value)
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    if isinstance(value, bool) or not isinstance(value, int):
+        return None
+    return value if -_INT64 <= value < _INT64 else None

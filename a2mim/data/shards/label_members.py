@@ -1,0 +1,62 @@
+"""What the label members of one sample say: .cls, "label" in .json, .txt.
+
+A label that is no class (a list, a share, a long text, a number of more than 64 bits, JSON that cannot be read) is no
+label. It is counted: pre-training needs none, and judges refuse the set.
+"""
+
+import json
+
+from a2mim.data.names import is_class_name, whole_number
+
+SUFFIXES = ("cls", "json", "txt")
+LONGEST = {"cls": 4 << 10, "json": 16 << 20, "txt": 1 << 20}  # bytes that are read; a longer .cls or .json is no label
+NONE = -1
+
+
+class NoClass(ValueError):
+    """A label that is there and is no class."""
+
+
+def label_of(contents: dict[str, bytes | None]) -> tuple[int, str | None]:
+    """(number or -1, class name or None); .cls goes before "label" in .json. Raises NoClass.
+
+    Args:
+        contents: of each suffix; None where the member is too long to be read.
+    """
+    for suffix in ("cls", "json"):
+        if suffix in contents:
+            value = _value(suffix, contents[suffix])
+            if value is not None:
+                return _class(value)
+    return NONE, None
+
+
+def text_of(contents: dict[str, bytes | None]) -> str | None:
+    """The content of .txt, None where there is none; "" where it is too long for a label."""
+    if "txt" not in contents:
+        return None
+    return (contents["txt"] or b"").decode("utf-8", "replace").strip()
+
+
+def _value(suffix: str, content: bytes | None) -> object:
+    """The label as it is stored, None where a .json has none."""
+    if content is None:
+        raise NoClass("too long")
+    try:
+        if suffix == "cls":
+            return content.decode("utf-8-sig").strip()
+        found = json.loads(content.decode("utf-8-sig"))
+    except (ValueError, RecursionError, MemoryError):  # no UTF-8, no JSON, too many digits, nested too deep
+        raise NoClass("cannot be read") from None
+    return found.get("label") if isinstance(found, dict) else None
+
+
+def _class(value: object) -> tuple[int, str | None]:
+    number = whole_number(value)
+    if number is not None:
+        if number < NONE:
+            raise NoClass("a negative number")
+        return number, None
+    if isinstance(value, str) and is_class_name(value):
+        return NONE, value
+    raise NoClass("neither a whole number nor a class name")

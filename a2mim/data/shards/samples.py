@@ -1,0 +1,104 @@
+"""Which members of an archive make one sample: an image, and what stands beside it under the same key.
+
+WebDataset's rule: the key is everything up to the first dot of the file name, the rest is the suffix. So `22.05.png`
+would be the part "05.png" of the sample "22", and lost. Here an image suffix at the end makes an image also then, with
+the key "22.05", unless it is a part: beside `a.jpg` the file `a.mask.png` is one, and so is `b.mask.png` of that shard.
+"""
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from a2mim.data.folder import ARRAYS, SUFFIXES
+
+Place = tuple[int, int]  # offset and size in bytes
+_KEY = re.compile(r"((?:.*/)?[^/.]+)\.([^/]*)", re.DOTALL)
+_NO_SAMPLE = re.compile(r"^__[^/]*__($|/)|(^|/)\._[^/]*$")  # webdataset's own members, and notes of macOS
+
+
+@dataclass
+class Samples:
+    """Members grouped by key, in the order of the archive; images with several dots in their names come last.
+
+    Args:
+        images: place of the image of each key.
+        beside: for each key, the place and the member's name of each further suffix; keys without an image too.
+        duplicates: images left out because their key was taken.
+    """
+
+    images: dict[str, Place] = field(default_factory=dict)
+    suffixes: dict[str, str] = field(default_factory=dict)
+    beside: dict[str, dict[str, tuple[Place, str]]] = field(default_factory=dict)
+    duplicates: int = 0
+
+    @property
+    def incomplete(self) -> list[str]:
+        """Keys that have members and no image."""
+        return [key for key in self.beside if key not in self.images]
+
+
+def split_name(member: str) -> tuple[str, str] | None:
+    """(key, suffix) of a member by webdataset's rule, None for what belongs to no sample."""
+    match = _KEY.fullmatch(member)
+    return None if match is None or _NO_SAMPLE.search(member) else (match.group(1), match.group(2).lower())
+
+
+def group(members: Iterable[tuple[str, int, int]]) -> Samples:
+    """Groups (name, offset, size) of members.
+
+    Of several images of a sample the first is kept, and so is the first of samples that share a key. Arrays (.npy) are
+    images where there are no pictures.
+    """
+    found, arrays = Samples(), Samples()
+    for member, offset, size in members:
+        split = split_name(member)
+        if split is None:
+            continue
+        key, suffix = split
+        place = (offset, size)
+        if suffix in SUFFIXES:
+            if not _take(found, key, suffix, place):
+                found.duplicates += 1
+                if suffix != found.suffixes[key]:
+                    found.beside.setdefault(key, {}).setdefault(suffix, (place, member))
+        elif suffix in ARRAYS:
+            _take(arrays, key, suffix, place)
+        else:
+            found.beside.setdefault(key, {}).setdefault(suffix, (place, member))
+    _add_dotted(found, SUFFIXES)
+    if not found.images:
+        found.images, found.suffixes = arrays.images, arrays.suffixes
+        _add_dotted(found, ARRAYS)
+    else:
+        for key, place in arrays.images.items():
+            found.beside.setdefault(key, {})["npy"] = (place, f"{key}.npy")
+    return found
+
+
+def _take(samples: Samples, key: str, suffix: str, place: Place) -> bool:
+    if key in samples.images:
+        return False
+    samples.images[key], samples.suffixes[key] = place, suffix
+    return True
+
+
+def _add_dotted(found: Samples, suffixes: tuple[str, ...]) -> None:
+    """Makes images of members such as 22.05.png, and gives them what stands beside them: 22.05.cls, else 22.cls."""
+    parts = {suffix for key in found.images for suffix in found.beside.get(key, ())}
+    for key in [key for key in found.beside if key not in found.images]:
+        others = found.beside[key]
+        dotted = [s for s in others if "." in s and s.rpartition(".")[2] in suffixes and s not in parts]
+        if not dotted:
+            continue
+        del found.beside[key]
+        shared = {suffix: value for suffix, value in others.items() if "." not in suffix}
+        for suffix in others:
+            if "." in suffix and suffix not in dotted:
+                front, _, last = suffix.rpartition(".")
+                found.beside.setdefault(f"{key}.{front}", {})[last] = others[suffix]
+        for suffix in dotted:
+            place, member = others[suffix]
+            name, _, last = member.rpartition(".")
+            found.duplicates += not _take(found, name, last.lower(), place)
+            own = found.beside.pop(f"{key}.{suffix.rpartition('.')[0]}", {})
+            found.beside[name] = shared | own | found.beside.get(name, {})
