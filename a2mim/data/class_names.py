@@ -15,7 +15,8 @@ def match_labels(train: ImageDataset, test: ImageDataset) -> ImageDataset:
     Warns when the two are the same images.
 
     Raises:
-        ValueError: a set without any label, with labels that are no classes, or a test class that the training set does not have.
+        ValueError: a set without any label, with labels that are no classes, or a test class that the training set does
+            not have.
     """
     for dataset in (train, test):
         if dataset.label_fault:
