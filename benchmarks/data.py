@@ -44,6 +44,7 @@ from a2mim.data import TrainLoader, make_shards, open_dataset
 from a2mim.data.batches import Batches
 from a2mim.data.plan import Plan
 from a2mim.data.prepare.stages import children, cpu_seconds
+from a2mim.data.records import Request
 from a2mim.data.workers import as_it_is
 from a2mim.pixels import IMAGENET_MEAN, IMAGENET_STD
 
@@ -110,7 +111,7 @@ def threads_batches(shards: str, folder: str, workers: int):
         waiting = deque(pool.submit(batches.__getitem__, next(requests)) for _ in range(2 * max(1, workers)))
         while True:
             waiting.append(pool.submit(batches.__getitem__, next(requests)))
-            yield len(waiting.popleft().result()["images"])
+            yield len(waiting.popleft().result().ids)
 
 
 def shipped_batches(shards: str, folder: str, workers: int):
@@ -119,7 +120,7 @@ def shipped_batches(shards: str, folder: str, workers: int):
     for batch in torch.utils.data.DataLoader(
         batches, sampler=requests, batch_size=None, num_workers=workers, collate_fn=as_it_is
     ):
-        yield len(batch["images"])
+        yield len(batch.ids)
 
 
 class _Sampler:
@@ -143,7 +144,7 @@ def _requests(shards: str):
     for epoch in count():
         for step in range(plan.steps):
             ids = plan.batch(epoch, step)
-            yield epoch, ids, 0, ids
+            yield Request(epoch, ids, ahead=ids)
 
 
 def folder_batches(shards: str, folder: str, workers: int):

@@ -4,6 +4,7 @@ In training an image that cannot be read is replaced by another, chosen by (seed
 same in every run; in evaluation it is left out. Either way the fault travels with the batch to be counted.
 """
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -15,13 +16,11 @@ from a2mim.data.crops import DRAWS, center_crop, random_crop
 from a2mim.data.dataset import ImageDataset
 from a2mim.data.decode import UnreadableImage
 from a2mim.data.errors import ShardError
+from a2mim.data.faults import UnreadableData
+from a2mim.data.records import Request, WorkerBatch
 from a2mim.data.transforms import TransformError, Transforms
 
 MAX_IN_A_ROW = 9  # unreadable images, each drawn to replace the one before: then the data is broken, not an image
-
-
-class UnreadableData(ValueError):
-    """Too many images cannot be read."""
 
 
 @dataclass
@@ -70,8 +69,7 @@ class CenterCrops:
 
 
 class Batches:
-    """A map-style data set whose items are whole batches, asked for by (epoch, ids, slot, ahead); `ahead` are ids that
-    this worker will be asked for next.
+    """A map-style data set whose items are whole batches, asked for by a `Request`.
 
     Args:
         dataset: the images.
@@ -94,17 +92,13 @@ class Batches:
     def dtype(self) -> torch.dtype:
         return torch.uint8 if self.dataset.form.bits == 8 else torch.uint16
 
-    def __getitem__(self, request: tuple[int, np.ndarray, int, np.ndarray]) -> dict:
-        """images (B, C, H, W) uint8 or uint16, or slot and count of those in the ring; labels, ids (B,) int64 arrays,
-        of the images shown; faults: list of (reason, sentence).
-
-        B is less than was asked for where unreadable images are left out.
-        An error for the user comes back under "error": raised in a worker it would arrive as a page of traceback.
-        """
-        epoch, ids, slot, ahead = request
-        self.dataset.will_need(ahead)
+    def __getitem__(self, request: Request) -> WorkerBatch:
+        """The batch, or the error that ends the run."""
+        epoch, ids, slot = request.epoch, request.ids, request.slot
+        self.dataset.will_need(request.ahead)
         images = torch.empty((len(ids), *self.shape), dtype=self.dtype) if self.ring is None else self.ring[slot]
-        rows, shown, faults = images.numpy(), [], []
+        rows, faults = images.numpy(), []
+        shown: list[int] = []
         uniforms = keyed.uniforms(self.crop.seed, epoch, self.dataset.keys[ids], self.crop.draws, keyed.CROP)
         for i, u in zip(ids, uniforms, strict=True):
             try:
@@ -112,17 +106,17 @@ class Batches:
             except UnreadableImage:
                 continue
             except (UnreadableData, TransformError, ShardError) as error:
-                return {"error": error, "faults": faults}
+                return WorkerBatch(faults=tuple(faults), error=copy.copy(error))  # has no traceback
             rows[len(shown)] = image
             shown.append(i)
-        shown = np.array(shown, np.int64)
-        place = {"images": images[: len(shown)]} if self.ring is None else {"slot": slot, "count": len(shown)}
-        return {**place, "labels": self.dataset.labels[shown], "ids": shown, "faults": faults}
+        seen = np.array(shown, np.int64)
+        here = images[: len(seen)] if self.ring is None else None
+        return WorkerBatch(here, slot, self.dataset.labels[seen], seen, tuple(faults))
 
     def _image(self, epoch: int, i: int, u: np.ndarray, faults: list) -> tuple[np.ndarray, int]:
         """The crop and the id of image i, or, in training, of the first readable one of its replacements.
 
-        A replacement is cropped as the image it stands for would have been, hence otherwise than in its own turn.
+        The replacement uses the crop that was drawn for the unreadable image.
         """
         if not self.crop.replaces:
             return self._crop(i, u, faults), i

@@ -1,6 +1,7 @@
 """From a decoded image to a square: keyed random crops for training, the centre for evaluation, in uint8 or uint16."""
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -9,6 +10,20 @@ from torch.nn.functional import interpolate
 TRIES = 10  # torchvision's RandomResizedCrop
 DRAWS = 2 * TRIES + 3  # (area, log ratio) per try, then x, y and the flip
 INTERPOLATIONS = ("bilinear", "bicubic")
+
+
+def height_and_width(img_size: int | Sequence[int]) -> tuple[int, int]:
+    """One number as both sides, two as height and width, in pixels; ValueError for anything else."""
+    size = (img_size, img_size) if isinstance(img_size, int) else tuple(img_size)
+    if len(size) != 2 or min(size) < 1:
+        raise ValueError(f"img_size={img_size} must be a positive number of pixels, or (height, width)")
+    return size
+
+
+def check_interpolation(name: str) -> None:
+    """ValueError for a name that no crop knows."""
+    if name not in INTERPOLATIONS:
+        raise ValueError(f"interpolation={name!r} is unknown; choose {' or '.join(INTERPOLATIONS)}")
 
 
 def random_box(u: np.ndarray, width: int, height: int, scale, ratio) -> tuple[int, int, int, int]:

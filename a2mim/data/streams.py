@@ -16,14 +16,16 @@ import torch
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from a2mim.data import keyed
-from a2mim.data.batches import MAX_IN_A_ROW, RandomCrops, UnreadableData
+from a2mim.data.batches import MAX_IN_A_ROW, RandomCrops
 from a2mim.data.dataset import ImageDataset
 from a2mim.data.decode import UnreadableImage
+from a2mim.data.faults import Faults, UnreadableData
 from a2mim.data.items import image_and_label
 from a2mim.data.keyed import key_of
-from a2mim.data.loader import Faults, unpack
+from a2mim.data.options import LoaderOptions
 from a2mim.data.progress import Progress
-from a2mim.data.transforms import Transforms
+from a2mim.data.records import Batch, WorkerBatch
+from a2mim.data.workers import as_it_is, explained_death
 
 HEAD = 256  # images kept
 HEAD_SIDE = 256  # of their short side in pixels, at least; larger ones are thinned out
@@ -94,50 +96,30 @@ class HeadStore:
 
 
 class StreamLoader(Progress):
-    """TrainLoader's counterpart for a data set of `open_stream`; see there for the arguments, and above for what it
-    does not promise.
+    """TrainLoader's counterpart for a data set of `open_stream`; the arguments are `LoaderOptions` as well. The order
+    is the stream's, so that lanes, block, prefetch and start_method change nothing.
     """
 
-    def __init__(
-        self,
-        dataset: ImageDataset,
-        img_size,
-        global_batch_size: int,
-        scale=(0.67, 1.0),
-        ratio=(3 / 4, 4 / 3),
-        hflip: float = 0.5,
-        interpolation: str = "bilinear",
-        transforms=(),
-        seed: int = 0,
-        rank: int = 0,
-        world_size: int = 1,
-        num_workers: int = 0,
-        augment=None,
-        repeats: int = 1,
-        pin_memory: bool = False,
-    ):
-        if repeats != 1:
-            raise ValueError(f"repeats={repeats}: images of a pipeline come once each; leave repeats at 1")
+    def __init__(self, dataset: ImageDataset, img_size, global_batch_size: int, **options):
+        chosen = LoaderOptions(img_size, global_batch_size, **options)
+        if chosen.repeats != 1:
+            raise ValueError(f"repeats={chosen.repeats}: images of a pipeline come once each; leave repeats at 1")
         self.plan = StreamPlan(global_batch_size, dataset.stream.images_per_epoch // global_batch_size)
-        if not self.plan.steps or global_batch_size % world_size:
+        if not self.plan.steps or global_batch_size % chosen.world_size:
             raise ValueError(
                 f"an epoch of {dataset.stream.images_per_epoch} images has no step of global_batch_size="
-                f"{global_batch_size} for {world_size} processes; change one of them"
+                f"{global_batch_size} for {chosen.world_size} processes; change one of them"
             )
-        self.dataset, self.seed = dataset, seed
+        self.dataset, self.seed = dataset, chosen.seed
         self.faults, self._running = Faults(), None
-        size = (img_size, img_size) if isinstance(img_size, int) else tuple(img_size)
-        self.crop = RandomCrops(
-            size, tuple(scale), tuple(ratio), hflip, interpolation, Transforms(transforms), seed, augment
-        )
-        self.batch_size = global_batch_size // world_size
-        batches = _StreamBatches(dataset, self.crop, self.batch_size, rank)
+        self.crop, self.batch_size = chosen.crops(), chosen.batch_size
+        batches = _StreamBatches(dataset, self.crop, self.batch_size, chosen.rank)
         self._loader = DataLoader(
             batches,
             batch_size=None,
-            num_workers=num_workers,
-            collate_fn=_as_it_is,
-            pin_memory=pin_memory,
+            num_workers=chosen.num_workers,
+            collate_fn=as_it_is,
+            pin_memory=chosen.pin_memory,
             generator=torch.Generator(),
         )
 
@@ -149,13 +131,15 @@ class StreamLoader(Progress):
         """Images that an epoch is short of a whole batch."""
         return self.dataset.stream.images_per_epoch - self.plan.steps * self.plan.global_batch_size
 
-    def __iter__(self) -> Iterator[dict]:
+    def __iter__(self) -> Iterator[Batch]:
         """To the end of the current epoch; the next one goes on where the stream is."""
         if self._running is None:
             self._running = iter(self._loader)
         for _ in range(len(self) - self._place()[1]):
             self.position += 1
-            yield unpack(next(self._running), self.faults, self.position * self.batch_size)
+            with explained_death():
+                made = next(self._running)
+            yield self.faults.receive(made, self.position * self.batch_size)
 
     def state_dict(self) -> dict:
         return {**self._identity(), **self._position(), "faults": dict(self.faults)}
@@ -176,7 +160,7 @@ class _StreamBatches(IterableDataset):
     def __init__(self, dataset: ImageDataset, crop: RandomCrops, batch_size: int, rank: int):
         self.dataset, self.crop, self.batch_size, self.rank = dataset, crop, batch_size, rank
 
-    def __iter__(self) -> Iterator[dict]:
+    def __iter__(self) -> Iterator[WorkerBatch]:
         worker = get_worker_info()
         number = self.rank * _MOST_WORKERS + (worker.id if worker else 0)
         faults = []
@@ -184,17 +168,17 @@ class _StreamBatches(IterableDataset):
             images = self._crops(number, faults)
             while True:
                 rows = list(itertools.islice(images, self.batch_size))
-                yield {
-                    "images": torch.from_numpy(np.stack([np.asarray(row[0]) for row in rows])),
-                    "labels": np.array([row[1] for row in rows], np.int64),
-                    "ids": np.array([row[2] for row in rows], np.int64),
-                    "faults": faults[:],
-                }
+                yield WorkerBatch(
+                    images=torch.from_numpy(np.stack([np.asarray(row[0]) for row in rows])),
+                    labels=np.array([row[1] for row in rows], np.int64),
+                    ids=np.array([row[2] for row in rows], np.int64),
+                    faults=tuple(faults),
+                )
                 faults.clear()
         except Exception as error:  # whatever their code may raise; as a page of traceback it would say less
             known = isinstance(error, UnreadableData)
             said = error if known else UnreadableData(f"{self.dataset.title} failed: {type(error).__name__}: {error}")
-            yield {"error": said, "faults": faults}
+            yield WorkerBatch(faults=tuple(faults), error=said)
 
     def _crops(self, number: int, faults: list) -> Iterator[tuple[torch.Tensor, int, int]]:
         """(crop, label, place in this worker's stream), for ever."""
@@ -221,10 +205,6 @@ class _StreamBatches(IterableDataset):
                 yield self.crop(pixels, u), label, place
             if place == began:
                 raise UnreadableData(f"{self.dataset.title} gave no image; has each worker and process a part of it?")
-
-
-def _as_it_is(batch):
-    return batch
 
 
 def _thinned(content: bytes | np.ndarray) -> bytes | np.ndarray:

@@ -8,10 +8,15 @@ are kept because Python's lock is the training loop's too, and because transform
 has once: seeded for one thread, they would be seeded for all.
 """
 
+import contextlib
+import errno
+import os
+import re
 import shutil
 import sys
 from collections import deque
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from itertools import count, islice
 
 import numpy as np
@@ -19,11 +24,16 @@ import torch
 from torch.utils.data import DataLoader
 
 from a2mim.data.batches import Batches
+from a2mim.data.records import Request, WorkerBatch
 
 SHARED = "/dev/shm"  # where Linux keeps shared memory
 START_METHODS = ("fork", "spawn", "forkserver")
 
-Request = tuple[int, np.ndarray]  # epoch, ids
+_DIED = re.compile(r"DataLoader worker \(pid.*?(exited unexpectedly|is killed by signal: ([\w ]+))", re.DOTALL)
+
+
+class WorkerDied(OSError):
+    """A data worker ended without an answer; the message says what is most likely and what to change."""
 
 
 class Workers:
@@ -66,20 +76,30 @@ class Workers:
             **(many if num_workers else {}),
         )
 
-    def run(self, requests: Iterable[Request]) -> Iterator[dict]:
-        """Yields what `Batches` makes of each request; with workers, its images are copied out of the ring."""
+    def run(self, requests: Iterable[Request]) -> Iterator[WorkerBatch]:
+        """Yields what `Batches` makes of each request; with workers, its images are copied out of the ring.
+
+        Raises:
+            WorkerDied: a worker was killed.
+        """
         self._requests.items = requests
-        for batch in self._loader:
-            if "slot" in batch:
-                batch["images"] = self._copy(self._ring[batch.pop("slot"), : batch.pop("count")])
-            yield batch
+        with explained_death():
+            coming = iter(self._loader)
+        while True:
+            with explained_death():
+                made = next(coming, None)
+            if made is None:
+                return
+            if made.images is None and made.error is None:
+                made = replace(made, images=self._copy(self._ring[made.slot, : len(made.ids)]))
+            yield made
 
     def _copy(self, images: torch.Tensor) -> torch.Tensor:
         return torch.empty_like(images, pin_memory=self._pin, memory_format=torch.contiguous_format).copy_(images)
 
 
 class _Requests:
-    """A sampler of (epoch, ids, slot, ahead), set anew for each pass; it is read ahead of the batches handed out.
+    """A sampler of requests with a slot, set anew for each pass; it is read ahead of the batches handed out.
 
     Requests go to the workers in turn, so the next one of the same worker is known: its ids are what to read ahead.
 
@@ -98,23 +118,61 @@ class _Requests:
             known.extend(islice(coming, self.workers + 1 - len(known)))
             if not known:
                 return
-            epoch, ids = known.popleft()
-            ahead = known[self.workers - 1][1] if len(known) == self.workers else ids[:0]
+            request = known.popleft()
+            ahead = known[self.workers - 1].ids if len(known) == self.workers else request.ids[:0]
             if number < self.workers:  # nothing announced the first ones
-                ahead = np.concatenate([ids, ahead])
-            yield epoch, ids, number % self.slots, ahead
+                ahead = np.concatenate([request.ids, ahead])
+            yield replace(request, slot=number % self.slots, ahead=ahead)
 
 
 def _shared_ring(shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
-    """Memory that is promised but missing ends a process without a word when it is touched: refused here instead."""
+    """Memory that this process and its workers share, reserved now: shared memory that is not there would end a worker
+    with a bus error at its first write. Other processes of the node reserve theirs beside it, so that together they
+    cannot take more than there is.
+    """
     bytes_ = int(np.prod(shape)) * dtype.itemsize
-    free = shutil.disk_usage(SHARED).free if sys.platform == "linux" else None
-    if free is not None and bytes_ > free:
-        raise ValueError(
-            f"the workers' batches need {bytes_ >> 20} MiB of shared memory and {SHARED} has {free >> 20} MiB free;"
-            " lower num_workers or the batch size, or enlarge it (docker run --shm-size=8g)"
-        )
-    return torch.empty(shape, dtype=dtype).share_memory_()
+    if sys.platform == "linux" and bytes_ > shutil.disk_usage(SHARED).free:
+        raise _too_little_shared_memory(bytes_)
+    ring = torch.empty(shape, dtype=dtype).share_memory_()
+    if sys.platform == "linux" and torch.multiprocessing.get_sharing_strategy() == "file_descriptor":
+        descriptor, size = ring.untyped_storage()._share_fd_cpu_()[:2]  # the storage's own: not ours to close
+        try:
+            os.posix_fallocate(descriptor, 0, size)
+        except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.ENOMEM):
+                raise _too_little_shared_memory(bytes_) from None
+    return ring
+
+
+def _too_little_shared_memory(bytes_: int) -> ValueError:
+    """The sentence, with the numbers of the whole node."""
+    space, processes = shutil.disk_usage(SHARED), int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    mib = lambda count: f"{count / (1 << 20):,.1f} MiB"  # noqa: E731
+    together = f" in each of {processes} processes, {mib(bytes_ * processes)} together" if processes > 1 else ""
+    return ValueError(
+        f"the workers' batches need {mib(bytes_)} of shared memory{together}, and {SHARED} has {mib(space.free)} free"
+        f" of {mib(space.total)}; lower --num-workers or the batch size, or enlarge it (docker run --shm-size=8g)"
+    )
+
+
+@contextlib.contextmanager
+def explained_death() -> Iterator[None]:
+    """WorkerDied in place of torch's RuntimeError when a data worker is killed."""
+    try:
+        yield
+    except RuntimeError as error:
+        found = _DIED.search(f"{error.__cause__ or error.__context__} {error}")  # only the first names the signal
+        if not found:
+            raise
+        how = f"was ended by the signal {found.group(2).strip()}" if found.group(2) else "ended unexpectedly"
+        if "Bus error" in how:
+            most_likely = f"shared memory ({SHARED}) is full: enlarge it (docker run --shm-size=8g)"
+        else:
+            most_likely = "the machine ran out of memory: look for 'Out of memory' in its log (dmesg)"
+        raise WorkerDied(
+            f"a data worker {how}; most likely {most_likely}, or lower --num-workers (0 prepares the batches in the"
+            " main process)"
+        ) from None
 
 
 def _settle(worker: int) -> None:

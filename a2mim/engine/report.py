@@ -15,7 +15,7 @@ from mmengine.dist import is_main_process
 
 import a2mim
 from a2mim.data.decode import LENIENT, REDUCED
-from a2mim.data.loader import Faults
+from a2mim.data.faults import Faults
 from a2mim.engine.folder import recordable
 from a2mim.engine.hooks import LogHook, faults_of_all
 

@@ -1,7 +1,7 @@
 """Frozen features of a labelled set: one pass, in evaluation mode, the model left as it was found."""
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
@@ -53,7 +53,7 @@ def run_frozen(
 
 def images_and_labels(batch) -> tuple[Tensor, Tensor]:
     """The two of either kind of batch."""
-    if isinstance(batch, dict):
+    if isinstance(batch, Mapping):
         return batch["images"], batch["labels"]
     return batch[0], batch[1]
 

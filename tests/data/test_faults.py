@@ -11,8 +11,8 @@ import torch
 from loopback import LoopbackServer, quick
 
 from a2mim.data import EvalLoader, TrainLoader, open_dataset
-from a2mim.data.batches import UnreadableData
 from a2mim.data.errors import ShardError
+from a2mim.data.faults import UnreadableData
 
 
 def fresh(dataset):

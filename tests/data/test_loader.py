@@ -9,8 +9,10 @@ import torch
 from small_images import encoded, picture, write_tar
 
 from a2mim.data import EvalLoader, TrainLoader, check_shards, open_dataset
-from a2mim.data.batches import Batches, UnreadableData
+from a2mim.data.batches import Batches
 from a2mim.data.decode import LENIENT, UnreadableImage, decode
+from a2mim.data.faults import UnreadableData
+from a2mim.data.records import Request
 
 
 def loader(dataset, batch=8, **options) -> TrainLoader:
@@ -54,8 +56,8 @@ def test_the_number_of_workers_does_not_change_the_stream(dataset):
 def test_what_is_sent_to_a_spawned_worker_gives_the_same_batch(dataset):
     train = loader(dataset, transforms=[dict(type="RandomGrayscale", prob=0.5, keep_channels=True)])
     batches, ids = Batches(train.dataset, train.crop), np.array([7, 30, 2])
-    here, there = (made[3, ids, 0, ids] for made in (batches, pickle.loads(pickle.dumps(batches))))
-    assert torch.equal(here["images"], there["images"]) and (here["ids"] == there["ids"]).all()
+    here, there = (made[Request(3, ids, ahead=ids)] for made in (batches, pickle.loads(pickle.dumps(batches))))
+    assert torch.equal(here.images, there.images) and (here.ids == there.ids).all()
 
 
 @pytest.mark.parametrize("stop", [0, 1, 4, 5, 6, 10, 13])

@@ -6,7 +6,7 @@ from small_images import encoded, picture
 from torch.utils.data import Dataset, IterableDataset
 
 from a2mim.data import StreamLoader, TrainLoader, open_dataset, open_stream
-from a2mim.data.batches import UnreadableData
+from a2mim.data.faults import UnreadableData
 
 
 class Pictures(Dataset):

@@ -1,33 +1,12 @@
 import os
-import signal
 import time
 
 import pytest
+from parallel_work import die_elsewhere, double, fail, unpicklable
 
 from a2mim.data.parallel import each
 
 HERE = os.getpid()
-
-
-def double(number: int) -> tuple[int, int]:
-    print("what libraries print does not disturb the answers")
-    return 2 * number, os.getpid()
-
-
-def fail(number: int) -> int:
-    if number == 2:
-        raise OSError(5, "told apart")
-    return number
-
-
-def die_elsewhere(item: tuple[int, int]) -> int:
-    if item[0] == 1 and os.getpid() != item[1]:
-        os.kill(os.getpid(), signal.SIGKILL)
-    return item[0]
-
-
-def unpicklable(number: int):
-    return lambda: number
 
 
 @pytest.mark.parametrize("processes", [1, 2])

@@ -1,5 +1,8 @@
+import errno
 import gc
+import os
 import shutil
+import signal
 from collections import namedtuple
 
 import numpy as np
@@ -7,7 +10,8 @@ import pytest
 import torch
 from test_loader import digest, stream
 
-from a2mim.data import EvalLoader, TrainLoader, workers
+from a2mim.data import EvalLoader, StreamLoader, TrainLoader, open_stream, workers
+from a2mim.data.records import Request
 
 
 @pytest.mark.parametrize("start_method", workers.START_METHODS)
@@ -44,18 +48,77 @@ def test_the_last_smaller_batch_of_an_evaluation_comes_out_of_the_ring_whole(dat
 
 def test_what_a_worker_will_be_asked_for_next_is_announced_to_it():
     requests = workers._Requests(workers=2, slots=5)
-    requests.items = [(0, np.array([10 * k, 10 * k + 1])) for k in range(6)]
+    requests.items = [Request(0, np.array([10 * k, 10 * k + 1])) for k in range(6)]
     sent = list(requests)
-    assert [ids[0] // 10 for _, ids, _, _ in sent] == list(range(6))
-    assert [slot for _, _, slot, _ in sent] == [0, 1, 2, 3, 4, 0]
-    ahead = [sorted({i // 10 for i in ids}) for *_, ids in sent]
+    assert [request.ids[0] // 10 for request in sent] == list(range(6))
+    assert [request.slot for request in sent] == [0, 1, 2, 3, 4, 0]
+    ahead = [sorted({i // 10 for i in request.ahead}) for request in sent]
     assert ahead == [[0, 2], [1, 3], [4], [5], [], []]  # the first ones nobody has announced
 
 
 def test_too_little_shared_memory_is_refused_before_it_is_touched(dataset, monkeypatch):
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: namedtuple("usage", "total used free")(64, 0, 1 << 10))
-    with pytest.raises(ValueError, match=r"shared memory and /dev/shm has 0 MiB free; lower num_workers"):
-        TrainLoader(dataset, 16, 8, num_workers=1)
+    """Three slots of 8 images of 3 x 512 x 512: 18 MiB."""
+    usage = namedtuple("usage", "total used free")(64 << 20, 54 << 20, 10 << 20)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
+    with pytest.raises(ValueError, match=r"need 18.0 MiB of shared memory, and /dev/shm has 10.0 MiB free of 64.0 MiB"):
+        TrainLoader(dataset, 512, 8, num_workers=1)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    with pytest.raises(ValueError, match=r"18.0 MiB of shared memory in each of 4 processes, 72.0 MiB together"):
+        TrainLoader(dataset, 512, 8, num_workers=1)
+
+
+def test_shared_memory_is_taken_at_the_start_so_that_a_second_process_sees_what_is_left(dataset, monkeypatch):
+    """The pages of the ring exist before a worker writes; where they cannot be had, the sentence comes at once."""
+    before = shutil.disk_usage(workers.SHARED).used
+    train = TrainLoader(dataset, 512, 8, num_workers=1)
+    assert shutil.disk_usage(workers.SHARED).used - before >= 18 << 20
+    del train
+
+    def full(descriptor, offset, size):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    with pytest.raises(ValueError, match=r"the workers' batches need 18.0 MiB of shared memory"):
+        TrainLoader(dataset, 512, 8, num_workers=1)
+
+
+@pytest.mark.parametrize("make", [TrainLoader, EvalLoader, StreamLoader])
+def test_a_killed_worker_is_one_sentence(dataset, make):
+    """As the kernel kills when memory runs out."""
+
+    class Fatal:
+        def __init__(self, store):
+            self.store, self.parent = store, os.getpid()
+
+        def content(self, i):
+            if os.getpid() != self.parent:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return self.store.content(i)
+
+        def name(self, i):
+            return str(i)
+
+    if make is StreamLoader:
+        killing = open_stream(KillsWorkers(), 16)
+        loader = make(killing, 16, 8, num_workers=1)
+    else:
+        dataset.store = Fatal(dataset.store)
+        loader = make(dataset, 16, 8, num_workers=1) if make is TrainLoader else make(dataset, 16, 20, num_workers=1)
+    with pytest.raises(workers.WorkerDied, match=r"signal Killed; most likely .*memory.*lower --num-workers \(0 prep"):
+        list(loader)
+
+
+class KillsWorkers:
+    """A pipeline that can be read in this process only."""
+
+    def __init__(self):
+        self.parent = os.getpid()
+
+    def __iter__(self):
+        for number in range(16):
+            if os.getpid() != self.parent:
+                os.kill(os.getpid(), signal.SIGKILL)
+            yield np.full((20, 20, 3), number, np.uint8)
 
 
 def test_workers_have_one_thread_each(dataset):

@@ -91,7 +91,7 @@ def measure_workers(
     waited = taken = 0
     while taken < images:
         asked = time.perf_counter()
-        taken += len(next(batches)["ids"])
+        taken += len(next(batches).ids)
         waited += time.perf_counter() - asked
     spent, cpu = time.perf_counter() - started, cpu_seconds() - cpu
     return Speed(workers, taken / spent, 1000 * waited / taken, 1000 * cpu / taken)

@@ -13,9 +13,9 @@ import numpy as np
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from a2mim.data.batches import UnreadableData
 from a2mim.data.dataset import ImageDataset
 from a2mim.data.decode import UnreadableImage
+from a2mim.data.faults import UnreadableData
 from a2mim.data.workers import as_it_is
 
 CHUNK = 64  # images a worker is sent at once

@@ -7,7 +7,7 @@ from small_images import encoded, picture, write_tar
 from test_rasters import npy
 
 from a2mim.data import open_dataset
-from a2mim.data.batches import UnreadableData
+from a2mim.data.faults import UnreadableData
 from a2mim.data.prepare.stats import measure_stats, of_image
 
 
