@@ -4,9 +4,20 @@ import re
 from pathlib import Path
 
 from setuptools import find_packages, setup
+from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).parent
 VERSION = re.search(r'__version__ = "(.+)"', (ROOT / "a2mim" / "__init__.py").read_text()).group(1)
+
+
+class BuildWithRecipes(build_py):
+    """Copies configs/ into the package: recipes stand once in the repository, and an installed a2mim finds them."""
+
+    def run(self):
+        super().run()
+        if not self.editable_mode:
+            self.copy_tree(str(ROOT / "configs"), str(Path(self.build_lib) / "a2mim" / "configs"))
+
 
 setup(
     name="a2mim",
@@ -16,6 +27,7 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.11",
+    cmdclass={"build_py": BuildWithRecipes},
     packages=find_packages(include=["a2mim", "a2mim.*"]),
     package_data={"a2mim.evaluation.protocols": ["*.toml"], "a2mim.report": ["templates/*"]},
     install_requires=[
