@@ -6,13 +6,22 @@ not followed.
 """
 
 import contextlib
+import errno
 import json
 import os
 import tempfile
+import time
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
+
+_NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP}  # answers of file systems without locks
 PARTIAL = ".partial"  # the end of the name of a file that is not finished
 
 
@@ -62,10 +71,57 @@ def write_json(path: str | os.PathLike, content: Any, indent: int | None = 2) ->
     write_text(path, json.dumps(content, indent=indent, ensure_ascii=False) + "\n")
 
 
-def delete_partials(folder: str | os.PathLike) -> None:
-    """Deletes what killed writers left in a folder. Nobody else may be writing there."""
-    for path in Path(folder).glob(f".*{PARTIAL}"):
-        path.unlink(missing_ok=True)
+def delete_partials(folder: str | os.PathLike, older_than: float = 0.0, name: str = "*") -> None:
+    """Deletes what killed writers left in a folder.
+
+    Args:
+        older_than: seconds since the last change; where others may be writing at the same time, give the time in which
+            any of them is done.
+        name: only partial files of this name; a glob pattern.
+    """
+    for path in Path(folder).glob(f".{name}.*{PARTIAL}"):
+        with contextlib.suppress(OSError):
+            if time.time() - path.lstat().st_mtime >= older_than:
+                path.unlink()
+
+
+def open_lock(path: str | os.PathLike, wait: bool = True) -> IO[Any]:
+    """An open file with an exclusive lock, which ends when the file is closed or the process dies.
+
+    Where the system or the file system has no locks, a warning says so and the file is returned all the same.
+
+    Args:
+        wait: for a process that holds the lock.
+
+    Raises:
+        BlockingIOError: `wait` is False and another process, or another open file of this one, holds the lock.
+        OSError: the file cannot be made, or a link stands in its place, which is not followed.
+    """
+    flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NOFOLLOW", 0)
+    try:
+        file = os.fdopen(os.open(path, flags, 0o666), "r+b", buffering=0)
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise OSError(errno.ELOOP, "a link stands in place of the lock file; remove it", os.fspath(path)) from None
+        raise
+    try:
+        _lock(file, wait)
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            file.close()
+            raise
+        warnings.warn(
+            f"{os.path.dirname(os.path.abspath(path))}: no locks here ({error.strerror}); see to it yourself that two"
+            " processes do not write there at the same time",
+            stacklevel=2,
+        )
+    return file
+
+
+def _lock(file: IO[Any], wait: bool) -> None:
+    if fcntl is None:
+        raise OSError(errno.ENOSYS, "this system has none")
+    fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 def _flush(path: Path) -> None:

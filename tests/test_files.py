@@ -1,10 +1,14 @@
 """Files appear whole or not at all."""
 
+import errno
 import json
+import os
+import time
 
 import pytest
 
-from a2mim.files import delete_partials, partial_path, replacing, write_json, write_text
+from a2mim import files
+from a2mim.files import PARTIAL, delete_partials, open_lock, partial_path, replacing, write_json, write_text
 
 
 def test_an_error_leaves_the_old_file_and_nothing_else(tmp_path):
@@ -48,3 +52,50 @@ def test_what_a_killed_writer_left_is_deleted(tmp_path):
     assert len(list(tmp_path.iterdir())) == 2
     delete_partials(tmp_path)
     assert [p.name for p in tmp_path.iterdir()] == ["b"]
+
+
+def test_old_partials_are_deleted_and_those_under_way_stay(tmp_path):
+    for name, age in (("a.npz", 7200), ("b.npz", 7200), ("a.npz", 0)):
+        path = tmp_path / f".{name}.{age}x{PARTIAL}"
+        path.write_bytes(b"half")
+        os.utime(path, (time.time() - age,) * 2)
+    delete_partials(tmp_path, older_than=3600, name="a.npz")
+    assert sorted(p.name for p in tmp_path.iterdir()) == [".a.npz.0x.partial", ".b.npz.7200x.partial"]
+
+
+def test_a_lock_is_held_until_its_file_is_closed(tmp_path):
+    with open_lock(tmp_path / ".lock"), pytest.raises(BlockingIOError):
+        open_lock(tmp_path / ".lock", wait=False)
+    open_lock(tmp_path / ".lock", wait=False).close()
+
+
+@pytest.mark.parametrize("number", ["ENOLCK", "ENOSYS", "ENOTSUP", "EOPNOTSUPP", None])
+def test_without_locks_the_work_goes_on_with_a_warning(number, tmp_path, monkeypatch):
+    """As on file systems without flock, and on Windows (None), where the module fcntl does not exist."""
+
+    def refuse(file, how):
+        raise OSError(getattr(errno, number), "No locks available")
+
+    if number is None:
+        monkeypatch.setattr(files, "fcntl", None)
+    else:
+        monkeypatch.setattr(files.fcntl, "flock", refuse)
+    with pytest.warns(UserWarning, match="no locks here"):
+        open_lock(tmp_path / ".lock").close()
+
+
+def test_other_errors_of_locking_are_raised(tmp_path, monkeypatch):
+    def fail(file, how):
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(files.fcntl, "flock", fail)
+    with pytest.raises(OSError, match="Input/output error"):
+        open_lock(tmp_path / ".lock")
+
+
+def test_a_link_in_place_of_a_lock_file_is_not_followed(tmp_path):
+    (tmp_path / "victim").write_text("precious")
+    (tmp_path / ".lock").symlink_to(tmp_path / "victim")
+    with pytest.raises(OSError, match="a link stands in place of the lock file"):
+        open_lock(tmp_path / ".lock")
+    assert (tmp_path / "victim").read_text() == "precious"

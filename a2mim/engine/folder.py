@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import pprint
 import re
@@ -14,7 +13,7 @@ from mmengine.dist import is_main_process
 
 from a2mim.data.reading import Reading
 from a2mim.engine.config import read
-from a2mim.files import write_json, write_text
+from a2mim.files import open_lock, write_json, write_text
 
 _locks = []  # an open file keeps its lock until the process ends
 
@@ -57,11 +56,9 @@ def claim(folder, name: str) -> Path:
 
 def _make(folder: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
-    lock = (folder / ".lock").open("w")
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        lock = open_lock(folder / ".lock", wait=False)
     except BlockingIOError:
-        lock.close()
         raise ValueError(f"another run is writing to {folder}; wait for it, or choose another --work-dir") from None
     _locks.append(lock)
     return folder

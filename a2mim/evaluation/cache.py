@@ -5,7 +5,6 @@ an image; `state.json` says how many rows of each are whole. A process that is k
 """
 
 import contextlib
-import fcntl
 import json
 import os
 import shutil
@@ -24,7 +23,7 @@ from tqdm import tqdm
 from a2mim.evaluation.identity import hash_of
 from a2mim.evaluation.overlap import signatures
 from a2mim.evaluation.probe import Labelled
-from a2mim.files import partial_path, write_json
+from a2mim.files import open_lock, partial_path, write_json
 
 VERSION = 2
 SIGNATURE, SHOWN = "signature", "shown"  # parts of every pass: see overlap.py; whether the image could be read
@@ -167,8 +166,7 @@ class Entry:
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:
         """Two processes that want one entry: the second waits, and finds it made."""
-        with (self.folder / ".lock").open("w") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
+        with open_lock(self.folder / ".lock"):
             yield
 
 
@@ -218,10 +216,9 @@ def _size(folder: Path) -> int:
 
 def _delete_unused(folder: Path) -> bool:
     """False where another process is filling it."""
-    with (folder / ".lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return False
-        shutil.rmtree(folder, ignore_errors=True)
+    try:
+        with open_lock(folder / ".lock", wait=False):
+            shutil.rmtree(folder, ignore_errors=True)
+    except BlockingIOError:
+        return False
     return True

@@ -5,7 +5,6 @@ that two results of one test set can be paired.
 """
 
 import csv
-import fcntl
 import json
 import os
 from collections.abc import Iterator
@@ -15,7 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from a2mim.files import write_text
+from a2mim.files import open_lock, write_text
 
 REQUIRED = (
     *("protocol", "protocol_hash", "constants", "encoder", "encoder_hash", "data", "data_fingerprint"),
@@ -111,6 +110,5 @@ def _append(path: Path, result: dict) -> None:
 @contextmanager
 def _locked(folder: Path) -> Iterator[None]:
     """One writer at a time: results of several runs may go to one folder."""
-    with (folder / ".results.lock").open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+    with open_lock(folder / ".results.lock"):
         yield

@@ -6,7 +6,6 @@ others wait for its lock, which the kernel gives back when it dies.
 """
 
 import contextlib
-import fcntl
 import hashlib
 import json
 import os
@@ -23,6 +22,7 @@ from a2mim.data.remote.origins import origin_of
 from a2mim.data.remote.retry import PassingFault, persist
 from a2mim.data.remote.transfer import Stat
 from a2mim.data.shards.tarfiles import TarError, members
+from a2mim.files import open_lock, write_json
 
 _NOTE, _LOCK, _PART = ".json", ".lock", ".part"
 _STALE_PART = 24 * 3600  # seconds; what a killed process left behind
@@ -84,9 +84,7 @@ class ShardCache:
                 with _locked(self.folder / "room"):
                     self._make_room(0, address)
             place.unlink(missing_ok=True)  # before its note tells of another
-            place.with_name(place.name + _NOTE).write_text(
-                json.dumps({"address": origin.name, "size": size, "tag": stat.tag})
-            )
+            write_json(f"{place}{_NOTE}", {"address": origin.name, "size": size, "tag": stat.tag})
             os.replace(part, place)
         except FileNotFoundError as error:
             raise ShardError(str(error)) from None
@@ -164,6 +162,5 @@ def _walk(path: str) -> None:
 
 @contextlib.contextmanager
 def _locked(place: Path):
-    with open(f"{place}{_LOCK}", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with open_lock(f"{place}{_LOCK}"):
         yield
