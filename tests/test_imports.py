@@ -42,7 +42,7 @@ ALLOWED = {
         "weights",
         "wiring",
     },
-    "analysis": {"data", "encoder", "evaluation", "pixels", "weights"},
+    "analysis": {"data", "files", "encoder", "evaluation", "pixels", "weights"},
     "engine": {
         *("analysis", "batchnorm", "checkpoints", "data", "devices", "encoder", "evaluation", "export", "files"),
         *("mim", "pixels", "registry", "weights", "wiring"),
