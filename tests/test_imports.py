@@ -49,7 +49,7 @@ ALLOWED = {
     },
     "report": {"files"},
     "embedding": {"batchnorm", "data", "evaluation", "files"},
-    "commands": {"check", "data", "embedding", "engine", "evaluation", "export", "report"},
+    "commands": {"check", "data", "embedding", "engine", "evaluation", "export", "files", "report"},
     "cli": {"commands", "data"},
     "__init__": {"compat"},
 }
