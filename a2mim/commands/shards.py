@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from a2mim.commands.arguments import access_of, add_access, add_debug, one_or_list
 
+_SHOWN = 20  # class names
 _SHARDS = "brace pattern, glob, URL, text file of them, or several"
 
 
@@ -60,20 +63,40 @@ def run_make_shards(chosen) -> int:
 
     made = make_shards(chosen.folder, chosen.out, chosen.samples_per_shard, chosen.max_bytes, chosen.seed)
     print(f"{made['images']:,} images in {made['shards']} shards ({made['kept']} of them were there already)")
-    return report_shards(chosen, made["pattern"])
+    print(_described_classes(chosen.out, made["classes"]))
+    status = report_shards(chosen, made["pattern"])
+    if "test_pattern" in made:
+        status = max(status, report_shards(chosen, made["test_pattern"], flag="--test-data"))
+    return status
+
+
+def _described_classes(out: str, count: int) -> str:
+    """The names of the classes that were written: a part of a set that passes for a class shows itself here."""
+    from a2mim.data.plain_files import read_class_list
+
+    if not count:
+        return "no classes: a folder has them when every image lies in one of two or more first-level folders"
+    names = read_class_list(Path(out) / "classes.txt")
+    more = f" and {count - _SHOWN} more, all in {Path(out) / 'classes.txt'}" if count > _SHOWN else ""
+    return f"{count} classes: {', '.join(names[:_SHOWN])}{more}"
 
 
 def run_check_shards(chosen) -> int:
     return report_shards(chosen, one_or_list(chosen.shards), chosen.all)
 
 
-def report_shards(chosen, pattern, everything: bool = False) -> int:
-    """Checks shards, prints what was found, and returns the exit status. everything: name all that is wrong."""
+def report_shards(chosen, pattern, everything: bool = False, flag: str = "--data") -> int:
+    """Checks shards, prints what was found, and returns the exit status.
+
+    Args:
+        everything: name all that is wrong.
+        flag: what the shards are given by.
+    """
     from a2mim.data import check_shards
 
     found = check_shards(pattern, access_of(chosen), chosen.in_chans, chosen.value_range)
     shown = f"'{pattern}'" if isinstance(pattern, str) else " ".join(f"'{part}'" for part in pattern)
-    print(f"{found}: --data {shown}")
+    print(f"{found}: {flag} {shown}")
     if everything:
         print("\n".join(found.lines()))
     return 0 if found.ok else 1

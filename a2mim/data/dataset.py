@@ -126,15 +126,14 @@ class ImageDataset:
         classes = len(np.unique(self.labels[self.labels >= 0]))
         labelled = f"{classes} classes" if classes else "no labels"
         shards = f" in {len(self.shard_sizes)} shards" if len(self.shard_sizes) > 1 else ""
-        left_out = f", {self.duplicates} with a key that was taken left out" if self.duplicates else ""
-        left_out += f", {self.incomplete} samples without an image left out" if self.incomplete else ""
-        left_out += f", {len(self.skipped)} bad shards skipped ({self.skipped[0]})" if self.skipped else ""
-        left_out += (
-            f", {self.lost} images or labels lost (links to nothing in the archive, or sparse files)"
-            if self.lost
-            else ""
+        counted = (
+            (self.duplicates, "with a key that was taken left out"),
+            (self.incomplete, "samples without an image left out"),
+            (self.lost, "images or labels lost (links to nothing, or sparse files)"),
+            (self.odd_labels, "labels left out that are no class"),
         )
-        left_out += f", {self.odd_labels} labels left out that are no class" if self.odd_labels else ""
+        left_out = "".join(f", {count} {what}" for count, what in counted if count)
+        left_out += f", {len(self.skipped)} bad shards skipped ({self.skipped[0]})" if self.skipped else ""
         left_out += f", labels left out: {self.label_fault}" if self.label_fault else ""
         left_out += f", passed over: {self.passed_over}" if self.passed_over else ""
         left_out += f", headers of {self.unchecked} shards unchecked (indexed by DALI)" if self.unchecked else ""

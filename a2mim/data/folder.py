@@ -1,30 +1,33 @@
 """A folder of images, nested as it likes: one shard, in sorted order, labelled by its first-level folders."""
 
 import os
+import warnings
 from pathlib import Path
 
 import numpy as np
 
 from a2mim.data.dataset import ImageDataset
-from a2mim.data.decode import UnreadableImage
 from a2mim.data.keyed import key_of
-
-ARRAYS = ("npy",)  # images only where there is no picture: beside pictures they are embeddings, masks and the like
-SUFFIXES = ("jpg", "jpeg", "png", "webp", "bmp", "tif", "tiff", "gif")
-_SPLITS = {"train": ("train",), "test": ("test", "val", "validation")}
+from a2mim.data.names import class_name
+from a2mim.data.pixel_format import UnreadableImage
+from a2mim.data.plain_files import NotPlain, read_file
+from a2mim.data.splits import find_splits, split_classes
+from a2mim.data.walk import ARRAYS, PICTURES, Walk, list_folder, walk
 
 
 class FolderStore:
     """Image files under one root."""
 
-    def __init__(self, root: Path, paths: list[str]):
-        self.root, self.paths = str(root), paths
+    def __init__(self, root: str | os.PathLike, paths: list[str]):
+        self.root, self.paths = os.fspath(root), paths
 
     def content(self, i: int) -> bytes:
         try:
-            return Path(self.name(i)).read_bytes()
+            return read_file(self.name(i))
         except FileNotFoundError:
             raise UnreadableImage("missing", "the file has gone since the folder was listed") from None
+        except NotPlain as error:
+            raise UnreadableImage("no image file", error.strerror) from None
         except OSError as error:  # not permitted, a damaged disk: of this file, until too many say so
             raise UnreadableImage("cannot be opened", error.strerror) from None
 
@@ -33,60 +36,59 @@ class FolderStore:
 
 
 def open_folder(folder: str | os.PathLike, split: str = "train") -> ImageDataset:
-    """All images under a folder, or under its split's folder when it has both train/ and test/ (val/, validation/)."""
-    root, splits = Path(folder), ()
-    found = {name: [root / p for p in places if (root / p).is_dir()] for name, places in _SPLITS.items()}
-    if all(found.values()):
-        splits = tuple(_SPLITS)
-        if split not in splits:
-            raise ValueError(f"split={split!r} of {str(folder)!r} is unknown; choose one of {', '.join(splits)}")
-        root = found[split][0]
-    paths = list_images(root)
-    if not paths:
-        raise ValueError(f"no images in {str(root)!r}: {_what_is_there(root)}")
-    labels, class_names = labels_from_paths(paths)
-    return ImageDataset(
-        store=FolderStore(root, paths),
+    """All images under a folder, or under the folder of its split when it has two, see splits.py."""
+    root, parts = Path(folder), find_splits(folder)
+    if parts:
+        if split not in parts:
+            raise ValueError(f"split={split!r} of {str(folder)!r} is unknown; choose one of {', '.join(parts)}")
+        root = inner(parts[split])
+    found = walk(root)
+    if not found.images:
+        raise ValueError(f"no images in {str(root)!r}: {what_is_there(root, found)}")
+    if found.dangling:
+        first, more = found.dangling[0], len(found.dangling) - 1
+        warnings.warn(
+            f"{root}: links that lead nowhere are passed over: {first}" + (f" and {more} more" if more else ""),
+            stacklevel=2,
+        )
+    labels, class_names = labels_from_paths(found.images)
+    if not parts and (said := split_classes(class_names)):
+        warnings.warn(f"{root}: {said}", stacklevel=2)
+    dataset = ImageDataset(
+        store=FolderStore(root, found.images),
         title=str(root),
-        keys=[key_of(path) for path in paths],
+        keys=[key_of(path) for path in found.images],
         labels=labels,
-        shard_sizes=[len(paths)],
+        shard_sizes=[len(found.images)],
         class_names=class_names,
-        splits=splits,
+        splits=tuple(parts),
     )
+    dataset.passed_over = found.passed_over()
+    return dataset
 
 
-def list_images(root: Path) -> list[str]:
-    """Relative paths, '/' between folders, sorted; hidden files and folders are left out; links are followed. Of
-    arrays, where there is no picture.
-    """
-    pictures, arrays = [], []
-    for folder, subfolders, files in os.walk(root, followlinks=True):
-        subfolders[:] = [name for name in subfolders if not name.startswith(".")]
-        inside = Path(folder).relative_to(root)
-        for name in files:
-            if not name.startswith("."):
-                found = pictures if has_suffix(name, SUFFIXES) else arrays if has_suffix(name, ARRAYS) else []
-                found.append((inside / name).as_posix())
-    return sorted(pictures or arrays)
-
-
-def has_suffix(name: str, suffixes: tuple[str, ...]) -> bool:
-    return name.rpartition(".")[2].lower() in suffixes and "." in name
+def inner(folder: Path) -> Path:
+    """The folder itself, or train/train/ where an archive was unpacked into a folder of its own name."""
+    inside = folder / folder.name
+    alone = [entry.name for entry in list_folder(folder) if not entry.name.startswith(".")] == [folder.name]
+    return inside if alone and inside.is_dir() else folder
 
 
 def labels_from_paths(paths: list[str]) -> tuple[np.ndarray, list[str] | None]:
     """Labels by first-level folder when every image lies in one and there are at least two; else -1 and None."""
     first = [path.partition("/")[0] if "/" in path else None for path in paths]
-    names = sorted(set(first) - {None})
+    name_of = {folder: class_name(folder) for folder in set(first) - {None}}
+    names = sorted(set(name_of.values()))
     if None in first or len(names) < 2:
         return np.full(len(paths), -1), None
     number = {name: k for k, name in enumerate(names)}
-    return np.array([number[name] for name in first]), names
+    return np.array([number[name_of[folder]] for folder in first]), names
 
 
-def _what_is_there(root: Path) -> str:
+def what_is_there(root: Path, found: Walk) -> str:
+    """What to say of a folder without images."""
     tars = sorted(root.glob("*.tar"))
     if tars:
         return f"it holds {len(tars)} tar files; give them as '{root}/*.tar'"
-    return f"looked for {', '.join(SUFFIXES + ARRAYS)} files in it and in all folders below"
+    passed = f"; passed over: {found.passed_over()}" if found.passed or found.dangling else ""
+    return f"looked for {', '.join(PICTURES + ARRAYS)} files in it and in all folders below{passed}"

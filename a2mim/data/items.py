@@ -9,10 +9,10 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from a2mim.data.folder import SUFFIXES
 from a2mim.data.pixel_format import BITS
+from a2mim.data.walk import PICTURES
 
-_IMAGES = ("image", "img", *SUFFIXES)
+_IMAGES = ("image", "img", *PICTURES)
 _LABELS = ("label", "cls", "target")
 _PLAIN_MODES = ("L", "LA", "RGB", "RGBA")  # of Pillow
 

@@ -17,7 +17,6 @@ import numpy as np
 from tqdm import tqdm
 
 from a2mim.data.access import DEFAULT, Access
-from a2mim.data.folder import ARRAYS, SUFFIXES
 from a2mim.data.parallel import each
 from a2mim.data.prepare.reencode import reencode
 from a2mim.data.prepare.write_shards import NAME, begin, divide
@@ -27,6 +26,7 @@ from a2mim.data.shards.samples import Place, group
 from a2mim.data.shards.tar_shards import open_shards
 from a2mim.data.shards.tarfiles import files
 from a2mim.data.sources import expand
+from a2mim.data.walk import ARRAYS, PICTURES
 from a2mim.files import write_text
 
 _RECORD = "written.json"  # what was done to the images of each finished shard
@@ -152,7 +152,7 @@ def write_part(part: Part) -> dict:
             for suffix, content in _contents(paths[shard], places):
                 if suffix == "cls":
                     continue
-                if suffix in SUFFIXES + ARRAYS:
+                if suffix in PICTURES + ARRAYS:
                     before += len(content)
                     suffix, content, kind = _encoded(suffix, content, part.encoding)
                     done[kind] += 1

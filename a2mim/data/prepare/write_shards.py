@@ -7,17 +7,45 @@ when it is complete, so a run that was killed goes on with the first shard that 
 import hashlib
 import json
 import os
+import warnings
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
 from a2mim.data import keyed
-from a2mim.data.folder import labels_from_paths, list_images
+from a2mim.data.folder import inner, labels_from_paths, what_is_there
+from a2mim.data.names import escaped
+from a2mim.data.splits import TEST_WORDS, TRAIN_WORDS, find_splits, split_classes, split_word
+from a2mim.data.walk import suffix_of, walk
 from a2mim.files import write_text
 
 NAME = "shard-{:06d}.tar"
 _OVERHEAD = 2048  # bytes of tar headers and padding per sample, at most
+
+
+@dataclass
+class Part:
+    """One set of shards: all of a folder, or its training or test part.
+
+    Args:
+        name: what the shards' names begin with.
+        paths: of the images, relative to the source.
+        labels: (N,) int64, -1 = none.
+        class_names: name of label 0, 1, ..., or None.
+        first: number of the first image.
+    """
+
+    name: str
+    paths: list[str]
+    labels: np.ndarray
+    class_names: list[str] | None
+    first: int = 0
+
+    def file(self, shard: int) -> str:
+        return f"{self.name}-{shard:06d}.tar"
 
 
 def make_shards(
@@ -26,8 +54,11 @@ def make_shards(
     samples_per_shard: int = 1000,
     max_bytes: int = 1 << 30,
     seed: int = 0,
-) -> dict:
+) -> dict[str, Any]:
     """Writes shard-000000.tar, ..., classes.txt when the folder has classes, files.txt and manifest.json.
+
+    A folder with two parts, such as train/ and test/ (see splits.py), becomes train-000000.tar, ... and
+    test-000000.tar, ..., with one numbering of classes. Warns of what it passes over.
 
     Args:
         source_folder: images, nested as they like; first-level folders are classes when every image lies in one.
@@ -37,42 +68,102 @@ def make_shards(
         seed: of the shuffle.
 
     A sample's key is the line of its path in files.txt, counted from 0. Returns {"pattern": what --data takes,
-    "images", "shards", "written", "kept" (shards that were there already), "classes"}.
+    "images", "shards", "written", "kept" (shards that were there already), "classes"}, and "test_pattern" where there
+    are two parts.
     """
     source, out = Path(source_folder), Path(out_dir)
     if samples_per_shard < 1:
         raise ValueError(f"samples_per_shard={samples_per_shard} must be at least 1")
     if not source.is_dir():
         raise FileNotFoundError(f"there is no folder {str(source)!r}")
-    paths = list_images(source)
-    if not paths:
-        raise ValueError(f"no images in {str(source)!r} and the folders below")
-    labels, class_names = labels_from_paths(paths)
+    parts = _parts(source)
+    paths = [path for part in parts for path in part.paths]
     sizes = [(source / path).stat().st_size for path in paths]
-    shards = divide(np.array(sizes), samples_per_shard, max_bytes, seed)
+    divided = [
+        divide(np.array(sizes[part.first : part.first + len(part.paths)]), samples_per_shard, max_bytes, seed)
+        for part in parts
+    ]
+    shards = sum(map(len, divided))
     manifest = {
         "images": len(paths),
         "files": hashlib.blake2b(json.dumps([paths, sizes]).encode(), digest_size=8).hexdigest(),
         "samples_per_shard": samples_per_shard,
         "max_bytes": max_bytes,
         "seed": seed,
-        "shards": len(shards),
+        "shards": shards,
     }
-    begin(out, manifest, paths, class_names)
-    missing = [k for k in range(len(shards)) if not (out / NAME.format(k)).exists()]
-    kept = len(paths) - sum(len(shards[k]) for k in missing)
+    if len(parts) > 1:
+        manifest["parts"] = {part.name: len(chosen) for part, chosen in zip(parts, divided, strict=True)}
+    begin(out, manifest, paths, parts[0].class_names)
+    missing = [
+        (part, k, chosen)
+        for part, of_part in zip(parts, divided, strict=True)
+        for k, chosen in enumerate(of_part)
+        if not (out / part.file(k)).exists()
+    ]
+    kept = len(paths) - sum(len(chosen) for *_, chosen in missing)
     with tqdm(total=len(paths), initial=kept, desc="writing shards", unit="img") as progress:
-        for k in missing:
-            _write_shard(out, k, [(i, source / paths[i], int(labels[i])) for i in shards[k]], progress)
-    numbers = "000000" if len(shards) == 1 else f"{{000000..{len(shards) - 1:06d}}}"
+        for part, k, chosen in missing:
+            members = [(part.first + i, source / part.paths[i], int(part.labels[i])) for i in chosen]
+            _write_shard(out, part, k, members, progress)
+    patterns = [_pattern(out, part, len(chosen)) for part, chosen in zip(parts, divided, strict=True)]
     return {
-        "pattern": str(out / f"shard-{numbers}.tar"),
+        "pattern": patterns[0],
         "images": len(paths),
-        "shards": len(shards),
+        "shards": shards,
         "written": len(missing),
-        "kept": len(shards) - len(missing),
-        "classes": len(class_names or []),
+        "kept": shards - len(missing),
+        "classes": len(parts[0].class_names or []),
+        **({"test_pattern": patterns[1]} if len(patterns) > 1 else {}),
     }
+
+
+def _pattern(out: Path, part: Part, shards: int) -> str:
+    numbers = "000000" if shards == 1 else f"{{000000..{shards - 1:06d}}}"
+    return str(out / f"{part.name}-{numbers}.tar")
+
+
+def _parts(source: Path) -> list[Part]:
+    """All images of the source, or its training and its test part with one numbering of classes."""
+    folders = {name: inner(folder) for name, folder in find_splits(source).items()} or {"shard": source}
+    parts, first = [], 0
+    for name, folder in folders.items():
+        found = walk(folder)
+        if not found.images:
+            raise ValueError(f"no images in {str(folder)!r}: {what_is_there(folder, found)}")
+        if found.passed_over():
+            warnings.warn(f"{folder}: passed over: {found.passed_over()}", stacklevel=3)
+        labels, class_names = labels_from_paths(found.images)
+        inside = folder.relative_to(source).as_posix()
+        paths = found.images if inside == "." else [f"{inside}/{path}" for path in found.images]
+        parts.append(Part(name, paths, labels, class_names, first))
+        first += len(paths)
+    if len(parts) == 1 and (said := split_classes(parts[0].class_names)):
+        warnings.warn(f"{source}: {said}", stacklevel=3)
+    if len(parts) > 1:
+        _number_alike(parts)
+        others = [f"{folder.name}/" for folder in sorted(source.iterdir()) if _is_other_part(folder, source, folders)]
+        if others:
+            warnings.warn(f"{source}: {', '.join(others)} left out; make shards of each by itself", stacklevel=3)
+    return parts
+
+
+def _is_other_part(folder: Path, source: Path, used: dict[str, Path]) -> bool:
+    top = {path.relative_to(source).parts[0] for path in used.values()}
+    return folder.is_dir() and folder.name not in top and split_word(folder.name, TRAIN_WORDS + TEST_WORDS)
+
+
+def _number_alike(parts: list[Part]) -> None:
+    """Gives both parts the classes of either; none where a part has none."""
+    if not all(part.class_names for part in parts):
+        for part in parts:
+            part.labels, part.class_names = np.full(len(part.paths), -1), None
+        return
+    names = sorted({name for part in parts for name in part.class_names or ()})
+    number = {name: k for k, name in enumerate(names)}
+    for part in parts:
+        part.labels = np.array([number[name] for name in part.class_names or ()])[part.labels]
+        part.class_names = names
 
 
 def divide(sizes: np.ndarray, samples_per_shard: int, max_bytes: int, seed: int | None) -> list[list[int]]:
@@ -106,17 +197,17 @@ def begin(out: Path, manifest: dict, paths: list[str], class_names: list[str] | 
     if any(out.glob("*.tar")):
         raise ValueError(f"{str(out)!r} holds tar files but no manifest.json; write to an empty folder")
     out.mkdir(parents=True, exist_ok=True)
-    write_text(out / "files.txt", "".join(f"{path}\n" for path in paths))
+    write_text(out / "files.txt", "".join(f"{escaped(path)}\n" for path in paths))
     if class_names:
         write_text(out / "classes.txt", "".join(f"{name}\n" for name in class_names))
     write_text(record, json.dumps(manifest, indent=2) + "\n")
 
 
-def _write_shard(out: Path, number: int, members: list[tuple[int, Path, int]], progress: tqdm) -> None:
+def _write_shard(out: Path, part: Part, number: int, members: list[tuple[int, Path, int]], progress: tqdm) -> None:
     """Closing a ShardWriter runs `post`, also after an exception, when the shard must not get its name."""
     from webdataset import ShardWriter
 
-    pattern = str(out.absolute() / NAME).replace("%", "%%").replace("{:06d}", "%06d") + ".part"
+    pattern = str(out.absolute() / part.name).replace("%", "%%") + "-%06d.tar.part"
     writer = ShardWriter(
         pattern,
         maxcount=len(members),
@@ -129,7 +220,7 @@ def _write_shard(out: Path, number: int, members: list[tuple[int, Path, int]], p
     )
     try:
         for i, path, label in members:
-            sample = {"__key__": f"{i:09d}", path.suffix[1:].lower(): path.read_bytes()}
+            sample = {"__key__": f"{i:09d}", suffix_of(path.name): path.read_bytes()}
             if label >= 0:
                 sample["cls"] = str(label).encode()
             writer.write(sample)

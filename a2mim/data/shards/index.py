@@ -15,12 +15,12 @@ from pathlib import Path
 import numpy as np
 
 from a2mim.data.access import DEFAULT, Access
-from a2mim.data.folder import ARRAYS, SUFFIXES
 from a2mim.data.keyed import key_of
 from a2mim.data.names import class_name, is_class_name
 from a2mim.data.shards.label_members import LONGEST, NoClass, label_of, text_of
 from a2mim.data.shards.samples import group, split_name
 from a2mim.data.shards.tarfiles import files, normal
+from a2mim.data.walk import ARRAYS, PICTURES
 from a2mim.files import replacing
 
 VERSION = 4  # of the cached file
@@ -31,7 +31,7 @@ SAMPLE = np.dtype(
     ]
 )
 NONE = -1  # no label
-_COUNTED = (*SUFFIXES, *ARRAYS, "cls", "json")  # suffixes of members that are missed when they lead to nothing
+_COUNTED = (*PICTURES, *ARRAYS, "cls", "json")  # suffixes of members that are missed when they lead to nothing
 _MOST_TEXTS = 5000  # different .txt members in a shard; more are captions
 _UNREADABLE = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile)  # a cached file, half written or foreign
 

@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from a2mim.data.folder import ARRAYS, SUFFIXES
+from a2mim.data.walk import ARRAYS, PICTURES
 
 Place = tuple[int, int]  # offset and size in bytes
 _KEY = re.compile(r"((?:.*/)?[^/.]+)\.([^/]*)", re.DOTALL)
@@ -56,7 +56,7 @@ def group(members: Iterable[tuple[str, int, int]]) -> Samples:
             continue
         key, suffix = split
         place = (offset, size)
-        if suffix in SUFFIXES:
+        if suffix in PICTURES:
             if not _take(found, key, suffix, place):
                 found.duplicates += 1
                 if suffix != found.suffixes[key]:
@@ -65,7 +65,7 @@ def group(members: Iterable[tuple[str, int, int]]) -> Samples:
             _take(arrays, key, suffix, place)
         else:
             found.beside.setdefault(key, {}).setdefault(suffix, (place, member))
-    _add_dotted(found, SUFFIXES)
+    _add_dotted(found, PICTURES)
     if not found.images:
         found.images, found.suffixes = arrays.images, arrays.suffixes
         _add_dotted(found, ARRAYS)

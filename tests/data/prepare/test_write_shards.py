@@ -1,3 +1,4 @@
+import os
 import signal
 import subprocess
 import sys
@@ -6,6 +7,7 @@ import numpy as np
 import pytest
 from small_images import encoded, picture, write_tar
 
+from a2mim.cli import main
 from a2mim.data import check_shards, make_shards, open_dataset
 from a2mim.data.shards.tarfiles import members
 
@@ -141,3 +143,46 @@ def test_a_check_finds_what_is_wrong_and_goes_on(shards, tmp_path):
 def test_labels_survive_as_numpy_integers(class_folder, tmp_path):
     labels = open_dataset(make_shards(class_folder, tmp_path / "out")["pattern"]).labels
     assert labels.dtype == np.int64 and np.bincount(labels).tolist() == [7, 8]
+
+
+def test_a_folder_with_two_parts_becomes_two_sets_with_one_numbering(tmp_path, capsys):
+    for number, place in enumerate(["train/cat", "train/dog", "train/dog", "valid/ape", "valid/dog", "extra_test"]):
+        (tmp_path / "in" / place).mkdir(parents=True, exist_ok=True)
+        (tmp_path / "in" / place / f"{number}.jpg").write_bytes(encoded(picture(number)))
+    with pytest.warns(UserWarning, match="extra_test/ left out"):
+        made = make_shards(tmp_path / "in", tmp_path / "out", samples_per_shard=2)
+    assert made["pattern"] == str(tmp_path / "out" / "train-{000000..000001}.tar") and made["images"] == 5
+    assert made["test_pattern"] == str(tmp_path / "out" / "test-000000.tar")
+    train, test = open_dataset(made["pattern"]), open_dataset(made["test_pattern"])
+    assert train.class_names == test.class_names == ["ape", "cat", "dog"]
+    assert sorted(train.labels.tolist()) == [1, 2, 2] and sorted(test.labels.tolist()) == [0, 2]
+    lines = (tmp_path / "out" / "files.txt").read_text().splitlines()
+    assert lines == ["train/cat/0.jpg", "train/dog/1.jpg", "train/dog/2.jpg", "valid/ape/3.jpg", "valid/dog/4.jpg"]
+    for dataset in (train, test):
+        for i in range(len(dataset)):
+            line = int(dataset.name(i).rpartition("/")[2])
+            assert dataset.store.content(i) == (tmp_path / "in" / lines[line]).read_bytes()
+    (tmp_path / "out" / "train-000001.tar").unlink()
+    with pytest.warns(UserWarning, match="left out"):
+        assert make_shards(tmp_path / "in", tmp_path / "out", samples_per_shard=2)["written"] == 1
+    with pytest.warns(UserWarning, match="left out"):
+        assert main(["shards", "make", str(tmp_path / "in"), str(tmp_path / "out"), "--samples-per-shard", "2"]) == 0
+    said = capsys.readouterr().out
+    assert "3 classes: ape, cat, dog" in said and "--data '" in said and "--test-data '" in said
+
+
+def test_names_of_any_bytes_and_links_that_lead_nowhere_do_not_stop_it(tmp_path, capsys):
+    for place in (b"a/caf\xe9.jpg", b"a/back\\slash.jpg", b"stra\xdfe/two\nlines.jfif"):
+        path = os.path.join(os.fsencode(tmp_path), b"in", place)
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        with open(path, "wb") as file:
+            file.write(encoded(picture(0)))
+    (tmp_path / "in" / "a" / "gone.jpg").symlink_to("/nowhere")
+    with pytest.warns(UserWarning, match=r"passed over: links that lead nowhere \(a/gone\.jpg\)"):
+        assert main(["shards", "make", str(tmp_path / "in"), str(tmp_path / "out")]) == 0
+    assert (tmp_path / "out" / "files.txt").read_text().splitlines() == [
+        *("a/back\\\\slash.jpg", "a/caf\\xe9.jpg", "stra\\xdfe/two\\nlines.jfif")
+    ]
+    dataset = open_dataset(str(tmp_path / "out" / "*.tar"))
+    assert len(dataset) == 3 and dataset.class_names == ["a", "stra\\xdfe"]
+    assert "2 classes: a, stra\\xdfe" in capsys.readouterr().out
