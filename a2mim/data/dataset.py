@@ -13,6 +13,7 @@ from typing import Protocol
 import numpy as np
 
 from a2mim.data.decode import decode, depth_of
+from a2mim.data.names import escaped
 from a2mim.data.pixel_format import BITS, PixelFormat, Unfit, UnreadableImage, fit_depth, fit_picture
 
 LOOKED_AT = 4  # images, when the first ones cannot be read
@@ -105,7 +106,8 @@ class ImageDataset:
         self.__dict__.pop("fingerprint", None)
 
     def name(self, i: int) -> str:
-        return self.store.name(int(i))
+        """On one line that any file and terminal takes; for names that are UTF-8, what the store calls the image."""
+        return escaped(self.store.name(int(i)))
 
     @functools.cached_property
     def fingerprint(self) -> str:

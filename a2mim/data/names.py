@@ -11,17 +11,13 @@ _INT64 = 1 << 63
 def escaped(text: str) -> str:
     r"""A name on one line that any UTF-8 file and terminal takes: line breaks become \n, bytes that are no UTF-8 \xe9.
 
-    A backslash is doubled, so that two names never become one.
+    A name without such characters stays as it is, backslashes too.
     """
-    if text.isprintable() and "\\" not in text:
-        return text
-    return "".join(map(_shown, text))
+    return text if text.isprintable() else "".join(map(_shown, text))
 
 
 def _shown(character: str) -> str:
-    if character == "\\":
-        return "\\\\"
-    if character.isprintable():
+    if character.isprintable() or unicodedata.category(character) == "Zs":  # spaces of any width
         return character
     if "\udc80" <= character <= "\udcff":  # Python's stand-in for a byte that is no UTF-8
         return f"\\x{ord(character) - 0xDC00:02x}"
@@ -29,18 +25,15 @@ def _shown(character: str) -> str:
 
 
 def class_name(text: str) -> str:
-    """The name of a class: composed (NFC), because a Mac decomposes what Linux composes, and printable.
-
-    A backslash stays as it is, so that a name which was written into classes.txt is read back unchanged.
-    """
-    return unicodedata.normalize("NFC", "".join(c if c == "\\" else _shown(c) for c in text))
+    """The name of a class: composed (NFC), because a Mac decomposes what Linux composes, and printable."""
+    return unicodedata.normalize("NFC", escaped(text))
 
 
 def is_class_name(text: str) -> bool:
     """Whether a text may be the name of a class: one printable line of 1 to 200 bytes, and no number."""
     return (
         text != ""
-        and text.isprintable()  # a lone surrogate is not
+        and escaped(text) == text  # one line, and no lone surrogate
         and len(text.encode()) <= LONGEST_NAME
         and not _NUMBER.fullmatch(text)
     )

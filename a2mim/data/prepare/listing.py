@@ -5,6 +5,7 @@ from collections.abc import Iterator
 
 from a2mim.data.access import Access
 from a2mim.data.errors import ShardError
+from a2mim.data.names import escaped
 from a2mim.data.remote.addresses import is_remote
 from a2mim.data.shards import dali
 from a2mim.data.shards.indexing import Shard, index_all, look_at, places_of
@@ -47,7 +48,7 @@ def describe_samples(shards: list[Shard], access: Access) -> Iterator[str]:
         texts = [*shard.index.texts, ""]
         for key, sample in zip(shard.keys(access), shard.index.samples, strict=True):
             label = str(sample["label"]) if sample["label"] >= 0 else texts[sample["name"]] or "-"
-            yield f"{shard.address}\t{key}\t{label}\t{sample['size']}"
+            yield f"{shard.address}\t{escaped(key)}\t{label}\t{sample['size']}"
 
 
 def export_dali(pattern, access: Access) -> list[str]:
