@@ -47,6 +47,8 @@ setup(
         "tifffile>=2022.8",
         "opencv-python>=4.8",  # mmcv-lite brings it; also named because it is used by name
         "pillow>=10",
+        "pydantic>=2.6",
+        "annotated-types>=0.6",  # the bounds in pydantic's annotations, by name
         "numpy>=1.26",
         "scipy>=1.11",
         "tqdm>=4.66",

@@ -16,6 +16,7 @@ from a2mim.commands.models import add_check_model
 from a2mim.commands.pretrain import add_pretrain
 from a2mim.commands.recipes import add_recipes
 from a2mim.commands.report import add_report
+from a2mim.commands.settings import add_settings
 from a2mim.commands.shards import add_shards
 
 # OpenMP's threads spin while they wait for one another. Long spinning is fastest on an idle machine and ruinous beside
@@ -26,7 +27,7 @@ os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 COMMANDS = (
     *(add_pretrain, add_finetune, add_evaluate, add_compare, add_knn, add_linear_probe),
     *(add_export, add_verify, add_embed, add_shards, add_measure_stats, add_bench_data, add_check_model, add_report),
-    add_recipes,
+    *(add_recipes, add_settings),
 )
 USER_ERRORS = (ValueError, OSError, FloatingPointError)
 

@@ -10,8 +10,9 @@ from torch import Tensor, nn
 from a2mim.decoders import DECODERS
 from a2mim.encoder import MaskedEncoder
 from a2mim.masking import FILLS, expand_mask, mean_colour
+from a2mim.names import nearest
 from a2mim.pixels import IMAGENET_MEAN, IMAGENET_STD, normalize
-from a2mim.registry import MODELS, nearest
+from a2mim.registry import MODELS
 from a2mim.targets import TARGETS
 
 

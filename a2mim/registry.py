@@ -1,10 +1,11 @@
 """One mmengine scope, "a2mim": the parts that a config names by `type`, looked up and checked in one place."""
 
 import inspect
-from difflib import get_close_matches
 
 from mmengine import registry as roots
 from mmengine.registry import Registry
+
+from a2mim.names import nearest
 
 SCOPE = "a2mim"
 
@@ -27,12 +28,6 @@ def build_part(cfg: dict, registry: Registry, default_args: dict | None = None):
     except TypeError as error:
         raise ValueError(f"{name} in the recipe: {error}") from error
     return part(**arguments)
-
-
-def nearest(name: str | None, allowed) -> str:
-    """The tail of an error sentence: the closest allowed names, or all of them when none is close."""
-    close = get_close_matches(str(name), list(allowed), n=3) or sorted(allowed)
-    return f"; did you mean {' or '.join(close)}?" if len(close) <= 3 else f"; allowed are {', '.join(close)}"
 
 
 # the modules that register parts, imported when a part is first asked for

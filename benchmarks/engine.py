@@ -37,10 +37,10 @@ def whole_step(name: str, images: torch.Tensor, device: torch.device, amp: str |
     """One step of the recipe with `name` as its encoder."""
     recipe = next(file for prefix, file in RECIPES.items() if name.startswith(prefix))
     settings = load_config(ROOT / "configs" / recipe)
-    settings["model"]["encoder"]["name"] = name
+    settings.model["encoder"]["name"] = name
     model = build_mim(settings).to(device).train()
-    optimizer = build_optimizer(model, settings["optimizer"], settings["global_batch_size"])
-    wrapper = StepWrapper(optimizer, amp, device.type, clip_grad=settings["clip_grad"])
+    optimizer = build_optimizer(model, settings.optimizer, settings.global_batch_size)
+    wrapper = StepWrapper(optimizer, amp, device.type, clip_grad=settings.clip_grad)
     generator = torch.Generator(device)
     return lambda: model.train_step({"images": images, "generator": generator}, wrapper)
 

@@ -42,16 +42,16 @@ def test_every_recipe_is_in_the_table_of_this_test():
 def test_the_settings_are_the_paper_s(built):
     name, settings, model = built
     lr, epochs, schedule, scale, clip, token_lr, losses, token, site, grid = REFERENCE[name]
-    optimizer, plan = settings["optimizer"], settings["schedule"]
-    assert settings["global_batch_size"] == 2048
-    assert optimizer["base_lr"] * 2048 / 256 == pytest.approx(lr)
-    assert (optimizer["type"], optimizer["weight_decay"]) == ("adamw", 0.05)
-    assert tuple(optimizer["betas"]) == (0.9, 0.999)
-    assert optimizer["token_lr_scale"] == token_lr
-    assert (plan["type"], plan["epochs"], plan["warmup_epochs"], plan["min_lr"]) == (schedule, epochs, 10, 1e-5)
-    assert tuple(settings["data"]["scale"]) == scale
-    assert (settings["data"]["hflip"], settings["data"]["interpolation"]) == (0.5, "bilinear")
-    assert settings["clip_grad"] == clip
+    optimizer, plan = settings.optimizer, settings.schedule
+    assert settings.global_batch_size == 2048
+    assert optimizer.base_lr * 2048 / 256 == pytest.approx(lr)
+    assert (optimizer.type, optimizer.weight_decay) == ("adamw", 0.05)
+    assert tuple(optimizer.betas) == (0.9, 0.999)
+    assert optimizer.token_lr_scale == token_lr
+    assert (plan.type, plan.epochs, plan.warmup_epochs, plan.min_lr) == (schedule, epochs, 10, 1e-5)
+    assert tuple(settings.data.scale) == scale
+    assert (settings.data.hflip, settings.data.interpolation) == (0.5, "bilinear")
+    assert settings.clip_grad == clip
     assert [loss.name for loss in model.losses] == losses
     assert (model.encoder.token_mode, model.encoder.site) == (token, site)
     assert model.encoder.site_layouts[0].grid == (grid, grid)
@@ -61,7 +61,7 @@ def test_the_settings_are_the_paper_s(built):
 
 def test_the_frequency_term_has_the_reference_s_weight_leak_and_fill():
     def fourier(name):
-        return load_config(CONFIGS[0].parent / f"{name}.py")["model"]["losses"][1]
+        return load_config(CONFIGS[0].parent / f"{name}.py").model["losses"][1]
 
     assert fourier("a2mim_resnet50") == {"type": "FourierLoss", "weight": 0.5, "leak": 1e-3}
     assert fourier("a2mim_vit_small") == {"type": "FourierLoss", "weight": 0.1}
@@ -83,7 +83,7 @@ def test_the_laptop_scale_builds_too(path):
     settings = load_config(path, laptop=True)
     with torch.device("meta"):
         model = build_mim(settings)
-    size = settings["data"]["img_size"]
+    size = settings.data.img_size
     recon = model.decode(model.encoder(torch.zeros(2, 3, size, size, device="meta")), size, size)
     assert recon.shape == (2, 3, size, size)
     assert sum(p.numel() for p in model.encoder.model.parameters()) < 30e6

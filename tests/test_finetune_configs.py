@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from a2mim.engine.config import load_config
-from a2mim.engine.finetune_config import DEFAULTS, FINETUNE, RULES, SETTING_OF, protocol_in_force
+from a2mim.engine.finetune_protocol import SETTING_OF, protocol_in_force
+from a2mim.engine.finetune_settings import FinetuneSettings
 from a2mim.evaluation.protocols import protocol_names, read_protocol
 
 CONFIGS = sorted((Path(__file__).parents[1] / "configs" / "finetune").glob("*.py"))
@@ -13,14 +14,14 @@ PROTOCOLS = protocol_names("finetune")
 
 
 def test_every_protocol_has_a_recipe():
-    assert [load_config(path, schema=FINETUNE)["protocol"] for path in CONFIGS] == PROTOCOLS
+    assert [load_config(path, kind=FinetuneSettings).protocol for path in CONFIGS] == PROTOCOLS
 
 
 @pytest.mark.parametrize("name", PROTOCOLS)
 def test_a_protocol_s_constants_all_become_settings_and_come_back_unchanged(name):
     published = read_protocol(name)
     assert set(published.constants) - {"variant"} <= set(SETTING_OF)
-    in_force = protocol_in_force(load_config(name, schema=FINETUNE))
+    in_force = protocol_in_force(load_config(name, kind=FinetuneSettings))
     assert in_force.overridden == {}
     assert in_force.hash == published.hash
 
@@ -37,40 +38,30 @@ PAPERS = {
 
 @pytest.mark.parametrize("name", PAPERS)
 def test_the_numbers_are_the_papers(name):
-    settings = load_config(name, schema=FINETUNE)
-    optimizer, batch = settings["optimizer"], settings["global_batch_size"]
-    found = (optimizer["base_lr"] * batch / optimizer["base_batch"], batch, settings["schedule"]["epochs"])
+    settings = load_config(name, kind=FinetuneSettings)
+    optimizer, batch = settings.optimizer, settings.global_batch_size
+    found = (optimizer.base_lr * batch / optimizer.base_batch, batch, settings.schedule.epochs)
     lr, *rest, ema = PAPERS[name]
     assert found[0] == pytest.approx(lr)
-    assert [*found[1:], optimizer["layer_decay"], settings["loss"]["type"]] == rest
-    assert settings["ema"] == (None if ema is None else pytest.approx(ema))
+    assert [*found[1:], optimizer.layer_decay, settings.loss.type] == rest
+    assert settings.ema == (None if ema is None else pytest.approx(ema))
 
 
 def test_a_change_is_named_and_changes_the_hash():
-    settings = load_config("mae-finetune", {"optimizer.layer_decay": 0.75, "clip_grad": 1.0}, schema=FINETUNE)
+    settings = load_config("mae-finetune", {"optimizer.layer_decay": 0.75, "clip_grad": 1.0}, kind=FinetuneSettings)
     protocol = protocol_in_force(settings)
     assert protocol.overridden == {"layer_decay": [0.65, 0.75], "clip_grad": [0.0, 1.0]}
     assert protocol.hash != read_protocol("mae-finetune").hash
-    large = load_config("mae-finetune", {"variant": "large"}, schema=FINETUNE)
-    assert (large["schedule"]["epochs"], large["optimizer"]["layer_decay"]) == (50, 0.75)
+    large = load_config("mae-finetune", {"variant": "large"}, kind=FinetuneSettings)
+    assert (large.schedule.epochs, large.optimizer.layer_decay) == (50, 0.75)
     assert protocol_in_force(large).overridden == {}
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)
 def test_a_recipe_has_a_laptop_scale_and_says_how_it_is_run(path):
-    settings = load_config(path, laptop=True, schema=FINETUNE)
-    assert settings["data"]["img_size"] is None  # the encoder's own
-    assert settings["schedule"]["epochs"] <= 12
+    settings = load_config(path, laptop=True, kind=FinetuneSettings)
+    assert settings.data.img_size is None  # the encoder's own
+    assert settings.schedule.epochs <= 12
     text = path.read_text()
     assert len(text.splitlines()) <= 60
     assert f"python tools/finetune.py configs/finetune/{path.name} SOURCE --data" in text
-
-
-def test_every_setting_has_a_rule_and_every_default_obeys_it():
-    flat = {
-        f"{key}.{inner}" if inner else key: value
-        for key, group in DEFAULTS.items()
-        for inner, value in (group.items() if isinstance(group, dict) and key != "laptop" else [("", group)])
-    }
-    assert set(flat) == set(RULES)
-    assert all(holds(flat[key]) for key, (holds, _) in RULES.items())

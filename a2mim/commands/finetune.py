@@ -42,10 +42,10 @@ def run_finetune(chosen) -> int:
     options = options_of(chosen)
 
     from a2mim.engine.config import load_config
-    from a2mim.engine.finetune_config import FINETUNE
+    from a2mim.engine.finetune_settings import FinetuneSettings
 
     if not chosen.resume:  # mistakes are answered before torch is imported
-        load_config(config, options, chosen.laptop or chosen.data is None, schema=FINETUNE)
+        load_config(config, options, chosen.laptop or chosen.data is None, kind=FinetuneSettings)
 
     from a2mim.engine.run import finetune
 

@@ -13,8 +13,11 @@ from mmengine.hooks import EMAHook
 
 from a2mim.data import Access, StreamLoader, TrainLoader, match_labels, open_dataset
 from a2mim.engine import hooks
+from a2mim.engine.finetune_settings import FinetuneData
 from a2mim.engine.optim import StepWrapper, build_schedule
+from a2mim.engine.pretrain_settings import PretrainData, PretrainSettings
 from a2mim.engine.runner import TrainRunner
+from a2mim.engine.setting_groups import Settings
 from a2mim.engine.task import Task
 from a2mim.mim import MIM
 from a2mim.registry import MODELS
@@ -24,7 +27,7 @@ from a2mim.registry import MODELS
 class Run:
     """All that a run is made of, before its first step."""
 
-    settings: dict  # every one, see the task's schema
+    settings: Settings
     folder: Path | None  # None until one is claimed
     asked: dict  # config, data, test_data, laptop, …, as --resume needs them
     device: torch.device
@@ -35,48 +38,49 @@ class Run:
     @property
     def max_steps(self) -> int:
         """Optimiser steps in all."""
-        return self.loader.position_of(self.settings["schedule"]["epochs"])
+        return self.loader.position_of(self.settings.schedule.epochs)
 
 
-def open_sets(data, test_data, in_chans: int, access: Access, **form):
+def open_sets(data, test_data, settings: PretrainData | FinetuneData, access: Access):
     """(training set, test set or None): the test set is the one named, else the source's own test split, if any.
 
-    access: how data are reached. form: bits, exif and value_range of `open_dataset`.
+    access: how data are reached.
     """
     source = "photos" if data is None else data
-    train = open_dataset(source, "train", in_chans, access, **form)
+    form = settings.model_dump(include={"in_chans", "bits", "exif", "value_range"}) | {"access": access}
+    train = open_dataset(source, "train", **form)
     form["bits"] = train.form.bits  # both sets alike
     if test_data is not None:
-        return train, match_labels(train, open_dataset(test_data, "test", in_chans, access, **form))
+        return train, match_labels(train, open_dataset(test_data, "test", **form))
     if "test" in train.splits:
-        test = open_dataset(source, "test", in_chans, access, **form)
+        test = open_dataset(source, "test", **form)
         if (train.labels >= 0).any() and (test.labels >= 0).any():
             return train, match_labels(train, test)
     return train, None
 
 
 def build_loader(
-    dataset, settings: dict, device: torch.device, num_workers: int | None, augmentation: dict | None = None
+    dataset, settings: Settings, device: torch.device, num_workers: int | None, augmentation: dict | None = None
 ) -> TrainLoader:
     """The training stream of this process. augmentation: what TrainLoader takes beyond the crop."""
-    data, batch = settings["data"], settings["global_batch_size"]
+    data, batch = settings.data, settings.global_batch_size
     world = int(os.environ.get("WORLD_SIZE", 1))
-    pieces = world * settings["accumulate"]
+    pieces = world * settings.accumulate
     if batch % pieces:
         raise ValueError(
-            f"global_batch_size={batch} is not divisible by {world} processes x accumulate={settings['accumulate']};"
+            f"global_batch_size={batch} is not divisible by {world} processes x accumulate={settings.accumulate};"
             f" choose {batch // pieces * pieces or pieces} or {(batch // pieces + 1) * pieces}"
         )
     return (StreamLoader if dataset.stream else TrainLoader)(
         dataset,
-        data["img_size"],
+        data.img_size,
         batch,
-        scale=data["scale"],
-        ratio=data["ratio"],
-        hflip=data["hflip"],
-        interpolation=data["interpolation"],
-        transforms=data["transforms"],
-        seed=settings["seed"],
+        scale=data.scale,
+        ratio=data.ratio,
+        hflip=data.hflip,
+        interpolation=data.interpolation,
+        transforms=data.transforms,
+        seed=settings.seed,
         rank=int(os.environ.get("RANK", 0)),
         world_size=world,
         num_workers=choose_workers(num_workers, device),
@@ -98,45 +102,45 @@ def choose_workers(num_workers: int | None, device: torch.device) -> int:
     return num_workers
 
 
-def build_mim(settings: dict) -> MIM:
+def build_mim(settings: PretrainSettings) -> MIM:
     """The row of the table as a module; what follows from the data is not typed a second time in the recipe."""
-    row, data = copy.deepcopy(settings["model"]), settings["data"]
+    row, data = copy.deepcopy(settings.model), settings.data
     derived = {
         "type": "MaskedEncoder",
-        "img_size": data["img_size"],
-        "in_chans": data["in_chans"],
+        "img_size": data.img_size,
+        "in_chans": data.in_chans,
         "mask_patch_size": row["masking"].get("mask_patch_size", 32),
     }
     row["encoder"] = derived | row["encoder"]
-    return MODELS.build({"type": "MIM", "mean": data["mean"], "std": data["std"], **row})
+    return MODELS.build({"type": "MIM", "mean": data.mean, "std": data.std, **row})
 
 
 def build_runner(run: Run, resume_from: dict | None) -> TrainRunner:
     """The model on its device, its optimiser and schedule, and the hooks around a step."""
     settings, task, device = run.settings, run.task, run.device
     task.model.to(device)
-    if settings["channels_last"]:
+    if settings.channels_last:
         task.model.to(memory_format=torch.channels_last)
-    if settings["sync_batchnorm"] and torch.distributed.is_initialized() and device.type == "cuda":
+    if settings.sync_batchnorm and torch.distributed.is_initialized() and device.type == "cuda":
         torch.nn.SyncBatchNorm.convert_sync_batchnorm(task.network)
-    if settings["compile"]:
+    if settings.compile:
         task.network.compile()
     optimizer = task.optimizer()
     steps = len(run.loader)
-    schedule = build_schedule(optimizer, settings["schedule"], steps, settings["schedule"]["epochs"] * steps)
-    amp = choose_amp(settings["amp"], device)
-    wrapper = StepWrapper(optimizer, amp, device.type, settings["accumulate"], settings["clip_grad"])
+    schedule = build_schedule(optimizer, settings.schedule, steps, settings.schedule.epochs * steps)
+    amp = choose_amp(settings.amp, device)
+    wrapper = StepWrapper(optimizer, amp, device.type, settings.accumulate, settings.clip_grad)
     around = [
         hooks.RecordHook(settings, run.asked),
         hooks.ScheduleHook(schedule),
-        hooks.LogHook(settings["log"]["every_steps"]),
+        hooks.LogHook(settings.log.every_steps),
         *task.hooks(),
-        hooks.CheckpointHook(**settings["checkpoint"]),
+        hooks.CheckpointHook(settings.checkpoint),
         hooks.SignalHook(),
     ]
-    if settings["ema"]:
+    if settings.ema:
         # buffers are averaged with the weights: the raw network's BatchNorm statistics do not fit averaged weights
-        around.append(EMAHook(momentum=settings["ema"], update_buffers=True))
+        around.append(EMAHook(momentum=settings.ema, update_buffers=True))
     return TrainRunner(run, wrapper, around, resume_from)
 
 

@@ -13,6 +13,7 @@ from mmengine.model import BaseModel
 from timm.loss import BinaryCrossEntropy, SoftTargetCrossEntropy
 from torch import Tensor, nn
 
+from a2mim.engine.finetune_settings import ClassLoss, Head
 from a2mim.evaluation.features import pooling_name
 from a2mim.evaluation.identity import hash_encoder
 from a2mim.pixels import normalize
@@ -29,12 +30,12 @@ class Classifier(BaseModel):
         mean, std: normalisation of stored images, per channel, in units of 0..1.
     """
 
-    def __init__(self, model: nn.Module, loss: dict, mean, std):
+    def __init__(self, model: nn.Module, loss: ClassLoss, mean, std):
         super().__init__()
         self.model = model
-        binary = loss["type"] == "bce"
+        binary = loss.type == "bce"
         self.name = "loss_bce" if binary else "loss_ce"
-        threshold = loss["threshold"] or None
+        threshold = loss.threshold or None
         self.loss = BinaryCrossEntropy(0.0, target_threshold=threshold) if binary else SoftTargetCrossEntropy()
         self.register_buffer("mean", torch.tensor(mean).view(-1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(-1, 1, 1), persistent=False)
@@ -51,7 +52,7 @@ class Classifier(BaseModel):
         return logits if mode == "predict" else {self.name: self.loss(logits, targets)}
 
 
-def build_classified(found: Source, num_classes: int, img_size: int, in_chans: int, chosen: dict):
+def build_classified(found: Source, num_classes: int, img_size: int, in_chans: int, chosen: Head):
     """(timm model with a new classifier, plain values that rebuild it, the report of what was loaded with its hash).
 
     Args:
@@ -68,11 +69,11 @@ def build_classified(found: Source, num_classes: int, img_size: int, in_chans: i
     if size is None or list(_pair(size)) != [img_size, img_size]:
         args |= {"img_size": [img_size, img_size]} if _takes(found.name, img_size=[img_size, img_size]) else {}
     changed = {key: value for key, value in args.items() if found.model_args.get(key) != value}
-    if chosen["drop_path_rate"]:
-        if not _takes(found.name, drop_path_rate=chosen["drop_path_rate"]):
+    if chosen.drop_path_rate:
+        if not _takes(found.name, drop_path_rate=chosen.drop_path_rate):
             raise ValueError(f"{found.name} has no stochastic depth; set classifier.drop_path_rate to 0")
-        changed["drop_path_rate"] = chosen["drop_path_rate"]
-    model, pixels, report = build_reported(found, chosen["allow_partial"], **changed)
+        changed["drop_path_rate"] = chosen.drop_path_rate
+    model, pixels, report = build_reported(found, chosen.allow_partial, **changed)
     described = {"name": found.name, **found.model_args, "img_size": list(pixels["img_size"])}
     report["hash"] = hash_encoder(model, **described)
     args |= put_classifier(model, num_classes, chosen)
@@ -93,9 +94,9 @@ def rebuild_classified(arguments: dict, drop_path_rate: float) -> nn.Module:
     return model
 
 
-def put_classifier(model: nn.Module, num_classes: int, chosen: dict) -> dict:
+def put_classifier(model: nn.Module, num_classes: int, chosen: Head) -> dict:
     """Gives the model its pooling and a new classifier; returns the create_model arguments that say so."""
-    pooling = None if chosen["pooling"] == "default" else chosen["pooling"]
+    pooling = None if chosen.pooling == "default" else chosen.pooling
     args = {"global_pool": pooling} if pooling else {}
     try:
         model.reset_classifier(num_classes, pooling)
@@ -105,13 +106,13 @@ def put_classifier(model: nn.Module, num_classes: int, chosen: dict) -> dict:
             " set it to 'default'"
         ) from None
     if hasattr(model, "fc_norm"):  # a ViT's norm stands before or behind the pooling
-        if chosen["norm"] == "after" and isinstance(model.fc_norm, nn.Identity):
+        if chosen.norm == "after" and isinstance(model.fc_norm, nn.Identity):
             model.fc_norm, model.norm = model.norm, nn.Identity()
         args["fc_norm"] = not isinstance(model.fc_norm, nn.Identity)
-    if chosen["head_init_std"]:
+    if chosen.head_init_std:
         heads = model.get_classifier()
         for head in heads if isinstance(heads, tuple) else (heads,):
-            nn.init.trunc_normal_(head.weight, std=chosen["head_init_std"])
+            nn.init.trunc_normal_(head.weight, std=chosen.head_init_std)
             nn.init.zeros_(head.bias)
     return args
 

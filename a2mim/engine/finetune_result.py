@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import save
 from torch import nn
 
+from a2mim.engine.finetune_protocol import protocol_in_force
 from a2mim.evaluation.identity import hash_of
 from a2mim.evaluation.intervals import bootstrap_interval
 from a2mim.evaluation.results import pack
@@ -22,19 +23,17 @@ from a2mim.files import write_json
 
 def result_of(task, runner) -> dict:
     """For results.json: the numbers, every constant behind them, and the answer to every test image."""
-    from a2mim.engine.finetune_config import protocol_in_force
-
     settings, judge = task.settings, task.judge
     protocol = protocol_in_force(settings)
     best = max(judge.history, key=lambda line: line["test_top1"])
     answers = judge.correct
-    constants = protocol.constants if protocol else {k: v for k, v in settings.items() if k != "laptop"}
+    constants = protocol.constants if protocol else settings.model_dump(mode="json", exclude={"laptop"})
     return {
         "protocol": protocol.title if protocol else Path(task.asked["config"]).stem,
         "protocol_hash": protocol.hash if protocol else hash_of(constants),
         "overridden": protocol.overridden if protocol else {},
         "constants": constants,
-        "settings": settings,
+        "settings": settings.model_dump(mode="json"),
         "encoder": str(task.asked["source"]),
         "encoder_hash": task.source_hash,
         "data": task.train_set.describe(),
@@ -49,7 +48,7 @@ def result_of(task, runner) -> dict:
         "n_train": len(task.train_set),
         "n_test": int((answers >= 0).sum()),
         "unreadable": dict(judge.loader.faults.unreadable),
-        "seed": settings["seed"],
+        "seed": settings.seed,
         "history": judge.history,
         "correct": pack(answers),
     }
@@ -58,9 +57,9 @@ def result_of(task, runner) -> dict:
 def hand_over_classifier(task, model: nn.Module, folder: Path) -> dict:
     """encoder/ with its receipt, and classifier/, which timm loads whole; what summary.json says of both."""
     model = copy.deepcopy(model).cpu().eval()
-    data, arguments = task.settings["data"], task.arguments
-    pixels = {key: data[key] for key in ("mean", "std", "interpolation", "crop_pct")}
-    pixels["img_size"] = [data["img_size"], data["img_size"]]
+    data, arguments = task.settings.data, task.arguments
+    pixels = data.model_dump(include={"mean", "std", "interpolation", "crop_pct"})
+    pixels["img_size"] = [data.img_size, data.img_size]
     encoder = copy.deepcopy(model)
     encoder.reset_classifier(0)
     receipt = export_timm_folder(encoder, arguments, pixels, folder / "encoder", source=str(folder), calibrated=True)

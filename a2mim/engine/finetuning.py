@@ -16,9 +16,11 @@ import a2mim
 from a2mim.data.augment import Augment
 from a2mim.engine.assembly import open_sets
 from a2mim.engine.classifier import Classifier, build_classified, rebuild_classified
+from a2mim.engine.config import changed
 from a2mim.engine.evaluating import EvaluationHook
-from a2mim.engine.finetune_config import FINETUNE, protocol_in_force
+from a2mim.engine.finetune_protocol import protocol_in_force
 from a2mim.engine.finetune_result import hand_over_classifier, result_of
+from a2mim.engine.finetune_settings import FinetuneSettings, Labels
 from a2mim.engine.mixing import Mixing
 from a2mim.engine.optim import build_layered_optimizer
 from a2mim.engine.runner import step_seed
@@ -26,6 +28,8 @@ from a2mim.evaluation.results import write_result
 from a2mim.evaluation.subsets import draw_subset, subset_of, write_list
 from a2mim.pixels import IMAGENET_MEAN, IMAGENET_STD
 from a2mim.weights.loading import read_source
+
+PIXELS = {"mean", "std", "interpolation", "img_size", "in_chans"}  # settings that a checkpoint carries
 
 
 class Finetuning:
@@ -35,16 +39,14 @@ class Finetuning:
     """
 
     command = "finetune"
-    schema = FINETUNE
+    settings_class = FinetuneSettings
 
-    def __init__(self, settings: dict, asked: dict, device: torch.device, saved: dict | None = None, access=None):
-        self.settings, self.asked, self.device, self.saved = settings, asked, device, saved
+    def __init__(self, settings: FinetuneSettings, asked: dict, device: torch.device, saved: dict | None = None, access=None):
+        self.asked, self.device, self.saved = asked, device, saved
         self.found = None if saved else read_architecture(asked["source"])
-        data = settings["data"]
-        complete_pixels(data, saved["pixels"] if saved else pixels_of(self.found))
-        form = {key: data[key] for key in ("in_chans", "bits", "exif", "value_range")}
-        whole, self.test_set = open_sets(asked["data"], asked["test_data"], access=access, **form)
-        self.rows = choose_rows(whole, settings["labels"], self.test_set)
+        self.settings = settings = complete_pixels(settings, saved["pixels"] if saved else pixels_of(self.found))
+        whole, self.test_set = open_sets(asked["data"], asked["test_data"], settings.data, access)
+        self.rows = choose_rows(whole, settings.labels, self.test_set)
         self.train_set = whole if len(self.rows) == len(whole) else subset_of(whole, self.rows)
         self.whole = whole
         self.num_classes = count_classes(whole, self.test_set)
@@ -52,49 +54,47 @@ class Finetuning:
             check_classes(whole, self.num_classes, saved)
             self.num_classes = saved["classifier"]["num_classes"]
         check_mixable(settings)
-        form, augment = whole.form, settings["augment"]
-        if (augment["auto_augment"] or augment["color_jitter"]) and (form.in_chans, form.bits) != (3, 8):
+        form, augment = whole.form, settings.augment
+        if (augment.auto_augment or augment.color_jitter) and (form.in_chans, form.bits) != (3, 8):
             raise ValueError(
                 f"these images have {form.in_chans} channels of {form.bits} bits, and augment.auto_augment and"
                 " augment.color_jitter are for 3 of 8; set them to '' and 0"
             )
 
     def build(self) -> None:
-        settings, data = self.settings, self.settings["data"]
+        settings, data = self.settings, self.settings.data
         if self.saved:
             self.arguments, self.source_hash = self.saved["classifier"], self.saved["source_hash"]
-            model = rebuild_classified(self.arguments, settings["classifier"]["drop_path_rate"])
+            model = rebuild_classified(self.arguments, settings.classifier.drop_path_rate)
         else:
-            sizes = data["img_size"], data["in_chans"]
-            chosen = settings["classifier"]
+            sizes = data.img_size, data.in_chans
+            chosen = settings.classifier
             model, self.arguments, self.report = build_classified(self.found, self.num_classes, *sizes, chosen)
             self.source_hash = self.report["hash"]
         self.found = None
-        self.model = Classifier(model, settings["loss"], data["mean"], data["std"])
+        self.model = Classifier(model, settings.loss, data.mean, data.std)
         self.network = self.model.model
-        erasing, mix = settings["augment"]["erasing"], settings["mix"]
-        self.mixing = Mixing(self.num_classes, erasing, mix, settings["seed"], self.device)
+        erasing, mix = settings.augment.erasing, settings.mix
+        self.mixing = Mixing(self.num_classes, erasing, mix, settings.seed, self.device)
 
     def augmentation(self) -> dict:
-        augment, data = self.settings["augment"], self.settings["data"]
-        if not augment["auto_augment"] and not augment["color_jitter"]:
-            return {"repeats": augment["repeats"]}
-        looks = data["img_size"], data["mean"], data["interpolation"]
+        augment, data = self.settings.augment, self.settings.data
+        if not augment.auto_augment and not augment.color_jitter:
+            return {"repeats": augment.repeats}
+        looks = data.img_size, data.mean, data.interpolation
         return {
-            "repeats": augment["repeats"],
-            "augment": Augment(augment["auto_augment"], augment["color_jitter"], *looks),
+            "repeats": augment.repeats,
+            "augment": Augment(augment.auto_augment, augment.color_jitter, *looks),
         }
 
     def optimizer(self) -> torch.optim.Optimizer:
-        return build_layered_optimizer(self.network, self.settings["optimizer"], self.settings["global_batch_size"])
+        return build_layered_optimizer(self.network, self.settings.optimizer, self.settings.global_batch_size)
 
     def hooks(self) -> list[Hook]:
-        data, evaluate = self.settings["data"], self.settings["evaluate"]
-        size = data["test_size"]
-        view = {"img_size": size, "resize": round(size / data["crop_pct"]), "interpolation": data["interpolation"]}
-        self.judge = EvaluationHook(
-            self.test_set, self.train_set, evaluate["every_epochs"], view | {"batch_size": evaluate["batch_size"]}
-        )
+        data, evaluate = self.settings.data, self.settings.evaluate
+        size = data.test_size
+        view = {"img_size": size, "resize": round(size / data.crop_pct), "interpolation": data.interpolation}
+        self.judge = EvaluationHook(self.test_set, self.train_set, evaluate.every_epochs, view | {"batch_size": evaluate.batch_size})
         return [self.judge, ListHook(self.whole, self.rows)]
 
     def pieces(self, runner, batch: dict, step: int) -> Iterator[dict]:
@@ -115,7 +115,7 @@ class Finetuning:
 
     def meta(self) -> dict:
         """What rebuilds the classifier."""
-        pixels = {key: self.settings["data"][key] for key in ("mean", "std", "interpolation", "img_size", "in_chans")}
+        pixels = self.settings.data.model_dump(include=PIXELS)
         return {
             "classifier": self.arguments,
             "class_names": self.whole.class_names,
@@ -126,7 +126,7 @@ class Finetuning:
 
     def opening(self) -> list[str]:
         total = sum(p.numel() for p in self.network.parameters())
-        made = f"{self.arguments['name']} at {self.settings['data']['img_size']} px, {total / 1e6:.2f} M parameters"
+        made = f"{self.arguments['name']} at {self.settings.data.img_size} px, {total / 1e6:.2f} M parameters"
         source = f"{self.asked['source']} ({self.report['recognised']})" if not self.saved else self.asked["source"]
         protocol = protocol_in_force(self.settings)
         lines = [
@@ -151,7 +151,7 @@ class Finetuning:
         result = result_of(self, runner)
         write_result(result, runner.run_dir)
         handed = {"export": None, "classifier_folder": None}
-        if self.settings["export"]:
+        if self.settings.export:
             handed = hand_over_classifier(self, revert_sync_batchnorm(runner.averaged.model), runner.run_dir)
         kept = ("protocol", "protocol_hash", "overridden", "top1_last", "top1_best", "top5_last", "interval", "n_test")
         return {"result": {key: result[key] for key in kept} | {"best_epoch": result["best_epoch"]}, **handed}
@@ -220,23 +220,24 @@ def pixels_of(found) -> dict:
     return known | {"in_chans": found.model_args.get("in_chans", len(known["mean"]))}
 
 
-def complete_pixels(data: dict, source: dict) -> None:
-    """Fills what the recipe's `data` leaves to the source."""
-    size = source["img_size"]
-    if data["img_size"] is None:
+def complete_pixels(settings: FinetuneSettings, source: dict) -> FinetuneSettings:
+    """The settings with what the recipe's `data` leaves to the source filled in."""
+    data, size = settings.data, source["img_size"]
+    found = {"img_size": data.img_size, "in_chans": data.in_chans or source["in_chans"]}
+    if data.img_size is None:
         height, width = (size, size) if isinstance(size, int) else size
         if height != width:
             raise ValueError(f"the source takes images of {height} x {width} px; set data.img_size to one number")
-        data["img_size"] = int(height)
-    data["test_size"] = data["test_size"] or data["img_size"]
-    data["in_chans"] = data["in_chans"] or source["in_chans"]
-    for key in ("mean", "std"):
-        values = data[key] or source[key]
-        same = len(values) == data["in_chans"]
-        data[key] = list(values) if same else [sum(values) / len(values)] * data["in_chans"]
+        found["img_size"] = int(height)
+    found["test_size"] = data.test_size or found["img_size"]
+    for key, own in (("mean", data.mean), ("std", data.std)):
+        values = tuple(own or source[key])
+        same = len(values) == found["in_chans"]
+        found[key] = values if same else (sum(values) / len(values),) * found["in_chans"]
+    return changed(settings, {f"data.{key}": value for key, value in found.items()})
 
 
-def choose_rows(dataset, labels: dict, test_set) -> np.ndarray:
+def choose_rows(dataset, labels: Labels, test_set) -> np.ndarray:
     """The rows to train on: those with a label, or a class-balanced part of them."""
     if test_set is None:
         raise ValueError(
@@ -244,15 +245,15 @@ def choose_rows(dataset, labels: dict, test_set) -> np.ndarray:
             f" train/ ({dataset.describe()})"
         )
     rows = np.flatnonzero(dataset.labels >= 0)
-    if dataset.stream and (labels["subset"] is not None or len(rows) < len(dataset)):
+    if dataset.stream and (labels.subset is not None or len(rows) < len(dataset)):
         raise ValueError(
             f"{dataset.describe()}: a pipeline is trained on whole, and every item needs a label; filter it in the"
             " pipeline itself and leave labels.subset out"
         )
     if len(np.unique(dataset.labels[rows])) < 2:
         raise ValueError(f"{dataset.describe()}: there is nothing to tell apart; give images of at least two classes")
-    if labels["subset"] is not None:
-        rows = rows[draw_subset(dataset.labels[rows], labels["subset"], labels["seed"])]
+    if labels.subset is not None:
+        rows = rows[draw_subset(dataset.labels[rows], labels.subset, labels.seed)]
     return rows
 
 
@@ -274,12 +275,12 @@ def _named(classes) -> str:
     return f" ({', '.join(classes[:3])}{', …' if len(classes) > 3 else ''})" if classes else ""
 
 
-def check_mixable(settings: dict) -> None:
+def check_mixable(settings: FinetuneSettings) -> None:
     """Mixup mixes each image of a piece with another."""
-    pieces = int(os.environ.get("WORLD_SIZE", 1)) * settings["accumulate"]
-    piece, rest = divmod(settings["global_batch_size"], pieces)
-    if (settings["mix"]["mixup"] or settings["mix"]["cutmix"]) and piece % 2 and not rest:
+    pieces = int(os.environ.get("WORLD_SIZE", 1)) * settings.accumulate
+    piece, rest = divmod(settings.global_batch_size, pieces)
+    if (settings.mix.mixup or settings.mix.cutmix) and piece % 2 and not rest:
         raise ValueError(
             f"mixup and cutmix need an even number of images in a piece, not {piece} (global_batch_size="
-            f"{settings['global_batch_size']} in {pieces}); choose {(piece + 1) * pieces}"
+            f"{settings.global_batch_size} in {pieces}); choose {(piece + 1) * pieces}"
         )

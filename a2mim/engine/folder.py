@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import pprint
 import re
 from itertools import count
 from pathlib import Path
@@ -12,8 +11,9 @@ import torch
 from mmengine.dist import is_main_process
 
 from a2mim.data.reading import Reading
-from a2mim.engine.config import read
-from a2mim.files import open_lock, write_json, write_text
+from a2mim.engine.setting_groups import Settings
+from a2mim.engine.stored import holds_run, read_settings, write_settings
+from a2mim.files import open_lock, write_json
 
 _locks = []  # an open file keeps its lock until the process ends
 
@@ -21,7 +21,7 @@ _locks = []  # an open file keeps its lock until the process ends
 def find_run(work_dir, name: str) -> Path:
     """The folder to resume: `work_dir`, or the newest of runs/name, runs/name-2, …"""
     if work_dir:
-        if not (Path(work_dir) / "config.py").exists():
+        if not holds_run(Path(work_dir)):
             raise FileNotFoundError(f"--resume: {work_dir} holds no run; leave out --resume to start one there")
         return Path(work_dir)
     root = Path("runs")
@@ -33,7 +33,7 @@ def find_run(work_dir, name: str) -> Path:
 
 def refuse_used(work_dir) -> None:
     """A folder that a user names for a new run must not hold another."""
-    if work_dir and (Path(work_dir) / "config.py").exists():
+    if work_dir and holds_run(Path(work_dir)):
         raise ValueError(f"{work_dir} holds a run already; add --resume to go on with it, or choose another --work-dir")
 
 
@@ -80,14 +80,11 @@ def release() -> None:
         _locks.pop().close()
 
 
-def remember(folder: Path, settings: dict, asked: dict) -> None:
-    """Writes what `--resume` needs: every setting in force, as a recipe that can be run again, and what was asked
-    for.
-    """
+def remember(folder: Path, settings: Settings, asked: dict) -> None:
+    """Writes what `--resume` needs: every setting in force, as data and as a recipe, and what was asked for."""
     if is_main_process():
         write_json(folder / "summary.json", {"status": "running", "asked": recordable(asked)})
-        lines = [f"{key} = {pprint.pformat(value, sort_dicts=False)}\n" for key, value in settings.items()]
-        write_text(folder / "config.py", "".join(lines))
+        write_settings(folder, settings)
 
 
 def reading_of_run(source) -> Reading | None:
@@ -96,8 +93,8 @@ def reading_of_run(source) -> Reading | None:
     """
     place = Path(source)
     for folder in (place, *place.absolute().parents[:2]) if place.exists() else ():
-        if all((folder / name).is_file() for name in ("config.py", "summary.json")):
-            data = read(folder / "config.py").get("data", {})
+        if (folder / "summary.json").is_file() and holds_run(folder):
+            data = read_settings(folder).get("data", {})
             return Reading(data.get("bits"), bool(data.get("exif")), data.get("value_range"))
     return None
 

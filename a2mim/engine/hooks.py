@@ -17,6 +17,7 @@ from a2mim.analysis.reconstructions import draw, save
 from a2mim.checkpoints import checkpoint_path, keep_newest, write_checkpoint
 from a2mim.engine.folder import remember
 from a2mim.engine.runner import step_seed
+from a2mim.engine.setting_groups import Checkpoint, Settings
 from a2mim.engine.state import first_broken, state_of
 from a2mim.files import write_text
 
@@ -26,7 +27,7 @@ class RecordHook(Hook):
 
     priority = "VERY_HIGH"
 
-    def __init__(self, settings: dict, asked: dict):
+    def __init__(self, settings: Settings, asked: dict):
         self.settings, self.asked = settings, asked
 
     def before_train(self, runner) -> None:
@@ -188,15 +189,14 @@ class CheckpointHook(Hook):
     """Saves every few steps or epochs and at the end, then deletes what is too old.
 
     Args:
-        every_steps: between two checkpoints; None: as every_epochs says.
-        every_epochs: likewise, at the ends of epochs.
-        keep: how many of the newest stay.
+        settings: the recipe's `checkpoint`.
     """
 
     priority = "VERY_LOW"
 
-    def __init__(self, every_steps: int | None, every_epochs: int, keep: int):
-        self.every_steps, self.every_epochs, self.keep, self.saved = every_steps, every_epochs, keep, None
+    def __init__(self, settings: Checkpoint):
+        self.every_steps, self.every_epochs, self.keep = settings.every_steps, settings.every_epochs, settings.keep
+        self.saved: int | None = None  # the step of the last checkpoint
 
     def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None) -> None:
         step, steps = runner.iter, self.every_steps

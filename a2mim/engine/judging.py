@@ -11,6 +11,7 @@ from torch import Tensor
 
 from a2mim.batchnorm import calibrate_batchnorm
 from a2mim.data import EvalLoader
+from a2mim.engine.pretrain_settings import PretrainSettings
 from a2mim.engine.report import say, sentence
 from a2mim.evaluation import calibration, judge, verdict
 from a2mim.pixels import normalize
@@ -24,13 +25,13 @@ class Judge:
     for learning.
     """
 
-    def __init__(self, settings: dict, train_set, test_set, device: torch.device, batch_size: int = 64):
-        self.settings, self.device, self.batch_size = settings["judge"], device, batch_size
-        self.pixels = {k: settings["data"][k] for k in ("mean", "std")}
-        self.img_size, self.seed = settings["data"]["img_size"], settings["seed"]
+    def __init__(self, settings: PretrainSettings, train_set, test_set, device: torch.device, batch_size: int = 64):
+        self.settings, self.device, self.batch_size = settings.judge, device, batch_size
+        self.pixels = settings.data.model_dump(include={"mean", "std"})
+        self.img_size, self.seed = settings.data.img_size, settings.seed
         self.train_set = train_set
-        self.train = self.loader(train_set, self.settings["train_images"])
-        self.test = None if test_set is None else self.loader(test_set, self.settings["test_images"])
+        self.train = self.loader(train_set, self.settings.train_images)
+        self.test = None if test_set is None else self.loader(test_set, self.settings.test_images)
 
     def loader(self, dataset, at_most: int) -> EvalLoader:
         """The labelled images (all, where none has a label), or `at_most` of them, drawn by the run's seed."""
@@ -51,7 +52,7 @@ class Judge:
             return None
         model = copy.deepcopy(encoder.model).to(self.device)
         calibrate_batchnorm(model, self.calibration_batches())
-        results = judge(model, self.train, self.test, k=self.settings["k"], seed=self.seed, **self.pixels)
+        results = judge(model, self.train, self.test, k=self.settings.k, seed=self.seed, **self.pixels)
         say(f"{when:>6} pre-training: {sentence(results)}")
         return results
 

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from a2mim.data import keyed
 from a2mim.data.transforms import seeded
+from a2mim.engine.finetune_settings import Mix
 
 
 class Mixing:
@@ -23,18 +24,17 @@ class Mixing:
     Args:
         num_classes: K.
         erasing: probability of a rectangle of noise.
-        mixup, cutmix: alphas; 0 leaves it out, both 0 mix nothing.
-        smoothing: share of the target that is spread over all classes.
+        mix: the recipe's `mix`; with mixup and cutmix both 0, nothing is mixed.
         seed: of the run.
         device: of the images.
     """
 
-    def __init__(self, num_classes: int, erasing: float, mix: dict, seed: int, device: torch.device):
-        self.num_classes, self.smoothing, self.seed = num_classes, mix["smoothing"], seed
+    def __init__(self, num_classes: int, erasing: float, mix: Mix, seed: int, device: torch.device):
+        self.num_classes, self.smoothing, self.seed = num_classes, mix.smoothing, seed
         self.share, self.erasing = erasing, RandomErasing(1.0, mode="pixel", device=device)  # share: see `erase`
         self.mixup = None
-        if mix["mixup"] or mix["cutmix"]:
-            self.mixup = Mixup(mix["mixup"], mix["cutmix"], label_smoothing=self.smoothing, num_classes=num_classes)
+        if mix.mixup or mix.cutmix:
+            self.mixup = Mixup(mix.mixup, mix.cutmix, label_smoothing=self.smoothing, num_classes=num_classes)
 
     def erase(self, images: Tensor, ids: Tensor, epoch: int) -> Tensor:
         """(B, C, H, W) normalised float, changed in place; ids: (B,), the images' numbers."""

@@ -14,6 +14,7 @@ from mmengine.model import revert_sync_batchnorm
 
 from a2mim.batchnorm import calibrate_batchnorm
 from a2mim.data import EvalLoader
+from a2mim.engine.pretrain_settings import Judging, PretrainData
 from a2mim.evaluation import knn
 from a2mim.evaluation.calibration import BATCH, IMAGES, calibration_rows
 from a2mim.evaluation.features import frozen, pooling_of
@@ -41,13 +42,13 @@ class OnlineKNN(Hook):
 
     priority = 80  # after the log's line, before the checkpoint, which carries the history
 
-    def __init__(self, train_set, test_set, judge: dict, data: dict, seed: int):
-        self.every, self.k = judge["every_epochs"], judge["k"]
-        self.pixels = {key: data[key] for key in ("mean", "std")}
-        images = judge["images"] or min(MOST, max(LEAST, len(train_set) // PART))
+    def __init__(self, train_set, test_set, judge: Judging, data: PretrainData, seed: int):
+        self.every, self.k = judge.every_epochs, judge.k
+        self.pixels = data.model_dump(include={"mean", "std"})
+        images = judge.images or min(MOST, max(LEAST, len(train_set) // PART))
         bank = calibration_rows(train_set, max(1, images // 2), seed, np.flatnonzero(train_set.labels >= 0))
-        self.bank = ImageSample(train_set, bank, data["img_size"])
-        self.queries = ImageSample(test_set, draw_rows(test_set, images // 2, seed), data["img_size"])
+        self.bank = ImageSample(train_set, bank, data.img_size)
+        self.queries = ImageSample(test_set, draw_rows(test_set, images // 2, seed), data.img_size)
         self.history: list[dict] = []
         self.cost: float | None = None  # seconds, of the last time
         self.spent = self.began = 0.0

@@ -5,9 +5,14 @@ from fnmatch import fnmatch
 
 import torch
 from mmengine.optim import OptimWrapper
-from timm.optim import create_optimizer_v2, param_groups_layer_decay
+from timm.optim import create_optimizer_v2, list_optimizers, param_groups_layer_decay
 from timm.scheduler import CosineLRScheduler, MultiStepLRScheduler
 from torch import Tensor, nn
+
+from a2mim.engine.finetune_settings import FinetuneOptimizer
+from a2mim.engine.pretrain_settings import PretrainOptimizer
+from a2mim.engine.setting_groups import Schedule
+from a2mim.names import nearest
 
 AMP_TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 NO_DECAY = ("pos_embed", "cls_token", "dist_token", "reg_token", "temperature", "relative_position_bias_table")
@@ -41,12 +46,11 @@ def parameter_groups(model: nn.Module, weight_decay: float, lr: float, token_lr_
     return [group for group in groups if group["params"]]
 
 
-def build_optimizer(model: nn.Module, settings: dict, global_batch_size: int) -> torch.optim.Optimizer:
-    """settings: the recipe's `optimizer`; lr = base_lr * global_batch_size / 256."""
-    settings = dict(settings)
-    lr = settings.pop("base_lr") * global_batch_size / 256
-    groups = parameter_groups(model, settings["weight_decay"], lr, settings.pop("token_lr_scale"))
-    return create_optimizer(groups, lr, settings)
+def build_optimizer(model: nn.Module, settings: PretrainOptimizer, global_batch_size: int) -> torch.optim.Optimizer:
+    """The optimiser of pre-training, at lr = base_lr * global_batch_size / 256."""
+    lr = settings.base_lr * global_batch_size / 256
+    groups = parameter_groups(model, settings.weight_decay, lr, settings.token_lr_scale)
+    return create_optimizer(groups, lr, settings.type, settings.weight_decay, betas=settings.betas)
 
 
 def layer_groups(model: nn.Module, weight_decay: float, layer_decay: float) -> list[dict]:
@@ -61,46 +65,60 @@ def layer_groups(model: nn.Module, weight_decay: float, layer_decay: float) -> l
     return param_groups_layer_decay(model, weight_decay, no_weight_decay_list=exempt, layer_decay=layer_decay)
 
 
-def build_layered_optimizer(model: nn.Module, settings: dict, global_batch_size: int) -> torch.optim.Optimizer:
-    """settings: a fine-tuning recipe's `optimizer`; lr = base_lr * global_batch_size / base_batch, times each group's
-    `lr_scale`, which timm's schedules apply.
+def build_layered_optimizer(
+    model: nn.Module, settings: FinetuneOptimizer, global_batch_size: int
+) -> torch.optim.Optimizer:
+    """The optimiser of fine-tuning, at lr = base_lr * global_batch_size / base_batch.
+
+    timm's schedules multiply that rate by each group's `lr_scale`.
     """
-    settings = dict(settings)
-    lr = settings.pop("base_lr") * global_batch_size / settings.pop("base_batch")
-    groups = layer_groups(model, settings["weight_decay"], settings.pop("layer_decay"))
-    if settings["type"].lower() not in ("sgd", "momentum"):
-        settings.pop("nesterov"), settings.pop("momentum")
-    return create_optimizer(groups, lr, settings)
+    lr = settings.base_lr * global_batch_size / settings.base_batch
+    groups = layer_groups(model, settings.weight_decay, settings.layer_decay)
+    extra = {"momentum": settings.momentum, "nesterov": settings.nesterov} if of_sgd(settings.type) else {}
+    return create_optimizer(groups, lr, settings.type, settings.weight_decay, betas=settings.betas, **extra)
 
 
-def create_optimizer(groups: list[dict], lr: float, settings: dict) -> torch.optim.Optimizer:
-    """timm's optimiser of that `type`; settings: the rest of its arguments."""
-    settings = dict(settings)
-    name, decay = settings.pop("type").lower(), settings.pop("weight_decay")
-    extra = {"fused": True} if name == "adamw" else {}
-    if name in ("sgd", "momentum"):
-        settings.pop("betas")
+def of_sgd(name: str) -> bool:
+    """Whether an optimiser takes a momentum in place of betas."""
+    return name.lower() in ("sgd", "momentum")
+
+
+def create_optimizer(
+    groups: list[dict], lr: float, name: str, weight_decay: float, betas: tuple, **arguments
+) -> torch.optim.Optimizer:
+    """timm's optimiser of that name; arguments: what it takes beyond rate, decay and betas."""
+    if name.lower() == "adamw":
+        arguments["fused"] = True
+    if not of_sgd(name):
+        arguments["betas"] = betas
     try:
-        return create_optimizer_v2(groups, opt=name, lr=lr, weight_decay=decay, **settings, **extra)
+        return create_optimizer_v2(groups, opt=name.lower(), lr=lr, weight_decay=weight_decay, **arguments)
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"optimizer.type={name!r} cannot be built by timm.optim: {error}") from error
 
 
-def build_schedule(optimizer, settings: dict, steps_per_epoch: int, total_steps: int):
+def check_optimizer(name: str) -> None:
+    """ValueError where timm.optim has no optimiser of that name."""
+    known = list_optimizers()
+    if name.lower().removeprefix("lookahead_") not in known:
+        raise ValueError(f"optimizer.type={name!r} is not an optimiser of timm.optim{nearest(name.lower(), known)}")
+
+
+def build_schedule(optimizer, settings: Schedule, steps_per_epoch: int, total_steps: int):
     """A timm scheduler in closed form: the rate is a function of the step, so nothing needs saving and a run may be
     prolonged.
     """
-    warmup = min(round(settings["warmup_epochs"] * steps_per_epoch), total_steps - 1)
-    common = {"warmup_t": warmup, "warmup_lr_init": settings.get("warmup_lr", 0.0), "t_in_epochs": False}
-    if settings["type"] == "step":
+    warmup = min(round(settings.warmup_epochs * steps_per_epoch), total_steps - 1)
+    common = {"warmup_t": warmup, "warmup_lr_init": getattr(settings, "warmup_lr", 0.0), "t_in_epochs": False}
+    if settings.type == "step":
         return MultiStepLRScheduler(
             optimizer,
-            decay_t=[epoch * steps_per_epoch + 1 for epoch in settings["decay_epochs"]],  # timm decays a step early
-            decay_rate=settings["decay_rate"],
+            decay_t=[epoch * steps_per_epoch + 1 for epoch in settings.decay_epochs],  # timm decays a step early
+            decay_rate=settings.decay_rate,
             **common,
         )
     return CosineLRScheduler(
-        optimizer, t_initial=total_steps - warmup, lr_min=settings["min_lr"], warmup_prefix=True, **common
+        optimizer, t_initial=total_steps - warmup, lr_min=settings.min_lr, warmup_prefix=True, **common
     )
 
 

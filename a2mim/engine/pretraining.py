@@ -15,10 +15,10 @@ import a2mim
 from a2mim.data import EvalLoader
 from a2mim.engine import judging
 from a2mim.engine.assembly import build_mim, open_sets
-from a2mim.engine.config import PRETRAIN
 from a2mim.engine.hooks import PictureHook
 from a2mim.engine.online import OnlineKNN
 from a2mim.engine.optim import build_optimizer
+from a2mim.engine.pretrain_settings import PretrainSettings
 from a2mim.engine.report import sentence, words
 from a2mim.engine.runner import step_seed
 from a2mim.export import export_timm_folder
@@ -29,13 +29,12 @@ class Pretraining:
     """See `a2mim.engine.task.Task`."""
 
     command = "pretrain"
-    schema = PRETRAIN
+    settings_class = PretrainSettings
     online: OnlineKNN | None = None
 
-    def __init__(self, settings: dict, asked: dict, device: torch.device, saved: dict | None = None, access=None):
+    def __init__(self, settings: PretrainSettings, asked: dict, device: torch.device, saved: dict | None = None, access=None):
         self.settings, self.device, self.saved = settings, device, saved
-        form = {key: settings["data"][key] for key in ("in_chans", "bits", "exif", "value_range")}
-        self.train_set, self.test_set = open_sets(asked["data"], asked["test_data"], access=access, **form)
+        self.train_set, self.test_set = open_sets(asked["data"], asked["test_data"], settings.data, access)
 
     def build(self) -> None:
         self.model = build_mim(self.settings)
@@ -45,11 +44,11 @@ class Pretraining:
 
     def _initialise(self) -> dict | None:
         """Loads the weights to start from, if any, and returns the report; a run that goes on can do without them."""
-        encoder, source = self.model.encoder, self.settings["init_from"]
+        encoder, source = self.model.encoder, self.settings.init_from
         if source is None:
             return None
         try:
-            return initialise(encoder.model, encoder.model_args, source, self.settings["allow_partial"])
+            return initialise(encoder.model, encoder.model_args, source, self.settings.allow_partial)
         except (OSError, ValueError) as error:
             if self.saved is None:
                 raise
@@ -60,15 +59,15 @@ class Pretraining:
         return {}
 
     def optimizer(self) -> torch.optim.Optimizer:
-        return build_optimizer(self.model, self.settings["optimizer"], self.settings["global_batch_size"])
+        return build_optimizer(self.model, self.settings.optimizer, self.settings.global_batch_size)
 
     def hooks(self) -> list:
         settings = self.settings
         images = first_images(self.test_set or self.train_set, settings)
-        around = [PictureHook(images, settings["log"]["pictures"])]
-        if settings["judge"]["every_epochs"] and self.test_set is not None and not self.train_set.stream:
+        around = [PictureHook(images, settings.log.pictures)]
+        if settings.judge.every_epochs and self.test_set is not None and not self.train_set.stream:
             sets = self.train_set, self.test_set
-            self.online = OnlineKNN(*sets, settings["judge"], settings["data"], settings["seed"])
+            self.online = OnlineKNN(*sets, settings.judge, settings.data, settings.seed)
             around.append(self.online)
         return around
 
@@ -90,12 +89,12 @@ class Pretraining:
 
     def meta(self) -> dict:
         """What rebuilds the encoder."""
-        pixels = {key: self.settings["data"][key] for key in ("mean", "std", "interpolation")}
+        pixels = self.settings.data.model_dump(include={"mean", "std", "interpolation"})
         encoder = self.model.encoder.arguments()
         return {"encoder": encoder, "pixels": pixels, "version": a2mim.__version__, "start": self.start}
 
     def opening(self) -> list[str]:
-        encoder, size = self.model.encoder, self.settings["data"]["img_size"]
+        encoder, size = self.model.encoder, self.settings.data.img_size
         frozen = sum(encoder.model.get_parameter(name).numel() for name in encoder.frozen)
         total = sum(p.numel() for p in encoder.model.parameters())
         sites = [encoder.site] if isinstance(encoder.site, str) else encoder.site
@@ -115,11 +114,11 @@ class Pretraining:
 
     def hand_over(self, runner) -> dict:
         """Exports the encoder, then judges it beside the untrained one; what is to be said of both."""
-        trained, data = revert_sync_batchnorm(runner.averaged.encoder), self.settings["data"]
+        trained, data = revert_sync_batchnorm(runner.averaged.encoder), self.settings.data
         judge = judging.Judge(self.settings, self.train_set, self.test_set, self.device)
         receipt = None
-        if self.settings["export"]:
-            preprocessing = {k: data[k] for k in ("mean", "std", "interpolation")} | {"img_size": trained.img_size}
+        if self.settings.export:
+            preprocessing = data.model_dump(include={"mean", "std", "interpolation"}) | {"img_size": trained.img_size}
             receipt = export_timm_folder(
                 trained.model,
                 trained.arguments(),
@@ -171,10 +170,10 @@ def judged_lines(judged: dict | None) -> list[str]:
     ]
 
 
-def first_images(dataset, settings: dict) -> torch.Tensor:
+def first_images(dataset, settings: PretrainSettings) -> torch.Tensor:
     """(rows, C, H, W) uint8 or uint16, spread evenly over the set: what the pictures show."""
-    rows = min(settings["log"]["rows"], len(dataset))
+    rows = min(settings.log.rows, len(dataset))
     indices = [i * len(dataset) // rows for i in range(rows)]
-    size = settings["data"]["img_size"]
+    size = settings.data.img_size
     loader = EvalLoader(dataset, size, resize=None, batch_size=rows, indices=indices)
     return next(iter(loader))["images"]

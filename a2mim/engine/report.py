@@ -40,7 +40,7 @@ def announce(run) -> None:
             "  no --data given: this is the recipe's laptop scale on built-in photographs, not the recipe as written;",
             "  for that, add --data FOLDER or --data 'shards-{000000..000099}.tar'",
         ]
-    epochs, batch = settings["schedule"]["epochs"], settings["global_batch_size"]
+    epochs, batch = settings.schedule.epochs, settings.global_batch_size
     lines += [
         f"  data     {task.train_set.describe()}",
         *task.opening(),
@@ -83,7 +83,7 @@ def describe_run(runner, started: float) -> dict:
         "device": str(run.device),
         "processes": runner.world_size,
         "versions": {m.__name__: m.__version__ for m in (a2mim, torch, timm, mmengine)},
-        "seed": run.settings["seed"],
+        "seed": run.settings.seed,
     }
 
 

@@ -13,11 +13,14 @@ from a2mim.checkpoints import list_checkpoints, read_newest
 from a2mim.data import Access
 from a2mim.engine import folder
 from a2mim.engine.assembly import Run, build_loader, build_runner, choose_workers
-from a2mim.engine.config import differences, load_config
+from a2mim.engine.config import differences, load_config, settle
+from a2mim.engine.optim import check_optimizer
 from a2mim.engine.pretraining import Pretraining
 from a2mim.engine.report import announce, describe_run, report, say
 from a2mim.engine.runner import leave_together, start_processes, stop_processes
+from a2mim.engine.setting_groups import Settings
 from a2mim.engine.state import with_own_faults
+from a2mim.engine.stored import read_settings
 from a2mim.export import check_targets
 from a2mim.files import write_json
 
@@ -130,6 +133,18 @@ def carry_out(
     return summary
 
 
+def import_again(recipe: str, settings: Settings, kind: type[Settings]) -> None:
+    """Imports a resumed run's own parts: those that the recipe on the command line names, never those of the folder."""
+    if settings.custom_imports is None:
+        return
+    if not Path(recipe).is_file() or load_config(recipe, kind=kind).custom_imports != settings.custom_imports:
+        say(f"  note     the run imports {settings.custom_imports}; its recipe, named on the command line, would do so")
+
+
+def say_note(note: str) -> None:
+    say(f"note: {note}")
+
+
 def _plain(source):
     """Paths as strings; a data set that is given as an object stays one."""
     if isinstance(source, list | tuple):
@@ -146,8 +161,11 @@ def prepare(
         where = folder.find_run(work_dir, Path(asked["config"]).stem)
         recalled = folder.recall(where)
         asked |= {key: value for key, value in recalled.items() if asked.get(key) is None}
-        settings = load_config(where / "config.py", overrides, strict=False, schema=kind.schema)
-        changed = differences(load_config(where / "config.py", schema=kind.schema), settings)
+        stored = read_settings(where)
+        before = settle(stored, where, None, False, kind.settings_class)
+        settings = settle(stored, where, overrides, False, kind.settings_class)
+        changed = differences(before.model_dump(), settings.model_dump())
+        import_again(asked["config"], settings, kind.settings_class)
         found = read_newest(where / "checkpoints")
         if asked.get("source") != recalled.get("source", asked.get("source")):
             changed.append(f"not the source: the run has begun, from {recalled['source']}")
@@ -158,18 +176,20 @@ def prepare(
         folder.refuse_used(work_dir)
         if asked["laptop"] is None:
             asked["laptop"] = asked["data"] is None
-        settings = load_config(asked["config"], overrides, asked["laptop"], schema=kind.schema)
+        settings = load_config(asked["config"], overrides, asked["laptop"], kind.settings_class, say_note)
         where = Path(work_dir) if work_dir else None
-    if settings["export"]:
-        check_targets(settings["export"])
+    check_optimizer(settings.optimizer.type)
+    if settings.export:
+        check_targets(settings.export)
     chosen = start_processes(device)
     torch.set_float32_matmul_precision("high")  # TF32 on GPUs that have it; nothing on a CPU
     torch.backends.cudnn.benchmark = True
     task = kind(settings, asked, chosen, found and found[1]["meta"], access or Access())
+    settings = task.settings  # completed
     loader = build_loader(task.train_set, settings, chosen, num_workers, task.augmentation())
     if found:
         changed += loader.load_state_dict(with_own_faults(found[1]["loader"], *get_dist_info()), next_epoch)
-    torch.manual_seed(settings["seed"])
+    torch.manual_seed(settings.seed)
     task.build()
     run = Run(settings, where, asked, chosen, loader, task, choose_workers(num_workers, chosen))
     announce(run)

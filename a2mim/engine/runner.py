@@ -105,9 +105,9 @@ class TrainRunner(Runner):
         self.run, self.loader, self.max_steps, self.device = run, run.loader, run.max_steps, run.device
         self.meta, self.resume_from = run.task.meta(), resume_from
         self.run_dir, self.checkpoints = run.folder, run.folder / "checkpoints"
-        self.accumulate = settings["accumulate"]
-        self.layout = torch.channels_last if settings["channels_last"] else torch.contiguous_format
-        tensorboard = settings["log"]["tensorboard"]
+        self.accumulate = settings.accumulate
+        self.layout = torch.channels_last if settings.channels_last else torch.contiguous_format
+        tensorboard = settings.log.tensorboard
         super().__init__(
             model=run.task.model,
             work_dir=str(run.folder / "logs"),
@@ -125,7 +125,7 @@ class TrainRunner(Runner):
             if tensorboard
             else None,
             default_scope=SCOPE,
-            randomness={"seed": settings["seed"]},
+            randomness={"seed": settings.seed},
             experiment_name=f"{run.folder.name}-{next(_runs)}",  # mmengine keys its globals by this name
             cfg=Config({"_": run.folder.name}) if tensorboard else None,
         )

@@ -14,7 +14,7 @@ from mmengine.hooks import Hook
 from torch import nn
 
 from a2mim.data import ImageDataset
-from a2mim.engine.rules import Schema
+from a2mim.engine.setting_groups import Settings
 
 
 class Task(Protocol):
@@ -25,8 +25,8 @@ class Task(Protocol):
     """
 
     command: str  # of the command line, with which a stopped run goes on
-    schema: Schema  # of its recipes
-    settings: dict
+    settings_class: type[Settings]  # the settings of its recipes
+    settings: Settings
     train_set: ImageDataset
     test_set: ImageDataset | None
     model: nn.Module  # from `build` on; train_step(**piece) gives named losses

@@ -19,7 +19,7 @@ from a2mim.checkpoints import list_checkpoints
 from a2mim.cli import main
 from a2mim.data import EvalLoader, match_labels, open_dataset, open_stream
 from a2mim.engine.config import load_config
-from a2mim.engine.finetune_config import FINETUNE
+from a2mim.engine.finetune_settings import FinetuneSettings, Labels
 from a2mim.engine.finetuning import choose_rows
 from a2mim.engine.run import finetune
 from a2mim.evaluation.calibration import calibration_loader
@@ -198,14 +198,14 @@ def test_data_that_cannot_be_learned_from_is_refused(run, images, labelled):
     alike = open_dataset(labelled, "train")
     alike.labels[:] = 1
     with pytest.raises(ValueError, match="nothing to tell apart"):
-        choose_rows(alike, {"subset": None, "seed": 0}, alike)
+        choose_rows(alike, Labels(), alike)
 
 
 def test_a_recipe_of_the_other_command_is_recognised(recipe):
     with pytest.raises(ValueError, match="recipe for a2mim finetune, not pretrain"):
         load_config(recipe)
     with pytest.raises(ValueError, match="recipe for a2mim pretrain, not finetune"):
-        load_config(Path(__file__).parents[2] / "configs" / "a2mim_xcit.py", schema=FINETUNE)
+        load_config(Path(__file__).parents[2] / "configs" / "a2mim_xcit.py", kind=FinetuneSettings)
 
 
 @pytest.mark.slow
@@ -245,8 +245,8 @@ def test_how_pixels_are_read_is_a_setting_that_a_resumed_run_keeps(recipe, label
     assert main([*common, *more, "--cfg-options", *options]) == 0
     list_checkpoints(folder / "checkpoints")[-1].unlink()
     assert main([*common, "--resume"]) == 0
-    read = load_config(folder / "config.py", schema=FINETUNE)["data"]
-    assert (read["bits"], read["exif"], tuple(read["value_range"])) == (16, True, (0.0, 2.0))
+    read = load_config(folder / "config.py", kind=FinetuneSettings).data
+    assert (read.bits, read.exif, read.value_range) == (16, True, (0.0, 2.0))
 
 
 def test_test_images_without_a_label_are_not_judged(run, labelled):
@@ -292,12 +292,12 @@ class Pipeline:
 def test_a_pipeline_is_not_cut_to_a_few_labels():
     items = [(np.zeros((8, 8, 3), np.uint8), k % 2) for k in range(4)]
     train = open_stream(Pipeline(items), 4)
-    assert len(choose_rows(train, {"subset": None, "seed": 0}, train)) == 4
+    assert len(choose_rows(train, Labels(), train)) == 4
     with pytest.raises(ValueError, match="a pipeline is trained on whole"):
-        choose_rows(train, {"subset": "1", "seed": 0}, train)
+        choose_rows(train, Labels(subset="1"), train)
     with pytest.raises(ValueError, match="every item needs a label"):
         few = open_stream(Pipeline([*items, items[0][0]]), 5)
-        choose_rows(few, {"subset": None, "seed": 0}, few)
+        choose_rows(few, Labels(), few)
 
 
 def test_averaged_weights_are_judged_and_handed_over_with_statistics_of_their_own(run, labelled):

@@ -13,6 +13,7 @@ import timm
 
 from a2mim.engine.classifier import Classifier, put_classifier
 from a2mim.engine.evaluating import rank_of_label
+from a2mim.engine.finetune_settings import ClassLoss, FinetuneOptimizer, FinetuneSchedule, Head, Mix
 from a2mim.engine.mixing import Mixing
 from a2mim.engine.optim import build_layered_optimizer, build_schedule, layer_groups
 
@@ -74,10 +75,9 @@ def test_norms_biases_tokens_and_positions_do_not_decay_in_fine_tuning_either(na
 
 def test_the_schedule_gives_each_group_its_share_of_the_rate():
     model = timm.create_model("test_vit", num_classes=3)
-    settings = {"type": "adamw", "base_lr": 1e-3, "base_batch": 512, "betas": (0.9, 0.999), "momentum": 0.9}
-    settings |= {"nesterov": False, "weight_decay": 0.05, "layer_decay": 0.5}
+    settings = FinetuneOptimizer(base_lr=1e-3, base_batch=512, layer_decay=0.5)
     optimizer = build_layered_optimizer(model, settings, 1024)
-    plan = {"type": "cosine", "warmup_epochs": 1, "warmup_lr": 1e-4, "min_lr": 1e-5}
+    plan = FinetuneSchedule(warmup_epochs=1, warmup_lr=1e-4, min_lr=1e-5)
     schedule = build_schedule(optimizer, plan, 10, 30)
     for step, expected in ((0, 1e-4), (5, (1e-4 + 2e-3) / 2), (10, 2e-3), (20, (2e-3 + 1e-5) / 2)):
         schedule.step_update(step)
@@ -87,8 +87,7 @@ def test_the_schedule_gives_each_group_its_share_of_the_rate():
 
 @pytest.mark.parametrize(("nesterov", "kind"), [(True, True), (False, False)])
 def test_sgd_takes_its_momentum_from_the_recipe(nesterov, kind):
-    settings = {"type": "sgd", "base_lr": 0.1, "base_batch": 256, "betas": (0.9, 0.999), "momentum": 0.8}
-    settings |= {"nesterov": nesterov, "weight_decay": 0.0, "layer_decay": 1.0}
+    settings = FinetuneOptimizer(type="sgd", base_lr=0.1, momentum=0.8, nesterov=nesterov, weight_decay=0.0)
     optimizer = build_layered_optimizer(timm.create_model("test_resnet", num_classes=3), settings, 256)
     assert optimizer.defaults["momentum"] == 0.8
     assert optimizer.defaults["nesterov"] is kind
@@ -98,7 +97,7 @@ def test_mae_s_pooling_is_the_mean_of_the_patch_tokens_and_then_the_norm():
     model = timm.create_model("test_vit", num_classes=0, img_size=32).eval()
     torch.nn.init.normal_(model.norm.weight)
     weight, bias = model.norm.weight.clone(), model.norm.bias.clone()
-    args = put_classifier(model, 3, {"pooling": "avg", "norm": "after", "head_init_std": 2e-5})
+    args = put_classifier(model, 3, Head(pooling="avg", norm="after", head_init_std=2e-5))
     images = torch.randn(2, 3, 32, 32)
     tokens = model.blocks(model.norm_pre(model._pos_embed(model.patch_embed(images))))
     pooled = tokens[:, model.num_prefix_tokens :].mean(dim=1)
@@ -111,7 +110,7 @@ def test_mae_s_pooling_is_the_mean_of_the_patch_tokens_and_then_the_norm():
 
 def mixing(**changes):
     settings = {"mixup": 0.8, "cutmix": 1.0, "smoothing": 0.1} | changes
-    return Mixing(5, 0.5, settings, 0, torch.device("cpu"))
+    return Mixing(5, 0.5, Mix(**settings), 0, torch.device("cpu"))
 
 
 def test_mixing_is_a_function_of_its_seed_and_leaves_the_global_generators_alone():
@@ -147,7 +146,7 @@ def test_binary_targets_are_multi_hot_above_the_threshold_and_shares_without_one
     model, targets = torch.nn.Flatten(), torch.tensor([[0.9, 0.1, 0.0], [0.25, 0.75, 0.0]])
     logits = torch.randn(2, 3, 1, 1)
     for threshold, expected in ((0.2, torch.tensor([[1.0, 0, 0], [1, 1, 0]])), (0.0, targets)):
-        classifier = Classifier(model, {"type": "bce", "threshold": threshold}, [0.5] * 3, [0.5] * 3)
+        classifier = Classifier(model, ClassLoss(type="bce", threshold=threshold), [0.5] * 3, [0.5] * 3)
         found = classifier(logits, targets)["loss_bce"]
         slow = -(expected * logits.flatten(1).sigmoid().log() + (1 - expected) * (-logits).flatten(1).sigmoid().log())
         assert found == pytest.approx(slow.mean().item(), rel=1e-5)

@@ -14,7 +14,7 @@ import torch
 
 from a2mim.checkpoints import list_checkpoints
 from a2mim.data import open_dataset
-from a2mim.engine.config import load_config
+from a2mim.engine.config import changed, load_config
 from a2mim.engine.judging import Judge
 from a2mim.engine.state import first_broken
 from a2mim.registry import MODELS
@@ -133,8 +133,8 @@ def photos():
 
 
 def small_judge(settings, photos):
-    settings["judge"] = {"train_images": 64, "test_images": 32, "k": 5}
-    return Judge(settings, *photos, torch.device("cpu"))
+    few = {"judge.train_images": 64, "judge.test_images": 32, "judge.k": 5}
+    return Judge(changed(settings, few), *photos, torch.device("cpu"))
 
 
 def test_the_judge_calibrates_batchnorm_so_that_stale_statistics_change_nothing(recipe, photos):

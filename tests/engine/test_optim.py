@@ -6,6 +6,8 @@ import pytest
 import torch
 
 from a2mim.engine.optim import StepWrapper, build_optimizer, build_schedule, parameter_groups
+from a2mim.engine.pretrain_settings import PretrainOptimizer
+from a2mim.engine.setting_groups import Schedule
 from a2mim.registry import MODELS
 
 
@@ -64,7 +66,7 @@ def test_what_a_backbone_lists_by_a_pattern_does_not_decay(models):
 
 def optimizer_of(model, **changes):
     settings = {"type": "adamw", "base_lr": 1e-3, "betas": (0.9, 0.95), "weight_decay": 0.05, "token_lr_scale": 0.1}
-    return build_optimizer(model, settings | changes, global_batch_size=512)
+    return build_optimizer(model, PretrainOptimizer(**settings | changes), global_batch_size=512)
 
 
 def test_the_rate_scales_with_the_global_batch(models):
@@ -86,7 +88,7 @@ def test_an_unknown_optimiser_is_one_sentence(models):
 def rates(models, settings, steps_per_epoch, total):
     optimizer = optimizer_of(models["resnet"], token_lr_scale=1.0)
     common = {"type": "cosine", "warmup_epochs": 2, "min_lr": 1e-5, "decay_epochs": [], "decay_rate": 0.1}
-    schedule = build_schedule(optimizer, common | settings, steps_per_epoch, total)
+    schedule = build_schedule(optimizer, Schedule(**common | settings), steps_per_epoch, total)
     found = []
     for step in range(total):
         schedule.step_update(step)

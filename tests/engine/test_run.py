@@ -120,7 +120,7 @@ def test_a_recipe_s_own_row_wins_over_what_is_derived(recipe):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--cfg-options", "schedule.epochs=3"], "error: schedule.epochs=3 changes nothing"),
+        (["--cfg-options", "optimizer.type=adamm"], "not an optimiser of timm.optim; did you mean adam"),
         (["--cfg-options", "model.encoder.name=xcit_nanoo_12_p16_224"], "xcit_nano_12_p16_224"),
         (["--cfg-options", "model.encoder.sight=layer3"], "has no argument 'sight'; did you mean site"),
         (["--cfg-options", "data.img_size=40"], "does not divide data.img_size=40"),
