@@ -38,8 +38,9 @@ def read(path: str | os.PathLike, settings: Iterable[str]) -> dict:
         hint = f"; did you mean {' or '.join(str(path.parent / n) for n in near)}?" if near else ""
         raise FileNotFoundError(f"there is no config file {path}{hint}")
     try:
-        given = Config.fromfile(str(path), import_custom_modules=False).to_dict()
         names = names_in(path)
+        lazy = None if "read_base" in names.used else False  # mmengine takes `import math` for its lazy style
+        given = Config.fromfile(str(path), import_custom_modules=False, lazy_import=lazy).to_dict()
     except SyntaxError as error:
         raise ValueError(f"{path} is not valid Python: {error.msg}, line {error.lineno}") from error
     except (Exception, SystemExit) as error:

@@ -141,7 +141,7 @@ def test_an_option_that_is_the_recipe_s_own_value_is_noted_and_kept(recipe):
         "batch = 16\nglobal_batch_size = batch * 2",
         "global_batch = 16\nglobal_batch_size = global_batch",
         "_scale = (0.2, 1)\ndata = dict(img_size=32, scale=_scale)",
-        "import math\nhalf = math.pi / 2\noptimizer = dict(base_lr=half)",
+        "import math\nfrom math import pi\noptimizer = dict(base_lr=pi / math.e)",
         "rates = [0.1 * i for i in range(3)]\nfor rate in rates:\n    pass\noptimizer = dict(base_lr=rates[-1])",
         "low, high = 0.3, 0.9\ndata = dict(img_size=32, scale=(low, high))",
         "def double(x):\n    return 2 * x * factor\nfactor = 4\nglobal_batch_size = double(2)",
