@@ -41,7 +41,9 @@ class Finetuning:
     command = "finetune"
     settings_class = FinetuneSettings
 
-    def __init__(self, settings: FinetuneSettings, asked: dict, device: torch.device, saved: dict | None = None, access=None):
+    def __init__(
+        self, settings: FinetuneSettings, asked: dict, device: torch.device, saved: dict | None = None, access=None
+    ):
         self.asked, self.device, self.saved = asked, device, saved
         self.found = None if saved else read_architecture(asked["source"])
         self.settings = settings = complete_pixels(settings, saved["pixels"] if saved else pixels_of(self.found))
@@ -94,7 +96,9 @@ class Finetuning:
         data, evaluate = self.settings.data, self.settings.evaluate
         size = data.test_size
         view = {"img_size": size, "resize": round(size / data.crop_pct), "interpolation": data.interpolation}
-        self.judge = EvaluationHook(self.test_set, self.train_set, evaluate.every_epochs, view | {"batch_size": evaluate.batch_size})
+        self.judge = EvaluationHook(
+            self.test_set, self.train_set, evaluate.every_epochs, view | {"batch_size": evaluate.batch_size}
+        )
         return [self.judge, ListHook(self.whole, self.rows)]
 
     def pieces(self, runner, batch: dict, step: int) -> Iterator[dict]:

@@ -32,7 +32,9 @@ class Pretraining:
     settings_class = PretrainSettings
     online: OnlineKNN | None = None
 
-    def __init__(self, settings: PretrainSettings, asked: dict, device: torch.device, saved: dict | None = None, access=None):
+    def __init__(
+        self, settings: PretrainSettings, asked: dict, device: torch.device, saved: dict | None = None, access=None
+    ):
         self.settings, self.device, self.saved = settings, device, saved
         self.train_set, self.test_set = open_sets(asked["data"], asked["test_data"], settings.data, access)
 

@@ -21,7 +21,7 @@ FILE, RECIPE = "settings.json", "config.py"
 def write_settings(folder: Path, settings: Settings) -> None:
     """Writes settings.json and config.py."""
     plain = settings.model_dump()
-    write_json(folder / FILE, {"command": settings.command, "settings": plain})
+    write_json(folder / FILE, plain)
     lines = [f"{key} = {pprint.pformat(value, sort_dicts=False)}\n" for key, value in plain.items()]
     write_text(folder / RECIPE, "".join(lines))
 
@@ -41,7 +41,7 @@ def read_settings(folder: Path) -> dict:
     if not path.is_file():
         return _assignments(folder / RECIPE)
     try:
-        return dict(json.loads(path.read_text(encoding="utf-8"))["settings"])
+        return dict(json.loads(path.read_text(encoding="utf-8")))
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ValueError(
             f"{path} is damaged ({error}); delete it to read the settings from {RECIPE} beside it"
