@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from a2mim.commands.arguments import DATA_HELP, SOURCE_HELP, access_of, add_machine, add_reading, one_or_list
-
-RECIPES = Path(__file__).parents[2] / "configs" / "finetune"
 
 
 def add_finetune(commands) -> None:
@@ -78,7 +74,9 @@ def recipe_and_source(chosen) -> tuple[str, str | None]:
         raise ValueError(
             f"--protocol {chosen.protocol} takes the place of the recipe {chosen.config}: give one of them"
         )
-    recipe = RECIPES / f"{chosen.protocol.replace('-', '_')}.py"
+    from a2mim.engine.recipes import recipes_folder
+
+    recipe = recipes_folder() / "finetune" / f"{chosen.protocol.replace('-', '_')}.py"
     return str(recipe) if recipe.is_file() else chosen.protocol, chosen.config
 
 

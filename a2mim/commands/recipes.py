@@ -31,7 +31,7 @@ def run_recipes(chosen) -> None:
 
 def copy_recipe(name: str, out: str | None) -> None:
     """Writes a recipe that needs no base; never over a file that exists."""
-    from a2mim.engine.config import read
+    from a2mim.engine.config import own_settings
     from a2mim.engine.recipes import find_recipe, standalone
     from a2mim.files import write_text
 
@@ -40,5 +40,5 @@ def copy_recipe(name: str, out: str | None) -> None:
     if place.exists():
         raise ValueError(f"{place} exists; choose another file with --out, or delete it")
     place.parent.mkdir(parents=True, exist_ok=True)
-    write_text(place, standalone(path, read(path)))
+    write_text(place, standalone(path, own_settings(path)))
     print(f"recipe  {place}")

@@ -36,7 +36,7 @@ def load_config(
     """Reads a recipe and returns every setting. The recipe is executed, and so are the modules that it imports.
 
     Args:
-        path: an mmengine config file in Python, or the name of a fine-tuning protocol.
+        path: a recipe, the name of one that ships with a2mim, or the name of a fine-tuning protocol.
         options: dotted key -> value, applied last.
         laptop: apply the recipe's `laptop` block first.
         kind: the kind of recipe.
@@ -47,10 +47,15 @@ def load_config(
     """
     given = recipe_of_name(str(path)) if kind is FinetuneSettings else None
     if given is None:
-        given = read(path, {key for each in KINDS for key in each.model_fields})
+        given = own_settings(path)
     settings = settle(given, path, options, laptop, kind, note)
     import_modules(settings.custom_imports, path)
     return settings
+
+
+def own_settings(path: str | PathLike) -> dict:
+    """What a recipe and its bases say themselves; the recipe is executed, the modules that it imports are not."""
+    return read(path, {key for kind in KINDS for key in kind.model_fields})
 
 
 def settle(

@@ -17,6 +17,8 @@ from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
 
+from a2mim.engine.recipes import find_recipe
+
 ALIKE = 0.8  # difflib's ratio from which a helper's name passes for a mistyped setting
 
 
@@ -24,7 +26,7 @@ def read(path: str | os.PathLike, settings: Iterable[str]) -> dict:
     """The recipe's own settings, its `_base_` included and its helper variables left out.
 
     Args:
-        path: an mmengine config file in Python.
+        path: an mmengine config file in Python, or the name of a recipe that ships with a2mim.
         settings: every name that is a setting of some kind of recipe.
 
     Raises:
@@ -32,11 +34,7 @@ def read(path: str | os.PathLike, settings: Iterable[str]) -> dict:
     """
     from mmengine.config import Config
 
-    path = Path(path)
-    if not path.is_file():
-        near = get_close_matches(path.name, [p.name for p in path.parent.glob("*.py")], n=2)
-        hint = f"; did you mean {' or '.join(str(path.parent / n) for n in near)}?" if near else ""
-        raise FileNotFoundError(f"there is no config file {path}{hint}")
+    path = find_recipe(path)
     try:
         names = names_in(path)
         lazy = None if "read_base" in names.used else False  # mmengine takes `import math` for its lazy style

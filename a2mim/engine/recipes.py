@@ -12,6 +12,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from difflib import get_close_matches
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +64,7 @@ def _describe(folder: Path, path: Path) -> Recipe:
     return Recipe(name, path, text.partition("\n")[0], float(minutes[1]) if minutes else None)
 
 
-def find_recipe(given: str | Path) -> Path:
+def find_recipe(given: str | PathLike) -> Path:
     """The file of a recipe: a path where there is such a file, else a shipped recipe of that name.
 
     Raises:

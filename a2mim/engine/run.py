@@ -137,7 +137,11 @@ def import_again(recipe: str, settings: Settings, kind: type[Settings]) -> None:
     """Imports a resumed run's own parts: those that the recipe on the command line names, never those of the folder."""
     if settings.custom_imports is None:
         return
-    if not Path(recipe).is_file() or load_config(recipe, kind=kind).custom_imports != settings.custom_imports:
+    try:
+        typed = load_config(recipe, kind=kind).custom_imports
+    except FileNotFoundError:
+        typed = None
+    if typed != settings.custom_imports:
         say(f"  note     the run imports {settings.custom_imports}; its recipe, named on the command line, would do so")
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from a2mim.cli import main
-from a2mim.engine.config import read
+from a2mim.engine.config import own_settings
 from a2mim.engine.recipes import find_recipe, recipes_folder, shipped_recipes
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -42,7 +42,7 @@ def test_a_copy_needs_no_base_and_says_the_same(recipe, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert main(["recipes", "--copy", recipe.name]) == 0
     copy = tmp_path / recipe.path.name
-    assert read(copy) == read(recipe.path) and "_base_ =" not in copy.read_text()
+    assert own_settings(copy) == own_settings(recipe.path) and "_base_ =" not in copy.read_text()
     body = copy.read_text().split('"""')[2]
     assert max(map(len, body.splitlines())) <= 120
 
