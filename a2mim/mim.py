@@ -1,16 +1,16 @@
 """MIM: mask, fill, encode, decode, compare. A method is a choice of parts, not a class of its own."""
 
-import math
+import inspect
+from collections.abc import Callable, Sequence
 
 import torch
-import torch.nn.functional as F
 from mmengine.model import BaseModel
 from torch import Tensor, nn
 
-from a2mim.decoders import DECODERS
+from a2mim.contract import build_decoder, check_parts, lookup, takes
+from a2mim.decoders.tokens import fit_grid
 from a2mim.encoder import MaskedEncoder
 from a2mim.masking import FILLS, expand_mask, mean_colour
-from a2mim.names import nearest
 from a2mim.pixels import IMAGENET_MEAN, IMAGENET_STD, normalize
 from a2mim.registry import MODELS
 from a2mim.targets import TARGETS
@@ -22,45 +22,50 @@ class MIM(BaseModel):
 
     Args:
         encoder: a `MaskedEncoder` or its config.
-        masking: which cells are hidden: a callable like `BlockMask`, or its config.
+        masking: which cells are hidden: a part of `a2mim.masking`, or its config.
         losses: losses, or their configs; a config may carry `weight` (default 1), and weight 0 leaves the loss out.
-        decoder: "linear", or a config whose in_channels and stride are filled in, one decoder for each map of the
-            encoder.
-        target: "pixels", or a config of a target.
-        fill: what stands in hidden pixels: "mean" or "none".
+        decoder: a name of `a2mim.decoders.DECODERS`, or a config; what follows from the encoder and the target
+            (channels, strides) is filled in. A decoder of one map is made once for each map of the encoder.
+        target: a name of `a2mim.targets.TARGETS`, a target or its config.
+        fill: what stands in hidden pixels: "mean", "none", a function (images, hidden), or a config.
         mean, std: normalisation of uint8 images, per channel, in units of 0..1.
+
+    Raises:
+        ValueError: a part answers with another shape than its place needs; found with two images of noise.
 
     Source: A²MIM, https://arxiv.org/abs/2205.13943.
     """
 
     def __init__(
         self,
-        encoder,
-        masking,
-        losses,
-        decoder="linear",
-        target="pixels",
-        fill: str = "mean",
-        mean=IMAGENET_MEAN,
-        std=IMAGENET_STD,
+        encoder: MaskedEncoder | dict,
+        masking: Callable | dict,
+        losses: Sequence,
+        decoder: str | dict | nn.Module = "linear",
+        target: str | dict | Callable = "pixels",
+        fill: str | dict | Callable = "mean",
+        mean: Sequence[float] = IMAGENET_MEAN,
+        std: Sequence[float] = IMAGENET_STD,
     ):
         super().__init__()
         self.masking = _part(masking)
         self.encoder: MaskedEncoder = _part(encoder)
-        self.target = _named(target, TARGETS, "target")()
-        self.fill = _lookup(fill, FILLS, "fill")
+        self.target = _named(target, TARGETS, "target")
+        self.fill = _named(fill, FILLS, "fill")
         self.losses, self.weights, self.loss_names = nn.ModuleList(), [], []
         for loss in losses:
             self._add_loss(loss)
-        make = _named(decoder, DECODERS, "decoder")
-        self.decoders = nn.ModuleList(
-            make(in_channels=c, stride=math.ceil(s), out_channels=len(mean))
-            for c, s in zip(self.encoder.channels, self.encoder.strides, strict=True)
-        )
-        if hasattr(self.encoder, "img_size"):  # a cell that does not fit is refused now, not at the first batch
-            self.masking(1, *self.encoder.img_size, generator=torch.Generator("cpu").manual_seed(0), device="cpu")
         self.register_buffer("mean", torch.tensor(mean).view(-1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(-1, 1, 1), persistent=False)
+        self.pixels = tuple(mean), tuple(std)
+        self.attach_target()
+        if isinstance(self.target, nn.Module):
+            self.target.eval().requires_grad_(False)
+        self.target_channels = getattr(self.target, "channels", len(self.pixels[0]))
+        self.target_stride = getattr(self.target, "stride", 1)
+        self.decoders = build_decoder(decoder, self.encoder, self.target_channels, self.target_stride)
+        if hasattr(self.encoder, "img_size"):  # parts that do not fit are refused now, not at the first batch
+            check_parts(self)
 
     def _add_loss(self, loss) -> None:
         weight = 1.0
@@ -76,65 +81,96 @@ class MIM(BaseModel):
             same = sum(other.name == loss.name for other in self.losses)
             self.loss_names.append(f"loss_{loss.name}" if same == 1 else f"loss_{loss.name}_{same}")
 
-    def forward(self, images: Tensor, mode: str = "loss", mask: Tensor | None = None, generator=None) -> dict:
-        """images: (B, C, H, W) uint8, or normalised float; mask: (B, rows, cols) bool, drawn from `generator` when
-        None.
+    def attach_target(self) -> None:
+        """Tells the target of the encoder. Call it again when weights were loaded into the encoder before training."""
+        if hasattr(self.target, "attach"):
+            self.target.attach(self.encoder, *self.pixels)
 
-        mode "loss" returns {"loss_<name>": scalar}; "baseline" the same scalars for the answer "the image's mean colour
-        everywhere", without running the encoder; "predict" returns {"target", "masked", "recon"} (B, C, H, W) and
-        "hidden".
+    def train(self, mode: bool = True) -> "MIM":
+        """The target stays in evaluation mode."""
+        super().train(mode)
+        if isinstance(self.target, nn.Module):
+            self.target.eval()
+        return self
+
+    def forward(self, images: Tensor, mode: str = "loss", mask: Tensor | None = None, generator=None) -> dict:
+        """images: (B, C, H, W) uint8, or normalised float; (B, V, C, H, W) for V views of each image. mask: (B, rows,
+        cols) bool, drawn from `generator` when None; (B, K, rows, cols) for K masks of each image.
+
+        mode "loss" returns {"loss_<name>": scalar}; "baseline" the same scalars for the answer "the target's mean over
+        the image everywhere", without running the encoder; "predict" returns {"images", "masked"} (B, C, H, W),
+        {"target", "recon"} (B, C_t, h, w) and "hidden" (B, 1, h, w) on the target's grid.
         """
+        if images.ndim == 5:
+            images = images.flatten(0, 1)
         images = normalize(images, self.mean, self.std)
         height, width = images.shape[-2:]
         if mask is None:
-            mask = self.masking(len(images), height, width, generator=generator, device=images.device)
-        hidden = expand_mask(mask, height, width)
-        target = self.target(images)
+            mask = self.draw_mask(images, generator)
+        with torch.no_grad():
+            target = self.target(images)
+        if mask.ndim == 4:
+            images, target = (x.repeat_interleave(mask.shape[1], dim=0) for x in (images, target))
+            mask = mask.flatten(0, 1)
+        hidden = expand_mask(mask, *target.shape[-2:])
         if mode == "baseline":
             return self.compare(mean_colour(target).expand_as(target), target, hidden)
-        masked = self.fill(images, hidden)
-        recon = self.decode(self.encoder(masked, mask), height, width)
+        masked = self.fill(images, expand_mask(mask, height, width))
+        recon = self.decode(self.encode(masked, mask), height, width, mask)
         if mode == "predict":
-            return {"target": target, "masked": masked, "recon": recon, "hidden": hidden}
+            return {"images": images, "masked": masked, "target": target, "recon": recon, "hidden": hidden}
         return self.compare(recon, target, hidden)
 
-    def decode(self, features: list[Tensor], height: int, width: int) -> Tensor:
-        """One (B, D, h, w) map a decoder -> (B, C, height, width), averaged over maps.
+    def draw_mask(self, images: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """The mask part's answer for normalised images (B, C, H, W)."""
+        more = {"images": images} if takes(self.masking, "images") else {}
+        size = (len(images), *images.shape[-2:])
+        return self.masking(*size, generator=generator, device=images.device, **more)
 
-        Where the cells of a map do not divide the image (a stride that is no whole number), what is decoded is resized;
-        else what overhangs is cropped, and pixels that no cell reaches (ViT at 72 px: 4 cells of 16) are answered by 0,
-        the mean of the data.
+    def encode(self, images: Tensor, mask: Tensor) -> tuple[list[Tensor], Tensor | None]:
+        """Filled images (B, C, H, W), mask (B, rows, cols) -> (maps, class and register tokens (B, P, D) or None)."""
+        if takes(self.encoder.forward, "with_prefix"):
+            return self.encoder(images, mask, with_prefix=True)
+        return self.encoder(images, mask), None
+
+    def decode(self, features: list[Tensor] | tuple, height: int, width: int, mask: Tensor | None = None) -> Tensor:
+        """Maps (B, D, h, w), or (maps, prefix), -> (B, C_t, height / s_t, width / s_t).
+
+        Where the decoder's cells do not divide the image, what overhangs is cropped and cells that no feature reaches
+        are answered by 0; see `a2mim.decoders.tokens.fit_grid`.
         """
-        recons = []
-        for decoder, x, stride in zip(self.decoders, features, self.encoder.strides, strict=True):
-            recon = decoder(x)
-            if stride != int(stride):
-                recon = F.interpolate(recon, (height, width), mode="bilinear", align_corners=False)
-            elif recon.shape[-2:] != (height, width):
-                recon = F.pad(recon, (0, width - recon.shape[-1], 0, height - recon.shape[-2]))  # below 0: a crop
-            recons.append(recon)
-        return torch.stack(recons).mean(dim=0) if len(recons) > 1 else recons[0]
+        maps, prefix = features if isinstance(features, tuple) else (features, None)
+        grid = height // self.target_stride, width // self.target_stride
+        if mask is None:
+            mask = torch.zeros(len(maps[0]), 1, 1, dtype=torch.bool, device=maps[0].device)
+        more = {"grid": grid} if takes(self.decoders.forward, "grid") else {}
+        return fit_grid(self.decoders(maps, mask, prefix=prefix, **more), grid, ratio=1)
 
     def compare(self, recon: Tensor, target: Tensor, hidden: Tensor) -> dict[str, Tensor]:
-        """The weighted losses by name; their sum is what training minimises."""
-        return {
-            name: weight * loss(recon, target, hidden)
-            for name, loss, weight in zip(self.loss_names, self.losses, self.weights, strict=True)
-        }
+        """The weighted losses by name; their sum is what training minimises. A loss of several terms gives
+        "loss_<name>_<term>".
+        """
+        found: dict[str, Tensor] = {}
+        for name, loss, weight in zip(self.loss_names, self.losses, self.weights, strict=True):
+            value = loss(recon, target, hidden)
+            terms = {f"{name}_{term}": v for term, v in value.items()} if isinstance(value, dict) else {name: value}
+            found |= {term: weight * v for term, v in terms.items()}
+        return found
+
+    def after_step(self, step: int, steps: int) -> None:
+        """Lets every part act after an optimiser step that has one to do. step: 1..steps."""
+        for part in (self.masking, self.fill, self.target, self.decoders, *self.losses):
+            if hasattr(part, "after_step"):
+                part.after_step(self.encoder, step, steps)
 
 
 def _part(part):
     return MODELS.build(part) if isinstance(part, dict) else part
 
 
-def _lookup(name: str, table: dict, what: str):
-    if name not in table:
-        raise ValueError(f"{what}={name!r} is not known{nearest(name, table)}")
-    return table[name]
-
-
 def _named(part, table: dict, what: str):
-    """A short name or a config -> a function of the remaining arguments."""
+    """A short name, a config or a part -> the part."""
     if isinstance(part, str):
-        return _lookup(part, table, what)
-    return lambda **extra: MODELS.build({**part, **extra}) if isinstance(part, dict) else part
+        found = lookup(part, table, what)
+        return found() if inspect.isclass(found) else found
+    return _part(part)

@@ -141,7 +141,7 @@ def test_two_losses_of_one_kind_both_count():
         ({"fill": "means"}, "fill='means' is not known; did you mean mean"),
         ({"decoder": "lineer"}, "decoder='lineer' is not known; did you mean linear"),
         ({"target": "pixel"}, "target='pixel' is not known; did you mean pixels"),
-        ({"losses": [{"type": "MaskedL2"}]}, "type='MaskedL2' is not a part of a2mim; did you mean MaskedL1"),
+        ({"losses": [{"type": "MaskedL3"}]}, "type='MaskedL3' is not a part of a2mim; did you mean MaskedL"),
         ({"losses": [{"type": "MaskedL1", "visible": 1}]}, "MaskedL1 has no argument 'visible'; did you mean visible_"),
         (
             {"masking": {"type": "BlockMask", "ratio": 0.6}},

@@ -1,4 +1,4 @@
-"""From a feature map to pixels."""
+"""A²MIM's and SimMIM's decoder: each cell by itself."""
 
 from torch import Tensor, nn
 
@@ -27,6 +27,3 @@ class LinearDecoder(nn.Module):
     def forward(self, features: Tensor) -> Tensor:
         """(B, in_channels, h, w) -> (B, out_channels, h * stride, w * stride)."""
         return self.shuffle(self.proj(features))
-
-
-DECODERS = {"linear": LinearDecoder}

@@ -1,85 +1,11 @@
-"""Distances between a reconstruction and the truth, in space and in frequency.
-
-Every loss is called as loss(recon, target, hidden) with recon and target (B, C, H, W) float and hidden (B, 1, H, W)
-bool (True = hidden), computes in float32 whatever the autocast, returns a finite scalar for every finite input, and
-has a `name`.
-"""
+"""A²MIM's distance between the spectra of a reconstruction and of the truth."""
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from a2mim.losses.masked import FloatLoss, Focal, absolute
 from a2mim.masking import mean_colour
 from a2mim.registry import MODELS
-
-
-def absolute(distance: Tensor) -> Tensor:
-    """L1: the distance itself."""
-    return distance
-
-
-class Focal:
-    """Focal L1: |d| * (2 sigmoid(alpha |d|) - 1)^gamma; about alpha / 2 * d^2 for small d at gamma 1.
-
-    The gradient flows through the factor. 2 sigmoid(x) - 1 = tanh(x / 2), which keeps its digits near 0.
-    """
-
-    def __init__(self, alpha: float, gamma: float):
-        self.alpha, self.gamma = alpha, gamma
-
-    def __call__(self, distance: Tensor) -> Tensor:
-        # the floor keeps the derivative of x^gamma finite at 0 for gamma < 1
-        return distance * torch.tanh(self.alpha * distance / 2).clamp_min(1e-12) ** self.gamma
-
-
-class FloatLoss(nn.Module):
-    """Runs `distance` in float32, outside autocast. The one parent of the losses; it holds nothing else."""
-
-    def forward(self, recon: Tensor, target: Tensor, hidden: Tensor) -> Tensor:
-        """recon, target: (B, C, H, W) float; hidden: (B, 1, H, W) bool. Returns a float32 scalar."""
-        if recon.shape != target.shape:
-            raise ValueError(f"recon {tuple(recon.shape)} and target {tuple(target.shape)} must have the same shape")
-        with torch.autocast(recon.device.type, enabled=False):
-            return self.distance(recon.float(), target.float(), hidden)
-
-
-@MODELS.register_module()
-class MaskedL1(FloatLoss):
-    """Mean absolute difference over the hidden pixels of the whole batch.
-
-    Args:
-        visible_weight: weight of a visible pixel beside 1 for a hidden one; 0 in every published recipe.
-
-    Source: A²MIM, https://arxiv.org/abs/2205.13943: sum(l * m) / (sum(m) + 1e-5) / C.
-    """
-
-    name = "l1"
-    criterion = staticmethod(absolute)
-
-    def __init__(self, visible_weight: float = 0.0):
-        super().__init__()
-        self.visible_weight = visible_weight
-
-    def distance(self, recon: Tensor, target: Tensor, hidden: Tensor) -> Tensor:
-        weight = torch.where(hidden, 1.0, self.visible_weight)
-        error = self.criterion((recon - target).abs())
-        return (error * weight).sum() / (weight.sum() + 1e-5) / recon.shape[1]
-
-
-@MODELS.register_module()
-class MaskedFocalL1(MaskedL1):
-    """`MaskedL1` with the focal factor (2 sigmoid(alpha |d|) - 1)^gamma: what the published CNN recipes use.
-
-    Args:
-        alpha, gamma: the factor's steepness (per unit of normalised pixel value) and exponent, both >= 0.
-        visible_weight: as in `MaskedL1`.
-    """
-
-    name = "focal_l1"
-
-    def __init__(self, alpha: float = 0.2, gamma: float = 1.0, visible_weight: float = 0.0):
-        super().__init__(visible_weight)
-        self.criterion = Focal(alpha, gamma)
-
 
 CRITERIA = {"l1": absolute, "focal_l1": Focal(0.2, 1.0)}
 # what stands at visible pixels, as its difference from the target; `error` is recon - target, without gradient

@@ -1,0 +1,139 @@
+"""What `MIM` expects of its parts: decoders built to fit, shapes tried once before training.
+
+`model` stands for a `MIM` throughout.
+"""
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from a2mim.decoders import DECODERS, EachMap
+from a2mim.decoders.each_map import reads_all_maps
+from a2mim.names import nearest
+from a2mim.registry import MODELS
+
+
+def takes(function: Callable, name: str) -> bool:
+    """Whether a function, or a class's constructor, has an argument of that name."""
+    return name in inspect.signature(function).parameters
+
+
+def lookup(name: str, table: dict, what: str):
+    """table[name], or ValueError with the nearest names. what: the argument that held the name."""
+    if name not in table:
+        raise ValueError(f"{what}={name!r} is not known{nearest(name, table)}")
+    return table[name]
+
+
+def build_decoder(decoder, encoder, out_channels: int, out_stride: int) -> nn.Module:
+    """A name, a config or a decoder -> a module called as (maps, mask, prefix=None).
+
+    Decoders of one map are made once for each map, see `EachMap`. Where the encoder leaves hidden cells out, the
+    decoder gets a mask token.
+    """
+    if isinstance(decoder, nn.Module):
+        many = len(inspect.signature(decoder.forward).parameters) > 1
+        return (
+            decoder
+            if many
+            else EachMap(lambda **_: decoder, encoder.channels, encoder.strides, out_channels, out_stride)
+        )
+    config = {} if isinstance(decoder, str) else dict(decoder)
+    kind = lookup(decoder, DECODERS, "decoder") if isinstance(decoder, str) else MODELS.get(config.get("type") or "")
+
+    def make(**extra: Any) -> nn.Module:
+        return kind(**extra) if isinstance(decoder, str) else MODELS.build({**config, **extra})
+
+    token = getattr(encoder, "hide", "token") != "token"
+    if kind is None or not reads_all_maps(kind):
+        return EachMap(make, encoder.channels, encoder.strides, out_channels, out_stride, mask_token=token)
+    more = {"mask_token": token} if takes(kind, "mask_token") else {}
+    shapes = {"channels": list(encoder.channels), "strides": list(encoder.strides)}
+    return make(**shapes, out_channels=out_channels, out_stride=out_stride, **more)
+
+
+@torch.no_grad()
+def check_parts(model) -> None:
+    """Tries mask, target and decoder on two images of noise; the encoder is not run.
+
+    Raises:
+        ValueError: a part answers with another shape; the sentence names the part and the shape that is expected.
+    """
+    height, width = model.encoder.img_size
+    generator = torch.Generator("cpu").manual_seed(0)
+    images = torch.randn(2, len(model.pixels[0]), height, width, generator=generator, device="cpu")
+    mask = model.masking(
+        2,
+        height,
+        width,
+        generator=generator,
+        device="cpu",
+        **({"images": images} if takes(model.masking, "images") else {}),
+    )
+    check_mask(mask, 2, height, width, model)
+    with torch.random.fork_rng(devices=[]):
+        device = model.mean.device
+        target = model.target(images.to(device))
+        grid = height // model.target_stride, width // model.target_stride
+        expected = 2, model.target_channels, *grid
+        if tuple(target.shape) != expected:
+            raise ValueError(
+                f"the target {type(model.target).__name__} answers {tuple(target.shape)} for 2 images of"
+                f" {height}x{width} px; it states {model.target_channels} channels and a stride of"
+                f" {model.target_stride} px, so {expected} is expected"
+            )
+        if hasattr(model.encoder, "final_layouts"):
+            check_decoder(model, expected, mask.to(device))
+
+
+def check_mask(mask: Tensor, batch: int, height: int, width: int, model) -> None:
+    """Raises ValueError for a mask that is not (batch, rows, cols) bool on a grid that both image and target have."""
+    name = type(model.masking).__name__
+    if not isinstance(mask, Tensor) or mask.dtype != torch.bool or mask.ndim not in (3, 4) or len(mask) != batch:
+        told = f"{tuple(mask.shape)} {mask.dtype}" if isinstance(mask, Tensor) else type(mask).__name__
+        raise ValueError(
+            f"the mask part {name} answers {told} for {batch} images; expected is ({batch}, rows, cols) torch.bool,"
+            " True = hidden"
+        )
+    rows, cols = mask.shape[-2:]
+    stride = model.target_stride
+    for tall, wide, what in (
+        (height, width, f"the image of {height}x{width} pixels"),
+        (height // stride, width // stride, f"the target's grid of {height // stride}x{width // stride} cells"),
+    ):
+        if tall % rows or wide % cols:
+            raise ValueError(
+                f"the mask part {name} answers {rows}x{cols} cells, which do not divide {what}; choose a"
+                " mask_patch_size that divides the image and is a multiple of the target's stride"
+                f" ({stride} px)"
+            )
+    counts = mask.flatten(-2).sum(-1)
+    if getattr(model.encoder, "hide", "token") == "drop" and int(counts.min()) != int(counts.max()):
+        raise ValueError(
+            f"the mask part {name} hides {counts.flatten().tolist()} cells of {batch} images; with hide='drop' every"
+            " image must have as many hidden cells as the others"
+        )
+
+
+def check_decoder(model, expected: tuple, mask: Tensor) -> None:
+    """Raises ValueError for a decoder that answers another shape than `expected`, on maps of zeros."""
+    device, training = model.mean.device, model.decoders.training
+    maps = [
+        torch.zeros(2, width, *layout.grid, device=device)
+        for width, layout in zip(model.encoder.channels, model.encoder.final_layouts, strict=True)
+    ]
+    mask = mask if mask.ndim == 3 else mask[:, 0]
+    model.decoders.eval()
+    try:
+        recon = model.decode(maps, *model.encoder.img_size, mask=mask)
+    finally:
+        model.decoders.train(training)
+    if tuple(recon.shape) != expected:
+        name = type(model.decoders[0] if isinstance(model.decoders, EachMap) else model.decoders).__name__
+        told = " and ".join(f"(2, {m.shape[1]}, {m.shape[2]}, {m.shape[3]})" for m in maps)
+        raise ValueError(
+            f"the decoder {name} answers {tuple(recon.shape)} for maps of {told}; the target expects {expected}"
+        )

@@ -1,0 +1,82 @@
+"""Several maps of one encoder as one, and the linear decoder of that."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from a2mim.decoders.linear import LinearDecoder
+from a2mim.decoders.tokens import insert_mask_token, make_token
+from a2mim.registry import MODELS
+
+
+class FuseMaps(nn.Module):
+    """The weighted sum of several maps, on the grid and at the width of the last.
+
+    Every map but the last passes a 1x1 convolution to the last width, is resized where its grid is another (averaged to
+    a coarser one, else bilinear) and enters with a softmax weight. The weights start equal and sum to 1.
+
+    Args:
+        channels: width of each map.
+
+    Source: multi-level feature fusion, https://arxiv.org/abs/2308.00261, equation 5.
+    """
+
+    def __init__(self, channels: list[int]):
+        super().__init__()
+        self.projections = nn.ModuleList(nn.Conv2d(width, channels[-1], kernel_size=1) for width in channels[:-1])
+        self.logits = nn.Parameter(torch.ones(len(channels)))
+
+    def forward(self, maps: list[Tensor]) -> Tensor:
+        """Maps (B, D_i, h_i, w_i) -> (B, D, h, w) of the last."""
+        last = maps[-1]
+        projected = [project(one) for project, one in zip(self.projections, maps[:-1], strict=True)]
+        fitted = [*(resize(one, (last.shape[2], last.shape[3])) for one in projected), last]
+        weights = self.logits.softmax(dim=0)
+        return sum((weight * one for weight, one in zip(weights, fitted, strict=True)), torch.zeros_like(last))
+
+
+def resize(features: Tensor, grid: tuple[int, int]) -> Tensor:
+    """(B, D, h, w) on another grid: averaged to a coarser one, bilinear to a finer one."""
+    if features.shape[-2:] == grid:
+        return features
+    if features.shape[-2] >= grid[0] and features.shape[-1] >= grid[1]:
+        return F.adaptive_avg_pool2d(features, grid)
+    return F.interpolate(features, grid, mode="bilinear", align_corners=False)
+
+
+@MODELS.register_module()
+class FusedLinear(nn.Module):
+    """A linear decoder of the weighted sum of all maps.
+
+    Args:
+        channels, strides, out_channels, out_stride, mask_token: see `a2mim.decoders`. The token stands in the hidden
+            cells of the sum.
+
+    Source: multi-level feature fusion, https://arxiv.org/abs/2308.00261, in front of SimMIM's decoder.
+    """
+
+    def __init__(
+        self,
+        channels: list[int],
+        strides: list[float],
+        out_channels: int = 3,
+        out_stride: int = 1,
+        mask_token: bool = True,
+    ):
+        super().__init__()
+        stride = strides[-1] / out_stride
+        if stride < 1 or stride != int(stride):
+            raise ValueError(
+                f"FusedLinear: the last map has cells of {strides[-1]:g} px and the target of {out_stride} px, which is"
+                " no whole number of target cells a side; choose another target or another last map"
+            )
+        self.fuse = FuseMaps(channels)
+        self.token = make_token(channels[-1]) if mask_token else None
+        self.decoder = LinearDecoder(channels[-1], int(stride), out_channels)
+
+    def forward(self, maps: list[Tensor], mask: Tensor, prefix: Tensor | None = None) -> Tensor:
+        """maps: each (B, D, h, w); mask: (B, rows, cols) bool. Returns (B, out_channels, H / s, W / s)."""
+        fused = self.fuse(maps)
+        if self.token is not None:
+            fused = insert_mask_token(fused, self.token, mask)
+        return self.decoder(fused)

@@ -1,0 +1,46 @@
+"""The decoder's mask token, and answers brought to the target's grid."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from a2mim.masking import expand_mask
+
+
+def spread_mask(mask: Tensor, grid: tuple[int, int]) -> Tensor:
+    """(B, rows, cols) bool -> (B, 1, h, w) bool: True where a feature cell lies wholly in hidden cells.
+
+    A grid is as a rule a whole multiple of the mask's. Where it is not, the mask is stretched over it.
+    """
+    if all(side % cells == 0 for side, cells in zip(grid, mask.shape[1:], strict=True)):
+        return expand_mask(mask, *grid)
+    fine = expand_mask(mask, *(side * cells for side, cells in zip(grid, mask.shape[1:], strict=True)))
+    return F.adaptive_avg_pool2d(fine.float(), grid) > 1 - 1e-4
+
+
+def insert_mask_token(features: Tensor, token: Tensor, mask: Tensor) -> Tensor:
+    """Hidden cells of (B, D, h, w) take the token, (D,); what stood there does not matter, NaN included."""
+    hidden = spread_mask(mask, (features.shape[2], features.shape[3]))
+    return torch.where(hidden, token.to(features.dtype).view(1, -1, 1, 1), features)
+
+
+def make_token(width: int, std: float = 0.02) -> nn.Parameter:
+    """A mask token (width,) from a normal distribution that is cut at one deviation, as SparK's."""
+    return nn.Parameter(nn.init.trunc_normal_(torch.empty(width), std=std, a=-std, b=std))
+
+
+def fit_grid(recon: Tensor, grid: tuple[int, int], ratio: float) -> Tensor:
+    """(B, C, h, w) on the target's grid.
+
+    Args:
+        ratio: target cells per feature cell, along a side. Where it is whole, what overhangs the image is cropped, and
+            cells that no feature reaches (ViT at 72 px: 4 cells of 16) are answered by 0. Below 1 the answer is
+            averaged over each target cell, else resized bilinearly.
+    """
+    if ratio == int(ratio):
+        if recon.shape[-2:] == grid:
+            return recon
+        return F.pad(recon, (0, grid[1] - recon.shape[-1], 0, grid[0] - recon.shape[-2]))  # below 0: a crop
+    if ratio < 1:
+        return F.adaptive_avg_pool2d(recon, grid)
+    return F.interpolate(recon, grid, mode="bilinear", align_corners=False)

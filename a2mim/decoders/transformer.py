@@ -1,0 +1,105 @@
+"""MAE's decoder: a small transformer over the tokens of all cells."""
+
+import torch
+from einops import rearrange
+from timm.models.vision_transformer import Block
+from torch import Tensor, nn
+
+from a2mim.decoders.fusion import FuseMaps
+from a2mim.decoders.positions import sincos_positions
+from a2mim.decoders.tokens import spread_mask
+from a2mim.registry import MODELS
+
+
+@MODELS.register_module()
+class TransformerDecoder(nn.Module):
+    """Embeds each cell, puts a learned token on hidden ones, adds fixed positions and runs transformer blocks.
+
+    The encoder's class and register tokens take part and their outputs are dropped; they have position 0. Several maps
+    are fused first (`FuseMaps`, with a LayerNorm behind it).
+
+    Args:
+        channels, strides, out_channels, out_stride, mask_token: see `a2mim.decoders`.
+        embed_dim: width of the decoder, a multiple of 4 and of `num_heads`.
+        depth: number of blocks.
+        num_heads: of each block.
+
+    Source: MAE, https://arxiv.org/abs/2111.06377: width 512, 8 blocks of 16 heads. With several maps, multi-level
+        feature fusion, https://arxiv.org/abs/2308.00261.
+    """
+
+    def __init__(
+        self,
+        channels: list[int],
+        strides: list[float],
+        out_channels: int = 3,
+        out_stride: int = 1,
+        mask_token: bool = True,
+        embed_dim: int = 512,
+        depth: int = 8,
+        num_heads: int = 16,
+    ):
+        super().__init__()
+        ratio = strides[-1] / out_stride
+        if ratio < 1 or ratio != int(ratio):
+            raise ValueError(
+                f"TransformerDecoder: the map has cells of {strides[-1]:g} px and the target of {out_stride} px, which"
+                " is no whole number of target cells a side; choose another target or another map"
+            )
+        if embed_dim % num_heads or embed_dim % 4:
+            raise ValueError(
+                f"TransformerDecoder: embed_dim={embed_dim} must be a multiple of 4 and of num_heads={num_heads}"
+            )
+        self.fuse = FuseMaps(channels) if len(channels) > 1 else None
+        self.fuse_norm = nn.LayerNorm(channels[-1], eps=1e-6) if len(channels) > 1 else nn.Identity()
+        self.embed = nn.Linear(channels[-1], embed_dim)
+        self.mask_token = nn.Parameter(torch.zeros(1, 1, embed_dim)) if mask_token else None
+        self.blocks = nn.Sequential(
+            *(
+                Block(
+                    embed_dim, num_heads, mlp_ratio=4.0, qkv_bias=True, norm_layer=lambda d: nn.LayerNorm(d, eps=1e-6)
+                )
+                for _ in range(depth)
+            )
+        )
+        self.norm = nn.LayerNorm(embed_dim, eps=1e-6)
+        self.pred = nn.Linear(embed_dim, out_channels * int(ratio) ** 2)
+        self.shuffle = nn.PixelShuffle(int(ratio))
+        self._positions: dict[tuple, Tensor] = {}
+        self.apply(_initialise)
+        if self.mask_token is not None:
+            nn.init.normal_(self.mask_token, std=0.02)
+
+    def forward(self, maps: list[Tensor], mask: Tensor, prefix: Tensor | None = None) -> Tensor:
+        """maps: each (B, D, h, w); mask: (B, rows, cols) bool; prefix: (B, P, D) or None.
+
+        Returns (B, out_channels, H / s, W / s).
+        """
+        features = maps[-1] if self.fuse is None else self.fuse(maps)
+        grid = (features.shape[2], features.shape[3])
+        tokens = self.embed(self.fuse_norm(rearrange(features, "b d h w -> b (h w) d")))
+        if self.mask_token is not None:
+            hidden = spread_mask(mask, grid).flatten(1)[..., None]
+            tokens = torch.where(hidden, self.mask_token.to(tokens.dtype), tokens)
+        tokens = tokens + self.positions(grid, tokens)
+        number = 0
+        if prefix is not None:
+            number = prefix.shape[1]
+            tokens = torch.cat([self.embed(prefix.to(features.dtype)).to(tokens.dtype), tokens], dim=1)
+        answer = self.pred(self.norm(self.blocks(tokens)))[:, number:]
+        return self.shuffle(rearrange(answer, "b (h w) c -> b c h w", h=grid[0]))
+
+    def positions(self, grid: tuple[int, int], like: Tensor) -> Tensor:
+        """(h * w, embed_dim), made once for each grid, device and type."""
+        key = grid, like.device, like.dtype
+        if key not in self._positions:
+            self._positions[key] = sincos_positions(like.shape[-1], *grid).to(like)
+        return self._positions[key]
+
+
+def _initialise(module: nn.Module) -> None:
+    """MAE's: Linear weights xavier-uniform, biases 0."""
+    if isinstance(module, nn.Linear):
+        nn.init.xavier_uniform_(module.weight)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)

@@ -1,0 +1,43 @@
+"""Telling the hidden cells of an image apart."""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from a2mim.losses.masked import FloatLoss
+from a2mim.registry import MODELS
+
+
+@MODELS.register_module()
+class PatchDiscrimination(FloatLoss):
+    """Cross-entropy of finding a hidden cell's own target among those of all hidden cells of the same image.
+
+    Predictions and targets are normalised to unit length; the logits are their products over `tau`. A constant answer
+    scores 2 tau log(hidden cells), so it cannot win on smooth or random targets, where a regression loss lets it.
+    Memory grows with the square of the number of cells of an image.
+
+    Args:
+        tau: temperature, > 0. The loss is multiplied by 2 tau, so that its gradient does not grow as tau falls.
+
+    Source: patch discrimination of OlmoEarth, https://arxiv.org/abs/2511.13655.
+    """
+
+    name = "patches"
+
+    def __init__(self, tau: float = 0.1):
+        super().__init__()
+        if not tau > 0:
+            raise ValueError(f"PatchDiscrimination: tau={tau} must be above 0")
+        self.tau = tau
+
+    def distance(self, recon: Tensor, target: Tensor, hidden: Tensor) -> Tensor:
+        predicted, true = (F.normalize(cells.flatten(2), dim=1) for cells in (recon, target))
+        shown = ~hidden.flatten(1)  # (B, N)
+        logits = torch.einsum("bcn,bcm->bnm", predicted, true) / self.tau
+        logits = logits.masked_fill(shown[:, None, :], -math.inf)
+        own = torch.diagonal(logits, dim1=1, dim2=2).masked_fill(shown, 0.0)
+        total = torch.logsumexp(logits.masked_fill(shown.all(1)[:, None, None], 0.0), dim=2)
+        error = (total - own).masked_fill(shown, 0.0)
+        return 2 * self.tau * error.sum() / ((~shown).sum() + 1e-5)

@@ -1,0 +1,117 @@
+"""Masks made of rectangles: several hidden ones (BEiT), or one visible one (CAPI)."""
+
+import math
+
+import torch
+from torch import Tensor
+
+from a2mim.masking.cells import CellMask, check_ratio, keep_lowest, random_corner, rectangle
+from a2mim.registry import MODELS
+
+TRIES = 10  # proposals in a row that may fail before an image counts as stuck
+ROUNDS = 16  # proposals between two looks at whether any image still needs one
+
+
+@MODELS.register_module()
+class BEiTBlocks(CellMask):
+    """Hides rectangles of random size and shape until round(mask_ratio * cells) cells of every image are hidden.
+
+    Each proposal has an area from U(min_cells, cells still to hide) and a log-uniform aspect, both sides shorter than
+    the grid. It is taken if it hides at least one new cell and not too many. After ten failures in a row the rest is
+    filled up with single cells.
+
+    Args:
+        mask_patch_size: side of a cell, pixels; must divide the image's height and width.
+        mask_ratio: fraction hidden, in (0, 1).
+        min_cells: least area of a proposal, cells.
+        min_aspect: least height / width of a proposal, in (0, 1]; the greatest is its inverse.
+
+    Source: BEiT, https://arxiv.org/abs/2106.08254. Differs from its code, which stops short of the count when it is
+        stuck; and from mmpretrain's, which never hides the last row and column.
+    """
+
+    def __init__(
+        self, mask_patch_size: int = 16, mask_ratio: float = 0.4, min_cells: int = 16, min_aspect: float = 0.3
+    ):
+        super().__init__(mask_patch_size)
+        check_ratio(mask_ratio)
+        if min_cells < 1 or not 0 < min_aspect <= 1:
+            raise ValueError(f"BEiTBlocks: min_cells={min_cells} must be at least 1, min_aspect={min_aspect} in (0, 1]")
+        self.mask_ratio, self.min_cells, self.min_aspect = mask_ratio, min_cells, min_aspect
+
+    def __call__(self, batch_size: int, height: int, width: int, generator=None, device=None, images=None) -> Tensor:
+        """Returns (batch_size, rows, cols) bool. `generator` must live on `device`; None draws from torch's own."""
+        rows, cols = self.grid(height, width)
+        count = min(max(1, round(self.mask_ratio * rows * cols)), rows * cols - 1)
+        mask = torch.zeros(batch_size, rows, cols, dtype=torch.bool, device=device)
+        failures = torch.zeros(batch_size, dtype=torch.long, device=device)
+        done = rounds = 0
+        while not done and rounds < TRIES * count:
+            for _ in range(ROUNDS):
+                uniform = torch.rand(batch_size, 4, generator=generator, device=device)
+                mask, failures = self._propose(mask, failures, count, uniform)
+            rounds += ROUNDS
+            done = bool(((failures >= TRIES) | (mask.flatten(1).sum(1) == count)).all())
+        scores = torch.rand(batch_size, rows, cols, generator=generator, device=device)
+        return mask | keep_lowest(scores, ~mask, count - mask.flatten(1).sum(1))
+
+    def _propose(self, mask: Tensor, failures: Tensor, count: int, uniform: Tensor) -> tuple[Tensor, Tensor]:
+        """One proposal an image. uniform: (B, 4) in [0, 1): area, aspect, top, left."""
+        rows, cols = mask.shape[1:]
+        left_to_hide = count - mask.flatten(1).sum(1)
+        area = self.min_cells + uniform[:, 0] * (left_to_hide - self.min_cells)
+        aspect = torch.exp((2 * uniform[:, 1] - 1) * math.log(self.min_aspect))
+        tall, wide = ((area.clamp_min(0) * a).sqrt().round().long() for a in (aspect, 1 / aspect))
+        fits = (tall < rows) & (wide < cols)
+        top = random_corner((rows - tall).clamp_min(0), uniform[:, 2])
+        left = random_corner((cols - wide).clamp_min(0), uniform[:, 3])
+        more = mask | rectangle(top, left, tall, wide, rows, cols)
+        new = more.flatten(1).sum(1) - mask.flatten(1).sum(1)
+        taken = fits & (new > 0) & (new <= left_to_hide) & (failures < TRIES)
+        failures = torch.where(taken, 0, failures + 1)
+        # an image that was stuck stays stuck
+        return torch.where(taken[:, None, None], more, mask), failures
+
+
+@MODELS.register_module()
+class InverseBlock(CellMask):
+    """Shows one rectangle and hides the rest: cells - int(cells * mask_ratio) are visible in every image.
+
+    The rectangle has a log-uniform aspect from 1/2 to 2, clipped so that it fits. It is cut to the exact count in
+    raster order, and rolled over the edges of the image, so that all cells are visible equally often.
+
+    Args:
+        mask_patch_size: side of a cell, pixels; must divide the image's height and width.
+        mask_ratio: fraction hidden, in (0, 1).
+        roll: whether the rectangle may reach over the edges; without it, cells in the middle are visible more often.
+
+    Source: CAPI, https://arxiv.org/abs/2502.08769, inverse block with roll.
+    """
+
+    def __init__(self, mask_patch_size: int = 16, mask_ratio: float = 0.65, roll: bool = True):
+        super().__init__(mask_patch_size)
+        check_ratio(mask_ratio)
+        self.mask_ratio, self.roll = mask_ratio, roll
+
+    def __call__(self, batch_size: int, height: int, width: int, generator=None, device=None, images=None) -> Tensor:
+        """Returns (batch_size, rows, cols) bool. `generator` must live on `device`; None draws from torch's own."""
+        rows, cols = self.grid(height, width)
+        cells = rows * cols
+        visible = min(cells - int(cells * self.mask_ratio), cells - 1)
+        uniform = torch.rand(batch_size, 3, generator=generator, device=device)
+        narrowest, widest = math.log(visible / cols / cols), math.log(rows * rows / visible)  # that fit
+        least, most = (min(max(math.log(aspect), narrowest), widest) for aspect in (0.5, 2))
+        aspect = torch.exp(least + uniform[:, 0] * (most - least))
+        tall = (visible * aspect).sqrt().ceil().long().clamp(1, rows)
+        wide = (visible / aspect).sqrt().ceil().long().clamp(max=cols)
+        wide = torch.maximum(wide, (visible + tall - 1) // tall)
+        free = (rows, cols) if self.roll else (rows - tall + 1, cols - wide + 1)
+        top, left = (
+            random_corner(torch.as_tensor(number - 1, device=device), uniform[:, axis])
+            for number, axis in zip(free, (1, 2), strict=True)
+        )
+        y = (torch.arange(rows, device=device) - top[:, None]) % rows  # (B, rows), from the rectangle's corner
+        x = (torch.arange(cols, device=device) - left[:, None]) % cols
+        inside = (y < tall[:, None])[:, :, None] & (x < wide[:, None])[:, None, :]
+        order = y[:, :, None] * wide[:, None, None] + x[:, None, :]  # raster order within the rectangle
+        return ~(inside & (order < visible))

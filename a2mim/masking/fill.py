@@ -1,0 +1,52 @@
+"""What the encoder sees in hidden pixels.
+
+A fill is called as fill(images, hidden) with images (B, C, H, W) normalised float and hidden (B, 1, H, W) bool. It may
+be an nn.Module with parameters of its own (`LearnedFill`).
+"""
+
+import torch
+from einops import reduce
+from torch import Tensor, nn
+
+from a2mim.registry import MODELS
+
+
+def fill_mean(images: Tensor, hidden: Tensor) -> Tensor:
+    """Hidden pixels take the image's own mean colour: per image, per channel, over the whole crop, hidden pixels
+    included.
+
+    images: (B, C, H, W) normalised float; hidden: (B, 1, H, W) bool.
+    """
+    return torch.where(hidden, mean_colour(images), images)
+
+
+def fill_none(images: Tensor, hidden: Tensor) -> Tensor:
+    """Leaves the hidden pixels as they are: for methods whose token replaces what the network made of them."""
+    return images
+
+
+def mean_colour(images: Tensor) -> Tensor:
+    """(B, C, H, W) -> (B, C, 1, 1), averaged in float32."""
+    return reduce(images.float(), "b c h w -> b c 1 1", "mean").to(images.dtype)
+
+
+@MODELS.register_module()
+class LearnedFill(nn.Module):
+    """Hidden pixels take one learned colour.
+
+    Args:
+        in_chans: channels of the images.
+
+    Source: FastMIM, https://arxiv.org/abs/2212.06593; the colour starts from N(0, 0.02).
+    """
+
+    def __init__(self, in_chans: int = 3):
+        super().__init__()
+        self.colour = nn.Parameter(torch.randn(in_chans) * 0.02)
+
+    def forward(self, images: Tensor, hidden: Tensor) -> Tensor:
+        """images: (B, C, H, W); hidden: (B, 1, H, W) bool. Returns (B, C, H, W)."""
+        return torch.where(hidden, self.colour.to(images.dtype).view(1, -1, 1, 1), images)
+
+
+FILLS = {"mean": fill_mean, "none": fill_none}

@@ -1,0 +1,122 @@
+"""Hand-made descriptors of 8 x 8 px cells: histograms of gradients and of local binary patterns.
+
+Both are computed from whole pixel levels, whatever the recipe's normalisation: a rounding error of the normalisation
+would turn flat cells into unit vectors of noise, and move gradients between bins.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from einops import reduce
+from torch import Tensor
+
+from a2mim.pixels import IMAGENET_MEAN, IMAGENET_STD
+from a2mim.registry import MODELS
+
+CELL = 8  # pixels, side of a cell
+BINS = 9  # of the gradient's direction, over 180 degrees
+
+
+class _Descriptor:
+    """Takes the recipe's normalisation, to undo it."""
+
+    stride = CELL
+
+    def __init__(self, mean=IMAGENET_MEAN, std=IMAGENET_STD):
+        self.mean, self.std = tuple(mean), tuple(std)
+
+    def attach(self, encoder, mean, std) -> None:
+        """Takes the normalisation to undo."""
+        self.mean, self.std = tuple(mean), tuple(std)
+
+    def levels(self, images: Tensor) -> Tensor:
+        """(B, C, H, W) -> float32 whole numbers 0..65,535; an 8-bit level v is 257 v. Integer images keep theirs."""
+        height, width = images.shape[-2:]
+        if height % CELL or width % CELL:
+            raise ValueError(
+                f"{type(self).__name__} has cells of {CELL} px, which do not divide {height}x{width} pixels;"
+                f" choose an image size that is a multiple of {CELL}"
+            )
+        if not images.is_floating_point():
+            return images.float() * (257 if images.dtype == torch.uint8 else 1)
+        mean, std = (torch.tensor(v, device=images.device).view(-1, 1, 1) for v in (self.mean, self.std))
+        if len(mean) != images.shape[1]:
+            raise ValueError(
+                f"{type(self).__name__} was given {images.shape[1]} channels and the mean and std of {len(mean)};"
+                " give mean and std one value a channel"
+            )
+        pixels = images.float() * std + mean
+        eight = (pixels * 255).round()
+        exact = (pixels * 255 - eight).abs() < 1e-3  # float32 after normalising and back errs by 1e-4 of a level
+        return torch.where(exact, eight * 257, (pixels * 65535).round())
+
+
+@MODELS.register_module()
+class HOG(_Descriptor):
+    """Histograms of oriented gradients: 9 unsigned directions for each channel and cell of 8 x 8 px, at unit length.
+
+    Gradients are Sobel's on the image reflected by one pixel. A pixel's magnitude goes to one bin, without sharing
+    between neighbours. A flat cell is 0. Channel 9 c + k is bin k of image channel c. PixelShuffle(2) of the 27
+    channels is MaskFeat's vector of 108 numbers for a patch of 16 px.
+
+    Args:
+        mean, std: of the images given, per channel; `MIM` fills in its own.
+
+    Source: MaskFeat, https://arxiv.org/abs/2112.09133 (its code, without mmpretrain's Gaussian window).
+    """
+
+    @property
+    def channels(self) -> int:
+        """9 for each channel of the images."""
+        return BINS * len(self.mean)
+
+    @torch.no_grad()
+    def __call__(self, images: Tensor) -> Tensor:
+        """(B, C, H, W) normalised float, or integers -> (B, 9 C, H / 8, W / 8) float32."""
+        with torch.autocast(images.device.type, enabled=False):
+            levels = F.pad(self.levels(images), (1, 1, 1, 1), mode="reflect")
+            smooth_rows = levels[:, :, :-2] + 2 * levels[:, :, 1:-1] + levels[:, :, 2:]
+            smooth_cols = levels[..., :-2] + 2 * levels[..., 1:-1] + levels[..., 2:]
+            across = (smooth_rows[..., :-2] - smooth_rows[..., 2:]) / (257 * 256)  # in units of 1/256, MaskFeat's
+            down = (smooth_cols[:, :, :-2] - smooth_cols[:, :, 2:]) / (257 * 256)
+            magnitude = (across.square() + down.square()).sqrt()
+            bins = (torch.atan2(across, down) / math.pi * BINS).floor().remainder(BINS)
+            sums = [_cell_sums(torch.where(bins == k, magnitude, 0.0)) for k in range(BINS)]
+            return F.normalize(torch.stack(sums, dim=2), dim=2).flatten(1, 2)
+
+
+@MODELS.register_module()
+class LBP(_Descriptor):
+    """Histograms of local binary patterns of the grey image, for each cell of 8 x 8 px, at unit length.
+
+    A pixel's pattern is the ring of its eight neighbours, each at least as bright as the pixel or not. Rings with at
+    most two changes are named by how many are bright (0 to 8), all others share the tenth name; so the name does not
+    change as the image turns. Grey is the sum of the channels; the image is reflected by one pixel.
+
+    Args:
+        mean, std: of the images given, per channel; `MIM` fills in its own.
+
+    Source: Ojala et al. 2002, rotation-invariant uniform patterns (P = 8, R = 1, square ring).
+    """
+
+    channels = 10
+
+    @torch.no_grad()
+    def __call__(self, images: Tensor) -> Tensor:
+        """(B, C, H, W) normalised float, or integers -> (B, 10, H / 8, W / 8) float32."""
+        with torch.autocast(images.device.type, enabled=False):
+            grey = self.levels(images).sum(dim=1, keepdim=True)
+            padded = F.pad(grey, (1, 1, 1, 1), mode="reflect")
+            height, width = grey.shape[-2:]
+            ring = [(0, 0), (0, 1), (0, 2), (1, 2), (2, 2), (2, 1), (2, 0), (1, 0)]  # around the pixel, in order
+            bright = torch.cat([padded[..., y : y + height, x : x + width] >= grey for y, x in ring], dim=1)
+            changes = (bright ^ bright.roll(1, dims=1)).sum(dim=1)
+            name = torch.where(changes <= 2, bright.sum(dim=1), 9)
+            sums = [_cell_sums((name == k).float()[:, None]) for k in range(self.channels)]
+            return F.normalize(torch.cat(sums, dim=1), dim=1)
+
+
+def _cell_sums(values: Tensor) -> Tensor:
+    """(B, C, H, W) -> (B, C, H / 8, W / 8)."""
+    return reduce(values, "b c (h p) (w q) -> b c h w", "sum", p=CELL, q=CELL)

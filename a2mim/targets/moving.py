@@ -1,0 +1,145 @@
+"""Features of a moving average of the student itself."""
+
+import copy
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from a2mim.encoder import MaskedEncoder
+from a2mim.registry import MODELS
+from a2mim.targets.cells import NORMS, blend
+from a2mim.targets.held import Held, spread_of
+from a2mim.weights.sources import is_timms
+
+HALVINGS = 30  # c of the automatic momentum 1 - c / steps
+SLOWEST = 0.9998  # data2vec's momentum
+LOOK_EVERY = 50  # steps between two looks at the deviation, for which the loop waits for a GPU
+LEAST = 0.01  # deviation of a target below which it has collapsed
+
+
+@MODELS.register_module()
+class MovingAverage(Held):
+    """Feature maps of a teacher whose weights are the exponential moving average of the student's.
+
+    The teacher sees the whole image, in evaluation mode. Each map is normalised, maps are averaged, and the average is
+    normalised again. After each step t = m t + (1 - m) s for each parameter in float32; buffers are copied.
+
+    Args:
+        maps: modules whose outputs are averaged, see `MaskedEncoder`; "auto" takes the student's maps.
+        momentum: a number; (start, end), linear over the run; or "auto": 1 - 30 / steps, at most 0.9998. With a fixed
+            0.9998 the teacher of a run of 1,000 steps is a frozen random network.
+        norm: "layer", "instance" or "none".
+
+    Raises:
+        FloatingPointError: from `after_step`, when the target hardly differs over the batch: it has collapsed to a
+            constant, which satisfies any regression loss.
+
+    Source: data2vec, https://arxiv.org/abs/2202.03555: the ends of the last six blocks, momentum 0.9998; I-JEPA,
+        https://arxiv.org/abs/2301.08243: the last layer, momentum (0.996, 1).
+    """
+
+    def __init__(
+        self,
+        maps: str | Sequence[str] = "auto",
+        momentum: float | str | Sequence[float] = "auto",
+        norm: str = "layer",
+    ):
+        super().__init__()
+        if norm not in NORMS:
+            raise ValueError(f"MovingAverage: norm={norm!r} is not one of {', '.join(map(repr, NORMS))}")
+        ends = [] if momentum == "auto" else [momentum] if isinstance(momentum, int | float) else list(momentum)
+        if (isinstance(momentum, str) and momentum != "auto") or len(ends) > 2 or not all(0 <= m <= 1 for m in ends):
+            raise ValueError(f'MovingAverage: momentum={momentum!r} must be "auto", or one or two numbers from 0 to 1')
+        self.maps, self.norm, self.ends = maps, norm, ends
+        self.step = 0  # updates so far
+        self.spread: Tensor | None = None  # deviation of the last target over places and images
+
+    @property
+    def teacher(self) -> MaskedEncoder:
+        """The averaged network."""
+        teacher = self.held("teacher")
+        if teacher is None:
+            raise ValueError("MovingAverage has no teacher yet: call attach(encoder, mean, std), as MIM does")
+        return teacher
+
+    @property
+    def channels(self) -> int:
+        """Width of the teacher's maps."""
+        return self.teacher.channels[-1]
+
+    @property
+    def stride(self) -> int:
+        """Pixels of the image per cell."""
+        return int(self.teacher.strides[-1])
+
+    def attach(self, encoder, mean, std) -> None:
+        """Builds the teacher as a copy of the student; until the first step, again each time."""
+        if self.step:
+            return
+        if self.held("teacher") is None:
+            self.hold("teacher", self._copy(encoder))
+            widths = set(self.teacher.channels)
+            if len(widths) > 1:
+                raise ValueError(f"MovingAverage: maps of {sorted(widths)} channels cannot be averaged; name one width")
+        self._move(encoder, momentum=0.0)
+
+    def _copy(self, encoder) -> MaskedEncoder:
+        """The student's network, with maps of its own where they were asked for."""
+        if self.maps == "auto":
+            return copy.deepcopy(encoder)
+        model = encoder.name if is_timms(encoder.name) else copy.deepcopy(encoder.model)
+        with torch.enable_grad():
+            return MaskedEncoder(
+                model,
+                img_size=encoder.img_size,
+                in_chans=encoder.in_chans,
+                maps=self.maps,
+                model_args={k: v for k, v in encoder.model_args.items() if k not in ("img_size", "in_chans")},
+            ).to(next(encoder.parameters()).device)
+
+    @torch.no_grad()
+    def forward(self, images: Tensor) -> Tensor:
+        """(B, C, H, W) normalised -> (B, channels, H / stride, W / stride) float32."""
+        maps = self.teacher(images)
+        target = blend(maps, (maps[-1].shape[2], maps[-1].shape[3]), self.norm)
+        self.spread = spread_of(target)[1]
+        return target
+
+    def momentum(self, step: int, steps: int) -> float:
+        """Share of the teacher that stays, at step 1..steps."""
+        if not self.ends:
+            return min(SLOWEST, max(0.0, 1 - HALVINGS / steps))
+        start, end = self.ends[0], self.ends[-1]
+        return start + (end - start) * step / steps
+
+    def after_step(self, encoder, step: int, steps: int) -> None:
+        """Moves the teacher towards the student, and stops a run whose target has collapsed."""
+        if self.spread is not None and (self.spread.device.type == "cpu" or step % LOOK_EVERY == 0):
+            spread = float(self.spread)
+            if spread < LEAST:
+                raise FloatingPointError(
+                    f"step {step}: the teacher's features differ by {spread:.2g} over the batch (below {LEAST}): they"
+                    " have collapsed to a constant; try a slower teacher (momentum), a lower optimizer.base_lr, or a"
+                    " larger share of hidden cells"
+                )
+        self._move(encoder, self.momentum(step, steps))
+        self.step = step
+
+    @torch.no_grad()
+    def _move(self, encoder, momentum: float) -> None:
+        student = dict(encoder.model.named_parameters())
+        for name, average in self.teacher.model.named_parameters():
+            new = student[name].detach().to(average.dtype)
+            average.copy_(new) if momentum == 0 else average.lerp_(new, 1 - momentum)
+        buffers = dict(encoder.model.named_buffers())
+        for name, buffer in self.teacher.model.named_buffers():
+            buffer.copy_(buffers[name])
+
+    def memory(self) -> dict:
+        """The number of updates."""
+        return {"step": self.step}
+
+    def remember(self, memory: dict) -> None:
+        """The inverse of `memory`."""
+        self.step = memory["step"]
