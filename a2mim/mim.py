@@ -8,6 +8,7 @@ from mmengine.model import BaseModel
 from torch import Tensor, nn
 
 from a2mim.contract import build_decoder, check_parts, lookup, takes
+from a2mim.decoders.each_map import EachMap, check_answer
 from a2mim.decoders.tokens import fit_grid
 from a2mim.encoder import MaskedEncoder
 from a2mim.masking import FILLS, expand_mask, mean_colour
@@ -143,8 +144,13 @@ class MIM(BaseModel):
         grid = height // self.target_stride, width // self.target_stride
         if mask is None:
             mask = torch.zeros(len(maps[0]), 1, 1, dtype=torch.bool, device=maps[0].device)
+        if isinstance(self.decoders, EachMap):
+            return self.decoders(maps, mask, prefix, grid)
         more = {"grid": grid} if takes(self.decoders.forward, "grid") else {}
-        return fit_grid(self.decoders(maps, mask, prefix=prefix, **more), grid, ratio=1)
+        recon = self.decoders(maps, mask, prefix=prefix, **more)
+        ratios = [stride / self.target_stride for stride in self.encoder.strides]
+        check_answer(self.decoders, recon, maps, ratios, self.target_channels, grid)
+        return fit_grid(recon, grid, ratio=1)
 
     def compare(self, recon: Tensor, target: Tensor, hidden: Tensor) -> dict[str, Tensor]:
         """The weighted losses by name; their sum is what training minimises. A loss of several terms gives

@@ -33,6 +33,7 @@ class EachMap(nn.ModuleList):
         mask_token: bool = False,
     ):
         self.ratios = [stride / out_stride for stride in strides]
+        self.out_channels = out_channels
         super().__init__(
             make(in_channels=width, stride=max(1, math.ceil(ratio)), out_channels=out_channels)
             for width, ratio in zip(channels, self.ratios, strict=True)
@@ -51,8 +52,30 @@ class EachMap(nn.ModuleList):
         if self.token_names:
             tokens = [self.get_parameter(name) for name in self.token_names]
             maps = [insert_mask_token(features, token, mask) for features, token in zip(maps, tokens, strict=True)]
-        recons = [decoder(features) for decoder, features in zip(self, maps, strict=True)]
         if grid is None:
             grid = int(maps[0].shape[2] * self.ratios[0]), int(maps[0].shape[3] * self.ratios[0])
-        recons = [fit_grid(recon, grid, ratio) for recon, ratio in zip(recons, self.ratios, strict=True)]
+        recons = []
+        for decoder, features, ratio in zip(self, maps, self.ratios, strict=True):
+            recon = decoder(features)
+            check_answer(decoder, recon, [features], [ratio], self.out_channels, grid)
+            recons.append(fit_grid(recon, grid, ratio))
         return torch.stack(recons).mean(dim=0) if len(recons) > 1 else recons[0]
+
+
+def check_answer(
+    decoder: nn.Module, recon: Tensor, maps: list[Tensor], ratios: list[float], channels: int, grid: tuple[int, int]
+) -> None:
+    """Raises ValueError for an answer of another shape than (B, channels, *grid), or than a map's own cells give.
+
+    Args:
+        ratios: target cells per feature cell of each map, along a side.
+    """
+    sides = [max(1, math.ceil(ratio)) for ratio in ratios]
+    grids = [(one.shape[2] * side, one.shape[3] * side) for one, side in zip(maps, sides, strict=True)]
+    if recon.ndim == 4 and recon.shape[:2] == (len(maps[0]), channels) and tuple(recon.shape[2:]) in (grid, *grids):
+        return
+    told = " and ".join(str(tuple(one.shape)) for one in maps)
+    raise ValueError(
+        f"the decoder {type(decoder).__name__} answers {tuple(recon.shape)} for maps of {told};"
+        f" {(len(maps[0]), channels, *grids[-1])} is expected"
+    )

@@ -1,5 +1,7 @@
 """MAE's decoder: a small transformer over the tokens of all cells."""
 
+from functools import partial
+
 import torch
 from einops import rearrange
 from timm.models.vision_transformer import Block
@@ -54,15 +56,11 @@ class TransformerDecoder(nn.Module):
         self.fuse_norm = nn.LayerNorm(channels[-1], eps=1e-6) if len(channels) > 1 else nn.Identity()
         self.embed = nn.Linear(channels[-1], embed_dim)
         self.mask_token = nn.Parameter(torch.zeros(1, 1, embed_dim)) if mask_token else None
+        norm = partial(nn.LayerNorm, eps=1e-6)
         self.blocks = nn.Sequential(
-            *(
-                Block(
-                    embed_dim, num_heads, mlp_ratio=4.0, qkv_bias=True, norm_layer=lambda d: nn.LayerNorm(d, eps=1e-6)
-                )
-                for _ in range(depth)
-            )
+            *(Block(embed_dim, num_heads, mlp_ratio=4.0, qkv_bias=True, norm_layer=norm) for _ in range(depth))
         )
-        self.norm = nn.LayerNorm(embed_dim, eps=1e-6)
+        self.norm = norm(embed_dim)
         self.pred = nn.Linear(embed_dim, out_channels * int(ratio) ** 2)
         self.shuffle = nn.PixelShuffle(int(ratio))
         self._positions: dict[tuple, Tensor] = {}

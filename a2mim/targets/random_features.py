@@ -52,10 +52,12 @@ class RandomFeatures(Held):
         layers = []
         for i in range(self.depth):
             width, kernel = (self.channels, 3) if i else (self.in_chans, self.stride)
-            conv = nn.Conv2d(width, self.channels, kernel, stride=1 if i else kernel, padding=1 if i else 0,
-                             padding_mode="replicate", bias=False, device="cpu")  # fmt: skip
+            padding = {"padding": 1, "padding_mode": "replicate"} if i else {}
+            # on the meta device, so that torch's own initialisation draws nothing from the run's random numbers
+            conv = nn.Conv2d(width, self.channels, kernel, 1 if i else kernel, bias=False, device="meta", **padding)
             gain = (2 / (width * kernel**2)) ** 0.5
-            conv.weight.data = torch.randn(conv.weight.shape, generator=generator, device="cpu") * gain
+            weight = torch.randn(conv.weight.shape, generator=generator, device="cpu") * gain
+            conv.weight = nn.Parameter(weight.to(torch.get_default_device()))
             layers += [conv, nn.ReLU()]
         self.hold("teacher", nn.Sequential(*layers))
 

@@ -1,0 +1,170 @@
+"""Decoders of all maps and the mask: what is hidden does not matter, each map counts, answers fit the target."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from a2mim.decoders import ConvNeck, EachMap, FusedLinear, LightDecoder, LinearDecoder, TransformerDecoder
+from a2mim.decoders.positions import sincos_positions
+from a2mim.masking import BlockMask, expand_mask
+
+SHAPES = {"channels": [8, 16, 24, 32], "strides": [4, 8, 16, 32]}
+
+
+def maps_of(strides=(4, 8, 16, 32), channels=(8, 16, 24, 32), side=64, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return [
+        torch.randn(2, c, side // s, side // s, generator=generator) for c, s in zip(channels, strides, strict=True)
+    ]
+
+
+def small(kind, **more):
+    sizes = {TransformerDecoder: dict(embed_dim=32, depth=2, num_heads=4), LightDecoder: dict(width=64)}
+    return kind(**SHAPES, **{"out_channels": 3, "out_stride": 1} | more, **sizes.get(kind, {}))
+
+
+KINDS = [ConvNeck, FusedLinear, LightDecoder, TransformerDecoder]
+MASK = BlockMask(32, 0.5)(2, 64, 64, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("training", [True, False])
+def test_with_a_token_of_its_own_hidden_cells_of_the_maps_do_not_matter(kind, training):
+    decoder = small(kind).train(training)
+    maps = maps_of()
+    noise = [torch.where(expand_mask(MASK, *m.shape[-2:]), 100 * torch.randn_like(m), m) for m in maps]
+    if kind in (FusedLinear, TransformerDecoder):  # resizing mixes cells: a map is fused on the last grid
+        noise[:-1] = maps[:-1]
+    assert torch.equal(decoder(maps, MASK), decoder(noise, MASK))
+    with_token = small(kind, mask_token=False).train(training)
+    assert not torch.equal(with_token(maps, MASK), with_token(noise, MASK))
+    assert len(list(decoder.parameters())) > len(list(with_token.parameters()))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_map_and_every_parameter_gets_a_gradient(kind):
+    decoder = small(kind).train()
+    maps = [m.requires_grad_() for m in maps_of()]
+    (decoder(maps, MASK) * torch.randn(2, 3, 64, 64)).sum().backward()
+    assert all(m.grad.abs().max() > 0 for m in maps)
+    assert all(p.grad is not None and p.grad.abs().max() > 0 for p in decoder.parameters())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("channels", "stride"), [(3, 1), (27, 8), (384, 16)])
+def test_the_answer_has_the_target_s_channels_and_grid(kind, channels, stride):
+    maps, shapes = maps_of(), SHAPES
+    if kind is LightDecoder:  # maps finer than the target have no place in it
+        keep = [i for i, s in enumerate(SHAPES["strides"]) if s >= stride]
+        maps, shapes = [maps[i] for i in keep], {k: [v[i] for i in keep] for k, v in SHAPES.items()}
+    sizes = {TransformerDecoder: dict(embed_dim=32, depth=1, num_heads=4), LightDecoder: dict(width=64)}
+    decoder = kind(**shapes, out_channels=channels, out_stride=stride, **sizes.get(kind, {}))
+    assert decoder(maps, MASK).shape == (2, channels, 64 // stride, 64 // stride)
+
+
+def test_the_transformer_reads_the_class_token_and_gives_it_position_0():
+    decoder = TransformerDecoder([8], [16], embed_dim=32, depth=2, num_heads=4).eval()
+    maps, prefix = maps_of([16], [8]), torch.randn(2, 2, 8)
+    without, with_it = decoder(maps, MASK), decoder(maps, MASK, prefix=prefix)
+    assert without.shape == with_it.shape == (2, 3, 64, 64)
+    assert (without - with_it).abs().max() > 1e-4
+    tokens = decoder.embed(maps[0].flatten(2).transpose(1, 2))
+    hidden = expand_mask(MASK, 4, 4).flatten(1)[..., None]
+    tokens = torch.where(hidden, decoder.mask_token, tokens) + sincos_positions(32, 4, 4)
+    x = torch.cat([decoder.embed(prefix), tokens], 1)
+    for block in decoder.blocks:
+        x = block(x)
+    patches = decoder.pred(decoder.norm(x))[:, 2:]
+    expected = torch.zeros(2, 3, 64, 64)
+    for i in range(16):
+        y, z = divmod(i, 4)
+        expected[:, :, 16 * y : 16 * y + 16, 16 * z : 16 * z + 16] = patches[:, i].view(2, 3, 16, 16)
+    assert torch.allclose(with_it, expected, atol=1e-5)
+
+
+def test_positions_are_mae_s_x_first():
+    width, rows, cols = 16, 3, 5
+    found = sincos_positions(width, rows, cols)
+    for y in range(rows):
+        for x in range(cols):
+            for half, place in enumerate((x, y)):
+                for i in range(4):
+                    angle = torch.tensor(place / 10000 ** (i / 4), dtype=torch.float64)
+                    row = found[y * cols + x]
+                    assert abs(row[8 * half + i] - angle.sin()) < 1e-6
+                    assert abs(row[8 * half + 4 + i] - angle.cos()) < 1e-6
+    with pytest.raises(ValueError, match="multiple of 4, not 6"):
+        sincos_positions(6, 2, 2)
+
+
+def test_fusion_weights_start_equal_and_sum_to_1():
+    decoder = small(FusedLinear)
+    weights = decoder.fuse.logits.softmax(0)
+    assert torch.allclose(weights, torch.full((4,), 0.25))
+    one = FusedLinear([4], [8], mask_token=False)
+    features = maps_of([8], [4])
+    assert torch.allclose(one(features, MASK), one.decoder(features[0]))
+
+
+def test_batchnorm_of_a_masked_map_is_over_visible_cells():
+    decoder = small(LightDecoder).train()
+    norm, features = decoder.densify["0"].norm, maps_of()[3]
+    out = norm(features, MASK)
+    visible = ~MASK
+    picked = features.movedim(1, -1)[visible]  # (cells, 32)
+    expected = (picked - picked.mean(0)) / (picked.var(0, correction=0) + 1e-5).sqrt()
+    assert torch.allclose(out.movedim(1, -1)[visible], expected, atol=1e-4)
+    assert out.movedim(1, -1)[MASK].abs().max() == 0
+    assert torch.allclose(norm.running_mean, 0.1 * picked.mean(0), atol=1e-5)
+
+
+def test_a_light_decoder_is_spark_s_layer_by_layer():
+    decoder = small(LightDecoder, mask_token=False).eval()
+    maps = maps_of()
+    x = decoder.densify["0"].proj(F.batch_norm(maps[3], torch.zeros(32), torch.ones(32)))
+    for i, step in enumerate(decoder.steps):
+        if 0 < i < 4:
+            normal = F.batch_norm(maps[3 - i], torch.zeros(maps[3 - i].shape[1]), torch.ones(maps[3 - i].shape[1]))
+            x = x + decoder.densify[str(i)].proj(normal)
+        x = step(x)
+    assert [type(layer) for layer in decoder.steps[0]] == [
+        nn.ConvTranspose2d,
+        nn.Conv2d,
+        nn.BatchNorm2d,
+        nn.ReLU6,
+        nn.Conv2d,
+        nn.BatchNorm2d,
+    ]
+    assert decoder.densify["0"].proj.kernel_size == (1, 1)
+    assert decoder.densify["1"].proj.kernel_size == (3, 3)
+    assert isinstance(LightDecoder([64], [4], width=64).densify["0"].proj, nn.Identity)
+    assert torch.allclose(decoder(maps, MASK), decoder.proj(x), atol=1e-6)
+
+
+def test_maps_that_do_not_lead_to_the_target_are_one_sentence():
+    with pytest.raises(ValueError, match=r"maps of 14 px a cell do not lead to a target of 1 px"):
+        LightDecoder([8], [14])
+    with pytest.raises(ValueError, match=r"width=50 must be a multiple of 16"):
+        LightDecoder([8], [16], width=50)
+    for kind in (FusedLinear, TransformerDecoder):
+        with pytest.raises(ValueError, match="no whole number of target cells"):
+            kind([8], [16], out_stride=32)
+    with pytest.raises(ValueError, match="num_heads=5"):
+        TransformerDecoder([8], [16], num_heads=5)
+
+
+def test_decoders_of_one_map_get_a_token_from_the_adapter():
+    decoder = EachMap(LinearDecoder, [8, 16], [8, 16], 3, 1, mask_token=True)
+    assert len(decoder) == 2
+    maps = maps_of([8, 16], [8, 16])
+    noise = [torch.where(expand_mask(MASK, *m.shape[-2:]), torch.nan, m) for m in maps]
+    assert torch.equal(decoder(maps, MASK), decoder(noise, MASK))
+    assert decoder(maps, MASK).shape == (2, 3, 64, 64)
+
+
+def test_a_target_coarser_than_the_map_is_answered_by_the_mean_of_its_cells():
+    decoder = EachMap(LinearDecoder, [8], [8], 5, 32)
+    features = maps_of([8], [8])
+    expected = F.avg_pool2d(F.conv2d(features[0], decoder[0].proj.weight), 4)
+    assert torch.allclose(decoder(features, MASK), expected, atol=1e-6)
