@@ -61,6 +61,7 @@ setup(
         "tensorboard": ["tensorboard"],
         "onnx": ["onnx>=1.17", "onnxscript>=0.5", "onnxruntime>=1.20"],  # to write and to prove an ONNX export
         "parquet": ["pyarrow>=15"],  # to write embeddings as Parquet
+        "site": ["mkdocs-material>=9.5", "mkdocstrings[python]>=0.26"],
         "test": [
             *(
                 "pytest>=8",
@@ -72,6 +73,7 @@ setup(
                 "playwright>=1.40",
             ),
             *("transformers>=5", "mmpretrain>=1.2"),
+            *("mkdocs-material>=9.5", "mkdocstrings[python]>=0.26", "build>=1.2", "wheel>=0.43"),
             *("onnx>=1.17", "onnxscript>=0.5", "onnxruntime>=1.20", "pyarrow>=15"),
         ],
     },

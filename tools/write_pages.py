@@ -3,8 +3,7 @@
 import sys
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))  # so that a checkout runs without being installed
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that a checkout runs without being installed
 
 from a2mim.cli import build_parser
 from a2mim.commands.page import page as commands_page
@@ -12,5 +11,6 @@ from a2mim.engine.settings_page import page as settings_page
 from a2mim.files import write_text
 
 if __name__ == "__main__":
-    write_text(ROOT / "docs" / "commands.md", commands_page(build_parser()))
-    write_text(ROOT / "docs" / "settings.md", settings_page())
+    docs = Path(__file__).resolve().parents[1] / "docs"
+    write_text(docs / "commands.md", commands_page(build_parser()))
+    write_text(docs / "settings.md", settings_page())
