@@ -25,7 +25,7 @@ import torch
 from a2mim.export import TARGETS, ExportError
 from a2mim.export.handover import prove
 from a2mim.export.target import Subject
-from a2mim.pixels import IMAGENET_MEAN, IMAGENET_STD
+from a2mim.pixels import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
 
 MODELS = (
     *("xcit_nano_12_p16_224", "resnet18", "resnet50", "vit_tiny_patch16_224", "swin_tiny_patch4_window7_224"),
@@ -77,8 +77,8 @@ def subject_of(name: str) -> Subject:
         for value in model.state_dict().values():
             if value.is_floating_point() and value.ndim < 2:
                 value.mul_(1 + 0.2 * torch.rand(value.shape)).add_(0.1 * torch.rand(value.shape))
-    size = list(model.pretrained_cfg["input_size"][1:])
-    pixels = {"mean": list(IMAGENET_MEAN), "std": list(IMAGENET_STD), "img_size": size, "interpolation": "bicubic"}
+    size = model.pretrained_cfg["input_size"][1:]
+    pixels = Preprocessing(IMAGENET_MEAN, IMAGENET_STD, size, "bicubic")
     return Subject(model, {}, pixels)
 
 

@@ -64,7 +64,7 @@ def embed(
     dataset = open_dataset(data, split, encoder.channels, access, **(reading or Reading()).arguments())
     calibrate = not encoder.clean_statistics if calibrate is None else calibrate
     view = {"img_size": list(encoder.img_size), "resize": round(max(encoder.img_size) * RESIZE)}
-    view |= {"interpolation": encoder.pixels["interpolation"], "batch_size": batch_size}
+    view |= {"interpolation": encoder.pixels.interpolation, "batch_size": batch_size}
 
     def loader(indices) -> EvalLoader:
         sizes = (encoder.img_size, view["resize"], view["interpolation"], batch_size, num_workers)

@@ -65,7 +65,7 @@ def build_classified(found: Source, num_classes: int, img_size: int, in_chans: i
     args = dict(found.model_args)
     if in_chans != args.get("in_chans", 3):
         args["in_chans"] = in_chans
-    size = args.get("img_size", (found.preprocessing or {}).get("img_size"))
+    size = args.get("img_size", found.preprocessing and found.preprocessing.img_size)
     if size is None or list(_pair(size)) != [img_size, img_size]:
         args |= {"img_size": [img_size, img_size]} if _takes(found.name, img_size=[img_size, img_size]) else {}
     changed = {key: value for key, value in args.items() if found.model_args.get(key) != value}
@@ -74,7 +74,7 @@ def build_classified(found: Source, num_classes: int, img_size: int, in_chans: i
             raise ValueError(f"{found.name} has no stochastic depth; set classifier.drop_path_rate to 0")
         changed["drop_path_rate"] = chosen.drop_path_rate
     model, pixels, report = build_reported(found, chosen.allow_partial, **changed)
-    described = {"name": found.name, **found.model_args, "img_size": list(pixels["img_size"])}
+    described = {"name": found.name, **found.model_args, "img_size": list(pixels.img_size)}
     report["hash"] = hash_encoder(model, **described)
     args |= put_classifier(model, num_classes, chosen)
     arguments = {"name": found.name, "model_args": args, "num_classes": num_classes, "frozen": []}

@@ -19,6 +19,7 @@ from a2mim.export import export_timm_folder
 from a2mim.export.receipt import TOLERANCE
 from a2mim.export.target import ExportError
 from a2mim.files import write_json
+from a2mim.pixels import Preprocessing
 
 
 def result_of(task, runner) -> dict:
@@ -58,8 +59,8 @@ def hand_over_classifier(task, model: nn.Module, folder: Path) -> dict:
     """encoder/ with its receipt, and classifier/, which timm loads whole; what summary.json says of both."""
     model = copy.deepcopy(model).cpu().eval()
     data, arguments = task.settings.data, task.arguments
-    pixels = data.model_dump(include={"mean", "std", "interpolation", "crop_pct"})
-    pixels["img_size"] = [data.img_size, data.img_size]
+    size = (data.img_size, data.img_size)
+    pixels = Preprocessing(data.mean, data.std, size, data.interpolation, data.crop_pct)
     encoder = copy.deepcopy(model)
     encoder.reset_classifier(0)
     receipt = export_timm_folder(encoder, arguments, pixels, folder / "encoder", source=str(folder), calibrated=True)

@@ -26,7 +26,7 @@ from a2mim.engine.optim import build_layered_optimizer
 from a2mim.engine.runner import step_seed
 from a2mim.evaluation.results import write_result
 from a2mim.evaluation.subsets import draw_subset, subset_of, write_list
-from a2mim.pixels import IMAGENET_MEAN, IMAGENET_STD
+from a2mim.pixels import Preprocessing
 from a2mim.weights.loading import read_source
 
 PIXELS = {"mean", "std", "interpolation", "img_size", "in_chans"}  # settings that a checkpoint carries
@@ -46,7 +46,9 @@ class Finetuning:
     ):
         self.asked, self.device, self.saved = asked, device, saved
         self.found = None if saved else read_architecture(asked["source"])
-        self.settings = settings = complete_pixels(settings, saved["pixels"] if saved else pixels_of(self.found))
+        self.settings = settings = complete_pixels(
+            settings, Preprocessing.of(saved["pixels"]) if saved else pixels_of(self.found)
+        )
         whole, self.test_set = open_sets(asked["data"], asked["test_data"], settings.data, access)
         self.rows = choose_rows(whole, settings.labels, self.test_set)
         self.train_set = whole if len(self.rows) == len(whole) else subset_of(whole, self.rows)
@@ -214,28 +216,28 @@ def read_architecture(source):
     return found
 
 
-def pixels_of(found) -> dict:
-    """mean, std, img_size [H, W] and in_chans of a source, of timm's description where it has none itself."""
+def pixels_of(found) -> Preprocessing:
+    """The preprocessing of a source; timm's description of the architecture where the source states none."""
     known = found.preprocessing
     if known is None:
         cfg = timm.get_pretrained_cfg(found.name)
-        mean, std, size = (cfg.mean, cfg.std, cfg.input_size) if cfg else (IMAGENET_MEAN, IMAGENET_STD, (3, 224, 224))
-        known = {"mean": mean, "std": std, "img_size": size[1:]}
-    return known | {"in_chans": found.model_args.get("in_chans", len(known["mean"]))}
+        stated = {"mean": cfg.mean, "std": cfg.std} if cfg else {}
+        known = Preprocessing.of(stated, cfg.input_size[1:] if cfg else 224)
+    return known.for_channels(found.model_args.get("in_chans", known.channels))
 
 
-def complete_pixels(settings: FinetuneSettings, source: dict) -> FinetuneSettings:
+def complete_pixels(settings: FinetuneSettings, source: Preprocessing) -> FinetuneSettings:
     """The settings with what the recipe's `data` leaves to the source filled in."""
-    data, size = settings.data, source["img_size"]
-    found = {"img_size": data.img_size, "in_chans": data.in_chans or source["in_chans"]}
+    data = settings.data
+    found = {"img_size": data.img_size, "in_chans": data.in_chans or source.channels}
     if data.img_size is None:
-        height, width = (size, size) if isinstance(size, int) else size
+        height, width = source.img_size
         if height != width:
             raise ValueError(f"the source takes images of {height} x {width} px; set data.img_size to one number")
-        found["img_size"] = int(height)
+        found["img_size"] = height
     found["test_size"] = data.test_size or found["img_size"]
-    for key, own in (("mean", data.mean), ("std", data.std)):
-        values = tuple(own or source[key])
+    for key, own in (("mean", data.mean or source.mean), ("std", data.std or source.std)):
+        values = tuple(own)
         same = len(values) == found["in_chans"]
         found[key] = values if same else (sum(values) / len(values),) * found["in_chans"]
     return changed(settings, {f"data.{key}": value for key, value in found.items()})

@@ -14,7 +14,7 @@ from a2mim.data import EvalLoader
 from a2mim.engine.pretrain_settings import PretrainSettings
 from a2mim.engine.report import say, sentence
 from a2mim.evaluation import calibration, judge, verdict
-from a2mim.pixels import normalize
+from a2mim.pixels import Preprocessing
 
 
 class Judge:
@@ -27,7 +27,8 @@ class Judge:
 
     def __init__(self, settings: PretrainSettings, train_set, test_set, device: torch.device, batch_size: int = 64):
         self.settings, self.device, self.batch_size = settings.judge, device, batch_size
-        self.pixels = settings.data.model_dump(include={"mean", "std"})
+        size = (settings.data.img_size, settings.data.img_size)
+        self.pixels = Preprocessing(settings.data.mean, settings.data.std, size)
         self.img_size, self.seed = settings.data.img_size, settings.seed
         self.train_set = train_set
         self.train = self.loader(train_set, self.settings.train_images)
@@ -44,7 +45,7 @@ class Judge:
     def calibration_batches(self) -> Iterator[Tensor]:
         """Normalised training images on the device, for BatchNorm's running statistics."""
         loader = calibration.calibration_loader(self.train_set, self.img_size, None, "bicubic")
-        return calibration.calibration_batches(loader, lambda x: normalize(x.to(self.device), **self.pixels))
+        return calibration.calibration_batches(loader, lambda x: self.pixels.normalize(x.to(self.device)))
 
     def __call__(self, encoder, when: str) -> dict | None:
         """Results of `a2mim.evaluation.judge`, or None where there is nothing to judge on."""
@@ -52,7 +53,15 @@ class Judge:
             return None
         model = copy.deepcopy(encoder.model).to(self.device)
         calibrate_batchnorm(model, self.calibration_batches())
-        results = judge(model, self.train, self.test, k=self.settings.k, seed=self.seed, **self.pixels)
+        results = judge(
+            model,
+            self.train,
+            self.test,
+            k=self.settings.k,
+            seed=self.seed,
+            mean=self.pixels.mean,
+            std=self.pixels.std,
+        )
         say(f"{when:>6} pre-training: {sentence(results)}")
         return results
 

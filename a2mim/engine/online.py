@@ -18,7 +18,7 @@ from a2mim.engine.pretrain_settings import Judging, PretrainData
 from a2mim.evaluation import knn
 from a2mim.evaluation.calibration import BATCH, IMAGES, calibration_rows
 from a2mim.evaluation.features import frozen, pooling_of
-from a2mim.pixels import normalize
+from a2mim.pixels import Preprocessing
 
 SHARE = 0.03  # of the time since the start, at most
 LEAST, MOST, PART = 500, 10_000, 50  # how many images, where the recipe does not say: a 50th, within bounds
@@ -44,7 +44,7 @@ class OnlineKNN(Hook):
 
     def __init__(self, train_set, test_set, judge: Judging, data: PretrainData, seed: int):
         self.every, self.k = judge.every_epochs, judge.k
-        self.pixels = data.model_dump(include={"mean", "std"})
+        self.pixels = Preprocessing(data.mean, data.std, (data.img_size, data.img_size))
         images = judge.images or min(MOST, max(LEAST, len(train_set) // PART))
         bank = calibration_rows(train_set, max(1, images // 2), seed, np.flatnonzero(train_set.labels >= 0))
         self.bank = ImageSample(train_set, bank, data.img_size)
@@ -97,7 +97,7 @@ class OnlineKNN(Hook):
         return knn(*sets, k=self.k)["top1"]
 
     def normalized(self, part: ImageSample, device):
-        return (normalize(images.to(device), **self.pixels) for images in part.batches())
+        return (self.pixels.normalize(images.to(device)) for images in part.batches())
 
     def before_save_checkpoint(self, runner, checkpoint: dict) -> None:
         checkpoint["online_knn"] = self.history

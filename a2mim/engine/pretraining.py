@@ -22,6 +22,7 @@ from a2mim.engine.pretrain_settings import PretrainSettings
 from a2mim.engine.report import sentence, words
 from a2mim.engine.runner import step_seed
 from a2mim.export import export_timm_folder
+from a2mim.pixels import Preprocessing
 from a2mim.weights.loading import describe_report, initialise
 
 
@@ -120,7 +121,7 @@ class Pretraining:
         judge = judging.Judge(self.settings, self.train_set, self.test_set, self.device)
         receipt = None
         if self.settings.export:
-            preprocessing = data.model_dump(include={"mean", "std", "interpolation"}) | {"img_size": trained.img_size}
+            preprocessing = Preprocessing(data.mean, data.std, trained.img_size, data.interpolation)
             receipt = export_timm_folder(
                 trained.model,
                 trained.arguments(),

@@ -12,7 +12,6 @@ from a2mim.devices import choose_device
 from a2mim.evaluation.features import frozen, refuse_below_one
 from a2mim.evaluation.identity import hash_encoder
 from a2mim.evaluation.taps import tap
-from a2mim.pixels import normalize
 from a2mim.weights.loading import build_reported, describe_report, read_source
 
 
@@ -40,18 +39,18 @@ class Encoder:
             warnings.warn(f"only a part was loaded, the rest is random: {self.loaded}", stacklevel=2)
         self.model.to(self.device).eval()
         self.random, self.clean_statistics = found.tensors is None, found.calibrated
-        self.img_size = tuple(self.pixels["img_size"])
-        self.stats = {key: self.pixels[key] for key in ("mean", "std")}
+        self.img_size = self.pixels.img_size
+        self.stats = {"mean": list(self.pixels.mean), "std": list(self.pixels.std)}
         described = {"name": found.name, **found.model_args, "img_size": list(self.img_size)}
         self.hash = hash_encoder(self.model, **described)
 
     @property
     def channels(self) -> int:
-        return len(self.pixels["mean"])
+        return self.pixels.channels
 
     def normalized(self, images: Tensor) -> Tensor:
         """What a loader gives -> float on the device."""
-        return normalize(images.to(self.device, non_blocking=True), **self.stats)
+        return self.pixels.normalize(images.to(self.device, non_blocking=True))
 
     def taps(self, parts: Iterable[str]):
         """(images as a loader gives them) -> {part: (B, D)}, frozen, in one forward pass."""

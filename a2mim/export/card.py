@@ -46,9 +46,10 @@ def _front_matter(target: Target, subject: Subject) -> str:
 def _input(subject: Subject) -> str:
     channels, height, width = subject.input_size
     what, order = ("RGB", ", in the order red, green, blue") if channels == 3 else (f"{channels} channels", "")
-    mean, std = (", ".join(f"{v:.6g}" for v in subject.preprocessing[key]) for key in ("mean", "std"))
+    pixels = subject.preprocessing
+    mean, std = (", ".join(f"{v:.6g}" for v in values) for values in (pixels.mean, pixels.std))
     return (
-        f"{height} × {width} pixels, {what}{order}, resized with {subject.preprocessing['interpolation']}"
+        f"{height} × {width} pixels, {what}{order}, resized with {pixels.interpolation}"
         f" interpolation, scaled to 0..1, then (x − mean) / std with mean {mean} and std {std}."
     )
 

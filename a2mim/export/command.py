@@ -4,7 +4,6 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from a2mim.data import Access, Reading, open_dataset
@@ -12,7 +11,6 @@ from a2mim.devices import choose_device
 from a2mim.evaluation import calibration
 from a2mim.export.handover import export
 from a2mim.export.targets import check_targets
-from a2mim.pixels import normalize
 from a2mim.weights.loading import Source, read_source
 
 
@@ -77,9 +75,8 @@ def calibration_batches(
     preprocessing = read_source(source).preprocessing
     if preprocessing is None:
         raise ValueError(f"{source} is a name with random weights: there is nothing to calibrate, leave out --data")
-    mean, std = (torch.tensor(preprocessing[key]) for key in ("mean", "std"))
-    dataset = open_dataset(data, "train", len(mean), access, **(reading or Reading()).arguments())
+    dataset = open_dataset(data, "train", preprocessing.channels, access, **(reading or Reading()).arguments())
     loader = calibration.calibration_loader(
-        dataset, preprocessing["img_size"], None, preprocessing["interpolation"], num_workers
+        dataset, preprocessing.img_size, None, preprocessing.interpolation, num_workers
     )
-    return calibration.calibration_batches(loader, lambda images: normalize(images, mean, std))
+    return calibration.calibration_batches(loader, preprocessing.normalize)

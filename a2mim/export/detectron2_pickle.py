@@ -87,7 +87,8 @@ def write(subject: Subject, folder: Path) -> Written:
     }
     (folder / "encoder.pkl").write_bytes(pickle.dumps(content, protocol=4))
     _, bottleneck, groups, group_width = RESNETS[subject.name]
-    mean, std = (", ".join(f"{255 * v:.6g}" for v in subject.preprocessing[key]) for key in ("mean", "std"))
+    pixels = subject.preprocessing
+    mean, std = (", ".join(f"{255 * v:.6g}" for v in values) for values in (pixels.mean, pixels.std))
     depth = re.search(r"\d+", subject.name)[0]
     out = 256 if bottleneck else 64
     text = YAML.format(mean=mean, std=std, depth=depth, groups=groups, width=group_width, out=out)

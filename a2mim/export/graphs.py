@@ -128,7 +128,7 @@ def expectations(graph: Graph, subject: Subject, free_size: bool) -> dict:
 
 def preprocessing_json(subject: Subject) -> str:
     """mean and std per channel of images in 0..1, img_size [H, W], interpolation, channels."""
-    return json.dumps({**subject.preprocessing, "channels": subject.input_size[0]}, default=list)
+    return json.dumps(subject.preprocessing.to_dict() | {"channels": subject.preprocessing.channels})
 
 
 def details(graph: Graph, subject: Subject, free_size: bool) -> dict:

@@ -4,7 +4,7 @@ import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +24,7 @@ from a2mim.export.target import ExportError, Subject, Target, Written, flatten
 from a2mim.export.targets import TARGETS, check_targets, possible
 from a2mim.export.verify import recheck
 from a2mim.files import write_json
+from a2mim.pixels import Preprocessing
 from a2mim.weights import loading
 from a2mim.wiring.networks import OwnNetwork
 
@@ -71,7 +72,7 @@ def export(
 def export_timm_folder(
     model: nn.Module,
     arguments: dict,
-    preprocessing: dict,
+    preprocessing: Preprocessing | Mapping,
     out_dir: str | Path,
     batches: Iterable[Tensor] | None = None,
     source: str = "",
@@ -84,7 +85,7 @@ def export_timm_folder(
     Args:
         model: a timm model with num_classes=0, on any device.
         arguments: "name", "model_args" (what rebuilds it beyond name and num_classes=0), "frozen" (parameter names).
-        preprocessing: "mean", "std" (per channel, in units of 0..1), "img_size" [H, W], "interpolation".
+        preprocessing: the record, or a dictionary such as its `to_dict` gives and `load_encoder` returns.
         batches: normalised float images (B, C, H, W): the model's BatchNorm is calibrated on them, and stays so.
         source: for the receipt.
         license: of the weights, as model hubs spell it.
@@ -95,6 +96,7 @@ def export_timm_folder(
     """
     batchnorm = _calibrate(model, batches, calibrated)
     frozen, trained = list(arguments.get("frozen", [])), tell_training(source)
+    preprocessing = Preprocessing.of(preprocessing)
     subject = Subject(model, arguments["model_args"], preprocessing, frozen, source, trained, license)
     target = TARGETS["network" if isinstance(model, OwnNetwork) else "timm"]
     return prove(target, subject, Path(out_dir), batchnorm)
@@ -145,7 +147,7 @@ def _request(subject: Subject, written: Written) -> dict:
         "file_prefix": written.file_prefix,
         "model_prefix": written.model_prefix,
         "left_random": list(written.left_random),
-        "preprocessing": subject.preprocessing,
+        "preprocessing": subject.preprocessing.to_dict(),
         "tolerance": TOLERANCE,
         "contract": written.contract,
     }

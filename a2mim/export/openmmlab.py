@@ -129,7 +129,7 @@ def dense(found: Native, subject: Subject, library: str) -> tuple[Native, tuple[
 def configuration(found: Native, subject: Subject, library: str) -> str:
     """encoder.py"""
     facts = subject.preprocessing
-    scale = {key: [round(255 * v, 4) for v in facts[key]] for key in ("mean", "std")}
+    scale = {key: [round(255 * v, 4) for v in values] for key, values in (("mean", facts.mean), ("std", facts.std))}
     swap = {"to_rgb" if library == "mmpretrain" else "bgr_to_rgb": len(scale["mean"]) == 3}
     kind = {"mmpretrain": {}, "mmdet": {"type": "DetDataPreprocessor"}, "mmseg": {"type": "SegDataPreProcessor"}}
     checkpoint = {"type": "Pretrained", "checkpoint": "{{ fileDirname }}/encoder.pth", "prefix": PREFIX}
@@ -142,13 +142,13 @@ def configuration(found: Native, subject: Subject, library: str) -> str:
     if imports:
         parts = {"custom_imports": {"imports": imports, "allow_failed_imports": False}} | parts
     if library == "mmpretrain":
-        height, width = facts["img_size"]
+        height, width = facts.img_size
         resize = {
             "type": "ResizeEdge",
             "scale": round(min(height, width) / timm_folder.CROP_PCT),
             "edge": "short",
             "backend": "pillow",
-            "interpolation": facts["interpolation"],
+            "interpolation": facts.interpolation,
         }
         crop = {"type": "CenterCrop", "crop_size": (width, height)}
         parts["test_pipeline"] = [{"type": "LoadImageFromFile"}, resize, crop, {"type": "PackInputs"}]

@@ -39,7 +39,11 @@ def write(subject: Subject, folder: Path) -> Written:
         "num_features": subject.model.num_features,
         "model_args": dict(subject.model_args),
         "pretrained_cfg": {"input_size": size, "num_classes": 0}
-        | {key: subject.preprocessing[key] for key in ("mean", "std", "interpolation")},
+        | {
+            "mean": list(subject.preprocessing.mean),
+            "std": list(subject.preprocessing.std),
+            "interpolation": subject.preprocessing.interpolation,
+        },
     }
     write_json(folder / "config.json", config)
     (folder / "model.safetensors").write_bytes(save(subject.tensors, metadata={"format": "pt"}))

@@ -31,7 +31,7 @@ NOTES = "The header also holds `mean`, `std`, `img_size` ([H, W]) and `interpola
 
 def write(subject: Subject, folder: Path) -> Written:
     model_args = timm_folder.full_model_args(subject.model, subject.model_args, subject.input_size[0])
-    facts = {"architecture": subject.name, "model_args": model_args, **subject.preprocessing}
+    facts = {"architecture": subject.name, "model_args": model_args, **subject.preprocessing.to_dict()}
     header = {"format": "pt", **{key: json.dumps(value) for key, value in facts.items()}}
     # not save_file, which gives the file to its owner alone whatever the umask
     (folder / "encoder.safetensors").write_bytes(save(subject.tensors, metadata=header))

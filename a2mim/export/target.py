@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from a2mim.evaluation.features import frozen
+from a2mim.pixels import Preprocessing
 
 SEED, IMAGES = 0, 2
 
@@ -30,7 +31,6 @@ class Subject:
         model: a timm model with num_classes=0. It becomes a float32 copy on the CPU where it is not one; in evaluation
             mode while its outputs are computed.
         model_args: what rebuilds it beyond its name and num_classes=0.
-        preprocessing: "mean", "std" (per channel, in units of 0..1), "img_size" [H, W], "interpolation".
         frozen: parameters that pre-training never reached.
         trained: what it was trained on, in sentences for the model card; "" where nobody knows.
         license: of the weights, as model hubs spell it.
@@ -38,7 +38,7 @@ class Subject:
 
     model: nn.Module
     model_args: dict
-    preprocessing: dict
+    preprocessing: Preprocessing
     frozen: list[str] = field(default_factory=list)
     source: str = ""
     trained: str = ""
@@ -62,7 +62,7 @@ class Subject:
     @property
     def input_size(self) -> list[int]:
         """[C, H, W]"""
-        return [len(self.preprocessing["mean"]), *self.preprocessing["img_size"]]
+        return [self.preprocessing.channels, *self.preprocessing.img_size]
 
     @cached_property
     def tensors(self) -> dict[str, Tensor]:
@@ -73,7 +73,9 @@ class Subject:
     def images(self) -> Tensor:
         """Fixed noise of 8-bit values, normalised: (2, C, H, W) float32."""
         levels = torch.randint(0, 256, (IMAGES, *self.input_size), generator=torch.Generator().manual_seed(SEED))
-        mean, std = (torch.tensor(self.preprocessing[key]).view(-1, 1, 1) for key in ("mean", "std"))
+        mean, std = (
+            torch.tensor(values).view(-1, 1, 1) for values in (self.preprocessing.mean, self.preprocessing.std)
+        )
         return ((levels / 255 - mean) / std).float()
 
     @cached_property

@@ -4,6 +4,7 @@ The same two files are what a model hub takes for `timm.create_model("hf-hub:…
 """
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
 
 import timm
@@ -13,6 +14,7 @@ from torch import nn
 
 from a2mim.export.target import Subject, Target, Written
 from a2mim.files import write_json
+from a2mim.pixels import Preprocessing
 
 CROP_PCT = 0.875  # 224 of a short side of 256, as the evaluation protocols crop
 FROM_TIMM = ("fixed_input_size", "first_conv", "classifier", "crop_mode")  # facts of the architecture
@@ -64,14 +66,17 @@ Any of timm's own arguments goes with it: `num_classes=10` for a new classifier,
 TARGET = Target("timm", write)
 
 
-def write_timm_folder(model: nn.Module, arguments: dict, preprocessing: dict, folder: Path, license: str) -> dict:
+def write_timm_folder(
+    model: nn.Module, arguments: dict, preprocessing: Preprocessing | Mapping, folder: Path, license: str
+) -> dict:
     """Writes both files and returns the config; for the arguments see `export_timm_folder`."""
     tensors = {key: value.detach().cpu().contiguous().clone() for key, value in model.state_dict().items()}
     # not save_file, which gives the file to its owner alone whatever the umask
     (folder / "model.safetensors").write_bytes(save(tensors, metadata={"format": "pt"}))
     cfg = model.pretrained_cfg
-    channels = len(preprocessing["mean"])
-    size = list(preprocessing["img_size"])
+    preprocessing = Preprocessing.of(preprocessing)
+    channels = preprocessing.channels
+    size = list(preprocessing.img_size)
     config = {
         "architecture": cfg["architecture"],
         "num_classes": 0,
@@ -81,10 +86,10 @@ def write_timm_folder(model: nn.Module, arguments: dict, preprocessing: dict, fo
         "pretrained_cfg": {
             **{key: cfg.get(key) for key in FROM_TIMM},
             "input_size": [channels, *size],
-            "mean": list(preprocessing["mean"]),
-            "std": list(preprocessing["std"]),
-            "interpolation": preprocessing["interpolation"],
-            "crop_pct": preprocessing.get("crop_pct", CROP_PCT),
+            "mean": list(preprocessing.mean),
+            "std": list(preprocessing.std),
+            "interpolation": preprocessing.interpolation,
+            "crop_pct": preprocessing.crop_pct or CROP_PCT,
             "num_classes": 0,
             "pool_size": _pool_size(cfg, size),
             "custom_load": False,

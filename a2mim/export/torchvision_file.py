@@ -62,9 +62,9 @@ def write(subject: Subject, folder: Path) -> Written:
         size=", ".join(map(str, subject.input_size)),
         resize=resize[0] if height == width else tuple(resize),
         crop=(height, width),
-        interpolation=facts["interpolation"].upper(),
-        mean=facts["mean"],
-        std=facts["std"],
+        interpolation=facts.interpolation.upper(),
+        mean=list(facts.mean),
+        std=list(facts.std),
         width=subject.model.num_features,
     )
     return Written(

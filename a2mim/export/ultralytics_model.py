@@ -14,6 +14,7 @@ from a2mim.export.contracts import RESNETS, ULTRALYTICS_CHILDREN
 from a2mim.export.target import Subject, Target, Written
 from a2mim.export.torchvision_file import plain_resnet_only
 from a2mim.files import write_text
+from a2mim.pixels import Preprocessing
 
 EPS = 1e-5  # of torch's BatchNorm2d, which its classification models leave as it is
 NORMALIZE, ENCODER, HEAD = "model.0", "model.1.m", "model.2"
@@ -64,9 +65,9 @@ def write(subject: Subject, folder: Path) -> Written:
     torch.save({"model": tree(tensors)}, folder / "encoder.pt")
     width, facts = subject.model.num_features, subject.preprocessing
     write_text(folder / "encoder.yaml", YAML.format(name=subject.name, width=width))
-    side, size = max(facts["img_size"]), ", ".join(map(str, subject.input_size))
+    side, size = max(facts.img_size), ", ".join(map(str, subject.input_size))
     return Written(
-        CODE.format(size=size, mean=facts["mean"], std=facts["std"], side=side, width=width),
+        CODE.format(size=size, mean=list(facts.mean), std=list(facts.std), side=side, width=width),
         {"unpooled": subject.outputs["unpooled"]},
         ("ultralytics",),
         tensors,
@@ -77,9 +78,9 @@ def write(subject: Subject, folder: Path) -> Written:
     )
 
 
-def normalization(preprocessing: dict) -> dict[str, Tensor]:
+def normalization(preprocessing: Preprocessing) -> dict[str, Tensor]:
     """A BatchNorm that computes (x - mean) / std."""
-    mean, std = (torch.tensor(preprocessing[key]) for key in ("mean", "std"))
+    mean, std = torch.tensor(preprocessing.mean), torch.tensor(preprocessing.std)
     tensors = {
         "weight": (std.square() + EPS).sqrt() / std,
         "bias": torch.zeros_like(mean),

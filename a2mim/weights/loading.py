@@ -11,8 +11,9 @@ from timm.models import adapt_input_conv
 from torch import nn
 
 from a2mim.checkpoints import first_line
+from a2mim.pixels import Preprocessing
 from a2mim.weights.converters import on_meta
-from a2mim.weights.sources import PUBLISHED, Source, for_channels, is_timms, preprocessing_of, read_source
+from a2mim.weights.sources import PUBLISHED, Source, is_timms, preprocessing_of, read_source
 from a2mim.wiring.networks import build_model
 
 NAMED = 3  # keys that an error spells out
@@ -41,27 +42,27 @@ def load_encoder(source: str | Path, allow_partial: bool = False, **overrides) -
 def load_reported(source: str | Path, allow_partial: bool = False, **overrides) -> tuple[nn.Module, dict, dict]:
     """What `load_encoder` returns, and the report: what was recognised, loaded, missing, unexpected and left out."""
     model, preprocessing, report = build_reported(read_source(source), allow_partial, **overrides)
-    return model.eval(), preprocessing, report
+    return model.eval(), preprocessing.to_dict(), report
 
 
-def build(found: Source, allow_partial: bool = False, **overrides) -> tuple[nn.Module, dict]:
+def build(found: Source, allow_partial: bool = False, **overrides) -> tuple[nn.Module, Preprocessing]:
     """(the model with the source's tensors, all of them unless `allow_partial`; its preprocessing)."""
     return build_reported(found, allow_partial, **overrides)[:2]
 
 
-def build_reported(found: Source, allow_partial: bool = False, **overrides) -> tuple[nn.Module, dict, dict]:
+def build_reported(found: Source, allow_partial: bool = False, **overrides) -> tuple[nn.Module, Preprocessing, dict]:
     """What `build` returns, and the report as plain values; see `load_reported`."""
     if found.tensors is None:
         model, size = create(found.name, **overrides)
         cfg = model.pretrained_cfg
         channels = overrides.get("in_chans") or cfg["input_size"][0]
-        preprocessing = for_channels(preprocessing_of(cfg, size or cfg["input_size"][1:]), channels)
+        preprocessing = preprocessing_of(cfg, size or cfg["input_size"][1:]).for_channels(channels)
         return model, preprocessing, _report(found, model, {})
     overrides.pop("pretrained", None)  # the file's weights are the point
     model, size, report = _filled(found, found.model_args | overrides, allow_partial)
     channels = model.pretrained_cfg["input_size"][0]
-    preprocessing = for_channels(found.preprocessing | ({"img_size": size} if size else {}), channels)
-    model.pretrained_cfg["input_size"] = (channels, *preprocessing["img_size"])
+    preprocessing = (found.preprocessing.at_size(size) if size else found.preprocessing).for_channels(channels)
+    model.pretrained_cfg["input_size"] = (channels, *preprocessing.img_size)
     return model, preprocessing, report
 
 
@@ -97,9 +98,9 @@ def _filled(found: Source, arguments: dict, allow_partial: bool) -> tuple[nn.Mod
     cfg = {
         "source": None,  # where the name's own weights would come from
         "file": None,
-        "input_size": (found.model_args.get("in_chans", 3), *found.preprocessing["img_size"]),
+        "input_size": (found.model_args.get("in_chans", 3), *found.preprocessing.img_size),
         "num_classes": 0,
-        **{key: found.preprocessing[key] for key in ("mean", "std", "interpolation")},
+        **{key: getattr(found.preprocessing, key) for key in ("mean", "std", "interpolation")},
     }
 
     def create_with(tensors):
@@ -123,7 +124,7 @@ def _filled(found: Source, arguments: dict, allow_partial: bool) -> tuple[nn.Mod
         tensors |= {key: value for key, value in fresh.items() if tensors[key].shape != value.shape}
         model, size = create_with(dict(tensors))
     model.pretrained_cfg.pop("state_dict", None)  # else the weights would live twice
-    model.pretrained_cfg["input_size"] = (arguments.get("in_chans", 3), *found.preprocessing["img_size"])
+    model.pretrained_cfg["input_size"] = (arguments.get("in_chans", 3), *found.preprocessing.img_size)
     problem = _not_adapted(found, model, arguments)
     if not allow_partial:
         problem = _difference(found, model, values=True) or problem
@@ -135,7 +136,7 @@ def _filled(found: Source, arguments: dict, allow_partial: bool) -> tuple[nn.Mod
 
 def _filled_own(found: Source, arguments: dict, allow_partial: bool) -> tuple[nn.Module, list, dict]:
     """As `_filled` for a network that is not timm's: it is built for its size, nothing is adapted."""
-    model, size = create(found.name, **{"img_size": found.preprocessing["img_size"]} | arguments)
+    model, size = create(found.name, **{"img_size": list(found.preprocessing.img_size)} | arguments)
     fresh = model.state_dict()
     fits = {k: v for k, v in found.tensors.items() if k in fresh and fresh[k].shape == v.shape}
     report = _report(found, model, fresh | fits)

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from a2mim.checkpoints import NotOurs, first_line, read_checkpoint, read_newest
-from a2mim.pixels import IMAGENET_MEAN, IMAGENET_STD
+from a2mim.pixels import Preprocessing
 from a2mim.weights.converters import architecture_of, arguments_of, on_meta, pixels_of, read_weights, recognise
 from a2mim.wiring.networks import build_model, find_class, unknown_model
 
@@ -29,7 +29,7 @@ class Source:
 
     name: str  # timm's
     model_args: dict = field(default_factory=dict)  # beyond the name and num_classes=0
-    preprocessing: dict | None = None  # mean, std, img_size [H, W], interpolation
+    preprocessing: Preprocessing | None = None
     tensors: dict | None = None
     frozen: list = field(default_factory=list)  # parameters that pre-training never reached
     path: Path | None = None
@@ -220,7 +220,7 @@ def _of_foreign(path: Path, content, name: str | None, model_args: dict | None =
     size = [size, size] if isinstance(size, int) else size
     told = f"{found.form.title}" + (f", in {found.where}" if found.where else "")
     preprocessing = preprocessing_of(cfg | (pixels or found.pixels or {}), size)
-    preprocessing = for_channels(preprocessing, arguments.get("in_chans", 3))
+    preprocessing = preprocessing.for_channels(arguments.get("in_chans", 3))
     return Source(name, arguments, preprocessing, found.tensors, [], path, not found.masked, told, dict(found.left_out))
 
 
@@ -273,23 +273,9 @@ def _load(path: Path, read):
         raise ValueError(f"{path} cannot be read ({reason}): it is incomplete or not a file of a2mim.") from None
 
 
-def preprocessing_of(cfg: dict, size) -> dict:
-    return {
-        "mean": list(cfg.get("mean", IMAGENET_MEAN)),
-        "std": list(cfg.get("std", IMAGENET_STD)),
-        "img_size": list(size),
-        "interpolation": cfg.get("interpolation", "bilinear"),
-    }
-
-
-def for_channels(preprocessing: dict, channels: int) -> dict:
-    """Mean and deviation for another number of channels: their average, repeated."""
-    averages = {
-        key: [sum(preprocessing[key]) / len(preprocessing[key])] * channels
-        for key in ("mean", "std")
-        if len(preprocessing[key]) != channels
-    }
-    return preprocessing | averages
+def preprocessing_of(cfg: dict, size) -> Preprocessing:
+    """What timm's pretrained_cfg, or the part of it that a file states, says of pixels; without its crop."""
+    return Preprocessing.of({key: cfg[key] for key in ("mean", "std", "interpolation") if key in cfg}, size)
 
 
 def is_timms(name: str) -> bool:

@@ -61,7 +61,7 @@ def test_every_row_is_what_the_encoder_computes_of_that_image(made, weights, fol
     about, columns, _ = made
     encoder = Encoder(weights, "cpu")
     dataset = open_dataset(folder)
-    loader = EvalLoader(dataset, SIZE, 37, encoder.pixels["interpolation"], 1)
+    loader = EvalLoader(dataset, SIZE, 37, encoder.pixels.interpolation, 1)
     for batch in loader:  # one by one
         with torch.no_grad():
             expected = encoder.model(encoder.normalized(batch["images"]))[0]

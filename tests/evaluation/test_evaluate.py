@@ -14,6 +14,7 @@ from a2mim.evaluation import context, encoder, evaluate, read_results
 from a2mim.evaluation.cache import Cache
 from a2mim.evaluation.protocols import read_protocol
 from a2mim.evaluation.results import unpack
+from a2mim.pixels import Preprocessing
 
 SIZE = 32
 FAST = {
@@ -261,4 +262,4 @@ def test_a_partly_loaded_encoder_is_refused_unless_asked_for_and_then_told(sets,
     assert result["loading"]["missing"] == ["layer4.1.bn2.weight"] and "1 missing" in result["loaded"]
 
 
-PIXELS = {"mean": [0.5] * 3, "std": [0.2] * 3, "interpolation": "bilinear", "img_size": [SIZE, SIZE]}
+PIXELS = Preprocessing((0.5,) * 3, (0.2,) * 3, (SIZE, SIZE))

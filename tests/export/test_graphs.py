@@ -14,6 +14,7 @@ from a2mim.export.handover import prove
 from a2mim.export.target import Subject
 from a2mim.export.targets import possible
 from a2mim.export.verify import read_receipt, recheck, verify
+from a2mim.pixels import Preprocessing
 from a2mim.wiring.networks import build_model
 
 SIZE = 64
@@ -43,7 +44,7 @@ def subject_of(name):
         if isinstance(module, torch.nn.BatchNorm2d):
             module.running_mean.normal_(std=0.1)
             module.running_var.uniform_(0.5, 2)
-    return Subject(model, arguments, PIXELS | {"img_size": [size, size]})
+    return Subject(model, arguments, Preprocessing.of(PIXELS, size))
 
 
 def images(number, size, width=None):
@@ -93,7 +94,7 @@ def test_onnx_computes_the_same_for_every_batch_and_free_size(row, tmp_path, mon
         with torch.no_grad():
             assert_same(dict(zip(names, found, strict=True)), graph(images(*shape)))
     told = {key: json.loads(value) for key, value in session.get_modelmeta().custom_metadata_map.items()}
-    assert told == subject.preprocessing | {"channels": 3}
+    assert told == subject.preprocessing.to_dict() | {"channels": 3}
     free = ["batch", 3, "height", "width"] if MODELS[subject.name][2] else ["batch", 3, row[3], row[3]]
     assert session.get_inputs()[0].name == "input" and session.get_inputs()[0].shape == free
     assert names[0] == "embedding" and session.get_outputs()[0].shape[0] == "batch"
@@ -279,7 +280,7 @@ def test_one_wrong_tensor_in_the_script_fails_verify_and_the_check_alone(proven,
 
 def test_a_network_of_ones_own_becomes_a_graph_too(tmp_path):
     _, model, _, arguments = build_model("torchvision.models.resnet18", SIZE)
-    subject = Subject(model.eval(), arguments, PIXELS | {"img_size": [SIZE, SIZE]})
+    subject = Subject(model.eval(), arguments, Preprocessing.of(PIXELS, SIZE))
     assert "torchscript" in possible(subject, ["torchscript"]) and {"torch-export"} <= {*possible(subject, ["all"])}
     torch_graphs.write_export(subject, tmp_path)
     found = torch.export.load(tmp_path / "encoder.pt2").module()

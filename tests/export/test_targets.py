@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -30,9 +31,10 @@ from a2mim.export.target import Subject, Target
 from a2mim.export.targets import possible
 from a2mim.export.ultralytics_model import normalization, tree
 from a2mim.export.verify import read_receipt, recheck, verify
+from a2mim.pixels import Preprocessing
 
 SIZE = 32
-PREPROCESSING = {"mean": [0.4, 0.5, 0.6], "std": [0.2, 0.2, 0.3], "img_size": [SIZE, SIZE], "interpolation": "bilinear"}
+PREPROCESSING = Preprocessing((0.4, 0.5, 0.6), (0.2, 0.2, 0.3), (SIZE, SIZE))
 UNTOUCHED = {"recalibrated": False, "why": "no images were given", "clean": True}
 STORED = (
     "timm",
@@ -302,7 +304,7 @@ def test_our_own_architectures_say_that_they_need_a2mim_and_do(tmp_path):
 def test_mmpretrains_own_classes_compute_the_same(tmp_path, name, arguments, kind):
     subject = subject_of(name, **arguments)
     side = arguments.get("img_size", SIZE)
-    subject.preprocessing = PREPROCESSING | {"img_size": [side, side]}
+    subject.preprocessing = PREPROCESSING.at_size(side)
     receipt = handover.prove(TARGETS["mmpretrain"], subject, tmp_path / "mmpretrain", UNTOUCHED)
     assert receipt["class"] == kind
     if importlib.util.find_spec("mmpretrain"):
@@ -316,7 +318,7 @@ def test_swin_goes_through_timm_where_its_windows_are_padded():
     """timm shifts them before it pads, OpenMMLab after: 7 % of the largest feature apart at 64 pixels."""
     for side, whole in ((64, False), (224, True)):
         subject = subject_of("swin_tiny_patch4_window7_224", depths=(1, 1, 1, 1), img_size=side)
-        subject.preprocessing = PREPROCESSING | {"img_size": [side, side]}
+        subject.preprocessing = PREPROCESSING.at_size(side)
         assert (native(subject) is not None) == whole
 
 
@@ -331,7 +333,7 @@ def test_what_cannot_be_is_refused_with_the_reason_before_anything_is_written(tm
         export("vit_tiny_patch16_224", ["timm", "mmdet"], tmp_path / "out")
     assert not (tmp_path / "out").exists()
     changed = subject_of("resnet18", in_chans=5)
-    changed.preprocessing = PREPROCESSING | {"mean": [0.5] * 5, "std": [0.2] * 5}
+    changed.preprocessing = replace(PREPROCESSING, mean=(0.5,) * 5, std=(0.2,) * 5)
     with pytest.raises(ValueError, match=r"it was built with \{'in_chans': 5\}, which torchvision's own resnet18"):
         possible(changed, ["torchvision"])
 
@@ -372,7 +374,7 @@ def test_ultralytics_first_layer_is_the_normalisation():
     layer = torch.nn.BatchNorm2d(3).eval()
     layer.load_state_dict({key.split(".")[-1]: value for key, value in normalization(PREPROCESSING).items()})
     pixels = torch.rand(2, 3, 4, 4)
-    mean, std = (torch.tensor(PREPROCESSING[key]).view(-1, 1, 1) for key in ("mean", "std"))
+    mean, std = (torch.tensor(v).view(-1, 1, 1) for v in (PREPROCESSING.mean, PREPROCESSING.std))
     torch.testing.assert_close(layer(pixels), (pixels - mean) / std)
 
 

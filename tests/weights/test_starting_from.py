@@ -136,8 +136,8 @@ def test_channels_and_image_size_follow_from_the_file(tmp_path):
     torch.save(model.state_dict(), tmp_path / "w.pth")
     found = read_source(f"vit_tiny_patch16_224:{tmp_path / 'w.pth'}")
     assert found.model_args == {"in_chans": 5, "img_size": [48, 48]}
-    assert found.left_out == {"head": 2} and found.preprocessing["img_size"] == [48, 48]
-    assert len(found.preprocessing["mean"]) == 5
+    assert found.left_out == {"head": 2} and found.preprocessing.img_size == (48, 48)
+    assert found.preprocessing.channels == 5
     loaded, _ = load_encoder(f"vit_tiny_patch16_224:{tmp_path / 'w.pth'}")
     assert torch.equal(loaded.pos_embed, model.pos_embed)
 
