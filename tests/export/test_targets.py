@@ -26,11 +26,12 @@ from a2mim.export.check import check, largest_difference, read_weights
 from a2mim.export.contracts import CONTRACTS, RESNETS, check_contract, of_torchvision
 from a2mim.export.detectron2_pickle import rename as rename_for_detectron2
 from a2mim.export.openmmlab_native import merging, native
-from a2mim.export.receipt import hash_files, write_json
+from a2mim.export.receipt import hash_files
 from a2mim.export.target import Subject, Target
 from a2mim.export.targets import possible
 from a2mim.export.ultralytics_model import normalization, tree
 from a2mim.export.verify import read_receipt, recheck, verify
+from a2mim.files import write_json
 from a2mim.pixels import Preprocessing
 
 SIZE = 32
