@@ -18,6 +18,7 @@ from a2mim.commands.recipes import add_recipes
 from a2mim.commands.report import add_report
 from a2mim.commands.settings import add_settings
 from a2mim.commands.shards import add_shards
+from a2mim.data.remote.addresses import public_name
 
 # OpenMP's threads spin while they wait for one another. Long spinning is fastest on an idle machine and ruinous beside
 # any other busy process, sleeping at once is slow on both; this short spin is near the best of each
@@ -37,13 +38,13 @@ def main(arguments: list[str] | None = None) -> int:
     parser = build_parser()
     chosen = parser.parse_args(arguments)
     if not chosen.debug:
-        warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"
+        warnings.formatwarning = lambda message, *_, **__: f"warning: {public_name(str(message))}\n"
     try:
         return chosen.run(chosen) or 0
     except USER_ERRORS as error:
         if chosen.debug:
             raise
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {public_name(str(error))}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("interrupted outside training; checkpoints that were written are whole", file=sys.stderr)

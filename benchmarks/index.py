@@ -18,7 +18,8 @@ from pathlib import Path
 import numpy as np
 
 from a2mim.data.access import Access
-from a2mim.data.shards.index import SAMPLE, ShardIndex, local_places, local_stamp, store
+from a2mim.data.shards.index import SAMPLE, ShardIndex
+from a2mim.data.shards.index_file import local_places, local_stamp, store
 
 OPEN = """
 import resource, sys, time

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from a2mim.commands.arguments import access_of, add_access, add_debug, one_or_list
+from a2mim.data.remote.addresses import public_name
 
 _SHOWN = 20  # class names
 _SHARDS = "brace pattern, glob, URL, text file of them, or several"
@@ -96,7 +97,7 @@ def report_shards(chosen, pattern, everything: bool = False, flag: str = "--data
 
     found = check_shards(pattern, access_of(chosen), chosen.in_chans, chosen.value_range)
     shown = f"'{pattern}'" if isinstance(pattern, str) else " ".join(f"'{part}'" for part in pattern)
-    print(f"{found}: {flag} {shown}")
+    print(f"{found}: {flag} {public_name(shown)}")
     if everything:
         print("\n".join(found.lines()))
     return 0 if found.ok else 1

@@ -15,7 +15,7 @@ from a2mim.data import keyed
 from a2mim.data.crops import DRAWS, center_crop, random_crop
 from a2mim.data.dataset import ImageDataset
 from a2mim.data.decode import UnreadableImage
-from a2mim.data.errors import ShardError
+from a2mim.data.errors import MachineError, ShardError
 from a2mim.data.faults import UnreadableData
 from a2mim.data.records import Request, WorkerBatch
 from a2mim.data.transforms import TransformError, Transforms
@@ -105,7 +105,7 @@ class Batches:
                 image, i = self._image(epoch, int(i), u, faults)
             except UnreadableImage:
                 continue
-            except (UnreadableData, TransformError, ShardError) as error:
+            except (UnreadableData, TransformError, ShardError, MachineError) as error:
                 return WorkerBatch(faults=tuple(faults), error=copy.copy(error))  # has no traceback
             rows[len(shown)] = image
             shown.append(i)

@@ -1,10 +1,49 @@
-"""Three classes of faults, never turned into one another.
+"""Four classes of faults, kept separate.
 
 A sample is at fault (`UnreadableImage`, decode.py): it is replaced or left out, and counted. A shard is at fault
-(`ShardError`): the run ends, or goes on without the shard where the user chose that. The request is at fault
-(ValueError, FileNotFoundError): nothing begins.
+(`ShardError`): the run ends, or goes on without the shard where the user chose that. The machine is at
+fault (`MachineError`): the run ends, whatever the user chose about shards. The request is at fault (ValueError,
+FileNotFoundError): nothing begins.
 """
+
+import errno
+import os
+
+_NO_FILES, _NO_ROOM = (errno.EMFILE, errno.ENFILE), (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC), errno.EFBIG)
 
 
 class ShardError(OSError):
     """A whole shard cannot be used; the message has its path or URL and what is wrong."""
+
+
+class MachineError(OSError):
+    """Too few open files, no room on a disk, no memory: neither an image nor a shard is to blame."""
+
+
+def refuse_machine_faults(error: OSError, path: str | os.PathLike | None = None) -> None:
+    """Raises MachineError, in one sentence with the remedy, when that is what an OSError is about.
+
+    Args:
+        path: the file that was being read or written, where the error does not name it.
+    """
+    if isinstance(error, MachineError):
+        raise error
+    name = os.fspath(path) if path is not None else error.filename
+    if error.errno in _NO_FILES:
+        raise MachineError(
+            f"{name}: too many open files ({_open_files()}); allow more with `ulimit -n 4096`, or lower --num-workers"
+        ) from None
+    if error.errno in _NO_ROOM:
+        raise MachineError(
+            f"{name}: no room is left on the disk ({error.strerror}); free some, then start again: what is whole stays"
+        ) from None
+    if error.errno == errno.ENOMEM:
+        raise MachineError(f"{name}: the machine has no memory left; lower --num-workers or the batch size") from None
+
+
+def _open_files() -> str:
+    try:
+        import resource
+    except ImportError:  # Windows
+        return "the system allows no more"
+    return f"this process may have {resource.getrlimit(resource.RLIMIT_NOFILE)[0]:,}"

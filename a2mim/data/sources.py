@@ -6,7 +6,7 @@ import re
 
 from a2mim.data.access import DEFAULT, Access
 from a2mim.data.dataset import ImageDataset
-from a2mim.data.remote.addresses import is_remote, local_path, scheme_of
+from a2mim.data.remote.addresses import is_remote, local_path, public_name, scheme_of
 
 _LISTS = (".txt", ".urls", ".list")  # files with a shard a line
 _PLAIN = (str, os.PathLike)
@@ -86,7 +86,9 @@ def _only_shards(sources: list) -> list:
         if not isinstance(source, _PLAIN):
             raise ValueError(f"a list is of tar shards, one entry is {type(source).__name__}; give it alone")
         if source == "photos" or os.path.isdir(source):
-            raise ValueError(f"{source} cannot be joined with others; a list is of tar shards, give it alone")
+            raise ValueError(
+                f"{public_name(str(source))} cannot be joined with others; a list is of tar shards, give it alone"
+            )
     return sources
 
 
@@ -107,7 +109,9 @@ def expand(source, access: Access = DEFAULT) -> list[str]:
             continue
         matches = _matches(shard, access)
         if not matches:
-            raise FileNotFoundError(f"nothing matches {shard!r}; give a folder, tar shards, a URL or 'photos'")
+            raise FileNotFoundError(
+                f"nothing matches {public_name(shard)!r}; give a folder, tar shards, a URL or 'photos'"
+            )
         shards += matches
     return shards
 
@@ -129,7 +133,7 @@ def _with_variables(source: str) -> str:
     def value(match: re.Match) -> str:
         name = f"WDS_{match.group(1)}"
         if name not in os.environ:
-            raise ValueError(f"{source}: there is no variable {name} in the environment")
+            raise ValueError(f"{public_name(source)}: there is no variable {name} in the environment")
         return os.environ[name]
 
     return re.sub(r"\$\{(\w+)\}", value, source)

@@ -1,6 +1,7 @@
 """Small data sets, made anew for each test."""
 
 import pytest
+from loopback import quick
 from small_images import encoded, picture, write_tar
 
 from a2mim.data import open_dataset
@@ -36,3 +37,9 @@ def class_folder(tmp_path):
         place.mkdir(parents=True, exist_ok=True)
         (place / f"image.{number:02d}.JPG").write_bytes(encoded(picture(number)))
     return root
+
+
+@pytest.fixture
+def access(tmp_path):
+    """A cache of this test's own, and short waits."""
+    return quick(tmp_path / "cache")

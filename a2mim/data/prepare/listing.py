@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from a2mim.data.access import Access
 from a2mim.data.errors import ShardError
 from a2mim.data.names import escaped
-from a2mim.data.remote.addresses import is_remote
+from a2mim.data.remote.addresses import is_remote, public_name
 from a2mim.data.shards import dali
 from a2mim.data.shards.indexing import Shard, index_all, look_at, places_of
 from a2mim.data.shards.tar_shards import refuse_missing
@@ -33,7 +33,7 @@ def describe_shards(shards: list[Shard]) -> Iterator[str]:
         notes += [f"{shard.index.incomplete} without an image"] if shard.index.incomplete else []
         notes += ["headers unchecked"] if shard.index.unchecked else []
         size = f"{(shard.size or 0) / 1e6:10,.1f} MB"
-        yield f"{len(samples):8,} images {labelled:8,} labelled {size}  {', '.join([shard.address, *notes])}"
+        yield f"{len(samples):8,} images {labelled:8,} labelled {size}  {', '.join([shard.name, *notes])}"
     good = [shard for shard in shards if shard.fault is None]
     images = sum(len(shard.index.samples) for shard in good)
     size = sum(shard.size or 0 for shard in good) / 1e6
@@ -48,7 +48,7 @@ def describe_samples(shards: list[Shard], access: Access) -> Iterator[str]:
         texts = [*shard.index.texts, ""]
         for key, sample in zip(shard.keys(access), shard.index.samples, strict=True):
             label = str(sample["label"]) if sample["label"] >= 0 else texts[sample["name"]] or "-"
-            yield f"{shard.address}\t{escaped(key)}\t{label}\t{sample['size']}"
+            yield f"{shard.name}\t{escaped(key)}\t{label}\t{sample['size']}"
 
 
 def export_dali(pattern, access: Access) -> list[str]:
@@ -72,7 +72,7 @@ def _local(pattern, access: Access) -> list[str]:
     addresses = expand(pattern, access)
     away = [address for address in addresses if is_remote(address)]
     if away:
-        raise ValueError(f"{away[0]} is remote; DALI's indices are read and written beside local shards")
+        raise ValueError(f"{public_name(away[0])} is remote; DALI's indices are read and written beside local shards")
     refuse_missing(look_at(addresses, access))
     return addresses
 

@@ -20,6 +20,7 @@ from a2mim.data.access import DEFAULT, Access
 from a2mim.data.parallel import each
 from a2mim.data.prepare.reencode import reencode
 from a2mim.data.prepare.write_shards import NAME, begin, divide
+from a2mim.data.remote.addresses import base_name
 from a2mim.data.shards.cache import ShardCache
 from a2mim.data.shards.indexing import Shard
 from a2mim.data.shards.samples import Place, group
@@ -72,7 +73,7 @@ def reshard(
         raise ValueError(f"samples_per_shard={samples_per_shard} must be at least 1")
     dataset = open_shards(expand(source, access), str(source), access)
     shards, sizes = dataset.store.shards, dataset.store.sizes
-    names = [f"{os.path.basename(shard.address)}/{key}" for shard in shards for key in shard.keys(access)]
+    names = [f"{base_name(shard.address)}/{key}" for shard in shards for key in shard.keys(access)]
     divided = divide(sizes, samples_per_shard, max_bytes, seed)
     manifest = {
         "source": hashlib.blake2b(dataset.fingerprint.encode() + sizes.tobytes(), digest_size=8).hexdigest(),

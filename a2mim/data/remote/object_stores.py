@@ -7,7 +7,7 @@ from typing import BinaryIO
 
 from a2mim.data.access import Access
 from a2mim.data.errors import ShardError
-from a2mim.data.remote.addresses import scheme_of
+from a2mim.data.remote.addresses import public_name, scheme_of
 from a2mim.data.remote.retry import PassingFault
 from a2mim.data.remote.transfer import BLOCK, Stat, Watch, append, refuse_another
 
@@ -24,7 +24,7 @@ class StoredObject:
     tag: str | None = None
 
     def __init__(self, address: str, access: Access):
-        self.name, self.timeout = address, access.timeout
+        self.name, self.timeout = public_name(address), access.timeout
         self.files, self.path = _file_system(address, access)
 
     def stat(self) -> Stat:
@@ -61,12 +61,12 @@ class StoredObject:
         except FileNotFoundError:
             raise FileNotFoundError(f"{self.name}: there is no such object") from None
         except _LASTING as error:
-            raise ShardError(f"{self.name}: {error or type(error).__name__}") from None
+            raise ShardError(f"{self.name}: {public_name(str(error)) or type(error).__name__}") from None
         except TimeoutError:
             raise PassingFault(f"{self.name}: no answer in time") from None
         except Exception as error:  # each backend has errors of its own
             status = getattr(error, "status", None) or getattr(error, "code", None)
-            said = f"{self.name}: {type(error).__name__}: {error}"
+            said = f"{self.name}: {type(error).__name__}: {public_name(str(error))}"
             if isinstance(status, int) and 400 <= status < 500 and status not in (408, 425, 429):
                 raise ShardError(said) from None
             raise PassingFault(said) from None
@@ -98,7 +98,7 @@ def glob(pattern: str, access: Access) -> list[str]:
     try:
         found = within(4 * access.timeout, lambda: files.glob(path))
     except TimeoutError:
-        raise ShardError(f"{pattern}: no answer in time") from None
+        raise ShardError(f"{public_name(pattern)}: no answer in time") from None
     slashes = "://" if ":///" in pattern else ":///"  # one object, one address: spelt as the pattern is
     return sorted(files.unstrip_protocol(match).replace(slashes, "://") for match in found)
 
@@ -108,19 +108,19 @@ def _file_system(address: str, access: Access):
     from fsspec.core import url_to_fs
     from fsspec.registry import known_implementations, registry
 
-    scheme = scheme_of(address)
+    scheme, name = scheme_of(address), public_name(address)
     if "::" in address:
-        raise ValueError(f"{address}: chained addresses are not taken; give them one by one")
+        raise ValueError(f"{name}: chained addresses are not taken; give them one by one")
     if scheme not in registry and scheme not in known_implementations:
-        raise ValueError(f"{address}: {scheme}:// is not known; give a path, http(s)://, s3://, gs://, hf:// or pipe:")
+        raise ValueError(f"{name}: {scheme}:// is not known; give a path, http(s)://, s3://, gs://, hf:// or pipe:")
     try:
         return url_to_fs(address, **access.storage_options)
     except ImportError as error:
         module = known_implementations[scheme]["class"].partition(".")[0]
         package = module if module != "fsspec" else getattr(error.__cause__, "name", None) or scheme
-        raise ValueError(f"{address}: reading {scheme}:// needs one more package: pip install {package}") from None
+        raise ValueError(f"{name}: reading {scheme}:// needs one more package: pip install {package}") from None
     except (ValueError, TypeError) as error:
-        raise ValueError(f"{address} cannot be opened: {error}") from None
+        raise ValueError(f"{name} cannot be opened: {public_name(str(error))}") from None
 
 
 def _md5(digest) -> tuple[str, str] | None:

@@ -9,6 +9,7 @@ from typing import BinaryIO
 
 from a2mim.data.access import Access
 from a2mim.data.errors import ShardError
+from a2mim.data.remote.addresses import public_name
 from a2mim.data.remote.retry import PassingFault
 from a2mim.data.remote.transfer import BLOCK, Stat, Watch, append
 
@@ -22,9 +23,10 @@ class Pipe:
     ranges = False
 
     def __init__(self, address: str, access: Access):
-        self.name, self.command, self.timeout = address, address.removeprefix("pipe:"), access.timeout
+        self.name, self.command = public_name(address), address.removeprefix("pipe:")
+        self.timeout = access.timeout
         if not access.allow_pipe:
-            raise ValueError(f"{address!r} would run a command in a shell; add --allow-pipe if you trust it")
+            raise ValueError(f"{self.name!r} would run a command in a shell; add --allow-pipe if you trust it")
 
     def stat(self) -> Stat:
         return Stat()
@@ -48,7 +50,8 @@ class Pipe:
                 said.seek(0)
                 words = " ".join(said.read().decode(errors="replace").split())[-_SHOWN:]
                 fault = ShardError if status in _NO_COMMAND else PassingFault
-                raise fault(f"{self.name}: the command ended with status {status}" + (f": {words}" if words else ""))
+                said_too = f": {public_name(words)}" if words else ""
+                raise fault(f"{self.name}: the command ended with status {status}{said_too}")
 
     def read(self, offset: int, size: int) -> bytes:
         raise ShardError(f"{self.name}: the output of a command has no byte ranges; fetch whole shards")

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import BinaryIO
 
 from a2mim.data.errors import ShardError
+from a2mim.data.remote.addresses import public_name
 from a2mim.data.remote.retry import PassingFault
 
 BLOCK = 1 << 20
@@ -32,8 +33,23 @@ def refuse_another(name: str, wanted: str | None, found: str | None) -> None:
         raise ShardError(f"{name}: changed since it was indexed; start anew to index it again")
 
 
+class Bounded:
+    """A file that takes at most `most` bytes, as an origin's `download` needs it; ShardError for more."""
+
+    def __init__(self, file: BinaryIO, most: int, name: str):
+        self.file, self.most, self.name = file, most, public_name(name)
+
+    def write(self, data: bytes) -> int:
+        if self.file.tell() + len(data) > self.most:
+            raise ShardError(f"{self.name}: more than {self.most:,} bytes came; given up")
+        return self.file.write(data)
+
+    def __getattr__(self, attribute: str):
+        return getattr(self.file, attribute)
+
+
 class Watch:
-    """Raises PassingFault when less than 1 kB a second came over a whole timeout: silence with a pulse."""
+    """Raises PassingFault when less than 1 kB/s arrived over one timeout."""
 
     def __init__(self, name: str, timeout: float):
         self.name, self.timeout = name, timeout

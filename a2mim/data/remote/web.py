@@ -8,6 +8,7 @@ import io
 import os
 import re
 import urllib.request
+import warnings
 from typing import BinaryIO
 from urllib.parse import urlsplit
 
@@ -15,6 +16,7 @@ import urllib3
 
 from a2mim.data.access import Access
 from a2mim.data.errors import ShardError
+from a2mim.data.remote.addresses import public_name
 from a2mim.data.remote.retry import PassingFault, refuse_unreachable
 from a2mim.data.remote.transfer import BLOCK, Stat, Watch, append, refuse_another
 
@@ -34,7 +36,7 @@ class WebFile:
     def __init__(self, url: str, access: Access):
         self.url, self.timeout = url, access.timeout
         self.version = None  # of what came so far: the rest of another one must not be put behind it
-        self.name = re.sub(r"(?<=://)[^/@]*@", "", url)
+        self.name = public_name(url)
         login = urllib3.util.parse_url(url).auth
         self.server = f"{urlsplit(url).scheme}://{urlsplit(url).netloc.rpartition('@')[2]}"
         self.headers = {"Accept-Encoding": "identity"}  # sizes and offsets are those of the file
@@ -108,17 +110,29 @@ class WebFile:
                 enforce_content_length=False,
             )
             try:
+                self._tell_redirects(answer)
                 yield answer
             finally:
                 _leave(answer)
         except urllib3.exceptions.LocationValueError as error:
-            raise ValueError(f"{self.name} is no URL: {error}") from None
+            raise ValueError(f"{self.name} is no URL: {public_name(str(error))}") from None
         except urllib3.exceptions.HTTPError as error:
             cause = getattr(error, "reason", None) or error
             if isinstance(cause, urllib3.exceptions.SSLError):
-                raise ShardError(f"{self.name}: {cause}") from None
+                raise ShardError(f"{self.name}: {public_name(str(cause))}") from None
             server = self.server if isinstance(cause, _NOT_REACHED) else None
-            raise PassingFault(f"{self.name}: {_in_words(cause)}", server=server) from None
+            raise PassingFault(f"{self.name}: {public_name(_in_words(cause))}", server=server) from None
+
+    def _tell_redirects(self, answer) -> None:
+        """Warns when another host answers; urllib3 sends no user, password or cookie along to it."""
+        hosts = [urlsplit(step.redirect_location or "").netloc for step in answer.retries.history if answer.retries]
+        others = [host for host in hosts if host and host.rpartition("@")[2] != self.server.partition("://")[2]]
+        if others:
+            warnings.warn(
+                f"{self.server} sends its readers on to {public_name(others[-1].rpartition('@')[2])}; no user and no"
+                " password goes along",
+                stacklevel=3,
+            )
 
     def _refuse(self, status: int, answer) -> None:
         said = f"{self.name}: the server answered {status} {answer.reason or ''}".rstrip()

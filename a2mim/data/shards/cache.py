@@ -16,11 +16,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 from a2mim.data.access import Access
-from a2mim.data.errors import ShardError
-from a2mim.data.remote.addresses import base_name
+from a2mim.data.errors import ShardError, refuse_machine_faults
+from a2mim.data.remote.addresses import base_name, public_name
 from a2mim.data.remote.origins import origin_of
 from a2mim.data.remote.retry import PassingFault, persist
-from a2mim.data.remote.transfer import Stat
+from a2mim.data.remote.transfer import BLOCK, Bounded, Stat
 from a2mim.data.shards.tarfiles import TarError, members
 from a2mim.files import open_lock, write_json
 
@@ -41,9 +41,11 @@ class ShardCache:
         with contextlib.suppress(OSError, ValueError, KeyError):
             note = json.loads(Path(f"{place}{_NOTE}").read_text(encoding="utf-8"))
             fetched = Stat(note["size"], note["tag"])
-            if place.stat().st_size == fetched.size and (stat is None or _same(fetched, stat)):
-                with contextlib.suppress(OSError):
-                    os.utime(place)  # the last use, by which copies are dropped
+            now = place.stat()
+            whole = now.st_size == fetched.size and now.st_mtime_ns == note.get("changed", now.st_mtime_ns)
+            if whole and (stat is None or _same(fetched, stat)):
+                with contextlib.suppress(OSError):  # the last use, by which copies are dropped
+                    os.utime(place, ns=(time.time_ns(), now.st_mtime_ns))
                 return place
         return None
 
@@ -73,8 +75,10 @@ class ShardCache:
             self._make_room(stat.size or 0, address)
             descriptor, part = tempfile.mkstemp(dir=place.parent, prefix=f"{stat.size or 0}-", suffix=_PART)
         try:
+            most = self.access.cache_bytes if stat.size is None else stat.size + BLOCK
             with os.fdopen(descriptor, "wb") as file:
-                persist(lambda: _transfer(origin, file, part, stat), self.access, file.tell)
+                bounded = Bounded(file, most, address)
+                persist(lambda: _transfer(origin, bounded, part, stat), self.access, file.tell)
             try:
                 verify(part)
             except TarError as error:
@@ -84,10 +88,15 @@ class ShardCache:
                 with _locked(self.folder / "room"):
                     self._make_room(0, address)
             place.unlink(missing_ok=True)  # before its note tells of another
-            write_json(f"{place}{_NOTE}", {"address": origin.name, "size": size, "tag": stat.tag})
+            changed = os.stat(part).st_mtime_ns  # a copy that somebody has written to since is no copy
+            note = {"address": origin.name, "size": size, "tag": stat.tag, "changed": changed}
+            write_json(f"{place}{_NOTE}", note)
             os.replace(part, place)
         except FileNotFoundError as error:
             raise ShardError(str(error)) from None
+        except OSError as error:
+            refuse_machine_faults(error, self.folder)
+            raise
         finally:
             if os.path.exists(part):
                 os.unlink(part)
@@ -98,8 +107,8 @@ class ShardCache:
         bound = self.access.cache_bytes
         if size > bound:
             raise ValueError(
-                f"{address} has {size:,} bytes and the cache may hold {bound:,}; raise --shard-cache-gb, or write"
-                " smaller shards with `a2mim shards reshard`"
+                f"{public_name(address)} has {size:,} bytes and the cache may hold {bound:,}; raise --shard-cache-gb,"
+                " or write smaller shards with `a2mim shards reshard`"
             )
         total, copies = size, []
         for path in self.folder.glob("*/*"):
@@ -111,7 +120,7 @@ class ShardCache:
                     total += max(found.st_size, int(path.name.partition("-")[0]))
                 elif path.suffix not in (_NOTE, _LOCK):
                     total += found.st_size
-                    copies.append((found.st_mtime, found.st_size, path))
+                    copies.append((found.st_atime, found.st_size, path))
         for _, length, path in sorted(copies):
             if total <= bound:
                 return

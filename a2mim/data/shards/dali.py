@@ -13,7 +13,8 @@ import re
 from collections.abc import Iterator
 
 from a2mim.data.access import Access
-from a2mim.data.shards.index import ShardIndex, collect, local_places, local_stamp, store
+from a2mim.data.shards.index import ShardIndex, collect
+from a2mim.data.shards.index_file import local_places, local_stamp, store
 from a2mim.data.shards.tarfiles import BLOCK, TarError, members
 from a2mim.files import replacing
 

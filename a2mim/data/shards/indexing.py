@@ -4,24 +4,28 @@ Nothing is refused before all shards have been looked at, so that one error name
 """
 
 import os
+import tempfile
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
 
 from a2mim.data.access import Access
-from a2mim.data.errors import ShardError
+from a2mim.data.errors import ShardError, refuse_machine_faults
 from a2mim.data.parallel import each
-from a2mim.data.remote.addresses import base_name, is_remote
+from a2mim.data.remote.addresses import base_name, is_remote, public_name
 from a2mim.data.remote.origins import origin_of
 from a2mim.data.remote.retry import persist
-from a2mim.data.remote.transfer import Stat
+from a2mim.data.remote.transfer import Bounded, Stat
 from a2mim.data.shards import index as shard_index
+from a2mim.data.shards import index_file
 from a2mim.data.shards.cache import ShardCache
 from a2mim.data.shards.index import ShardIndex
+from a2mim.files import PARTIAL
 
 _ASKED_AT_ONCE, _FETCHED_AT_ONCE = 16, 4
 _SHARDS_A_PROCESS = 4  # fewer are scanned before another process has started
@@ -40,11 +44,16 @@ class Shard:
     index: ShardIndex | None = None
     fault: Exception | None = None
 
+    @property
+    def name(self) -> str:
+        """The address as it may be shown."""
+        return public_name(self.address)
+
     def keys(self, access: Access) -> list[str]:
         """webdataset's key of each sample, from the cached index where there is one."""
         keys = self.index.keys if self.index else None
         if keys is None:
-            keys = shard_index.load_keys(places_of(self, access), self.stamp)
+            keys = index_file.load_keys(places_of(self, access), self.stamp)
         if keys is None:
             copy = self.address if self.stat is None else ShardCache(access).fetch(self.address, self.stat)
             keys = shard_index.scan(os.fspath(copy), base_name(self.address)).keys
@@ -60,7 +69,7 @@ def look_at(addresses: list[str], access: Access) -> list[Shard]:
             if os.path.isfile(address):
                 shard.size = os.path.getsize(address)
             else:
-                shard.fault = FileNotFoundError(f"{address}: there is no such file")
+                shard.fault = FileNotFoundError(f"{shard.name}: there is no such file")
         shards.append(shard)
     remote = [shard for shard in shards if is_remote(shard.address)]
     _threads(partial(_ask, access=access), remote, "asking for", _ASKED_AT_ONCE)
@@ -72,10 +81,10 @@ def index_all(shards: list[Shard], access: Access) -> None:
     local, stale = [shard for shard in shards if shard.fault is None and shard.stat is None], []
     for shard in local:
         try:
-            shard.stamp = shard_index.local_stamp(shard.address)
-            shard.index = shard_index.load(places_of(shard, access), shard.stamp)
+            shard.stamp = index_file.local_stamp(shard.address)
+            shard.index = index_file.load(places_of(shard, access), shard.stamp)
         except OSError as error:
-            shard.fault = ShardError(f"{shard.address}: {error.strerror}")
+            shard.fault = _as_shard_error(error, shard.address)
             continue
         if shard.index is None:
             stale.append(shard)
@@ -86,8 +95,8 @@ def index_all(shards: list[Shard], access: Access) -> None:
 
 def places_of(shard: Shard, access: Access):
     if shard.stat is None:
-        return shard_index.local_places(shard.address, access)
-    return (shard_index.cached_place(shard.address, access),)
+        return index_file.local_places(shard.address, access)
+    return (index_file.cached_place(shard.address, access),)
 
 
 def _scan(shards: list[Shard], access: Access) -> None:
@@ -105,7 +114,7 @@ def _scan(shards: list[Shard], access: Access) -> None:
 
 
 def _read(item: tuple[str, Access]) -> ShardIndex:
-    return shard_index.read_index(*item)
+    return index_file.make_index(*item)
 
 
 def _ask(shard: Shard, access: Access) -> None:
@@ -126,9 +135,9 @@ def _ask(shard: Shard, access: Access) -> None:
 
 def _index_remote(shard: Shard, access: Access) -> None:
     """From the cache, from an index beside the shard, or from the shard itself, which then lies in the cache."""
-    shard.stamp = shard_index.remote_stamp(shard.stat.size, shard.stat.tag or shard.address)
+    shard.stamp = index_file.remote_stamp(shard.stat.size, shard.stat.tag or shard.address)
     places, stamp = places_of(shard, access), shard.stamp
-    shard.index = shard_index.load(places, stamp) or _index_beside(shard, access)
+    shard.index = index_file.load(places, stamp) or _index_beside(shard, access)
     if shard.index is not None:
         return
     made, name = [], base_name(shard.address)
@@ -137,7 +146,7 @@ def _index_remote(shard: Shard, access: Access) -> None:
             shard.address, shard.stat, lambda path: made.append(shard_index.scan(path, name))
         )
         shard.index = made[0] if made else shard_index.scan(os.fspath(copy), name)
-        shard_index.store(shard.index, places, stamp)
+        index_file.store(shard.index, places, stamp)
         shard.size = shard.size or os.path.getsize(copy)
     except OSError as error:
         shard.fault = _as_shard_error(error, shard.address)
@@ -148,21 +157,21 @@ def _index_beside(shard: Shard, access: Access) -> ShardIndex | None:
     if shard.address.startswith("pipe:") or shard.size is None or "?" in shard.address:
         return None
     place, *_ = places_of(shard, access)
-    place.parent.mkdir(parents=True, exist_ok=True)
-    beside = place.with_suffix(f".beside-{os.getpid()}")
+    address = f"{shard.address}.index.npz"
     try:
-        with open(beside, "wb") as file:
-            persist(lambda: origin_of(f"{shard.address}.index.npz", access).download(file), access, file.tell)
-        stamp = shard_index.remote_stamp(shard.size, "")
-        index = shard_index.load([beside], stamp, compare=2)
-        if index is not None:
-            index.keys = shard_index.load_keys([beside], stamp, compare=2)
-            shard_index.store(index, [place], shard.stamp)
-        return index
+        place.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=place.parent, prefix=".beside.", suffix=PARTIAL) as file:
+            bounded = Bounded(file, shard.size + index_file.SPARE, address)
+            persist(lambda: origin_of(address, access).download(bounded), access, file.tell)
+            file.flush()
+            stamp, beside = index_file.remote_stamp(shard.size, ""), [Path(file.name)]
+            index = index_file.load(beside, stamp, compare=index_file.SIZE_ONLY)
+            if index is not None:
+                index.keys = index_file.load_keys(beside, stamp, compare=index_file.SIZE_ONLY)
+                index_file.store(index, [place], shard.stamp)
+            return index
     except (OSError, ValueError):  # there is none, or none that can be used
         return None
-    finally:
-        beside.unlink(missing_ok=True)
 
 
 def _threads(work, shards: list[Shard], said: str, at_once: int) -> None:
@@ -182,4 +191,6 @@ def _bar(shards: list) -> dict:
 
 
 def _as_shard_error(error: OSError, address: str) -> ShardError:
+    """Raises MachineError for what no shard is to blame for."""
+    refuse_machine_faults(error, address)
     return error if isinstance(error, ShardError) else ShardError(f"{address}: {error.strerror or error}")

@@ -10,13 +10,17 @@ import numpy as np
 from a2mim.data.access import DEFAULT, Access
 from a2mim.data.dataset import ImageDataset
 from a2mim.data.errors import ShardError
-from a2mim.data.plain_files import read_class_list
+from a2mim.data.plain_files import LONGEST_TEXT, read_class_list
+from a2mim.data.remote.addresses import public_name
 from a2mim.data.remote.origins import origin_of
 from a2mim.data.remote.retry import persist
-from a2mim.data.shards.index import NONE, cached_place
+from a2mim.data.remote.transfer import Bounded
+from a2mim.data.shards.index import NONE
+from a2mim.data.shards.index_file import cached_place
 from a2mim.data.shards.indexing import Shard, index_all, look_at
 from a2mim.data.shards.labels import LabelsDisagree, resolve
 from a2mim.data.shards.tar_store import TarStore
+from a2mim.files import replacing
 
 
 def open_shards(addresses: list[str], title: str, access: Access = DEFAULT) -> ImageDataset:
@@ -24,11 +28,12 @@ def open_shards(addresses: list[str], title: str, access: Access = DEFAULT) -> I
 
     With `access.skip_bad_shards` the missing and damaged ones are left out, and named in `skipped` of the result.
     """
+    title = public_name(title)
     if not addresses:
         raise ValueError("an empty list of shards was given; name at least one")
     if len(set(addresses)) < len(addresses):
         twice = next(address for address in addresses if addresses.count(address) > 1)
-        raise ValueError(f"the shard {twice!r} is named more than once; its images would be too")
+        raise ValueError(f"the shard {public_name(twice)!r} is named more than once; its images would be too")
     shards = look_at(addresses, access)
     if not access.skip_bad_shards:
         refuse_missing(shards)
@@ -84,7 +89,7 @@ def _tell(title: str, skipped: list[str], unchecked: int, fault: str) -> None:
 
 def refuse_missing(shards: list[Shard]) -> None:
     """FileNotFoundError with the first few of all shards that are not there."""
-    missing = [shard.address for shard in shards if isinstance(shard.fault, FileNotFoundError)]
+    missing = [shard.name for shard in shards if isinstance(shard.fault, FileNotFoundError)]
     if missing:
         raise FileNotFoundError(
             f"{len(missing)} of {len(shards)} shards missing: {_few(missing)}; give a folder, tar shards, a URL or"
@@ -127,9 +132,11 @@ def _fetched_text(address: str, access: Access) -> Path:
     place, found = cached_place(address, access).with_suffix(".txt"), io.BytesIO()
     try:
         origin = origin_of(address, access)
-        persist(lambda: origin.download(found), access, found.tell)
+        bounded = Bounded(found, LONGEST_TEXT, address)
+        persist(lambda: origin.download(bounded), access, found.tell)
         place.parent.mkdir(parents=True, exist_ok=True)
-        place.write_bytes(found.getvalue())
+        with replacing(place, "wb") as file:
+            file.write(found.getvalue())
     except FileNotFoundError:
         place.unlink(missing_ok=True)
     except ShardError:

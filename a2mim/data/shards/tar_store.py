@@ -9,14 +9,16 @@ import numpy as np
 
 from a2mim.data.access import Access
 from a2mim.data.decode import UnreadableImage
-from a2mim.data.errors import ShardError
+from a2mim.data.errors import ShardError, refuse_machine_faults
 from a2mim.data.read_ahead import ReadAhead
 from a2mim.data.remote.origins import origin_of
 from a2mim.data.remote.retry import persist
 from a2mim.data.shards.cache import ShardCache
+from a2mim.data.shards.index_file import stamp_of
 from a2mim.data.shards.indexing import Shard
 
-MAX_OPEN = 128  # file descriptors
+MAX_OPEN = 128  # file descriptors of one store
+SHARE_OPEN = 8  # and no more than this part of what the process may have: several stores and libraries share it
 REQUESTS = 32  # byte ranges under way at once: less leaves a line with 20 ms of latency idle
 TRANSFERS = 2  # whole shards under way at once
 
@@ -67,7 +69,7 @@ class TarStore:
         """Looked up in the index on disk: names are wanted rarely, and would be most of what is held in memory."""
         shard = self._shard_of(i)
         first = self.ends[shard - 1] if shard else 0
-        address = self.shards[shard].address
+        address = self.shards[shard].name
         try:
             if self._named[0] != shard:  # one shard's, for whoever wants the names of all in turn
                 self._named = shard, self.shards[shard].keys(self.access)
@@ -95,7 +97,7 @@ class TarStore:
         return os.fspath(ShardCache(self.access).fetch(found.address, found.stat))
 
     def _read(self, shard: int, i: int) -> bytes:
-        address, offset, size = self.shards[shard].address, int(self.offsets[i]), int(self.sizes[i])
+        address, offset, size = self.shards[shard].name, int(self.offsets[i]), int(self.sizes[i])
         try:
             try:
                 data = os.pread(self._descriptor(shard), size, offset)
@@ -107,6 +109,7 @@ class TarStore:
         except ShardError:
             raise
         except OSError as error:
+            refuse_machine_faults(error, address)
             raise ShardError(f"{address}: {error.strerror}") from None
         if len(data) < size:
             raise ShardError(f"{address}: byte {offset}: {len(data)} of {size} bytes: cut short since it was indexed")
@@ -115,23 +118,44 @@ class TarStore:
     def _descriptor(self, shard: int) -> int:
         """Positions are given with every read, so forked workers may share what their parent opened."""
         if shard not in self._open:
-            if len(self._open) >= MAX_OPEN:
+            if len(self._open) >= _most_open():
                 os.close(self._open.popitem(last=False)[1])
-            found = self.shards[shard]
-            self._open[shard] = _opened(found.address) if found.stat is None else self._opened_copy(shard)
-            now = os.fstat(self._open[shard]).st_size
-            if found.size is not None and now != found.size:
-                os.close(self._open.pop(shard))
-                raise ShardError(f"{found.address}: changed since it was indexed, from {found.size} to {now} bytes")
+            self._open[shard] = self._newly_opened(shard)
         self._open.move_to_end(shard)
+        self._refuse_changed(shard)
         return self._open[shard]
+
+    def _newly_opened(self, shard: int) -> int:
+        """Where no more files may be open, those of this store are closed first."""
+        found = self.shards[shard]
+        for attempt in range(2):
+            try:
+                return _opened(found.address) if found.stat is None else self._opened_copy(shard)
+            except OSError as error:
+                if error.errno not in (errno.EMFILE, errno.ENFILE) or attempt or not self._open:
+                    raise
+                self.close()
+        raise AssertionError
+
+    def _refuse_changed(self, shard: int) -> None:
+        """ShardError when the open file is no longer what was indexed: replaced, or written to in its place."""
+        found, descriptor = self.shards[shard], self._open[shard]
+        now = os.fstat(descriptor)
+        if found.size is not None and now.st_size != found.size:
+            what = f"from {found.size} to {now.st_size} bytes"
+        elif found.stat is None and found.stamp is not None and not np.array_equal(stamp_of(now), found.stamp):
+            what = "without a change of its size"
+        else:
+            return
+        os.close(self._open.pop(shard))
+        raise ShardError(f"{found.name}: changed since it was indexed, {what}; start anew to index it again")
 
     def _opened_copy(self, shard: int) -> int:
         """A copy may be dropped for others between its arrival and its use: then it is fetched again."""
         for attempt in range(3):
             with contextlib.suppress(FileNotFoundError):
                 return _opened(self._copies.take(shard, self._copy) if attempt == 0 else self._copy(shard))
-        raise ShardError(f"{self.shards[shard].address}: dropped from the cache as soon as it came; raise its bound")
+        raise ShardError(f"{self.shards[shard].name}: dropped from the cache as soon as it came; raise its bound")
 
     def close(self) -> None:
         while self._open:
@@ -142,6 +166,16 @@ class TarStore:
 
     def __getstate__(self) -> dict:
         return {**self.__dict__, "_open": OrderedDict()}
+
+
+def _most_open() -> int:
+    """File descriptors that one store may keep."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return MAX_OPEN
+    allowed = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    return MAX_OPEN if allowed < 0 else max(1, min(MAX_OPEN, allowed // SHARE_OPEN))
 
 
 def _opened(path: str) -> int:

@@ -11,8 +11,6 @@ from a2mim.data import check_shards, open_dataset
 from a2mim.data.access import Access
 from a2mim.data.decode import decode
 from a2mim.data.prepare.reshard import Encoding, reshard
-from a2mim.data.shards import index as shard_index
-from a2mim.data.shards.index import read_index
 from a2mim.data.shards.tarfiles import TarError
 
 
@@ -144,42 +142,6 @@ def test_class_names_come_from_the_list_beside_the_shards(shards, tmp_path):
     assert open_dataset(shards).class_names == ["ant", "bee", "cow"]
     (tmp_path / "classes.txt").write_text("ant\n")
     assert open_dataset(shards).class_names is None
-
-
-def test_the_index_is_cached_and_rebuilt_when_the_shard_changes(shards, tmp_path, monkeypatch):
-    path = str(tmp_path / "part-0.tar")
-    first = read_index(path)
-    assert os.path.exists(path + ".index.npz")
-    with monkeypatch.context() as patch:
-        patch.setattr(shard_index, "scan", lambda path: pytest.fail("the headers were read again"))
-        assert np.array_equal(read_index(path).samples, first.samples)
-    write_tar(path, [("new.jpg", encoded(picture(9)))])
-    assert len(read_index(path).samples) == 1
-
-
-@pytest.mark.parametrize("damage", [b"", b"PK\x03\x04 not whole", None])
-def test_a_damaged_cached_index_is_rebuilt(shards, tmp_path, damage):
-    path = tmp_path / "part-0.tar"
-    first, cached = read_index(str(path)), tmp_path / "part-0.tar.index.npz"
-    cached.write_bytes(cached.read_bytes()[:-40] if damage is None else damage)
-    assert np.array_equal(read_index(str(path)).samples, first.samples)
-
-
-def test_a_read_only_folder_is_indexed_in_the_users_cache(shards, tmp_path, monkeypatch):
-    path = str(tmp_path / "part-0.tar")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    real = shard_index._write
-
-    def refuse_beside(place, **arrays):
-        if place.parent == tmp_path:
-            raise PermissionError("read-only")
-        real(place, **arrays)
-
-    monkeypatch.setattr(shard_index, "_write", refuse_beside)
-    first = read_index(path)
-    assert len(list((tmp_path / "cache" / "a2mim" / "indices").glob("*.npz"))) == 1
-    monkeypatch.setattr(shard_index, "scan", lambda path: pytest.fail("the headers were read again"))
-    assert np.array_equal(read_index(path).samples, first.samples)
 
 
 def test_all_missing_shards_are_named_at_once(shards, tmp_path):
