@@ -9,6 +9,7 @@ from a2mim.data.dataset import ImageDataset
 from a2mim.data.remote.addresses import is_remote, local_path, public_name, scheme_of
 
 _LISTS = (".txt", ".urls", ".list")  # files with a shard a line
+_OWN = re.compile(r"(\.index\.npz|\.idx|(^|/)(classes\.txt|files\.txt|manifest\.json|written\.json))$")  # beside shards
 _PLAIN = (str, os.PathLike)
 
 
@@ -162,5 +163,7 @@ def _matches(pattern: str, access: Access) -> list[str]:
     if is_remote(pattern):
         from a2mim.data.remote.object_stores import glob as glob_remote
 
-        return glob_remote(pattern, access)
-    return sorted(glob.glob(pattern))
+        found = glob_remote(pattern, access)
+    else:
+        found = sorted(glob.glob(pattern))
+    return [path for path in found if not _OWN.search(path)]

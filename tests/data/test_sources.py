@@ -68,3 +68,11 @@ def test_bad_shards_are_left_out_only_by_choice_and_named(shards, tmp_path):
     assert "2 bad shards skipped" in dataset.describe()
     with pytest.raises(OSError, match=r"2 of 2 shards cannot be used .*: byte \d+: cut short.*no such file"):
         open_dataset(str(tmp_path / "part-{2,4}.tar"), access=access)
+
+
+def test_a_glob_leaves_out_what_a2mim_and_dali_write_beside_shards(shards, tmp_path):
+    """The second time the indices of the first lie there."""
+    for name in ("classes.txt", "files.txt", "manifest.json", "written.json", "part-0.idx"):
+        (tmp_path / name).write_text("no shard")
+    for pattern in ("part-*", "*"):
+        assert [len(open_dataset(str(tmp_path / pattern))) for _ in range(2)] == [40, 40]
