@@ -1,17 +1,19 @@
-"""Bytes to pixels: RGB JPEG through simplejpeg, the rest through Pillow, but for what Pillow does not read in full
-(rasters.py).
+"""Bytes to pixels: JPEG through simplejpeg, the rest through Pillow, but for what Pillow does not read in full
+(rasters.py, tiffs.py).
 
 The first two agree bit for bit on JPEG. EXIF orientation is applied on request only, alike for every format; of an
-animation or of several pages the first counts.
+animation or of several pages the first counts. Whatever a decoder raises is one image's fault, an UnreadableImage.
 """
 
-import io
 import warnings
 
 import numpy as np
 
-from a2mim.data import rasters
-from a2mim.data.pixel_format import BITS, PixelFormat, Unfit, UnreadableImage, fit_depth, fit_picture, turn
+from a2mim.data import rasters, tiffs
+from a2mim.data.names import escaped
+from a2mim.data.pillow_images import decode_by_pillow, orientation_of
+from a2mim.data.pixel_format import BITS, PixelFormat, Unfit, UnreadableImage, fit_depth, fit_picture, fit_range, turn
+from a2mim.data.plain_files import MAX_BYTES
 from a2mim.data.rasters import refuse_bomb
 
 __all__ = ["LENIENT", "REDUCED", "PixelFormat", "Unfit", "UnreadableImage", "decode", "depth_of"]
@@ -19,7 +21,8 @@ __all__ = ["LENIENT", "REDUCED", "PixelFormat", "Unfit", "UnreadableImage", "dec
 LENIENT = "damaged, decoded all the same"  # counted like a reason, but the image is shown
 REDUCED = "16 bits reduced to 8"  # likewise
 FOREIGN, DAMAGED = "foreign", "damaged"
-_ORIENTATION = 274  # the EXIF tag
+_JPEG = b"\xff\xd8"
+_EIGHT_BITS = (b"GIF8", b"BM")  # what begins so has no other depth
 RGB = PixelFormat()
 
 
@@ -29,44 +32,69 @@ def decode(data: bytes, notes: list[str] | None = None, form: PixelFormat = RGB)
     Args:
         notes: gets LENIENT appended when a damaged image was decoded all the same, REDUCED when bits were lost.
     """
-    pixels, turned = _decode(data, [] if notes is None else notes, form)
-    if BITS[pixels.dtype] > form.bits and notes is not None:
+    notes = [] if notes is None else notes
+    pixels, turned = _decode(data, notes, form)
+    if BITS[pixels.dtype] > form.bits:
         notes.append(REDUCED)
     pixels = fit_depth(pixels, form.bits)
-    return turn(pixels, _orientation(data)) if form.exif and not turned else pixels
+    return turn(pixels, orientation_of(data)) if form.exif and not turned else pixels
 
 
 def depth_of(data: bytes, form: PixelFormat = RGB) -> int:
     """8 or 16: the bits a value of one encoded image; raises UnreadableImage, as Unfit where the form does not suit."""
-    if data[:2] == b"\xff\xd8" and form.in_chans <= 4:
-        return 8
+    return _depth_by_header(data) if form.in_chans <= 4 and _depth_by_header(data) else _depth_by_decoding(data, form)
+
+
+def quick_depth_of(data: bytes, form: PixelFormat = RGB) -> int:
+    """`depth_of`, without decoding a PNG: whether it suits is not looked at."""
+    if rasters.is_png(data):
+        return 16 if rasters.is_deep_png(data) else 8
+    return depth_of(data, form)
+
+
+def _depth_by_header(data: bytes) -> int | None:
+    return 8 if data.startswith((_JPEG, *_EIGHT_BITS)) else None
+
+
+def _depth_by_decoding(data: bytes, form: PixelFormat) -> int:
     return BITS[_decode(data, [], form)[0].dtype]
 
 
 def _decode(data: bytes, notes: list[str], form: PixelFormat) -> tuple[np.ndarray, bool]:
-    """((H, W, form.in_chans), uint8 or uint16; whether its orientation is of no more concern)."""
+    """((H, W, form.in_chans) uint8 or uint16, whether its orientation is already handled); raises UnreadableImage."""
     if not data:
         raise UnreadableImage("empty")
-    if data[:6] == rasters.NPY:
-        return rasters.decode_npy(data, form.in_chans, form.value_range), True
-    if data[:2] == b"\xff\xd8":
+    if len(data) > MAX_BYTES:
+        raise UnreadableImage("too large", f"{len(data):,} bytes, at most {MAX_BYTES:,} are read")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # decoders warn about what is checked, converted or counted here anyway
+            return _decode_by_kind(data, notes, form)
+    except UnreadableImage:
+        raise
+    except Exception as error:  # decoders raise nearly anything on damaged data
+        raise UnreadableImage("damaged", escaped(f"{type(error).__name__}: {error}")) from None
+
+
+def _decode_by_kind(data: bytes, notes: list[str], form: PixelFormat) -> tuple[np.ndarray, bool]:
+    if data.startswith(rasters.NPY):
+        return fit_range(rasters.decode_npy(data, form.in_chans), form), True
+    if data.startswith(_JPEG):
         found = _decode_jpeg(data, form.in_chans)
-        if isinstance(found, np.ndarray):
-            return fit_picture(found, form.in_chans), False
-        pixels = _decode_other(data)
-        if found == DAMAGED:
-            notes.append(LENIENT)
-    elif data[:4] in rasters.TIFF and (found := rasters.decode_tiff(data, form.value_range)) is not None:
-        pixels, picture = found
-        if not picture:
-            if pixels.shape[2] != form.in_chans:
-                raise Unfit("other channels", f"a TIFF of {pixels.shape[2]}, and in_chans={form.in_chans}")
-            return pixels, False
-    elif rasters.is_deep_png(data):
-        pixels = rasters.decode_deep_png(data)
+        if not isinstance(found, np.ndarray):
+            notes += [LENIENT] if found == DAMAGED else []
+            found = decode_by_pillow(data, form.in_chans)
+        return fit_picture(found, form.in_chans), False
+    if data.startswith(tiffs.MAGIC) and (found := tiffs.decode_tiff(data, form.in_chans)) is not None:
+        pixels = fit_range(found.values, form)
+        return (fit_picture(pixels, form.in_chans) if found.is_picture else pixels), False
+    if rasters.is_deep(data):
+        pixels = rasters.decode_deep(data)
     else:
-        pixels = _decode_other(data)
-    return fit_picture(pixels, form.in_chans), False
+        pixels = decode_by_pillow(data, form.in_chans)
+        if pixels.dtype == np.uint8 and rasters.is_deep_avif(data):
+            notes.append(REDUCED)
+    return fit_picture(fit_range(pixels, form), form.in_chans), False
 
 
 def _decode_jpeg(data: bytes, in_chans: int) -> np.ndarray | str:
@@ -76,57 +104,13 @@ def _decode_jpeg(data: bytes, in_chans: int) -> np.ndarray | str:
     try:
         height, width, space, _ = simplejpeg.decode_jpeg_header(data)
         refuse_bomb(width, height)
+        if in_chans > 4:
+            raise Unfit("other channels", f"a picture of {1 if space == 'Gray' else 3}, and in_chans={in_chans}")
         if space not in ("YCbCr", "RGB", "Gray"):
+            simplejpeg.decode_jpeg(data, "CMYK")  # strict, where Pillow is not: damage is counted in these too
             return FOREIGN
         return simplejpeg.decode_jpeg(data, "GRAY" if space == "Gray" and in_chans < 3 else "RGB")
     except UnreadableImage:
         raise
     except ValueError:
         return DAMAGED
-
-
-def _decode_other(data: bytes) -> np.ndarray:
-    """(H, W, 1 to 4) uint8, or uint16 where Pillow knows it: grey, with alpha, RGB, with alpha; as stored."""
-    from PIL import Image, UnidentifiedImageError
-
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Pillow warns about what is checked or converted here anyway
-            with Image.open(io.BytesIO(data)) as image:
-                refuse_bomb(*image.size)
-                orientation = image.getexif().get(_ORIENTATION, 1) if image.format == "TIFF" else 1
-                return turn(_pixels_of(image), orientation, back=True)  # Pillow turns TIFFs when it loads them
-    except UnreadableImage:
-        raise
-    except UnidentifiedImageError:
-        raise UnreadableImage("not an image", f"{len(data)} bytes") from None
-    except Image.DecompressionBombError as error:
-        raise UnreadableImage("too large", str(error)) from None
-    except Exception as error:  # Pillow's decoders raise nearly anything on damaged data
-        raise UnreadableImage("damaged", f"{type(error).__name__}: {error}") from None
-
-
-def _pixels_of(image) -> np.ndarray:
-    if image.mode.startswith("I"):  # 16-bit grey; Pillow's own conversion would clip it to white
-        return np.asarray(image).astype(np.int64).clip(0, 65535).astype(np.uint16)[:, :, None]
-    if image.mode == "F":
-        raise Unfit("other values", "floating-point pixels of a format that is not TIFF")
-    if image.mode in ("1", "L"):
-        return np.array(image.convert("L"))[:, :, None]
-    if image.mode in ("LA", "La"):
-        return np.array(image.convert("LA"))
-    alpha = image.mode in ("PA", "RGBA", "RGBa") or (image.mode == "P" and "transparency" in image.info)
-    return np.array(image.convert("RGBA" if alpha else "RGB"))
-
-
-def _orientation(data: bytes) -> int:
-    """The EXIF orientation, 1 where there is none that can be read."""
-    from PIL import Image
-
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            with Image.open(io.BytesIO(data)) as image:
-                return image.getexif().get(_ORIENTATION, 1)
-    except Exception:  # the pixels are there; what says how to hold them is not
-        return 1

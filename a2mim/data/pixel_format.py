@@ -10,6 +10,7 @@ import numpy as np
 
 BITS = {np.dtype(np.uint8): 8, np.dtype(np.uint16): 16}
 DTYPES = {bits: dtype for dtype, bits in BITS.items()}
+_VALUES_AT_ONCE = 1 << 20
 _UNTURNED = {6: 8, 8: 6}  # EXIF orientations that are not their own inverse
 
 
@@ -42,12 +43,18 @@ class PixelFormat:
         exif: turn each image as its EXIF orientation says, whatever its file format.
         value_range: (least, greatest) value of arrays and TIFFs that are neither uint8 nor uint16: scaled from there to
             16 bits and clipped. None refuses them.
+        nodata: the value of pixels where nothing was measured, in arrays, TIFFs and other images as stored; NaN for
+            NaN. None: there is no such value, and images with NaN are refused.
+        fill: what stands in their place, in stored units; None: the least value of `value_range`, 0 where there is
+            none.
     """
 
     in_chans: int = 3
     bits: int = 8
     exif: bool = False
     value_range: tuple[float, float] | None = None
+    nodata: float | None = None
+    fill: float | None = None
 
     def __post_init__(self):
         if self.in_chans < 1:
@@ -58,6 +65,10 @@ class PixelFormat:
             len(self.value_range) == 2 and -np.inf < self.value_range[0] < self.value_range[1] < np.inf
         ):
             raise ValueError(f"value_range={self.value_range} must be (least, greatest), finite and least first")
+        if self.fill is not None and self.nodata is None:
+            raise ValueError(f"fill={self.fill} needs nodata, the value that it takes the place of")
+        if self.fill is not None and not np.isfinite(self.fill):
+            raise ValueError(f"fill={self.fill} must be finite")
 
     @property
     def dtype(self) -> np.dtype:
@@ -99,17 +110,38 @@ def _luminance(pixels: np.ndarray) -> np.ndarray:
     return ((weighted + 0x8000) >> np.uint64(16)).astype(pixels.dtype)[:, :, None]
 
 
-def fit_range(values: np.ndarray, value_range) -> np.ndarray:
-    """Any real type -> uint8 or uint16: these as they are, others scaled from the range to 16 bits."""
+def fit_range(values: np.ndarray, form: PixelFormat) -> np.ndarray:
+    """(H, W, C) of any real type -> uint8 or uint16: these as they are, others scaled from `value_range` to 16 bits.
+
+    Pixels of `nodata` become `fill` first. Raises Unfit without a range, UnreadableImage for NaN and infinity.
+    """
     if values.dtype in BITS:
-        return values
-    if value_range is None:
+        return _filled(values, form) if form.nodata is not None else values
+    if form.value_range is None:
         raise Unfit("other values", f"{values.dtype}, which needs value_range, the least and the greatest value")
-    low, high = value_range
-    values = values.astype(np.float64)
+    scaled = np.empty(values.shape, np.uint16)
+    rows = max(1, _VALUES_AT_ONCE // max(1, values[0].size if len(values) else 1))
+    for start in range(0, len(values), rows):
+        scaled[start : start + rows] = _scaled(values[start : start + rows].astype(np.float64), form)
+    return scaled
+
+
+def _scaled(values: np.ndarray, form: PixelFormat) -> np.ndarray:
+    low, high = form.value_range
+    if form.nodata is not None:
+        hidden = np.isnan(values) if np.isnan(form.nodata) else values == form.nodata
+        values = np.where(hidden, low if form.fill is None else form.fill, values)
     if not np.isfinite(values).all():
-        raise UnreadableImage("not finite", "it holds NaN or infinity")
-    return np.rint(((values - low) / (high - low)).clip(0, 1) * 65535).astype(np.uint16)
+        hint = "set data.nodata=nan where NaN stands for no data" if form.nodata is None else "beside the nodata value"
+        raise UnreadableImage("not finite", f"it holds NaN or infinity; {hint}")
+    return np.rint(((values - low) / (high - low)).clip(0, 1) * 65535)
+
+
+def _filled(values: np.ndarray, form: PixelFormat) -> np.ndarray:
+    fill = 0 if form.fill is None else form.fill
+    if not 0 <= fill <= np.iinfo(values.dtype).max:
+        raise Unfit("other values", f"{values.dtype}, in which fill={fill:g} cannot be stored")
+    return np.where(values == form.nodata, values.dtype.type(fill), values)
 
 
 def turn(pixels: np.ndarray, orientation: int, back: bool = False) -> np.ndarray:

@@ -1,20 +1,25 @@
-"""Images that Pillow does not read in full: .npy arrays, TIFFs of many bands or more than 8 bits, 16-bit PNG.
+"""Images that Pillow does not read in full: .npy arrays, and PNG, PPM and JPEG 2000 of more than 8 bits.
 
-Pillow cuts 16-bit RGB to its upper 8 bits without a word, and knows no more than four bands. OpenCV turns TIFFs by
-their orientation without being asked, which is undone here.
+Pillow cuts 16-bit RGB to its upper 8 bits without a word.
 """
 
 import io
+import math
+import re
+import struct
 
 import numpy as np
 
-from a2mim.data.pixel_format import Unfit, UnreadableImage, fit_range, turn
+from a2mim.data.pixel_format import Unfit, UnreadableImage
 
 MAX_PIXELS = 64_000_000  # a header that claims more is taken for a decompression bomb
-TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+MAX_DECODED = 1 << 30  # bytes of one image in memory, for arrays and TIFFs of many or wide values
 NPY = b"\x93NUMPY"
 _PNG = b"\x89PNG\r\n\x1a\n"
-_INTERLEAVED = ("YXS", "YX", "SYX")  # tifffile's names of the axes of one page
+_PNM = re.compile(rb"P[2356]" + 3 * rb"\s+(?:#[^\n]*\n\s*)*(\d{1,9})" + rb"\s")  # width, height, greatest value
+_JP2 = b"\x00\x00\x00\x0cjP  \r\n\x87\n"
+_LONGEST_HEADER = 4096  # bytes in which sizes and depths are looked for
+_NPY_VERSIONS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
 
 
 def refuse_bomb(width: int, height: int) -> None:
@@ -22,99 +27,105 @@ def refuse_bomb(width: int, height: int) -> None:
         raise UnreadableImage("too large", f"{width}x{height} pixels, at most {MAX_PIXELS} are decoded")
 
 
+def refuse_bytes(count: int) -> None:
+    """Refuses an image that would take more than MAX_DECODED bytes."""
+    if count > MAX_DECODED:
+        raise UnreadableImage("too large", f"{count:,} bytes when decoded, at most {MAX_DECODED:,} are")
+
+
+def is_png(data: bytes) -> bool:
+    return data.startswith(_PNG)
+
+
 def is_deep_png(data: bytes) -> bool:
     """Whether the header says 16 bits."""
-    return data[:8] == _PNG and data[24:25] == b"\x10"
+    return is_png(data) and data[24:25] == b"\x10"
 
 
-def decode_npy(data: bytes, in_chans: int, value_range) -> np.ndarray:
-    """An array of (H, W), (H, W, in_chans) or (in_chans, H, W) -> (H, W, in_chans) uint8 or uint16.
+def is_deep_avif(data: bytes) -> bool:
+    """Whether the header says 10 or 12 bits, which Pillow rounds to 8."""
+    place = data.find(b"av1C", 0, _LONGEST_HEADER)
+    return data[4:12] == b"ftypavif" and 0 <= place < len(data) - 6 and bool(data[place + 6] & 0x40)
 
-    Where first and last axis would both do, the last is taken for the channels.
+
+def is_deep(data: bytes) -> bool:
+    """Whether it is a PNG, PNM or colour JPEG 2000 of more than 8 bits a value."""
+    return is_deep_png(data) or _deep_pnm_size(data) is not None or _deep_jp2_size(data) is not None
+
+
+def decode_deep(data: bytes) -> np.ndarray:
+    """(H, W, C) uint16, grey, grey + alpha, RGB or RGBA; values as stored."""
+    if is_deep_png(data):
+        return _decode_deep_png(data)
+    refuse_bomb(*(_deep_pnm_size(data) or _deep_jp2_size(data) or (0, 0)))
+    return by_opencv(data)
+
+
+def _deep_pnm_size(data: bytes) -> tuple[int, int] | None:
+    found = _PNM.match(data[:_LONGEST_HEADER]) if data[:1] == b"P" else None
+    if found is None or int(found[3]) < 256:
+        return None
+    return int(found[1]), int(found[2])
+
+
+def _deep_jp2_size(data: bytes) -> tuple[int, int] | None:
+    """(width, height) of a JPEG 2000 file of 3 or 4 components of more than 8 bits; grey ones Pillow reads in full."""
+    place = data.find(b"ihdr", 0, _LONGEST_HEADER)
+    if not data.startswith(_JP2) or not 0 <= place < len(data) - 15:
+        return None
+    height, width, components, bits = struct.unpack_from(">IIHB", data, place + 4)
+    return (width, height) if components in (3, 4) and 7 < bits & 0x7F < 16 else None
+
+
+def decode_npy(data: bytes, in_chans: int) -> np.ndarray:
+    """An array of (H, W), (H, W, in_chans) or (in_chans, H, W) -> (H, W, in_chans), of its own type.
+
+    Where first and last axis would both do, the last is taken for the channels. The header is believed only as far as
+    the bytes behind it reach.
     """
     stream = io.BytesIO(data)
-    try:
-        version = np.lib.format.read_magic(stream)
-        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-        shape, _, dtype = read(stream)
-        if dtype.hasobject or dtype.kind not in "uifb":
-            raise Unfit("other values", f"an array of {dtype}")
-        if len(shape) in (2, 3):
-            refuse_bomb(1, int(np.prod(shape, dtype=np.float64)) // in_chans)
-        stream.seek(0)
-        values = np.lib.format.read_array(stream, allow_pickle=False)
-    except UnreadableImage:
-        raise
-    except (ValueError, EOFError, TypeError, SyntaxError) as error:
-        raise UnreadableImage("damaged", f"{type(error).__name__}: {error}") from None
-    return fit_range(_channels_last(values, in_chans), value_range)
+    read = _NPY_VERSIONS.get(np.lib.format.read_magic(stream))
+    if read is None:
+        raise UnreadableImage("damaged", "a version of .npy other than 1.0 and 2.0")
+    shape, in_columns, dtype = read(stream)
+    if dtype.hasobject or dtype.kind not in "uifb":
+        raise Unfit("other values", f"an array of {dtype}")
+    if len(shape) not in (2, 3) or in_chans not in ((1,) if len(shape) == 2 else (shape[0], shape[2])):
+        raise _other_shape(shape, in_chans)
+    if min(shape) < 1:
+        raise _other_shape(shape, in_chans)
+    count = math.prod(shape)
+    refuse_bomb(1, count // in_chans)
+    refuse_bytes(count * dtype.itemsize)
+    start = stream.tell()
+    if len(data) - start < count * dtype.itemsize:
+        raise UnreadableImage("damaged", f"{len(data) - start} bytes of values, its header says {count * dtype.itemsize}")
+    values = np.frombuffer(data, dtype, count, start).reshape(shape, order="F" if in_columns else "C")
+    values = values.astype(dtype.newbyteorder("="))
+    return _channels_last(values, in_chans)
+
+
+def _other_shape(shape: tuple[int, ...], in_chans: int) -> Unfit:
+    wanted = f"(H, W, {in_chans}) or ({in_chans}, H, W)"
+    return Unfit("other channels", f"an array of shape {shape}, and in_chans={in_chans} asks for {wanted}")
 
 
 def _channels_last(values: np.ndarray, in_chans: int) -> np.ndarray:
     pixels = values[:, :, None] if values.ndim == 2 else values
-    if pixels.ndim == 3 and pixels.shape[2] != in_chans and pixels.shape[0] == in_chans:
+    if pixels.shape[2] != in_chans:
         pixels = pixels.transpose(1, 2, 0)
-    if pixels.ndim != 3 or pixels.shape[2] != in_chans or 0 in pixels.shape:
-        wanted = f"(H, W, {in_chans}) or ({in_chans}, H, W)"
-        raise Unfit("other channels", f"an array of shape {values.shape}, and in_chans={in_chans} asks for {wanted}")
     return np.ascontiguousarray(pixels)
 
 
-def decode_deep_png(data: bytes) -> np.ndarray:
-    """(H, W, C) uint16, grey, grey + alpha, RGB or RGBA."""
+def _decode_deep_png(data: bytes) -> np.ndarray:
     width, height = (int.from_bytes(data[k : k + 4], "big") for k in (16, 20))
     refuse_bomb(width, height)
-    pixels = _by_opencv(data)
+    pixels = by_opencv(data)
     grey_alpha = data[25:26] == b"\x04"  # which OpenCV gives as BGRA
     return pixels[:, :, [0, 3]] if grey_alpha and pixels.shape[2] == 4 else pixels
 
 
-def decode_tiff(data: bytes, value_range) -> tuple[np.ndarray, bool] | None:
-    """(H, W, C) uint8 or uint16 of the first page, as stored, and whether it is a picture; None leaves it to Pillow.
-
-    A picture is of grey or RGB, with alpha or without; more bands are not, nor anything that has to be scaled.
-    """
-    import tifffile
-
-    try:
-        with tifffile.TiffFile(io.BytesIO(data)) as file:
-            page = file.pages[0]
-            bands, kind = page.samplesperpixel, page.dtype
-            picture = bands <= 4 and kind == np.uint16
-            if kind is None or (kind.kind in "ub" and kind.itemsize == 1 and bands <= 4):
-                return None
-            refuse_bomb(page.imagewidth, page.imagelength)
-            if page.axes not in _INTERLEAVED:
-                raise UnreadableImage("other channels", f"a TIFF page with axes {page.axes}")
-            values = _page(page, data)
-            inverted = page.photometric == tifffile.PHOTOMETRIC.MINISWHITE
-    except UnreadableImage:
-        raise
-    except Exception as error:  # tifffile raises nearly anything on damaged files
-        raise UnreadableImage("damaged", f"{type(error).__name__}: {error}") from None
-    if inverted and kind.kind == "u":
-        values = np.iinfo(kind).max - values
-    return fit_range(values, value_range), picture
-
-
-def _page(page, data: bytes) -> np.ndarray:
-    """(H, W, C). OpenCV where tifffile lacks the decompressor: LZW, say, of up to four bands."""
-    try:
-        values = page.asarray()
-    except ValueError as error:
-        if "imagecodecs" not in str(error):
-            raise
-        if page.samplesperpixel > 4:
-            hint = f"{page.samplesperpixel} bands compressed by {page.compression.name}; pip install imagecodecs"
-            raise UnreadableImage("other compression", hint) from None
-        orientation = page.tags.get(274)
-        return turn(_by_opencv(data), orientation.value if orientation else 1, back=True)
-    if values.ndim == 2:
-        return values[:, :, None]
-    return np.ascontiguousarray(values.transpose(1, 2, 0)) if page.axes == "SYX" else values
-
-
-def _by_opencv(data: bytes) -> np.ndarray:
+def by_opencv(data: bytes) -> np.ndarray:
     """(H, W, C), of any depth, RGB in order."""
     import cv2
 

@@ -1,0 +1,206 @@
+"""TIFF: bands as they are stored.
+
+What the file says of its samples decides. A picture is grey or RGB, with an alpha channel that is called so; Pillow
+reads the plain ones. Everything else (near infrared beside RGB, several grey bands, channels kept as pages) is bands,
+whose number must be in_chans: nothing is converted, multiplied or left out.
+
+Source: TIFF 6.0, PhotometricInterpretation and ExtraSamples; tifffile's names of axes.
+"""
+
+import io
+import lzma
+import math
+import zlib
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from a2mim.data.pixel_format import Unfit, UnreadableImage, turn
+from a2mim.data.rasters import by_opencv, refuse_bomb, refuse_bytes
+
+if TYPE_CHECKING:
+    from tifffile import TiffFile, TiffPage, TiffPageSeries
+
+MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+_MINISWHITE, _MINISBLACK, _RGB = 0, 1, 2  # PhotometricInterpretation
+_ASSOCIATED, _UNASSOCIATED = 1, 2  # ExtraSamples: alpha, multiplied into the colours or not
+_DEFLATE, _LZMA = (8, 32946, 50013), (34925,)  # Compression
+_INTERLEAVED = ("YXS", "YX", "SYX")  # axes of one page
+_CHANNEL_AXES = "CSQ"  # channels, samples, and an axis of an array that was written without a name
+_LZMA_MEMORY = 256 << 20  # bytes
+_MOST_PAGES = 10_000
+
+
+class Tiff(NamedTuple):
+    """values: (H, W, C) as stored; is_picture: grey or RGB, with alpha or without, so that it may be converted."""
+
+    values: np.ndarray
+    is_picture: bool
+
+
+def decode_tiff(data: bytes, in_chans: int) -> Tiff | None:
+    """The first image of a file, or all channels that it keeps as pages; None leaves it to Pillow.
+
+    Raises:
+        Unfit: bands whose number is not in_chans, or axes such as time and depth.
+        UnreadableImage: damaged, too large, or a compression that needs a further package.
+    """
+    import tifffile
+
+    with tifffile.TiffFile(io.BytesIO(data), _multifile=False) as file:  # OME files may name others to be read
+        page = file.pages[0]
+        if page.photometric not in (_MINISWHITE, _MINISBLACK, _RGB) or page.bitspersample < 8 or page.dtype is None:
+            return None
+        series = _channels_as_pages(file, in_chans)
+        if series is not None:
+            values = _read_series(series, in_chans)
+            is_picture = False
+        else:
+            is_picture = _is_picture(page)
+            if is_picture and page.dtype == np.uint8 and _suits_pillow(page):
+                return None
+            if not (is_picture and in_chans <= 4) and page.samplesperpixel != in_chans:
+                raise Unfit("other channels", _described(page, file, in_chans))
+            values = _read_page(page, data)
+        if page.photometric == _MINISWHITE and page.dtype.kind == "u":
+            values = np.iinfo(page.dtype).max - values
+    return Tiff(values, is_picture)
+
+
+def _is_picture(page: "TiffPage") -> bool:
+    """Grey or RGB of unsigned integers, with one alpha channel at most."""
+    colours = 3 if page.photometric == _RGB else 1
+    extra = tuple(map(int, page.extrasamples))
+    alpha = page.samplesperpixel == colours + 1 and extra in ((_ASSOCIATED,), (_UNASSOCIATED,))
+    return (page.samplesperpixel == colours or alpha) and page.dtype in (np.uint8, np.uint16)
+
+
+def _suits_pillow(page: "TiffPage") -> bool:
+    """Whether Pillow gives the values as stored: it divides colours by an associated alpha."""
+    return _ASSOCIATED not in tuple(map(int, page.extrasamples))
+
+
+def _described(page: "TiffPage", file: "TiffFile", in_chans: int) -> str:
+    pages = f", the first of {len(file.pages)} pages" if _has_more_pages(file) else ""
+    kind = {_RGB: "RGB", _MINISBLACK: "grey", _MINISWHITE: "grey"}[int(page.photometric)]
+    others = f" ({kind} and {len(page.extrasamples)} more)" if page.extrasamples else f" ({kind})"
+    bands = "1 band" if page.samplesperpixel == 1 else f"{page.samplesperpixel} bands"
+    return f"a TIFF of {bands}{others}{pages}, and in_chans={in_chans}"
+
+
+def _has_more_pages(file: "TiffFile") -> bool:
+    try:
+        return file.pages[1] is not None
+    except IndexError:
+        return False
+
+
+def _channels_as_pages(file: "TiffFile", in_chans: int) -> "TiffPageSeries | None":
+    """The first series of a file, when its channels lie on pages; None when its first page is the whole image.
+
+    Pages that nothing names (axis "I") are pages of a document, of which the first counts, unless there are as many as
+    channels are wanted.
+    """
+    if not (file.is_imagej or file.is_ome or file.is_shaped or _has_more_pages(file)):
+        return None
+    if len(file.pages) > _MOST_PAGES:
+        raise UnreadableImage("too large", f"a TIFF of {len(file.pages)} pages, at most {_MOST_PAGES} are listed")
+    series = file.series[0]
+    length = {axis: n for axis, n in zip(series.axes, series.shape, strict=True) if axis not in "YX" and n > 1}
+    beside = [axis for axis in length if axis not in _CHANNEL_AXES]
+    if beside == ["I"] and "C" not in length:
+        pages = length["I"]
+        if pages != in_chans or "S" in length:
+            return None
+        if in_chans <= 4:
+            raise Unfit(
+                "other axes",
+                f"a TIFF of {pages} grey pages, and in_chans={in_chans}: store them as one page of {pages} bands if"
+                " they are channels",
+            )
+        return series
+    if beside:
+        shape = " x ".join(f"{n} {axis}" for axis, n in zip(series.axes, series.shape, strict=True))
+        raise Unfit("other axes", f"a TIFF with the axes {shape}; give one plane: time and depth are not read")
+    if set(length) <= {"S"}:
+        return None
+    channels = math.prod(length.values())
+    if channels != in_chans:
+        raise Unfit("other channels", f"a TIFF of {channels} channels on its pages, and in_chans={in_chans}")
+    return series
+
+
+def _read_series(series: "TiffPageSeries", in_chans: int) -> np.ndarray:
+    """(H, W, C), channels in the order of the axes."""
+    axes, shape = series.axes, series.shape
+    height, width = (shape[axes.index(axis)] for axis in "YX")
+    refuse_bomb(width, height)
+    refuse_bytes(math.prod(shape) * series.dtype.itemsize)
+    for page in series.pages:
+        if page is not None:
+            _refuse_inflation(page.aspage() if hasattr(page, "aspage") else page)
+    values = _decompressed(series)
+    last = [k for k, axis in enumerate(axes) if axis not in "YX"]
+    order = [axes.index("Y"), axes.index("X"), *last]
+    return np.ascontiguousarray(values.transpose(order).reshape(height, width, in_chans))
+
+
+def _read_page(page: "TiffPage", data: bytes) -> np.ndarray:
+    """(H, W, C). OpenCV where tifffile lacks the decompressor: LZW, say, of RGB."""
+    refuse_bomb(page.imagewidth, page.imagelength)
+    refuse_bytes(page.imagewidth * page.imagelength * page.samplesperpixel * page.dtype.itemsize)
+    if page.axes not in _INTERLEAVED:
+        raise Unfit("other axes", f"a TIFF page with axes {page.axes}")
+    _refuse_inflation(page)
+    try:
+        values = page.asarray()
+    except ValueError as error:
+        if "imagecodecs" not in str(error):
+            raise
+        return _read_page_by_opencv(page, data)
+    if values.ndim == 2:
+        return values[:, :, None]
+    return np.ascontiguousarray(values.transpose(1, 2, 0)) if page.axes == "SYX" else values
+
+
+def _read_page_by_opencv(page: "TiffPage", data: bytes) -> np.ndarray:
+    """RGB with one more band at most, or grey: what OpenCV is known to give as stored. It turns TIFFs unasked."""
+    of_colours = page.samplesperpixel in ((3, 4) if page.photometric == _RGB else (1,))
+    if of_colours and page.dtype in (np.uint8, np.uint16):
+        orientation = page.tags.get(274)
+        values = turn(by_opencv(data), orientation.value if orientation else 1, back=True)
+        if values.shape == (page.imagelength, page.imagewidth, page.samplesperpixel) and values.dtype == page.dtype:
+            return values
+    raise UnreadableImage("other compression", _needs_package(page))
+
+
+def _needs_package(page: "TiffPage") -> str:
+    return f"{page.samplesperpixel} bands compressed by {page.compression.name}; pip install imagecodecs"
+
+
+def _decompressed(series: "TiffPageSeries") -> np.ndarray:
+    try:
+        return series.asarray()
+    except ValueError as error:
+        if "imagecodecs" not in str(error):
+            raise
+        raise UnreadableImage("other compression", _needs_package(series.keyframe)) from None
+
+
+def _refuse_inflation(page: "TiffPage") -> None:
+    """Refuses strips and tiles that would become larger than the header says: tifffile expands them without bound."""
+    if int(page.compression) not in (*_DEFLATE, *_LZMA):
+        return
+    most = math.prod(page.chunks) * page.dtype.itemsize
+    handle = page.parent.filehandle
+    for offset, count in zip(page.dataoffsets, page.databytecounts, strict=True):
+        if count == 0:
+            continue
+        handle.seek(offset)
+        content = handle.read(count)
+        if int(page.compression) in _LZMA:
+            unpacked = lzma.LZMADecompressor(memlimit=_LZMA_MEMORY).decompress(content, max_length=most + 1)
+        else:
+            unpacked = zlib.decompressobj().decompress(content, most + 1)
+        if len(unpacked) > most:
+            raise UnreadableImage("damaged", f"a strip or tile holds more than the {most} bytes that belong there")
