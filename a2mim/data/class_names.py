@@ -19,6 +19,7 @@ def match_labels(train: ImageDataset, test: ImageDataset) -> ImageDataset:
             not have.
     """
     for dataset in (train, test):
+        dataset.read_labels()
         if dataset.label_fault:
             raise ValueError(f"{dataset.title} cannot be judged: {dataset.label_fault}")
         if dataset.odd_labels:

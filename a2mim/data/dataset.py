@@ -5,18 +5,21 @@ here. It must survive pickling (spawned workers) and forking. Everything that th
 stands here, as arrays.
 """
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
+from collections.abc import Callable
 from typing import Protocol
 
 import numpy as np
 
-from a2mim.data.decode import decode, depth_of
+from a2mim.data.decode import REDUCED, decode, depth_of, quick_depth_of
 from a2mim.data.names import escaped
-from a2mim.data.pixel_format import BITS, PixelFormat, Unfit, UnreadableImage, fit_depth, fit_picture
+from a2mim.data.pixel_format import BITS, PixelFormat, Unfit, UnreadableImage, fit_depth, fit_picture, fit_range
 
 LOOKED_AT = 4  # images, when the first ones cannot be read
+MORE_LOOKED_AT = 8  # images, for their depth
 
 
 class Store(Protocol):
@@ -52,7 +55,8 @@ class ImageDataset:
     skipped: tuple[str, ...] = ()
     incomplete = unchecked = odd_labels = lost = 0
     label_fault = ""
-    passed_over = ""
+    passed_over = depths_differ = ""
+    label_reader: Callable[[], tuple[np.ndarray, list[str] | None, int]] | None = None  # labels, names, odd ones
     promise = ""  # what does not hold for it, in the user's words; see own_data.py
     stream = None  # what is trained on, when the images here are only its first ones; see streams.py
 
@@ -72,9 +76,12 @@ class ImageDataset:
 
     def decode(self, content: bytes | np.ndarray, notes: list[str] | None = None) -> np.ndarray:
         """What a store has of an image -> (H, W, C) as `form` says."""
-        if isinstance(content, np.ndarray):
-            return fit_depth(fit_picture(content, self.form.in_chans), self.form.bits)
-        return decode(content, notes, self.form)
+        if not isinstance(content, np.ndarray):
+            return decode(content, notes, self.form)
+        pixels = fit_picture(fit_range(content, self.form), self.form.in_chans)
+        if notes is not None and BITS[pixels.dtype] > self.form.bits:
+            notes.append(REDUCED)
+        return fit_depth(pixels, self.form.bits)
 
     def will_need(self, ids: np.ndarray) -> None:
         """Lets the store read ahead, where it can."""
@@ -85,25 +92,61 @@ class ImageDataset:
     def has_form(self) -> bool:
         return "form" in self.__dict__
 
-    def take_form(self, in_chans: int = 3, bits: int | None = None, exif: bool = False, value_range=None) -> None:
-        """Sets `form`. Without `bits` the first image that can be read decides; ValueError when it does not suit."""
-        self.form = PixelFormat(in_chans, bits or 16, exif, value_range and tuple(value_range))
-        found = 8 if bits is None else bits
+    def take_form(
+        self,
+        in_chans: int = 3,
+        bits: int | None = None,
+        exif: bool = False,
+        value_range: tuple[float, float] | None = None,
+        nodata: float | None = None,
+        fill: float | None = None,
+    ) -> None:
+        """Sets `form`, see pixel_format.py. Without `bits` several images are looked at: 16 where one has 16.
+
+        Raises:
+            ValueError: the first image that can be read does not suit.
+        """
+        self.form = PixelFormat(in_chans, bits or 16, exif, value_range and tuple(value_range), nodata, fill)
+        depths = self._depth_of_first()
+        if bits is None and depths:
+            depths += self._depths_of_others()
+            if len(set(depths)) > 1:
+                self.depths_differ = f"{depths.count(16)} of {len(depths)} images looked at have 16 bits, the others 8"
+        self.form = dataclasses.replace(self.form, bits=bits or max(depths, default=8))
+        self.__dict__.pop("fingerprint", None)
+
+    def _depth_of_first(self) -> list[int]:
+        """The bits a value of the first image that can be read; ValueError when it does not suit."""
         for i in range(min(LOOKED_AT, len(self))):
             try:
-                content = self.store.content(i)
-                if isinstance(content, np.ndarray):
-                    depth = BITS[fit_picture(content, in_chans).dtype]
-                else:
-                    depth = depth_of(content, self.form)
+                return [self._depth(i, depth_of)]
             except Unfit as error:
                 raise ValueError(f"{self.name(i)} does not suit: {error}; {_ways_on(error.reason)}") from None
             except UnreadableImage:
                 continue
-            found = bits or depth
-            break
-        self.form = dataclasses.replace(self.form, bits=found)
-        self.__dict__.pop("fingerprint", None)
+        return []
+
+    def _depths_of_others(self) -> list[int]:
+        """The bits a value of some more images, spread over those that are quickly read."""
+        near = min(len(self), getattr(self.store, "nearby", len(self)))
+        depths = []
+        for i in np.unique(np.linspace(0, near - 1, MORE_LOOKED_AT + 1).astype(np.int64))[1:].tolist():
+            with contextlib.suppress(UnreadableImage):
+                depths.append(self._depth(i, quick_depth_of))
+        return depths
+
+    def _depth(self, i: int, of_encoded: Callable[[bytes, PixelFormat], int]) -> int:
+        content = self.store.content(i)
+        if isinstance(content, np.ndarray):
+            return BITS[fit_picture(fit_range(content, self.form), self.form.in_chans).dtype]
+        return of_encoded(content, self.form)
+
+    def read_labels(self) -> None:
+        """Reads labels that only the items have, once; whoever judges by labels calls it."""
+        if self.label_reader is not None:
+            _ = self.fingerprint  # stays that of the set without them: a run may be resumed without a judge
+            self.labels, names, self.odd_labels = self.label_reader()
+            self.class_names, self.label_reader = self.class_names or names, None
 
     def name(self, i: int) -> str:
         """On one line that any file and terminal takes; for names that are UTF-8, what the store calls the image."""
@@ -115,7 +158,9 @@ class ImageDataset:
         the data moves.
         """
         columns = [column.tobytes() for column in (self.shard_sizes, self.keys, self.labels)]
-        form = [] if self.form == PixelFormat() else [repr(dataclasses.astuple(self.form)).encode()]
+        values = dataclasses.astuple(self.form)
+        values = values[:4] if self.form.nodata is None else values  # as before there was `nodata`
+        form = [] if self.form == PixelFormat() else [repr(values).encode()]
         return hashlib.blake2b(b"".join(columns + form), digest_size=8).hexdigest()
 
     @property
@@ -127,6 +172,7 @@ class ImageDataset:
         """One line for the log."""
         classes = len(np.unique(self.labels[self.labels >= 0]))
         labelled = f"{classes} classes" if classes else "no labels"
+        labelled = "labels in the items, read when they are needed" if self.label_reader else labelled
         shards = f" in {len(self.shard_sizes)} shards" if len(self.shard_sizes) > 1 else ""
         counted = (
             (self.duplicates, "with a key that was taken left out"),
@@ -138,6 +184,7 @@ class ImageDataset:
         left_out += f", {len(self.skipped)} bad shards skipped ({self.skipped[0]})" if self.skipped else ""
         left_out += f", labels left out: {self.label_fault}" if self.label_fault else ""
         left_out += f", passed over: {self.passed_over}" if self.passed_over else ""
+        left_out += f", {self.depths_differ}" if self.depths_differ else ""
         left_out += f", headers of {self.unchecked} shards unchecked (indexed by DALI)" if self.unchecked else ""
         promise = f"; {self.promise}" if self.promise else ""
         return f"{self.title}: {self.images:,} images{shards}, {labelled}{left_out}{promise}"
@@ -146,6 +193,8 @@ class ImageDataset:
 def _ways_on(reason: str) -> str:
     if reason == "other values":
         return "give data.value_range=(least, greatest), or store uint8 or uint16"
+    if reason == "other axes":
+        return "store one plane, with its channels as bands, in each file"
     return (
         "set data.in_chans, with as many numbers in data.mean and data.std: `a2mim measure-stats DATA --in-chans N`"
         " prints them"

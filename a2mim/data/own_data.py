@@ -8,14 +8,16 @@
 What an item may be stands in data/items.py.
 """
 
+import functools
 from collections.abc import Sized
 
 import numpy as np
 from torch.utils.data import IterableDataset
 
 from a2mim.data.dataset import ImageDataset
-from a2mim.data.items import image_and_label, label_number
+from a2mim.data.items import image_and_label, parts_of
 from a2mim.data.keyed import key_of
+from a2mim.data.own_labels import class_names_of, labels_outside, numbered, read_labels
 from a2mim.data.pixel_format import UnreadableImage
 from a2mim.data.streams import open_stream
 
@@ -36,12 +38,16 @@ def open_own(source) -> ImageDataset:
 def _open_items(source) -> ImageDataset:
     if not len(source):
         raise ValueError(f"the {type(source).__name__} has no items")
-    image_and_label(source[0])  # a mistake in its form is told before anything starts
+    image, label = parts_of(source[0])
+    image_and_label(image)  # a mistake in its form is told before anything starts
     keys = np.array([key_of(f"own/{i}") for i in range(len(source))], np.uint64)
-    classes = getattr(source, "classes", None)
-    names = [str(name) for name in classes] if isinstance(classes, list | tuple) else None
-    dataset = ImageDataset(ItemStore(source), type(source).__name__, keys, _labels(source), [len(source)], names)
-    dataset.promise = PROMISE
+    found = labels_outside(source)
+    labels, names, odd = numbered(found) if found is not None else (np.full(len(source), -1, np.int64), None, 0)
+    names = class_names_of(source) or names
+    dataset = ImageDataset(ItemStore(source), type(source).__name__, keys, labels, [len(source)], names)
+    dataset.promise, dataset.odd_labels = PROMISE, odd
+    if found is None and label is not None:
+        dataset.label_reader = functools.partial(read_labels, source)
     return dataset
 
 
@@ -60,12 +66,3 @@ class ItemStore:
 
     def name(self, i: int) -> str:
         return f"{type(self.source).__name__}[{i}]"
-
-
-def _labels(source) -> np.ndarray:
-    """`targets` or `labels`, as torchvision's data sets have them; to read each item for its label would take hours."""
-    for name in ("targets", "labels"):
-        found = getattr(source, name, None)
-        if found is not None and not callable(found) and isinstance(found, Sized) and len(found) == len(source):
-            return np.array([label_number(label) for label in found], np.int64)
-    return np.full(len(source), -1, np.int64)

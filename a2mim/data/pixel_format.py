@@ -91,7 +91,7 @@ def fit_picture(pixels: np.ndarray, in_chans: int) -> np.ndarray:
     channels = pixels.shape[2]
     if channels == in_chans:
         return pixels
-    if in_chans > 4:
+    if in_chans > 4 or channels > 4:
         raise Unfit("other channels", f"a picture of {channels}, and in_chans={in_chans}")
     colours = pixels[:, :, :1] if channels < 3 else pixels[:, :, :3]
     if in_chans < 3:

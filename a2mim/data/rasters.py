@@ -99,7 +99,9 @@ def decode_npy(data: bytes, in_chans: int) -> np.ndarray:
     refuse_bytes(count * dtype.itemsize)
     start = stream.tell()
     if len(data) - start < count * dtype.itemsize:
-        raise UnreadableImage("damaged", f"{len(data) - start} bytes of values, its header says {count * dtype.itemsize}")
+        raise UnreadableImage(
+            "damaged", f"{len(data) - start} bytes of values, its header says {count * dtype.itemsize}"
+        )
     values = np.frombuffer(data, dtype, count, start).reshape(shape, order="F" if in_columns else "C")
     values = values.astype(dtype.newbyteorder("="))
     return _channels_last(values, in_chans)

@@ -21,6 +21,8 @@ def open_dataset(
     bits: int | None = None,
     exif: bool = False,
     value_range: tuple[float, float] | None = None,
+    nodata: float | None = None,
+    fill: float | None = None,
 ) -> ImageDataset:
     """Opens images by number.
 
@@ -38,10 +40,11 @@ def open_dataset(
             test/ (or val/, validation/) in them. Any other source is one set and is returned whole.
         in_chans: channels, see data/pixel_format.py.
         access: how remote shards are reached, and what is done about bad ones; None: the defaults of `Access`.
-        bits: 8 or 16 a value in the batches; None: what the first image has.
+        bits: 8 or 16 a value in the batches; None: 16 where an image that is looked at has 16.
         exif: turn images as their EXIF orientation says.
-        value_range: (least, greatest) value of arrays that are neither uint8 nor uint16. These three are the fields of
-            data/reading.py's `Reading`.
+        value_range: (least, greatest) value of arrays that are neither uint8 nor uint16.
+        nodata, fill: the value where nothing was measured, and what takes its place. From `bits` on these are the
+            fields of data/reading.py's `Reading`.
 
     Errors: FileNotFoundError naming what is missing, ShardError for shards that cannot be used, ValueError for
     everything that has to be written differently.
@@ -54,7 +57,7 @@ def open_dataset(
                 " open it so, or change data.in_chans"
             )
         return dataset
-    dataset.take_form(in_chans, bits, bool(exif), value_range)
+    dataset.take_form(in_chans, bits, bool(exif), value_range, nodata, fill)
     return dataset
 
 

@@ -57,7 +57,7 @@ def decode_tiff(data: bytes, in_chans: int) -> Tiff | None:
             is_picture = False
         else:
             is_picture = _is_picture(page)
-            if is_picture and page.dtype == np.uint8 and _suits_pillow(page):
+            if is_picture and page.dtype == np.uint8 and in_chans <= 4 and _suits_pillow(page):
                 return None
             if not (is_picture and in_chans <= 4) and page.samplesperpixel != in_chans:
                 raise Unfit("other channels", _described(page, file, in_chans))

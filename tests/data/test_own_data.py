@@ -1,3 +1,5 @@
+import io
+
 import numpy as np
 import pytest
 import torch
@@ -5,8 +7,10 @@ from PIL import Image
 from small_images import encoded, picture
 from torch.utils.data import Dataset, IterableDataset
 
-from a2mim.data import StreamLoader, TrainLoader, open_dataset, open_stream
+from a2mim.data import StreamLoader, TrainLoader, match_labels, open_dataset, open_stream
+from a2mim.data.decode import REDUCED
 from a2mim.data.faults import UnreadableData
+from a2mim.data.pixel_format import UnreadableImage
 
 
 class Pictures(Dataset):
@@ -169,3 +173,124 @@ def test_large_images_of_the_head_are_thinned(tmp_path):
     dataset = open_stream(Pipeline([np.zeros((1200, 1600, 3), np.uint8)]), 4)
     assert (dataset.images, len(dataset)) == (4, 1)
     assert dataset.read(0).shape == (300, 400, 3)
+
+
+@pytest.mark.parametrize("mode", ["I;16", "I;16B", "I", "file"])
+def test_deep_pillow_images_keep_their_values(tmp_path, mode):
+    values = np.linspace(0, 65535, 40 * 56).reshape(40, 56).astype(np.uint16)
+    Image.fromarray(values).save(tmp_path / "x.png")
+    made = {
+        "I;16": lambda: Image.fromarray(values),
+        "I;16B": lambda: Image.frombytes("I;16B", (56, 40), values.astype(">u2").tobytes()),
+        "I": lambda: Image.fromarray(values.astype(np.int32)),
+        "file": lambda: Image.open(tmp_path / "x.png"),
+    }[mode]
+    dataset = open_dataset(Pictures(lambda pixels, i: (made(), i % 2)), in_chans=1)
+    assert dataset.form.bits == 16 and np.array_equal(dataset.read(3)[:, :, 0], values)
+    notes = []
+    eight = open_dataset(Pictures(lambda pixels, i: (made(), i % 2)), in_chans=3, bits=8).read(3, notes)
+    assert notes == [REDUCED] and np.abs(eight[:, :, 2] - values / 257).max() <= 0.5
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.int32])
+def test_pillow_images_of_other_values_need_a_range(dtype):
+    values = (np.linspace(-1000, 3000, 40 * 56).reshape(40, 56)).astype(dtype)
+    pictures = Pictures(lambda pixels, i: (Image.fromarray(values), i % 2))
+    with pytest.raises(ValueError, match=rf"does not suit: .*{np.dtype(dtype)}, which needs value_range.*give data"):
+        open_dataset(pictures, in_chans=1)
+    pixels = open_dataset(pictures, in_chans=1, value_range=(-1000, 3000)).read(0)
+    assert np.abs(pixels[:, :, 0] / 65535 - (values + 1000.0) / 4000).max() < 1e-4
+
+
+@pytest.mark.parametrize("mode", ["1", "P", "PA", "CMYK", "YCbCr", "HSV", "LAB", "La", "RGBa", "RGBX"])
+def test_pillow_images_of_every_mode_are_read(mode):
+    by_way_of = {"La": "LA", "PA": "P", "RGBa": "RGBA"}.get(mode)
+    image = Image.fromarray(picture(0))
+    if mode == "LAB":
+        image = Image.frombytes("LAB", (56, 40), image.tobytes())
+    image = image.convert(by_way_of) if by_way_of else image
+    image = image if image.mode == mode else image.convert(mode)
+    dataset = open_dataset(Pictures(lambda pixels, i: (image, i % 2)), bits=8)
+    try:
+        expected = np.asarray(image.convert({"La": "LA", "RGBa": "RGBA"}.get(mode, "RGB")).convert("RGB"))
+    except ValueError:  # Pillow itself knows no way to RGB
+        with pytest.raises(UnreadableImage, match="damaged"):
+            dataset.read(0)
+        return
+    assert np.array_equal(dataset.read(0), expected)
+
+
+def test_a_damaged_pillow_image_is_one_image_at_fault():
+    cut = encoded(picture(0), "png")[:-200]
+    pictures = Pictures(lambda pixels, i: (Image.open(io.BytesIO(cut)) if i == 5 else Image.fromarray(pixels), 1))
+    dataset = open_dataset(pictures)
+    with pytest.raises(UnreadableImage, match="damaged"):
+        dataset.read(5)
+
+
+def test_arrays_of_many_channels_are_never_cut():
+    pictures = Pictures(lambda pixels, i: (np.repeat(pixels[:, :, :1], 13, axis=2), 1))
+    with pytest.raises(ValueError, match="does not suit"):
+        open_dataset(pictures)
+    assert open_dataset(pictures, in_chans=13).read(0).shape == (40, 56, 13)
+
+
+class Column:
+    """As a Hugging Face data set: columns by name, dictionaries by number."""
+
+    column_names = ("image", "label")
+
+    def __init__(self):
+        self.column_names = ["image", "label"]
+        self.features = {"label": type("ClassLabel", (), {"names": ["cat", "dog"]})()}
+
+    def __len__(self):
+        return 6
+
+    def __getitem__(self, i):
+        return [k % 2 for k in range(6)] if i == "label" else {"image": Image.fromarray(picture(i)), "label": i % 2}
+
+
+def test_labels_of_subsets_sums_and_columns_are_found_without_reading_items():
+    pictures = Pictures(bad=range(1, 40))
+    part = torch.utils.data.Subset(pictures, [0, 7, 8, 9])
+    for source, labels in (
+        (part, [0, 1, 0, 1]),
+        (torch.utils.data.Subset(part, np.array([0, 3])), [0, 1]),
+        (torch.utils.data.ConcatDataset([part, torch.utils.data.Subset(pictures, [0, 1])]), [0, 1, 0, 1, 0, 1]),
+    ):
+        dataset = open_dataset(source)
+        assert dataset.labels.tolist() == labels and dataset.class_names == ["even", "odd"]
+    dataset = open_dataset(Column())
+    assert dataset.labels.tolist() == [0, 1] * 3 and dataset.class_names == ["cat", "dog"]
+
+
+class Items:
+    """Items alone know their labels."""
+
+    def __init__(self, label, count=6):
+        self.label, self.count = label, count
+
+    def __len__(self):
+        return self.count
+
+    def __getitem__(self, i):
+        return {"image": picture(i), "label": self.label(i)}
+
+
+def test_labels_inside_items_are_read_when_a_judge_needs_them():
+    train, test = open_dataset(Items(lambda i: i % 2)), open_dataset(Items(lambda i: 1 - i % 2, 4))
+    assert train.labels.tolist() == [-1] * 6 and "labels in the items" in train.describe()
+    before = train.fingerprint
+    assert match_labels(train, test).labels.tolist() == [1, 0, 1, 0]
+    assert train.labels.tolist() == [0, 1] * 3 and train.fingerprint == before and "2 classes" in train.describe()
+    names = open_dataset(Items(lambda i: "dog" if i % 2 else "cat"))
+    match_labels(names, open_dataset(Items(lambda i: "dog", 3)))
+    assert names.labels.tolist() == [0, 1] * 3 and names.class_names == ["cat", "dog"]
+
+
+@pytest.mark.parametrize("label", [0.73, [1, 0, 1], np.ones(3), {"id": 1}, 1e300, 2**70, float("nan")])
+def test_labels_of_items_that_are_no_class_are_refused_by_judges_alone(label):
+    dataset = open_dataset(Items(lambda i: label if i else 1))
+    with pytest.raises(ValueError, match="5 of the 6 images in Items have a label that is no class"):
+        match_labels(dataset, dataset)

@@ -52,6 +52,11 @@ class TarStore:
                 raise UnreadableImage("shard lost", str(error)) from None
             raise
 
+    @property
+    def nearby(self) -> int:
+        """Images, from the first on, for which no more than one shard has to be fetched."""
+        return int(self.ends[0] if any(shard.stat is not None for shard in self.shards) else self.ends[-1])
+
     def will_need(self, ids: np.ndarray) -> None:
         """Begins to read these samples, so that disk and network work while others are decoded."""
         for i in map(int, ids):

@@ -1,0 +1,84 @@
+"""Labels of a data set that a user has written: from beside its items where they are there, else from the items."""
+
+from collections.abc import Sequence, Sized
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from a2mim.data.items import label_number, parts_of
+from a2mim.data.names import class_name, is_class_name
+
+_BESIDE = ("targets", "labels")  # as torchvision's data sets have them
+_COLUMNS = ("label", "labels", "cls", "target")  # of Hugging Face's
+
+
+def labels_outside(source: Any) -> Sequence[object] | None:
+    """The labels of all items without reading the items; None where they are not to be had.
+
+    Looks into torch's Subset and ConcatDataset, and takes the column of a Hugging Face data set.
+    """
+    for name in _BESIDE:
+        found = getattr(source, name, None)
+        if found is not None and not callable(found) and isinstance(found, Sized) and len(found) == len(source):
+            return found
+    if hasattr(source, "dataset") and isinstance(getattr(source, "indices", None), Sized):
+        found = labels_outside(source.dataset)
+        return None if found is None else [found[int(i)] for i in source.indices]
+    if isinstance(getattr(source, "datasets", None), list | tuple):
+        parts = [labels_outside(part) for part in source.datasets]
+        return None if any(part is None for part in parts) else [label for part in parts for label in part]
+    column = _column(source)
+    return None if column is None else list(source[column])
+
+
+def class_names_of(source: Any) -> list[str] | None:
+    """`classes` of the data set, or of the one that it is a subset of; a Hugging Face data set's names."""
+    classes = getattr(source, "classes", None)
+    if isinstance(classes, list | tuple):
+        return [class_name(str(name)) for name in classes]
+    if hasattr(source, "dataset") and hasattr(source, "indices"):
+        return class_names_of(source.dataset)
+    if isinstance(getattr(source, "datasets", None), list | tuple):
+        found = [class_names_of(part) for part in source.datasets]
+        return found[0] if found and all(names == found[0] for names in found) else None
+    column = _column(source)
+    return None if column is None else getattr(source.features[column], "names", None)
+
+
+def read_labels(source: Any) -> tuple[np.ndarray, list[str] | None, int]:
+    """`numbered`, of labels that only the items have: each item is made once, image and all."""
+    labels = []
+    for i in tqdm(range(len(source)), "reading labels", unit="item", leave=False, disable=len(source) < 1000 or None):
+        try:
+            labels.append(parts_of(source[i])[1])
+        except Exception:  # an item that cannot be made is counted as unreadable when it is read
+            labels.append(None)
+    return numbered(labels)
+
+
+def numbered(found: Sequence[object]) -> tuple[np.ndarray, list[str] | None, int]:
+    """((N,) int64 labels, -1 = none; class names where labels are names; labels that are no class)."""
+    names = {label for label in found if isinstance(label, str)}
+    if names and all(map(is_class_name, names)) and all(isinstance(label, str | None) for label in found):
+        known = sorted(set(map(class_name, names)))
+        number = {name: k for k, name in enumerate(known)}
+        return np.array([-1 if label is None else number[class_name(label)] for label in found], np.int64), known, 0
+    labels = np.array([label_number(label) for label in found], np.int64)
+    missing = [label for label, number in zip(found, labels, strict=True) if number < 0]
+    return labels, None, sum(label is not None and not _means_none(label) for label in missing)
+
+
+def _means_none(label: object) -> bool:
+    """-1 stands for no label, as in torchvision's unlabelled parts."""
+    try:
+        return int(label) == -1
+    except (TypeError, ValueError, OverflowError, RuntimeError):
+        return False
+
+
+def _column(source: Any) -> str | None:
+    names = getattr(source, "column_names", None)
+    if not isinstance(names, list) or not hasattr(source, "features"):
+        return None
+    return next((name for name in _COLUMNS if name in names), None)
