@@ -64,9 +64,7 @@ def test_bands_come_as_they_are_stored(kind, dtype):
 def test_bands_are_never_taken_for_a_picture(kind):
     number, values, options = BANDS[kind]
     for in_chans in {1, 2, 3, 4, 5} - {number}:
-        with pytest.raises(
-            Unfit, match=rf"a TIFF of {number} bands \((RGB|grey) and \d more\), and in_chans={in_chans}"
-        ):
+        with pytest.raises(Unfit, match=rf"a TIFF of {number} bands \(\w+ and \d more\), and in_chans={in_chans}"):
             opened(values, in_chans, **options)
 
 
@@ -181,7 +179,7 @@ def test_pixels_without_data_are_filled(tmp_path, nodata):
         assert np.allclose(pixels[4:] / 65535, values[4:] / 3000, atol=1e-4)
     assert dataset.fingerprint != open_dataset(tmp_path, **form, nodata=nodata).fingerprint
     if np.isnan(nodata):
-        with pytest.raises(UnreadableImage, match="not finite: .*set data.nodata=nan"):
+        with pytest.raises(UnreadableImage, match=r"not finite: .*set data.nodata=nan"):
             open_dataset(tmp_path, **form).read(0)
 
 

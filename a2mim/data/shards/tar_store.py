@@ -54,8 +54,8 @@ class TarStore:
 
     @property
     def nearby(self) -> int:
-        """Images, from the first on, for which no more than one shard has to be fetched."""
-        return int(self.ends[0] if any(shard.stat is not None for shard in self.shards) else self.ends[-1])
+        """Images, from the first on, for which no second shard has to be opened or fetched."""
+        return int(self.ends[0])
 
     def will_need(self, ids: np.ndarray) -> None:
         """Begins to read these samples, so that disk and network work while others are decoded."""
