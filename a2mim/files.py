@@ -26,8 +26,11 @@ PARTIAL = ".partial"  # the end of the name of a file that is not finished
 
 
 @contextlib.contextmanager
-def partial_path(path: str | os.PathLike) -> Iterator[Path]:
+def partial_path(path: str | os.PathLike, private: bool = False) -> Iterator[Path]:
     """The path of a new, empty file beside `path`; it becomes `path` when the block ends, and is deleted on an error.
+
+    Args:
+        private: only the owner may read and write it.
 
     Raises:
         OSError: the folder does not exist or cannot be written to; or whatever the block raises, such as a full disk.
@@ -36,7 +39,8 @@ def partial_path(path: str | os.PathLike) -> Iterator[Path]:
     descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=PARTIAL)
     partial = Path(name)
     try:
-        os.fchmod(descriptor, 0o666 & ~_umask())  # mkstemp allows the owner alone
+        if not private:  # as mkstemp makes it
+            os.fchmod(descriptor, 0o666 & ~_umask())
         os.close(descriptor)
         yield partial
         _flush(partial)
@@ -64,6 +68,12 @@ def write_text(path: str | os.PathLike, text: str) -> None:
     """Writes UTF-8."""
     with replacing(path) as file:
         file.write(text)
+
+
+def write_private(path: str | os.PathLike, text: str) -> None:
+    """Writes UTF-8 that only the owner may read (mode 0600)."""
+    with partial_path(path, private=True) as partial:
+        partial.write_text(text, encoding="utf-8")
 
 
 def write_json(path: str | os.PathLike, content: Any, indent: int | None = 2) -> None:

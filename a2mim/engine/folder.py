@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from itertools import count
 from pathlib import Path
@@ -10,6 +9,7 @@ from pathlib import Path
 import torch
 from mmengine.dist import is_main_process
 
+from a2mim.data.asked import keep_private, public_asked
 from a2mim.data.reading import Reading
 from a2mim.engine.setting_groups import Settings
 from a2mim.engine.stored import holds_run, read_settings, write_settings
@@ -83,7 +83,8 @@ def release() -> None:
 def remember(folder: Path, settings: Settings, asked: dict) -> None:
     """Writes what `--resume` needs: every setting in force, as data and as a recipe, and what was asked for."""
     if is_main_process():
-        write_json(folder / "summary.json", {"status": "running", "asked": recordable(asked)})
+        keep_private(folder, asked)
+        write_json(folder / "summary.json", {"status": "running", "asked": public_asked(asked)})
         write_settings(folder, settings)
 
 
@@ -97,17 +98,3 @@ def reading_of_run(source) -> Reading | None:
             data = read_settings(folder).get("data", {})
             return Reading(data.get("bits"), bool(data.get("exif")), data.get("value_range"))
     return None
-
-
-def recordable(asked: dict) -> dict:
-    """What was asked for as JSON can keep it; an object leaves a name that cannot be opened again."""
-    plain = (str, list, bool, int, float, type(None))
-    return {k: v if isinstance(v, plain) else f"<{type(v).__name__} given from Python>" for k, v in asked.items()}
-
-
-def recall(folder: Path) -> dict:
-    """What was asked for when the run was started: config, data, test_data, laptop."""
-    try:
-        return json.loads((folder / "summary.json").read_text(encoding="utf-8"))["asked"]
-    except (OSError, ValueError, KeyError):
-        return {}

@@ -14,9 +14,9 @@ import torch
 from mmengine.dist import is_main_process
 
 import a2mim
+from a2mim.data.asked import public_asked
 from a2mim.data.decode import LENIENT, REDUCED
 from a2mim.data.faults import Faults
-from a2mim.engine.folder import recordable
 from a2mim.engine.hooks import LogHook, faults_of_all
 
 
@@ -60,7 +60,7 @@ def describe_run(runner, started: float) -> dict:
     first, last = log.first or {}, log.last
     facts, faults = task.facts(last), Faults(faults_of_all(runner))
     return {
-        "asked": recordable(run.asked),
+        "asked": public_asked(run.asked),
         "steps": runner.iter,
         "of_steps": runner.max_iters,
         "seconds": round(time.time() - started, 1),

@@ -11,6 +11,7 @@ from mmengine.dist import get_dist_info, is_main_process
 
 from a2mim.checkpoints import list_checkpoints, read_newest
 from a2mim.data import Access
+from a2mim.data.asked import recall
 from a2mim.engine import folder
 from a2mim.engine.assembly import Run, build_loader, build_runner, choose_workers
 from a2mim.engine.config import differences, load_config, settle
@@ -163,7 +164,7 @@ def prepare(
     where, found, changed = None, None, []
     if resume:
         where = folder.find_run(work_dir, Path(asked["config"]).stem)
-        recalled = folder.recall(where)
+        recalled = recall(where)
         asked |= {key: value for key, value in recalled.items() if asked.get(key) is None}
         stored = read_settings(where)
         before = settle(stored, where, None, False, kind.settings_class)

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 from a2mim import __version__
+from a2mim.data.asked import public_asked
 from a2mim.export.target import Subject, Target, Written
 from a2mim.files import write_text
 
@@ -75,9 +76,9 @@ def tell_training(source: str | Path) -> str:
     for folder in (path, path.parent, path.parent.parent):  # a run, its encoder/ or export/timm/, a checkpoint
         try:
             summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
-            asked = summary["asked"]
+            asked = public_asked(summary["asked"])
             recipe, data = asked["config"], asked["data"]
-        except (OSError, ValueError, LookupError, TypeError):
+        except (OSError, ValueError, LookupError, TypeError, AttributeError):
             continue
         told = "Masked-image-modelling pre-training"
         if "source" in asked:

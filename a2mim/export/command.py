@@ -1,12 +1,12 @@
 """What tools/export.py calls: an export whose BatchNorm is calibrated on images that the user names."""
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 
 from torch import Tensor
 
 from a2mim.data import Access, Reading, open_dataset
+from a2mim.data.asked import recall
 from a2mim.devices import choose_device
 from a2mim.evaluation import calibration
 from a2mim.export.handover import export
@@ -57,14 +57,13 @@ def has_masked_statistics(found: Source) -> bool:
 
 
 def data_of_run(source: str | Path):
-    """What a run folder was trained on, from its summary.json."""
-    try:
-        asked = json.loads((Path(source) / "summary.json").read_text(encoding="utf-8"))["asked"]
-    except (OSError, ValueError, KeyError):
+    """What a run folder was trained on."""
+    asked = recall(Path(source))
+    if "data" not in asked:
         raise ValueError(
             f"the BatchNorm statistics in {source} are those of masked images, with which its features are wrong on"
             " whole ones: give images to take them from anew with --data"
-        ) from None
+        )
     return "photos" if asked["data"] is None else asked["data"]
 
 

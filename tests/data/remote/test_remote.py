@@ -287,3 +287,36 @@ def test_a_password_in_a_url_is_used_and_not_shown(server, access):
     with pytest.raises(FileNotFoundError) as error:
         origin.stat()
     assert "secret" not in str(error.value) and "/none.tar" in str(error.value)
+
+
+def test_no_password_reaches_a_run_folder_its_log_or_its_export(shards, server, tmp_path, capsys):
+    """The server asks for none; the run is resumed from what its folder keeps."""
+    import a2mim
+
+    recipe = tmp_path / "tiny.py"
+    recipe.write_text(
+        'model = dict(encoder=dict(name="resnet10t"), masking=dict(type="BlockMask", mask_patch_size=16,'
+        ' mask_ratio=0.5), losses=[dict(type="MaskedL1")])\n'
+        "data = dict(img_size=32)\nglobal_batch_size = 8\nexport = ['timm']\n"
+        "schedule = dict(epochs=1, warmup_epochs=0)\ncheckpoint = dict(every_steps=1)\n"
+    )
+    address = server.url.replace("://", "://someone:hunter2@") + "/part-{0..3}.tar?sig=hunter2"
+    access, run = quick(tmp_path / "cache"), tmp_path / "run"
+    a2mim.pretrain(recipe, address, run, device="cpu", num_workers=0, access=access)
+    a2mim.pretrain(
+        recipe, work_dir=run, resume=True, device="cpu", num_workers=0, access=access, **{"schedule.epochs": 2}
+    )
+    said = capsys.readouterr()
+    assert "hunter2" not in said.out + said.err
+    for folder in (run, tmp_path / "cache"):
+        for path in folder.rglob("*"):
+            if path.is_file() and path.name != ".asked.json":
+                assert b"hunter2" not in path.read_bytes(), path
+
+
+def test_no_password_reaches_an_error(server, tmp_path):
+    address = server.url.replace("://", "://someone:hunter2@")
+    for name in ("/nothing.tar?sig=hunter2", "/part-{0..1}.tar?hunter2=1", "/no[thing.tar?hunter2"):
+        with pytest.raises((OSError, ValueError)) as error:
+            open_dataset(address + name, access=quick(tmp_path / "cache"))
+        assert "hunter2" not in str(error.value)
