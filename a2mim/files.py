@@ -81,6 +81,53 @@ def write_json(path: str | os.PathLike, content: Any, indent: int | None = 2) ->
     write_text(path, json.dumps(content, indent=indent, ensure_ascii=False) + "\n")
 
 
+class DiskFull(OSError):
+    """There is no room for a file; the message is one sentence with its name."""
+
+
+@contextlib.contextmanager
+def telling_full_disk(path: str | os.PathLike, advice: str) -> Iterator[None]:
+    """Turns a full disk, met while `path` is written, into one sentence that ends with `advice`."""
+    try:
+        yield
+    except DiskFull:
+        raise
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise DiskFull(f"{path} cannot be written, the disk is full: {advice}") from error
+
+
+def reserve(file: IO[Any], size: int) -> None:
+    """Takes `size` bytes of disk for a file, open to read and write, which keeps its content.
+
+    A memory-mapped file without its bytes on disk ends the process with a bus error at the first write beyond the room
+    that is left. After this it cannot.
+
+    Raises:
+        OSError: ENOSPC, there is no room.
+    """
+    if hasattr(os, "posix_fallocate"):
+        try:
+            os.posix_fallocate(file.fileno(), 0, size)
+            return
+        except OSError as error:
+            if error.errno not in (errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS):
+                raise
+    _rewrite(file, size)
+
+
+def _rewrite(file: IO[Any], size: int) -> None:
+    """For systems that cannot reserve: what is read of a sparse file, zeros included, is written back."""
+    for start in range(0, size, 2**20):
+        length = min(2**20, size - start)
+        file.seek(start)
+        block = file.read(length).ljust(length, b"\0")
+        file.seek(start)
+        file.write(block)
+    file.flush()
+
+
 def delete_partials(folder: str | os.PathLike, older_than: float = 0.0, name: str = "*") -> None:
     """Deletes what killed writers left in a folder.
 
@@ -95,13 +142,14 @@ def delete_partials(folder: str | os.PathLike, older_than: float = 0.0, name: st
                 path.unlink()
 
 
-def open_lock(path: str | os.PathLike, wait: bool = True) -> IO[Any]:
-    """An open file with an exclusive lock, which ends when the file is closed or the process dies.
+def open_lock(path: str | os.PathLike, wait: bool = True, shared: bool = False) -> IO[Any]:
+    """An open file with a lock, which ends when the file is closed or the process dies.
 
     Where the system or the file system has no locks, a warning says so and the file is returned all the same.
 
     Args:
         wait: for a process that holds the lock.
+        shared: several may hold it together, while nobody holds it alone.
 
     Raises:
         BlockingIOError: `wait` is False and another process, or another open file of this one, holds the lock.
@@ -115,7 +163,7 @@ def open_lock(path: str | os.PathLike, wait: bool = True) -> IO[Any]:
             raise OSError(errno.ELOOP, "a link stands in place of the lock file; remove it", os.fspath(path)) from None
         raise
     try:
-        _lock(file, wait)
+        _lock(file, wait, shared)
     except OSError as error:
         if error.errno not in _NO_LOCKS:
             file.close()
@@ -128,10 +176,11 @@ def open_lock(path: str | os.PathLike, wait: bool = True) -> IO[Any]:
     return file
 
 
-def _lock(file: IO[Any], wait: bool) -> None:
+def _lock(file: IO[Any], wait: bool, shared: bool) -> None:
     if fcntl is None:
         raise OSError(errno.ENOSYS, "this system has none")
-    fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+    kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
+    fcntl.flock(file, kind if wait else kind | fcntl.LOCK_NB)
 
 
 def _flush(path: Path) -> None:

@@ -109,7 +109,7 @@ def compare_knn(scale: float, folder: str | None) -> None:
 
 def views(bench: EvalContext, parts, constants: dict, batch_size: int):
     kept = np.arange(len(bench.train))
-    return bench.random_views(kept, parts, torch.arange(14), batch_size, constants)[0]
+    return bench.random_views(kept, parts, torch.arange(14), constants | {"batch_size": batch_size})
 
 
 def compare_grid(bench: EvalContext, steps: int) -> None:
@@ -122,11 +122,11 @@ def compare_grid(bench: EvalContext, steps: int) -> None:
     def run(chosen: dict, rates) -> float:
         parts = tuple(dict.fromkeys(part for joined in chosen.values() for part in joined))
         heads = {name: LinearHeads(rates, width * len(joined), 14) for name, joined in chosen.items()}
-        stream = views(bench, parts, constants, constants["batch_size"])()
+        stream = views(bench, parts, constants, constants["batch_size"])
         started = time.perf_counter()
-        for _, (found, targets, _) in zip(range(steps), stream, strict=False):
+        for _, batch in zip(range(steps), stream, strict=False):
             for name, joined in chosen.items():
-                heads[name].step(torch.cat([found[part] for part in joined], dim=1), targets, 0.5)
+                heads[name].step(torch.cat([batch.parts[part] for part in joined], dim=1), batch.targets, 0.5)
         return time.perf_counter() - started
 
     run(inputs, lrs)

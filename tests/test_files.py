@@ -8,7 +8,18 @@ import time
 import pytest
 
 from a2mim import files
-from a2mim.files import PARTIAL, delete_partials, open_lock, partial_path, replacing, write_json, write_text
+from a2mim.files import (
+    PARTIAL,
+    DiskFull,
+    delete_partials,
+    open_lock,
+    partial_path,
+    replacing,
+    reserve,
+    telling_full_disk,
+    write_json,
+    write_text,
+)
 
 
 def test_an_error_leaves_the_old_file_and_nothing_else(tmp_path):
@@ -99,3 +110,36 @@ def test_a_link_in_place_of_a_lock_file_is_not_followed(tmp_path):
     with pytest.raises(OSError, match="a link stands in place of the lock file"):
         open_lock(tmp_path / ".lock")
     assert (tmp_path / "victim").read_text() == "precious"
+
+
+@pytest.mark.parametrize("supported", [True, False])
+def test_reserved_bytes_are_on_disk_and_the_content_stays(tmp_path, monkeypatch, supported):
+    if not supported:
+
+        def refuse(*_):
+            raise OSError(errno.EOPNOTSUPP, "not here")
+
+        monkeypatch.setattr(os, "posix_fallocate", refuse)
+    path = tmp_path / "a"
+    with path.open("w+b") as file:
+        file.write(b"begin")
+        file.truncate(3_000_000)
+        reserve(file, 3_000_000)
+    assert path.stat().st_size == 3_000_000 and path.stat().st_blocks * 512 >= 3_000_000
+    assert path.read_bytes() == b"begin" + bytes(2_999_995)
+
+
+def test_a_full_disk_is_one_sentence_and_other_errors_stay_as_they_are():
+    with pytest.raises(DiskFull) as caught, telling_full_disk("b.npz", "make room"):
+        raise OSError(errno.ENOSPC, "No space left on device")
+    assert str(caught.value) == "b.npz cannot be written, the disk is full: make room"
+    with pytest.raises(PermissionError), telling_full_disk("b.npz", "make room"):
+        raise PermissionError(errno.EACCES, "no")
+
+
+def test_a_lock_may_be_shared(tmp_path):
+    path = tmp_path / ".lock"
+    with open_lock(path, shared=True), open_lock(path, shared=True, wait=False), pytest.raises(BlockingIOError):
+        open_lock(path, wait=False)
+    with open_lock(path), pytest.raises(BlockingIOError):
+        open_lock(path, shared=True, wait=False)

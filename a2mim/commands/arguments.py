@@ -15,16 +15,36 @@ SOURCE_HELP = (
 DATA_HELP = "folder, tar shards (brace pattern, glob, URL, several, a .txt of them), or photos"
 
 
+class CommaList(argparse.Action):
+    """Names with commas between them; a repeated flag adds to the list. The default is a list too."""
+
+    def __call__(self, parser, namespace, values, option_string=None) -> None:
+        names = [name.strip() for name in str(values).split(",") if name.strip()]
+        before = getattr(namespace, self.dest)
+        setattr(namespace, self.dest, names if before is self.default else [*before, *names])
+
+
 def add_judged(parser) -> None:
     """What k-NN and linear probe share."""
     parser.add_argument("source", help=SOURCE_HELP)
-    parser.add_argument("--data", required=True, nargs="+", help=f"labelled training images: {DATA_HELP}")
-    parser.add_argument("--test-data", required=True, nargs="+", help="labelled test images")
+    parser.add_argument(
+        "--data", required=True, nargs="+", action="extend", help=f"labelled training images: {DATA_HELP}"
+    )
+    parser.add_argument("--test-data", required=True, nargs="+", action="extend", help="labelled test images")
     parser.add_argument("--img-size", type=int, help="pixels (default: the encoder's)")
     parser.add_argument("--batch-size", type=int, default=64, help="images a forward pass (64)")
     parser.add_argument("--out", help="write the result to this JSON file")
+    add_contradictions(parser)
     add_reading(parser)
     add_machine(parser, num_workers=0)
+
+
+def add_contradictions(parser) -> None:
+    parser.add_argument(
+        "--allow-contradictions",
+        action="store_true",
+        help="go on where the same image has one label in the training set and another in the test set",
+    )
 
 
 def add_machine(parser, num_workers: int | None) -> None:

@@ -8,7 +8,9 @@ import json
 from a2mim.commands.arguments import (
     DATA_HELP,
     SOURCE_HELP,
+    CommaList,
     access_of,
+    add_contradictions,
     add_debug,
     add_judged,
     add_machine,
@@ -30,15 +32,34 @@ def add_evaluate(commands) -> None:
     )
     p.add_argument("source", nargs="?", help=SOURCE_HELP)
     p.add_argument("--list", action="store_true", help="name the protocols and leave")
-    p.add_argument("--protocol", default="dino-knn", help="names or TOML files, with commas between (dino-knn)")
-    p.add_argument("--data", nargs="+", help=f"labelled training images: {DATA_HELP}; the folder of davis, copydays")
-    p.add_argument("--test-data", nargs="+", help="labelled test images")
+    p.add_argument(
+        "--protocol",
+        action=CommaList,
+        default=["dino-knn"],
+        metavar="NAMES",
+        help="names or TOML files, with commas between (dino-knn)",
+    )
+    p.add_argument(
+        "--data",
+        nargs="+",
+        action="extend",
+        help=f"labelled training images: {DATA_HELP}; the folder of davis, copydays",
+    )
+    p.add_argument("--test-data", nargs="+", action="extend", help="labelled test images")
     p.add_argument("--out", help="folder for results.json and results.csv, which grows")
-    p.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="another constant; the result says so")
+    p.add_argument(
+        "--set",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="KEY=VALUE",
+        help="another constant; the result says so",
+    )
     p.add_argument("--img-size", type=int, help="pixels (default: the encoder's)")
     p.add_argument("--batch-size", type=int, default=64, help="images a forward pass (64)")
     p.add_argument("--seed", type=int, default=0, help="of the weights, where the source is only a name (0)")
     p.add_argument("--allow-partial", action="store_true", help="take weights that are not all of the encoder's")
+    add_contradictions(p)
     p.add_argument("--feature-cache", help="folder of cached features (default: ~/.cache/a2mim/features)")
     p.add_argument("--feature-cache-gb", type=float, default=20.0, help="what it may hold; the oldest goes first (20)")
     p.add_argument("--no-feature-cache", action="store_true", help="keep features for this run only")
@@ -49,7 +70,9 @@ def add_evaluate(commands) -> None:
 
 def add_compare(commands) -> None:
     p = commands.add_parser("compare", help="pair results on the same test images", allow_abbrev=False)
-    p.add_argument("results", nargs="+", help="results.json files or their folders; the first is the baseline")
+    p.add_argument(
+        "results", nargs="+", help="runs, folders that evaluate wrote, or results.json files; the first is the baseline"
+    )
     p.add_argument("--protocol", help="only results of this protocol")
     p.add_argument("--anyway", action="store_true", help="also where protocol, constants or training data differ")
     add_debug(p)
@@ -95,7 +118,7 @@ def run_evaluate(chosen) -> None:
         cache.root = chosen.feature_cache
     results = evaluate(
         chosen.source,
-        [name.strip() for name in chosen.protocol.split(",") if name.strip()],
+        chosen.protocol,
         one_or_list(chosen.data),
         one_or_list(chosen.test_data),
         out=chosen.out,
@@ -109,13 +132,23 @@ def run_evaluate(chosen) -> None:
         device=chosen.device,
         allow_partial=chosen.allow_partial,
         seed=chosen.seed,
+        say=_say,
+        allow_contradictions=chosen.allow_contradictions,
     )
     print(results[0]["loaded"])
     print(table(results))
-    for note in dict.fromkeys(result["note"] for result in results if "note" in result):
-        print(f"note: {note}")
+    _print_notes(results)
     if chosen.out:
         print(f"written to {chosen.out}/results.json and results.csv")
+
+
+def _say(line: str) -> None:
+    print(line, flush=True)
+
+
+def _print_notes(results: list[dict]) -> None:
+    for note in dict.fromkeys(result["note"] for result in results if "note" in result):
+        print(f"note: {note}")
 
 
 def run_compare(chosen) -> None:
@@ -143,8 +176,9 @@ def run_linear_probe(chosen) -> None:
 
 
 def _judge_one(chosen, protocol: str, overrides: dict) -> None:
-    """One protocol without a cache; its constants under the names that these commands have always printed."""
+    """One protocol without a cache."""
     from a2mim.evaluation.evaluate import evaluate
+    from a2mim.evaluation.table import circumstances, table
 
     (result,) = evaluate(
         chosen.source,
@@ -158,23 +192,21 @@ def _judge_one(chosen, protocol: str, overrides: dict) -> None:
         num_workers=chosen.num_workers,
         access=access_of(chosen),
         reading=reading_of(chosen),
+        say=_say,
+        allow_contradictions=chosen.allow_contradictions,
     )
+    print(result["loaded"])
     low, high = result["interval"]
     interval = f"95 % interval {low:.2f}–{high:.2f}"
     print(f"{result['protocol']}: top-1 {result['top1']:.2f} % ({interval}), top-5 {result['top5']:.2f} %")
-    shown = {key: value for key, value in result.items() if key not in _NOT_SHOWN}
-    print(", ".join(f"{key} {value}" for key, value in shown.items()))
+    print(table([result]))
+    _print_notes([result])
+    print(circumstances(result))
     if chosen.out:
         from a2mim.evaluation.results import pack
 
         with open(chosen.out, "w", encoding="utf-8") as file:
             json.dump(result | {"correct": pack(result["correct"])}, file, indent=2)
-
-
-_NOT_SHOWN = (
-    *("protocol", "top1", "top5", "interval", "correct", "constants", "overridden", "sources", "loading", "loaded"),
-    *("top1_last", "top1_best", "protocol_hash"),
-)
 
 
 def _pairs(texts: list[str]) -> dict[str, str]:

@@ -6,6 +6,7 @@ import sys
 
 from a2mim.commands.arguments import (
     SOURCE_HELP,
+    CommaList,
     access_of,
     add_debug,
     add_machine,
@@ -24,9 +25,11 @@ PYTHON_HELP = "interpreter that loads the export, e.g. of an environment with th
 def add_export(commands) -> None:
     p = commands.add_parser("export", help="hand an encoder to another toolkit, proven equal", allow_abbrev=False)
     p.add_argument("source", help=SOURCE_HELP)
-    p.add_argument("--to", default="timm", help=TARGETS_HELP)
+    p.add_argument("--to", action=CommaList, default=["timm"], metavar="NAMES", help=TARGETS_HELP)
     p.add_argument("--out", help="folder, one below it for each target (default: export/ in the run)")
-    p.add_argument("--data", nargs="+", help="images that BatchNorm is calibrated on (default: the run's own)")
+    p.add_argument(
+        "--data", nargs="+", action="extend", help="images that BatchNorm is calibrated on (default: the run's own)"
+    )
     p.add_argument("--no-calibration", action="store_true", help="leave BatchNorm's statistics as they are")
     p.add_argument("--license", default="apache-2.0", help="of the weights, as model hubs spell it (apache-2.0)")
     p.add_argument("--python", default=sys.executable, help=PYTHON_HELP)
@@ -40,7 +43,7 @@ def run_export(chosen) -> None:
 
     receipts = export_calibrated(
         chosen.source,
-        chosen.to.split(","),
+        chosen.to,
         chosen.out,
         one_or_list(chosen.data),
         chosen.num_workers,

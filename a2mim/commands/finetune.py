@@ -10,9 +10,14 @@ def add_finetune(commands) -> None:
     p.add_argument("config", nargs="?", help="a recipe, e.g. configs/finetune/mae_finetune.py; none with --protocol")
     p.add_argument("source", nargs="?", help=f"the encoder: {SOURCE_HELP}; none with --resume")
     p.add_argument("--protocol", help="instead of a recipe: mae-finetune, simmim-finetune, rsb-a2, rsb-a3, …")
-    p.add_argument("--data", nargs="+", help=f"labelled {DATA_HELP}; none: laptop scale, on built-in photographs")
     p.add_argument(
-        "--test-data", nargs="+", help="labelled test images (default: the test/ beside the train/ of --data)"
+        "--data", nargs="+", action="extend", help=f"labelled {DATA_HELP}; none: laptop scale, on built-in photographs"
+    )
+    p.add_argument(
+        "--test-data",
+        nargs="+",
+        action="extend",
+        help="labelled test images (default: the test/ beside the train/ of --data)",
     )
     p.add_argument("--laptop", action="store_true", default=None, help="the recipe's laptop scale, also with --data")
     few = p.add_mutually_exclusive_group()

@@ -12,9 +12,16 @@ def add_check_model(commands) -> None:
     p.add_argument("name", help="a timm name, or the dotted path of a network of your own")
     p.add_argument("--img-size", type=int, nargs="+", help="pixels, or height and width (default: the network's own)")
     p.add_argument("--in-chans", type=int, default=3, help="channels of the images (3)")
-    p.add_argument("--site", nargs="+", help="modules that take the token (default: by rule)")
+    p.add_argument("--site", nargs="+", action="extend", help="modules that take the token (default: by rule)")
     p.add_argument("--mask-patch-size", type=int, default=32, help="side of a hidden square, pixels (32)")
-    p.add_argument("--model-args", nargs="+", default=[], metavar="KEY=VALUE", help="what else its constructor takes")
+    p.add_argument(
+        "--model-args",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="KEY=VALUE",
+        help="what else its constructor takes",
+    )
     add_debug(p)
     p.set_defaults(run=run_check_model)
 

@@ -8,8 +8,12 @@ from a2mim.commands.arguments import DATA_HELP, SOURCE_HELP, access_of, add_mach
 def add_pretrain(commands) -> None:
     p = commands.add_parser("pretrain", help="pre-train an encoder from a recipe", allow_abbrev=False)
     p.add_argument("config", help="a recipe, e.g. configs/a2mim_xcit.py")
-    p.add_argument("--data", nargs="+", help=f"{DATA_HELP}; none: laptop scale, on built-in photographs")
-    p.add_argument("--test-data", nargs="+", help="labelled images to judge the encoder on, before and after")
+    p.add_argument(
+        "--data", nargs="+", action="extend", help=f"{DATA_HELP}; none: laptop scale, on built-in photographs"
+    )
+    p.add_argument(
+        "--test-data", nargs="+", action="extend", help="labelled images to judge the encoder on, before and after"
+    )
     p.add_argument("--laptop", action="store_true", default=None, help="the recipe's laptop scale, also with --data")
     p.add_argument("--init-from", metavar="SOURCE", help=f"weights that the encoder starts from: {SOURCE_HELP}")
     p.add_argument("--allow-partial", action="store_true", help="start also from a file that lacks some of them")

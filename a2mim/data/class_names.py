@@ -10,13 +10,16 @@ from a2mim.data.decode import UnreadableImage
 
 
 def match_labels(train: ImageDataset, test: ImageDataset) -> ImageDataset:
-    """The test set with the training set's label for each class name; as it is where either set has no names.
+    """The test set with the training set's label for each class name.
 
-    Warns when the two are the same images.
+    Where one set has names and the other only numbers, labels are matched by number, and a warning states the mapping.
+    A test class that the training set lacks gets a number behind those of the training set, with a warning: no
+    classifier can answer it, so its images are counted and never right. A warning also says when both sets are the
+    same images.
 
     Raises:
-        ValueError: a set without any label, with labels that are no classes, or a test class that the training set does
-            not have.
+        ValueError: a set without any label or with labels that are no classes, names that stand for two classes, or no
+            class in common.
     """
     for dataset in (train, test):
         dataset.read_labels()
@@ -38,22 +41,47 @@ def match_labels(train: ImageDataset, test: ImageDataset) -> ImageDataset:
             f"{test.title} is also the training set: what is measured on it says nothing about new images",
             stacklevel=2,
         )
-    if not train.class_names or not test.class_names or train.class_names == test.class_names:
+    if not train.class_names or not test.class_names:
+        _tell_mapping(train, test)
+        return test
+    if train.class_names == test.class_names:
         return test
     matched = copy.copy(test)
-    matched.labels, matched.class_names = _renumbered(train, test), train.class_names
+    matched.labels, matched.class_names = _renumbered(train, test)
     matched.__dict__.pop("fingerprint", None)  # it was of the other labels
     return matched
 
 
-def _renumbered(train: ImageDataset, test: ImageDataset) -> np.ndarray:
-    """(N,) labels of the test set, in the training set's numbers."""
+def _tell_mapping(train: ImageDataset, test: ImageDataset) -> None:
+    """Warns where only one of the sets has class names: label 3 of the other may mean another class."""
+    if bool(train.class_names) == bool(test.class_names):
+        return
+    named, numbered = (train, test) if train.class_names else (test, train)
+    names = named.class_names
+    mapping = ", ".join(f"{label} = {names[label]}" for label in np.unique(numbered.labels) if 0 <= label < len(names))
+    most = int(numbered.labels.max())
+    beyond = f"; its labels go up to {most}, and there are only {len(names)} names" if most >= len(names) else ""
+    warnings.warn(
+        f"{numbered.title} has no class names, so its labels are matched by number with the names of {named.title}:"
+        f" {_shortened(mapping) or 'none'}{beyond}. Check this, or give both sets names or both numbers",
+        stacklevel=3,
+    )
+
+
+def _renumbered(train: ImageDataset, test: ImageDataset) -> tuple[np.ndarray, list[str]]:
+    """((N,) labels of the test set in the training set's numbers, the names of these numbers)."""
     used = [test.class_names[label] for label in np.unique(test.labels[test.labels >= 0])]
-    unknown = [name for name in used if name not in train.class_names]
-    if unknown:
+    unknown = [name for name in dict.fromkeys(used) if name not in train.class_names]
+    if len(unknown) == len(set(used)):
         raise ValueError(
-            f"the test set {test.title} has classes that the training set {train.title} does not have:"
-            f" {_few(unknown)}; it knows {_few(train.class_names)}"
+            f"the test set {test.title} and the training set {train.title} have no class in common: the test set has"
+            f" {_few(unknown)}, the training set {_few(train.class_names)}"
+        )
+    if unknown:
+        warnings.warn(
+            f"the test set {test.title} has classes that the training set {train.title} does not have: {_few(unknown)};"
+            " their images are counted and never right",
+            stacklevel=3,
         )
     twice = [name for name in used if train.class_names.count(name) + test.class_names.count(name) > 2]
     if twice:
@@ -61,9 +89,10 @@ def _renumbered(train: ImageDataset, test: ImageDataset) -> np.ndarray:
             f"classes of {train.title} and {test.title} cannot be matched by name: {_few(twice)} names more than one;"
             " give both the same list of classes"
         )
-    number = {name: label for label, name in enumerate(train.class_names)}
+    names = [*train.class_names, *unknown]
+    number = {name: label for label, name in enumerate(names)}
     mapped = np.array([number.get(name, -1) for name in test.class_names], np.int64)
-    return np.where(test.labels >= 0, mapped[test.labels], -1)
+    return np.where(test.labels >= 0, mapped[test.labels], -1), names
 
 
 def _same_images(train: ImageDataset, test: ImageDataset) -> bool:
@@ -78,3 +107,7 @@ def _same_images(train: ImageDataset, test: ImageDataset) -> bool:
 
 def _few(names: list[str]) -> str:
     return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+
+
+def _shortened(text: str, most: int = 200) -> str:
+    return text if len(text) <= most else f"{text[:most]}…"

@@ -98,19 +98,23 @@ class EvaluationHook(Hook):
                 labels = batch["labels"].to(runner.device)
                 logits = model(runner.to_device(batch["images"]), mode="predict")
                 ranks[batch["ids"]] = rank_of_label(logits, labels).cpu()
-                losses = torch.nn.functional.cross_entropy(logits, labels, reduction="sum")
-                total += torch.tensor([losses.item(), len(labels)], dtype=torch.float64)
+                known = labels < logits.shape[1]
+                losses = torch.nn.functional.cross_entropy(logits[known], labels[known], reduction="sum")
+                total += torch.tensor([losses.item(), int(known.sum())], dtype=torch.float64)
         if runner.distributed:
             ranks, total = (gather(value, runner.device, how) for value, how in ((ranks, "max"), (total, "sum")))
         return ranks, (total[0] / total[1].clamp(min=1)).item()
 
 
 def rank_of_label(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """(B,): how many classes score above the true one, or as much with a smaller number; all, if it is not finite."""
-    own = logits.gather(1, labels[:, None])
+    """(B,): how many classes score above the true one, or as much with a smaller number; all of them and five more
+    where the score is not finite, or the label is no output of the classifier.
+    """
+    known = labels < logits.shape[1]
+    own = logits.gather(1, torch.where(known, labels, 0)[:, None])
     earlier = torch.arange(logits.shape[1], device=logits.device) < labels[:, None]
     ranks = (~(logits <= own) | ((logits == own) & earlier)).sum(dim=1)
-    return torch.where(own[:, 0].isfinite(), ranks, logits.shape[1])
+    return torch.where(own[:, 0].isfinite() & known, ranks, logits.shape[1] + 5)
 
 
 def gather(value: torch.Tensor, device: torch.device, how: str) -> torch.Tensor:

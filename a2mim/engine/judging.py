@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -13,8 +14,34 @@ from a2mim.batchnorm import calibrate_batchnorm
 from a2mim.data import EvalLoader
 from a2mim.engine.pretrain_settings import PretrainSettings
 from a2mim.engine.report import say, sentence
-from a2mim.evaluation import calibration, judge, verdict
+from a2mim.evaluation import calibration, judge, verdict, write_result
+from a2mim.evaluation.identity import hash_encoder, hash_of
 from a2mim.pixels import Preprocessing
+
+
+class NotingLoader:
+    """An `EvalLoader` that notes which images it has shown in its last pass."""
+
+    def __init__(self, loader: EvalLoader):
+        self.loader, self.dataset, self.indices = loader, loader.dataset, loader.indices
+        self.ids: list[Tensor] = []
+
+    def __len__(self) -> int:
+        return len(self.loader)
+
+    def __iter__(self) -> Iterator[dict]:
+        self.ids = []
+        for batch in self.loader:
+            self.ids.append(torch.as_tensor(batch["ids"]))
+            yield batch
+
+    @property
+    def faults(self):
+        return self.loader.faults
+
+    def shown(self) -> Tensor:
+        """(M,) positions in `indices`, which ascend, of the readable images."""
+        return torch.from_numpy(np.searchsorted(self.indices, torch.cat(self.ids).numpy()))
 
 
 class Judge:
@@ -32,7 +59,7 @@ class Judge:
         self.img_size, self.seed = settings.data.img_size, settings.seed
         self.train_set = train_set
         self.train = self.loader(train_set, self.settings.train_images)
-        self.test = None if test_set is None else self.loader(test_set, self.settings.test_images)
+        self.test = None if test_set is None else NotingLoader(self.loader(test_set, self.settings.test_images))
 
     def loader(self, dataset, at_most: int) -> EvalLoader:
         """The labelled images (all, where none has a label), or `at_most` of them, drawn by the run's seed."""
@@ -64,6 +91,41 @@ class Judge:
         )
         say(f"{when:>6} pre-training: {sentence(results)}")
         return results
+
+
+def write_results(judge: Judge, judged: dict | None, encoder, folder: Path) -> None:
+    """Writes the judgement of the trained encoder as results.json, for `a2mim compare`; nothing where there is none.
+
+    The protocols have names of their own, as the views are the recipe's and not those of `a2mim evaluate`.
+    """
+    if judged is None or judge.test is None:
+        return
+    sets = [[part.dataset.fingerprint, hash_of(part.indices.tolist())] for part in (judge.train, judge.test)]
+    for key in ("knn", "linear"):
+        found = judged[key]
+        constants = {"protocol": found["protocol"], "pooling": judged["pooling"], "img_size": judge.img_size}
+        constants |= {name: found[name] for name in ("k", "temperature", "epochs", "seed") if name in found}
+        answers = torch.full((len(judge.test.indices),), -1, dtype=torch.int8)
+        answers[judge.test.shown()] = found["correct"].to(torch.int8)
+        result = {
+            "protocol": f"run-{key}",
+            "protocol_hash": hash_of(constants),
+            "constants": constants,
+            "overridden": {},
+            "encoder": str(folder),
+            "encoder_hash": hash_encoder(encoder.model),
+            "data": judge.train_set.title,
+            "test_data": judge.test.dataset.title,
+            "data_fingerprint": hash_of(sets),
+            "test_fingerprint": hash_of(sets[1]),
+            "top1_last": found["top1"],
+            "top1_best": None,
+            "top5": found["top5"],
+            "interval": list(found["interval"]),
+            "n_test": found["n_test"],
+            "correct": answers,
+        }
+        write_result(result, folder)
 
 
 def compare(before: dict | None, after: dict | None) -> dict | None:

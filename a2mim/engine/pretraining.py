@@ -130,7 +130,9 @@ class Pretraining:
                 batches=judge.calibration_batches(),
                 source=str(runner.run_dir),
             )
-        judged = judging.compare(judge(self.untrained, "before"), judge(trained, "after"))
+        before, after = judge(self.untrained, "before"), judge(trained, "after")
+        judging.write_results(judge, after, trained, runner.run_dir)
+        judged = judging.compare(before, after)
         return {"export": receipt, "judged": judged}
 
     def closing(self, summary: dict, folder: Path) -> list[str]:

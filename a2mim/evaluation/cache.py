@@ -1,8 +1,11 @@
 """Features on disk: one pass over a set gives every part that is asked for, memory-mapped and resumable.
 
 An entry is a folder named after the hash of everything that decides its numbers. In it each part is one .npy of a row
-an image; `state.json` says how many rows of each are whole. A process that is killed goes on where the state ends.
+an image. `state.json` says how many rows of each are whole, with a checksum of their bytes and one of itself. A process
+that is killed goes on where the state ends; what does not agree with its checksum is made again.
 """
+
+from __future__ import annotations
 
 import contextlib
 import json
@@ -10,9 +13,12 @@ import os
 import shutil
 import tempfile
 import time
+import warnings
+import weakref
+import zlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -23,12 +29,19 @@ from tqdm import tqdm
 from a2mim.evaluation.identity import hash_of
 from a2mim.evaluation.overlap import signatures
 from a2mim.evaluation.probe import Labelled
-from a2mim.files import open_lock, partial_path, write_json
+from a2mim.files import open_lock, partial_path, reserve, telling_full_disk, write_json
 
-VERSION = 2
+VERSION = 3
 SIGNATURE, SHOWN = "signature", "shown"  # parts of every pass: see overlap.py; whether the image could be read
+ROW_BYTES = {SIGNATURE: 5 * 8, SHOWN: 1}  # of these parts
+USED = ".used"  # the lock that an entry in use holds
+HEADER_BYTES = 128  # of a .npy file
 _ROWS = 2**15  # copied at once
+_BLOCK = 2**22  # bytes read at once for a checksum
 _SAVE_EVERY = 10.0  # seconds of work that a kill may cost
+_FULL = (
+    "make room, or give --feature-cache a folder on another disk; what was made is kept, and the same command goes on"
+)
 
 
 def default_root() -> Path:
@@ -41,45 +54,136 @@ class Cache:
 
     Args:
         root: None keeps nothing beyond this process.
-        most_bytes: beyond it the entries not used for longest are deleted; one that is larger by itself is not kept.
+        most_bytes: beyond it the entries not used for longest are deleted. Entries in use, here or by another process,
+            stay.
     """
 
     root: Path | None = field(default_factory=default_root)
     most_bytes: float = 20e9
+    in_use: weakref.WeakSet[Entry] = field(default_factory=weakref.WeakSet, repr=False)  # here, also without locks
 
-    def entry(self, identity: dict, title: str = "") -> "Entry":
+    def entry(self, identity: dict, title: str = "") -> Entry:
         """The entry of that identity: plain values, all of which decide its numbers. The title is for people."""
         key = hash_of([VERSION, identity])
         if self.root is None:
             return Entry(Path(tempfile.mkdtemp(prefix="a2mim-features-")), self, temporary=True)
         folder = Path(self.root) / key
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "identity.json").write_text(json.dumps({"title": title} | identity, indent=1), encoding="utf-8")
-        return Entry(folder, self)
+        with telling_full_disk(folder, _FULL):
+            entry = self._claimed(folder)
+            write_json(folder / "identity.json", {"title": title} | identity, indent=1)
+        return entry
 
-    def make_room(self, for_bytes: int, keep: Path) -> bool:
-        """Deletes old entries until `for_bytes` more fit; False, deleting nothing, where they never will."""
+    def _claimed(self, folder: Path) -> Entry:
+        """An entry in use, which nobody deletes any more."""
+        while True:
+            folder.mkdir(parents=True, exist_ok=True)
+            with contextlib.suppress(FileNotFoundError):  # deleted meanwhile: once more
+                entry = Entry(folder, self)
+                if (folder / USED).exists():
+                    self.in_use.add(entry)
+                    return entry
+
+    def check_room(self, needed: int) -> None:
+        """Refuses what can never fit: called before the first image is looked at.
+
+        Args:
+            needed: bytes of all features of one command.
+        """
+        if self.root is not None and needed > self.most_bytes:
+            raise ValueError(
+                f"these features take {_gigabytes(needed)} GB and the cache may hold {self.most_bytes / 1e9:g} GB:"
+                f" raise --feature-cache-gb to {_gigabytes(1.01 * needed)} or more, or give --no-feature-cache to keep"
+                " them for this run only."
+            )
+
+    def make_room(self, for_bytes: int) -> None:
+        """Deletes the entries not used for longest until `for_bytes` more fit; those in use stay, with a warning."""
+        if self.root is None:
+            return
         sizes = {path: _size(path) for path in Path(self.root).iterdir() if path.is_dir()}
-        if sizes.get(keep, 0) + for_bytes > self.most_bytes:
-            return False
-        for path in sorted(sizes, key=lambda path: path.stat().st_mtime):
+        for path in sorted(sizes, key=_last_used):
             if sum(sizes.values()) + for_bytes <= self.most_bytes:
-                break
-            if path != keep and _delete_unused(path):
+                return
+            if path not in {entry.folder for entry in self.in_use} and _delete_unused(path):
                 del sizes[path]
-        return True
+        if (total := sum(sizes.values()) + for_bytes) > self.most_bytes:
+            warnings.warn(
+                f"{self.root} will hold {_gigabytes(total)} GB, more than --feature-cache-gb {self.most_bytes / 1e9:g}:"
+                " the rest is in use and stays",
+                stacklevel=2,
+            )
+
+
+@dataclass
+class PartState:
+    """How much of a part's file is whole."""
+
+    rows: int = 0
+    size: int = 0  # bytes from the file's start
+    checksum: int = 0  # CRC-32 of these bytes
+
+
+@dataclass
+class State:
+    """What state.json holds."""
+
+    parts: dict[str, PartState] = field(default_factory=dict)
+    faults: dict[str, int] = field(default_factory=dict)  # unreadable images by reason
+
+    def rows(self, part: str) -> int:
+        return self.parts[part].rows if part in self.parts else 0
+
+    def write(self, path: Path) -> None:
+        content = asdict(self)
+        write_json(path, {"content": content, "checksum": hash_of(content)}, indent=None)
+
+    @staticmethod
+    def read(path: Path) -> State:
+        """An empty one where there is none, with a warning where it is damaged."""
+        if not path.is_file():
+            return State()
+        try:
+            read = json.loads(path.read_text(encoding="utf-8"))
+            if hash_of(read["content"]) != read["checksum"]:
+                raise ValueError
+            parts = {name: PartState(**part) for name, part in read["content"]["parts"].items()}
+            return State(parts, read["content"]["faults"])
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            warnings.warn(f"{path} is damaged: its features are made again", stacklevel=2)
+            return State()
 
 
 class Entry:
-    """One set of images seen by one encoder in one way."""
+    """One set of images seen by one encoder in one way. No other process deletes it while this object lives."""
 
     def __init__(self, folder: Path, cache: Cache, temporary: bool = False):
         self.folder, self.cache, self.temporary = folder, cache, temporary
         self.faults: Counter = Counter()
+        self._trusted: set[str] = set()  # parts whose checksum was found right, or that were made here
+        self._in_use = contextlib.ExitStack()
+        self._in_use.enter_context(open_lock(folder / USED, shared=True))
 
     def __del__(self):
+        if hasattr(self, "_in_use"):
+            self._in_use.close()
         if self.temporary:
             shutil.rmtree(self.folder, ignore_errors=True)
+
+    def missing_bytes(self, widths: dict[str, int], rows: int) -> int:
+        """What this entry will have when the parts are in it, in bytes.
+
+        Args:
+            widths: numbers of each part of an image, float32.
+            rows: images in the set.
+        """
+        state, sizes = State.read(self.folder / "state.json"), {part: 4 * width for part, width in widths.items()}
+        added = [size for part, size in (sizes | ROW_BYTES).items() if part not in state.parts]
+        return _size(self.folder) + sum(rows * size + HEADER_BYTES for size in added)
+
+    def lacks(self, parts: Iterable[str], rows: int) -> bool:
+        """Whether a pass over the images is needed, as far as the entry's state says."""
+        state = State.read(self.folder / "state.json")
+        return any(state.rows(part) < rows for part in (*parts, SIGNATURE, SHOWN))
 
     def take(self, parts: Iterable[str], rows: int, extract: Callable, batches: Callable, what: str) -> None:
         """Makes the parts whole, in one pass over the images from the first row that any of them lacks.
@@ -89,85 +193,140 @@ class Entry:
             extract: images as the loader gives them -> {part: (B, D)}; gets the parts that are missing.
             batches: start row -> a loader of the rest: dicts with "images" and "ids" (rows), and its `faults`.
             what: for the progress bar.
+
+        Raises:
+            DiskFull: what was made so far is kept, and the same call goes on with it.
         """
         wanted = tuple(dict.fromkeys((*parts, SIGNATURE, SHOWN)))
-        with self._locked():
+        with open_lock(self.folder / ".lock"), telling_full_disk(self.folder, _FULL):
             os.utime(self.folder)
-            state = self._state()
-            missing = [part for part in wanted if state["rows"].get(part, 0) < rows]
+            state = State.read(self.folder / "state.json")
+            for part in wanted:
+                self._verify(part, state)
+            if state.rows(SIGNATURE) != state.rows(SHOWN):  # one pass makes both
+                for part in (SIGNATURE, SHOWN):
+                    state.parts.pop(part, None)
+            missing = [part for part in wanted if state.rows(part) < rows]
             if missing:
-                self._pass(missing, rows, extract, batches, what, state)
-            self.faults = Counter(state["faults"])
+                _Pass(self, missing, rows, state).run(extract, batches, what)
+                self._trusted |= set(missing)
+            self.faults = Counter(state.faults)
 
     def part(self, name: str) -> np.ndarray:
         """(N, D), read from disk as it is looked at; rows of unreadable images are 0. Writing to it changes no file."""
-        return np.load(self.folder / f"{name}.npy", mmap_mode="c")  # copy-on-write: torch takes no read-only memory
+        return np.load(self.path(name), mmap_mode="c")  # copy-on-write: torch takes no read-only memory
 
-    def _pass(self, missing: list[str], rows: int, extract, batches, what: str, state: dict) -> None:
-        start = min(state["rows"].get(part, 0) for part in missing)
-        if SHOWN in missing and state["rows"].get(SHOWN, 0) != start:  # else faults would be counted twice
-            start = 0
-        state["rows"] |= {part: min(start, state["rows"].get(part, 0)) for part in missing}
-        self._save(state)
-        known, loader = Counter(state["faults"]), batches(start)
-        run = extract([part for part in missing if part not in (SIGNATURE, SHOWN)])
-        maps, saved = {}, time.monotonic()
+    def path(self, part: str) -> Path:
+        return self.folder / f"{part}.npy"
 
-        def save(done: int) -> None:
-            for array in maps.values():
-                array.flush()
-            state["rows"] |= dict.fromkeys(missing, done)
-            if SHOWN in missing:
-                counted = Counter(getattr(loader.faults, "unreadable", loader.faults))
-                state["faults"] = dict(counted + known if start else counted)
-            self._save(state)
+    def _verify(self, part: str, state: State) -> None:
+        """Forgets what is on disk of a part where its bytes do not agree with their checksum."""
+        if part in self._trusted or part not in state.parts:
+            return
+        known = state.parts[part]
+        if known.rows and _checksum(self.path(part), known.size) != known.checksum:
+            warnings.warn(f"{self.path(part)} is damaged (wrong checksum): these features are made again", stacklevel=3)
+            del state.parts[part]
+        self._trusted.add(part)
 
-        with tqdm(total=rows, initial=start, desc=f"features of {what}", unit="image", leave=False) as bar:
+
+class _Pass:
+    """One pass that fills parts of an entry.
+
+    Args:
+        missing: parts to make.
+        rows: images in the set.
+        state: of the entry, kept up to date.
+    """
+
+    def __init__(self, entry: Entry, missing: list[str], rows: int, state: State):
+        self.entry, self.missing, self.rows, self.state = entry, missing, rows, state
+        self.start = min(state.rows(part) for part in missing)
+        if SHOWN in missing and state.rows(SHOWN) != self.start:  # else faults would be counted twice
+            self.start = 0
+        for part in missing:
+            if state.rows(part) > self.start:
+                state.parts[part] = entry_part(entry.path(part), self.start)
+        self.maps: dict[str, np.memmap] = {}
+        self._save_state()
+
+    def run(self, extract: Callable, batches: Callable, what: str) -> None:
+        known, loader, saved = Counter(self.state.faults), batches(self.start), time.monotonic()
+        run = extract([part for part in self.missing if part not in (SIGNATURE, SHOWN)])
+        with tqdm(total=self.rows, initial=self.start, desc=f"features of {what}", unit="image", leave=False) as bar:
             for batch in loader:
                 ids, found = batch["ids"].numpy(), {}
-                if SIGNATURE in missing:
+                if SIGNATURE in self.missing:
                     found = {SIGNATURE: signatures(batch["images"]), SHOWN: torch.ones(len(ids), 1, dtype=torch.uint8)}
-                found = {part: value.cpu().numpy() for part, value in (run(batch["images"]) | found).items()}
-                maps = maps or self._open(found, rows, start)
-                for part, value in found.items():
-                    maps[part][ids] = value
+                arrays = {part: value.cpu().numpy() for part, value in (run(batch["images"]) | found).items()}
+                self.maps = self.maps or self._open(arrays)
+                for part, value in arrays.items():
+                    self.maps[part][ids] = value
                 bar.update(int(ids[-1]) + 1 - bar.n)
                 if time.monotonic() - saved > _SAVE_EVERY:
-                    save(bar.n)
+                    self._save(bar.n, loader, known)
                     saved = time.monotonic()
-        save(rows)
+        self._save(self.rows, loader, known)
 
-    def _open(self, found: dict[str, np.ndarray], rows: int, start: int) -> dict[str, np.memmap]:
+    def _open(self, found: dict[str, np.ndarray]) -> dict[str, np.memmap]:
         """Arrays to write to, of the types and widths of a first batch; from row 0 on they are new files."""
-        paths = {part: self.folder / f"{part}.npy" for part in found}
-        if start:
-            return {part: np.lib.format.open_memmap(path, mode="r+") for part, path in paths.items()}
-        size = rows * sum(value.nbytes // len(value) for value in found.values())
-        if not self.temporary and not self.cache.make_room(size, self.folder):
-            raise ValueError(
-                f"these features take {size / 1e9:.1f} GB and the cache may hold {self.cache.most_bytes / 1e9:g} GB: "
-                "raise --feature-cache-gb, or give --no-feature-cache to keep them for this run only."
-            )
-        for part, path in paths.items():
-            shape = (rows, found[part].shape[1])
-            with partial_path(path) as partial:  # whoever still reads the old file keeps it
-                np.lib.format.open_memmap(partial, mode="w+", dtype=found[part].dtype, shape=shape).flush()
-        return {part: np.lib.format.open_memmap(path, mode="r+") for part, path in paths.items()}
+        if not self.start:
+            size = sum(self.rows * value.nbytes // len(value) + HEADER_BYTES for value in found.values())
+            if not self.entry.temporary:
+                self.entry.cache.make_room(size)
+            for part, value in found.items():
+                new_array(self.entry.path(part), value.dtype, (self.rows, value.shape[1]))
+        return {part: np.lib.format.open_memmap(self.entry.path(part), mode="r+") for part in found}
 
-    def _save(self, state: dict) -> None:
-        write_json(self.folder / "state.json", state, indent=None)
+    def _save(self, done: int, loader, known: Counter) -> None:
+        """Rows before `done` are whole."""
+        for part, array in self.maps.items():
+            array.flush()
+            before = self.state.parts.get(part, PartState())
+            self.state.parts[part] = _grown(self.entry.path(part), before, done, array)
+        if SHOWN in self.missing:
+            counted = Counter(getattr(loader.faults, "unreadable", loader.faults))
+            self.state.faults = dict(counted + known if self.start else counted)
+        self._save_state()
 
-    def _state(self) -> dict:
-        try:
-            return json.loads((self.folder / "state.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            return {"rows": {}, "faults": {}}
+    def _save_state(self) -> None:
+        self.state.write(self.entry.folder / "state.json")
 
-    @contextlib.contextmanager
-    def _locked(self) -> Iterator[None]:
-        """Two processes that want one entry: the second waits, and finds it made."""
-        with open_lock(self.folder / ".lock"):
-            yield
+
+def new_array(path: Path, dtype, shape: tuple[int, ...]) -> None:
+    """A .npy file of zeros whose bytes are on disk; whoever reads an old file of that name keeps it."""
+    with partial_path(path) as partial:
+        np.lib.format.open_memmap(partial, mode="w+", dtype=dtype, shape=shape).flush()
+        with partial.open("r+b") as file:
+            reserve(file, partial.stat().st_size)
+
+
+def entry_part(path: Path, rows: int) -> PartState:
+    """The state of a part that is whole up to a row."""
+    if not rows:
+        return PartState()
+    return _grown(path, PartState(), rows, np.load(path, mmap_mode="r"))
+
+
+def _grown(path: Path, before: PartState, rows: int, array: np.memmap) -> PartState:
+    """The state of a part when more rows are whole: only new bytes are read."""
+    size = array.offset + rows * (array.nbytes // max(1, len(array)))
+    return PartState(rows, size, _checksum(path, size, before.size, before.checksum))
+
+
+def _checksum(path: Path, end: int, start: int = 0, checksum: int = 0) -> int:
+    """CRC-32 of a file's bytes before `end`, going on from that of those before `start`; -1: there are not as many."""
+    try:
+        with path.open("rb") as file:
+            file.seek(start)
+            while start < end:
+                block = file.read(min(_BLOCK, end - start))
+                if not block:
+                    return -1
+                checksum, start = zlib.crc32(block, checksum), start + len(block)
+    except FileNotFoundError:
+        return -1
+    return checksum
 
 
 @dataclass
@@ -196,8 +355,12 @@ class FeatureSet:
             return torch.from_numpy(self.entry.part(parts[0]))
         arrays = [self.entry.part(part) for part in parts]
         width = sum(array.shape[1] for array in arrays)
-        with tempfile.TemporaryFile(dir=self.entry.folder) as file:  # the mapping outlives the name
-            joined = np.memmap(file, arrays[0].dtype, "w+", shape=(len(self.rows), width))
+        with (
+            telling_full_disk(self.entry.folder, _FULL),
+            tempfile.TemporaryFile(dir=self.entry.folder) as file,
+        ):
+            reserve(file, len(self.rows) * width * arrays[0].itemsize)
+            joined = np.memmap(file, arrays[0].dtype, "r+", shape=(len(self.rows), width))  # it outlives the file
         for start in range(0, len(self.rows), _ROWS):
             rows = self.rows[start : start + _ROWS]
             joined[start : start + len(rows)] = np.concatenate([array[rows] for array in arrays], axis=1)
@@ -211,14 +374,33 @@ class FeatureSet:
 
 
 def _size(folder: Path) -> int:
-    return sum(path.stat().st_size for path in folder.iterdir() if path.is_file())
+    """Bytes of the files in a folder, which another process may be deleting."""
+    total = 0
+    with contextlib.suppress(FileNotFoundError):
+        for path in folder.iterdir():
+            with contextlib.suppress(FileNotFoundError):
+                total += path.stat().st_size if path.is_file() else 0
+    return total
+
+
+def _last_used(folder: Path) -> float:
+    try:
+        return folder.stat().st_mtime
+    except FileNotFoundError:
+        return 0.0
 
 
 def _delete_unused(folder: Path) -> bool:
-    """False where another process is filling it."""
+    """False where a process uses it."""
     try:
-        with open_lock(folder / ".lock", wait=False):
+        with open_lock(folder / USED, wait=False):
             shutil.rmtree(folder, ignore_errors=True)
     except BlockingIOError:
         return False
+    except FileNotFoundError:  # another process has just deleted it
+        pass
     return True
+
+
+def _gigabytes(size: float) -> str:
+    return f"{size / 1e9:.3g}"

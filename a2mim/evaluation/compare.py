@@ -23,7 +23,7 @@ def compare(first: dict, second: dict, anyway: bool = False) -> str:
         ValueError: they differ and `anyway` is not given, or they have no test image in common.
     """
     different = [what for key, what in MUST_AGREE.items() if first[key] != second[key]]
-    names = [f"{r['protocol']} of {r['encoder']}" for r in (first, second)]
+    names = [f"{named(r)} of {r['encoder']}" for r in (first, second)]
     if different and not anyway:
         raise ValueError(
             f"{names[0]} and {names[1]} differ in their {' and '.join(different)}{_detail(first, second)}: give"
@@ -44,6 +44,16 @@ def compare(first: dict, second: dict, anyway: bool = False) -> str:
         warnings.warn(f"{int((~both).sum())} of {len(both)} test images were not judged by both", stacklevel=2)
     sentence = verdict(f"{names[1]} against {names[0]}", *((a[both] == 1).to(torch.bool) for a in answers))
     return sentence + _told(first, second, different)
+
+
+def named(result: dict) -> str:
+    """The protocol; of low-shot also which labels, and by which classifier."""
+    constants = result["constants"]
+    if "subset" not in constants:
+        return result["protocol"]
+    subset = str(constants["subset"])
+    labels = f"{subset} of labels" if "%" in subset else f"{subset} labels a class"
+    return f"{result['protocol']} ({labels}, seed {constants.get('subset_seed', 0)}, {constants.get('classifier')})"
 
 
 def _compare_scores(first: dict, second: dict, names: list[str]) -> str:
@@ -77,7 +87,7 @@ def compare_all(results: list[dict], anyway: bool = False) -> list[str]:
         if earlier:
             sentences.append(compare(earlier[0], result, anyway))
     if not sentences:
-        told = ", ".join(dict.fromkeys(f"{r['protocol']} ({r['encoder']})" for r in results)) or "none"
+        told = ", ".join(dict.fromkeys(f"{named(r)} of {r['encoder']}" for r in results)) or "none"
         raise ValueError(f"nothing can be paired among these results: {told}; give two of one protocol, or --anyway.")
     return sentences
 

@@ -3,27 +3,31 @@
 from __future__ import annotations
 
 import functools
+import time
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 
 import numpy as np
 import timm
 import torch
 from torch import Tensor
 
-from a2mim.batchnorm import calibrate_batchnorm
+from a2mim.batchnorm import calibrate_batchnorm, has_batchnorm
 from a2mim.data import Access, EvalLoader, ImageDataset, Reading, TrainLoader, match_labels, open_dataset
 from a2mim.evaluation.cache import Cache, Entry, FeatureSet
 from a2mim.evaluation.calibration import DESCRIPTION, calibration_batches, calibration_loader
 from a2mim.evaluation.encoder import Encoder
-from a2mim.evaluation.features import class_positions, pooling_name, refuse_below_one
+from a2mim.evaluation.features import pooling_name, refuse_below_one
 from a2mim.evaluation.identity import hash_of, stamp_of
 from a2mim.evaluation.intervals import bootstrap_interval
-from a2mim.evaluation.overlap import find_overlap, overlap_sentence
+from a2mim.evaluation.overlap import find_contradictions, find_overlap, overlap_sentence
+from a2mim.evaluation.passes import CentralViews, RandomViews, TrainingPass, crop_batches
 from a2mim.evaluation.probe import Labelled
 from a2mim.evaluation.subsets import subset_of
 
 RESIZE = 256 / 224  # short side before the crop, in crops: Resize(256), CenterCrop(224)
+VIEW = ("resize", "interpolation")  # constants that decide a test view
+PROBED = 8  # images of noise that tell widths and time
 IMBALANCE = 10  # times as many images of the commonest class as of the rarest: then it is said
 LOADED_AT_ONCE = 256  # random crops; larger batches are put together from features
 
@@ -40,6 +44,7 @@ class EvalContext:
             brings statistics of whole images: a checkpoint has those of masked ones, a random network has none.
         cache: where features are kept; None keeps them for this process only.
         seed: of the weights, where the source is only a name.
+        allow_contradictions: go on, with a warning, where identical images have different labels in the two sets.
         access, reading: how data are reached and pixels read, see a2mim/data/access.py and reading.py.
 
     Test labels are numbered by the training set's class names, see `match_labels`.
@@ -60,6 +65,7 @@ class EvalContext:
         seed: int = 0,
         access: Access | None = None,
         reading: Reading | None = None,
+        allow_contradictions: bool = False,
     ):
         refuse_below_one(batch_size=batch_size, img_size=img_size)
         if num_workers < 0:
@@ -72,13 +78,23 @@ class EvalContext:
         self.train = labelled(open_dataset(data, "train", **form), data)
         test = labelled(open_dataset(test_data, "test", **form), test_data)
         self.test = match_labels(self.train, test)
-        calibrate = not self.encoder.clean_statistics if calibrate is None else calibrate
-        self.calibrated = calibrate_batchnorm(self.model, self._calibration()) if calibrate else 0
+        self.allow_contradictions = allow_contradictions
+        self.calibrate = not self.encoder.clean_statistics if calibrate is None else calibrate
         self._entries: dict[tuple, Entry] = {}
+        self._calibrated_on: int | None = None
 
-    def _calibration(self) -> Iterator[Tensor]:
-        loader = calibration_loader(self.train, self.img_size, self.resize(), "bicubic", self.num_workers)
-        return calibration_batches(loader, self.encoder.normalized)
+    def take_statistics(self) -> int:
+        """Calibrates BatchNorm, the first time; returns the number of images that its statistics are of.
+
+        Not done when the context is made, so that what an evaluation costs is known before it looks at an image.
+        """
+        if self._calibrated_on is None:
+            self._calibrated_on = 0
+            if self.calibrate:
+                loader = calibration_loader(self.train, self.img_size, self.resize(), "bicubic", self.num_workers)
+                batches = calibration_batches(loader, self.encoder.normalized)
+                self._calibrated_on = calibrate_batchnorm(self.model, batches)
+        return self._calibrated_on
 
     def resize(self, ratio: float = RESIZE) -> int:
         """Short side in pixels."""
@@ -105,25 +121,51 @@ class EvalContext:
 
     def features(self, split: str, parts: Iterable[str], constants: dict) -> FeatureSet:
         """The parts of every image of a split ("train" or "test"), in the protocol's test view: made once."""
-        dataset = getattr(self, split)
-        view = {key: constants[key] for key in ("resize", "interpolation")}
-        key = (split, *view.values())
-        if key not in self._entries:
-            title = f"{dataset.title} through {self.encoder.name}"
-            self._entries[key] = self.cache.entry(self._identity(dataset) | view, title)
-        self._entries[key].take(
+        dataset, entry = self.dataset(split), self._entry(split, constants)
+        view = {key: constants[key] for key in VIEW}
+        self.take_statistics()
+        entry.take(
             parts,
             len(dataset),
             self.encoder.taps,
             lambda start: self.view(dataset, np.arange(start, len(dataset)), **view),
             f"{split} images",
         )
-        return FeatureSet(self._entries[key], dataset.labels)
+        return FeatureSet(entry, dataset.labels)
+
+    def dataset(self, split: str) -> ImageDataset:
+        return self.train if split == "train" else self.test
+
+    def _entry(self, split: str, constants: dict) -> Entry:
+        dataset, view = self.dataset(split), {key: constants[key] for key in VIEW}
+        key = (split, *view.values())
+        if key not in self._entries:
+            title = f"{dataset.title} through {self.encoder.name}"
+            self._entries[key] = self.cache.entry(self._identity(dataset) | view, title)
+        return self._entries[key]
+
+    def probe_forward(self, parts: Iterable[str]) -> tuple[dict[str, int], float]:
+        """({part: width}, seconds an image), from a forward pass over noise."""
+        images = torch.randint(0, 256, (min(self.batch_size, PROBED), self.encoder.channels, *self.img_size))
+        run = self.encoder.taps(parts)
+        run(images[:1].byte())  # the first call pays for allocations
+        started = time.perf_counter()
+        found = run(images.byte())
+        seconds = (time.perf_counter() - started) / len(images)
+        return {part: value.shape[1] for part, value in found.items()}, seconds
+
+    def missing_bytes(self, split: str, widths: dict[str, int], constants: dict) -> int:
+        """What the cache will hold of a split's features in this view."""
+        return self._entry(split, constants).missing_bytes(widths, len(self.dataset(split)))
+
+    def missing(self, split: str, parts: Iterable[str], constants: dict) -> bool:
+        """Whether a pass over the images of a split is still to be made."""
+        return self._entry(split, constants).lacks(parts, len(self.dataset(split)))
 
     def _identity(self, dataset: ImageDataset) -> dict:
         return {
             "encoder": self.encoder.hash,
-            "batchnorm": self._calibrated_on() if self.calibrated else None,
+            "batchnorm": self._statistics_identity() if self.calibrate and has_batchnorm(self.model) else None,
             "timm": timm.__version__,
             "data": [dataset.fingerprint, stamp_of(dataset)],
             "form": repr(getattr(dataset, "form", None)),
@@ -131,49 +173,31 @@ class EvalContext:
             **self.encoder.stats,
         }
 
-    def _calibrated_on(self) -> list:
+    def _statistics_identity(self) -> list:
         """What decides the calibrated statistics, beside the encoder and the view."""
-        return [self.train.fingerprint, stamp_of(self.train), self.calibrated, DESCRIPTION]
+        return [self.train.fingerprint, stamp_of(self.train), DESCRIPTION]
 
-    def random_views(self, kept: np.ndarray, parts, classes: Tensor, batch_size: int, constants: dict):
-        """(() -> one pass over random crops of the kept images, batches of what size, their number).
+    def training_pass(self, images: Labelled, kept: Tensor, rows: np.ndarray, constants: dict) -> TrainingPass:
+        """A training pass in the view that the protocol's "train_view" says.
 
-        A pass yields ({part: (b, D)} on the device, targets (b,), b). A batch larger than LOADED_AT_ONCE is put
-        together from features, so that its images are never in memory at once.
+        Args:
+            images: features and labels of the readable training images.
+            kept: those to train on.
+            rows: the number in the training set of every readable image.
         """
-        batch_size = min(batch_size, len(kept))
-        if batch_size > LOADED_AT_ONCE:
-            batch_size -= batch_size % LOADED_AT_ONCE
-        loader = self.crops(subset_of(self.train, kept), min(batch_size, LOADED_AT_ONCE), constants)
-        run, together = self.encoder.taps(parts), max(1, batch_size // LOADED_AT_ONCE)
+        classes, batch_size = torch.unique(images.labels), constants["batch_size"]
+        if constants["train_view"] == "center":
+            return CentralViews(images, kept, classes, batch_size, constants["seed"], self.device).training_pass()
+        return self.random_views(rows[kept.numpy()], tuple(images.parts), classes, constants)
 
-        def one_pass():
-            waiting = []
-            for batch in loader:
-                images = batch["images"].split(self.batch_size)
-                found = [run(part) for part in images]
-                waiting.append(({p: torch.cat([f[p] for f in found]) for p in parts}, batch["labels"]))
-                if len(waiting) == together:
-                    joined = {part: torch.cat([found[part] for found, _ in waiting]) for part in parts}
-                    labels = torch.cat([labels for _, labels in waiting])
-                    yield joined, class_positions(classes, labels).to(self.device), len(labels)
-                    waiting = []
-
-        return one_pass, batch_size, len(loader) // together, loader
-
-    def central_views(self, images: Labelled, kept: Tensor, parts, classes: Tensor, batch_size: int, seed: int):
-        """As `random_views`, from cached features in a new order each pass; the last batch may be short."""
-        generator = torch.Generator().manual_seed(seed + 1)
-        batch_size = min(batch_size, len(kept))
-        targets = class_positions(classes, images.labels)
-
-        def one_pass():
-            order = kept[torch.randperm(len(kept), generator=generator)]
-            for rows in order.split(batch_size):
-                found = {part: images.parts[part][rows].to(self.device) for part in parts}
-                yield found, targets[rows].to(self.device), batch_size  # a short batch at the same rate
-
-        return one_pass, batch_size, -(-len(kept) // batch_size), None
+    def random_views(self, rows: np.ndarray, parts: Iterable[str], classes: Tensor, constants: dict) -> TrainingPass:
+        """Fresh random crops of some rows of the training set."""
+        self.take_statistics()
+        batch_size, loaded, together = crop_batches(constants["batch_size"], len(rows), LOADED_AT_ONCE)
+        loader = self.crops(subset_of(self.train, rows), loaded, constants)
+        run = self.encoder.taps(parts)
+        views = RandomViews(loader, run, tuple(parts), classes, together, self.batch_size, self.device)
+        return views.training_pass(batch_size)
 
     def pooling(self, constants: dict) -> str:
         return pooling_name(self.model, constants["pooling"])
@@ -195,8 +219,13 @@ class EvalContext:
         return told | {"classes_without_test_images": len(absent)}
 
     def overlap(self, constants: dict) -> dict:
-        """Counts of test images that training has too, exactly and nearly; warns of them by name."""
+        """Counts of test images that training has too, exactly and nearly; warns of them by name.
+
+        Raises:
+            ValueError: identical images have different labels in the two sets.
+        """
         train, test = (self.features(split, (), constants) for split in ("train", "test"))
+        self._refuse_contradictions(train, test)
         found = find_overlap(train.signatures(), test.signatures())
         sentence = overlap_sentence(
             found, lambda i: self.test.name(test.rows[i]), lambda i: self.train.name(train.rows[i])
@@ -204,6 +233,27 @@ class EvalContext:
         if sentence:
             warnings.warn(f"{sentence}: the number flatters", stacklevel=2)
         return {kind: len(pairs) for kind, pairs in found.items()}
+
+    def _refuse_contradictions(self, train: FeatureSet, test: FeatureSet) -> None:
+        pairs = find_contradictions(train.signatures(), test.signatures(), train.labels.numpy(), test.labels.numpy())
+        if not pairs:
+            return
+        i, j = pairs[0]
+        said = (
+            f"{len(pairs)} test images are training images with another label, first"
+            f" {self.test.name(test.rows[i])} ({self._class(test.labels[i])}) ="
+            f" {self.train.name(train.rows[j])} ({self._class(train.labels[j])})"
+        )
+        if not self.allow_contradictions:
+            raise ValueError(
+                f"{said}: the two sets number their classes differently, or a label is wrong. Give both sets the same"
+                " class names, mend the labels, or add --allow-contradictions"
+            )
+        warnings.warn(said, stacklevel=3)
+
+    def _class(self, label: Tensor) -> str:
+        names = self.test.class_names if self.test.class_names and self.train.class_names else self.train.class_names
+        return names[int(label)] if names and int(label) < len(names) else f"class {int(label)}"
 
     def about(self, constants: dict) -> dict:
         """What a reader needs to compare a number with another."""
@@ -217,7 +267,7 @@ class EvalContext:
             "data_fingerprint": hash_of([self.train.fingerprint, self.test.fingerprint]),
             "test_fingerprint": self.test.fingerprint,
             "img_size": list(self.img_size),
-            "batchnorm_calibrated_on": self.calibrated,
+            "batchnorm_calibrated_on": self.take_statistics(),
             "balance": self.balance,
         }
         if "resize" in constants:

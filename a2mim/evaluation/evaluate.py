@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 from a2mim.evaluation import runners
 from a2mim.evaluation.cache import Cache
-from a2mim.evaluation.context import EvalContext
+from a2mim.evaluation.context import VIEW, EvalContext
+from a2mim.evaluation.cost import ViewPass, estimate
 from a2mim.evaluation.protocols import Protocol, read_protocol
 from a2mim.evaluation.results import write_result
 
@@ -21,6 +23,7 @@ def evaluate(
     out=None,
     overrides: dict | None = None,
     cache: Cache | None = None,
+    say: Callable[[str], None] | None = None,
     **options,
 ) -> list[dict]:
     """Results of every protocol, in order; what `a2mim evaluate` prints. Each is written to `out` when it is there.
@@ -32,8 +35,9 @@ def evaluate(
         out: folder of results.json and results.csv.
         overrides: constants by name, for every protocol that has them, or "protocol.name" for one; see `read_protocol`.
         cache: where features are kept; None keeps them for this call only.
+        say: is told what the evaluation will cost, before the first image.
         options: of `EvalContext`: device, img_size, batch_size, num_workers, calibrate, allow_partial, seed, access,
-            reading.
+            reading, allow_contradictions.
 
     Raises:
         ValueError: see `read_protocol`, `EvalContext` and the protocols.
@@ -49,9 +53,15 @@ def evaluate(
     if test_data is None:
         raise ValueError(f"{chosen[0].name} needs labelled test images: give --test-data.")
     context = EvalContext(source, data, test_data, cache=cache, **options)
-    for constants, parts in _passes(chosen, context):
+    passes = _passes(chosen, context)
+    cost = estimate(context, chosen, passes)
+    if cost.images:
+        context.cache.check_room(cost.size)
+    if say is not None:
+        say(cost.sentence())
+    for view in passes:
         for split in ("train", "test"):
-            context.features(split, parts, constants)
+            context.features(split, view.parts, view.constants)
     overlap = context.overlap(chosen[0].constants)
     results = []
     for protocol in chosen:
@@ -82,16 +92,13 @@ def read_protocols(names, overrides: dict) -> list[Protocol]:
     return found
 
 
-def _passes(chosen: list[Protocol], context: EvalContext) -> list[tuple[dict, tuple[str, ...]]]:
-    """(constants of the view, all parts that are wanted of it), for each different view."""
-    wanted = {}
+def _passes(chosen: list[Protocol], context: EvalContext) -> list[ViewPass]:
+    """One pass for each different view, with all parts that are wanted of it."""
+    wanted: dict[tuple, list[str]] = {}
     for protocol in chosen:
-        view = (protocol.constants["resize"], protocol.constants["interpolation"])
+        view = tuple(protocol.constants[key] for key in VIEW)
         wanted.setdefault(view, []).extend(runners.parts_of(protocol, context))
-    return [
-        ({"resize": resize, "interpolation": interpolation}, tuple(dict.fromkeys(parts)))
-        for (resize, interpolation), parts in wanted.items()
-    ]
+    return [ViewPass(dict(zip(VIEW, view, strict=True)), tuple(dict.fromkeys(p))) for view, p in wanted.items()]
 
 
 def _dense(source, chosen: list[Protocol], data, out: Path | None, options: dict) -> list[dict]:

@@ -7,7 +7,8 @@ from torch import Tensor
 
 from a2mim.evaluation.features import check_features, class_positions, refuse_below_one
 from a2mim.evaluation.heads import LarsHeads, LinearHeads
-from a2mim.evaluation.probe import Labelled, Stack, probe
+from a2mim.evaluation.passes import TrainingPass
+from a2mim.evaluation.probe import Labelled, Stack, TrainingBatch, probe
 from a2mim.evaluation.protocols import read_protocol
 
 PROTOCOLS = ("linear-cached", "dino-linear", "mae-linear")
@@ -98,19 +99,20 @@ def _as_published(train_features, train_labels, test_features, test_labels, prot
     heads = heads or LarsHeads(*settings, c, c["seed"], device)
     generator = torch.Generator().manual_seed(c["seed"] + 1)
 
-    def one_pass():
+    def batches():
         for some in rows[torch.randperm(len(rows), generator=generator)].split(batch_size):
-            yield {"features": images.parts["features"][some]}, targets[some], batch_size
+            yield TrainingBatch({"features": images.parts["features"][some]}, targets[some], batch_size)
 
+    steps = -(-len(rows) // batch_size)
     found = probe(
         [Stack("features", ("features",), heads, lrs)],
-        one_pass,
+        TrainingPass(batches, batch_size, steps),
         classes,
         Labelled({"features": images.parts["features"][judged]}, train_labels[judged]),
         test,
         c["epochs"],
         schedule(c),
-        -(-len(rows) // batch_size),
+        steps,
         per_iteration=protocol == "mae-linear",
     )
     del found["head"], found["n_heads"]

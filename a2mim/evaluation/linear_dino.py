@@ -1,6 +1,7 @@
 """DINO's linear protocol: fresh augmented views each epoch, a frozen encoder, several learning rates in one pass."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -8,7 +9,7 @@ from torch import Tensor, nn
 from a2mim.evaluation.features import check_features, class_positions, frozen, refuse_below_one, run_frozen
 from a2mim.evaluation.heads import LinearHeads
 from a2mim.evaluation.linear import cosine
-from a2mim.evaluation.probe import Labelled, Stack, probe
+from a2mim.evaluation.probe import Labelled, Stack, TrainingBatch, probe
 from a2mim.evaluation.taps import dino_parts, tap
 from a2mim.pixels import IMAGENET_MEAN, IMAGENET_STD, normalize
 
@@ -58,10 +59,9 @@ def linear_probe_dino(
     check_features(*held, *test)
     classes = torch.unique(torch.as_tensor(train_labels))
     heads = LinearHeads(base_lrs, test[0].shape[1], len(classes), seed, next(model.parameters()).device)
-    held_ids = torch.cat(held_ids)
     result = probe(
         [Stack(description, ("features",), heads, list(base_lrs))],
-        lambda: _views(model, train_loader, extract, classes, held_ids, mean, std),
+        _Views(model, train_loader, extract, classes, torch.cat(held_ids), mean, std),
         classes,
         *(Labelled({"features": features}, labels) for features, labels in (held, test)),
         epochs=epochs,
@@ -95,15 +95,24 @@ def _noting_ids(loader: Iterable, ids: list[Tensor]) -> Iterator[dict]:
         yield batch
 
 
-def _views(
-    model, loader, extract, classes: Tensor, held_ids: Tensor, mean, std
-) -> Iterator[tuple[dict[str, Tensor], Tensor, int]]:
-    """One epoch of ({"features": (b, D)}, targets (b,), B): b of the B images of a batch are not held out."""
-    device = next(model.parameters()).device
-    with frozen(model):
-        for batch in loader:
-            kept = ~torch.isin(torch.as_tensor(batch["ids"]), held_ids)
-            if kept.any():
-                features = extract(normalize(batch["images"][kept].to(device), mean, std)).float()
-                targets = class_positions(classes, batch["labels"][kept]).to(device)
-                yield {"features": features}, targets, len(kept)
+@dataclass(frozen=True)
+class _Views:
+    """The training images that are not held out, one epoch an iteration; a batch's size counts those held out too."""
+
+    model: nn.Module
+    loader: Iterable[dict]
+    extract: Callable[[Tensor], Tensor]
+    classes: Tensor
+    held_ids: Tensor
+    mean: Sequence[float]
+    std: Sequence[float]
+
+    def __iter__(self) -> Iterator[TrainingBatch]:
+        device = next(self.model.parameters()).device
+        with frozen(self.model):
+            for batch in self.loader:
+                kept = ~torch.isin(torch.as_tensor(batch["ids"]), self.held_ids)
+                if kept.any():
+                    images = normalize(batch["images"][kept].to(device), self.mean, self.std)
+                    targets = class_positions(self.classes, batch["labels"][kept]).to(device)
+                    yield TrainingBatch({"features": self.extract(images).float()}, targets, len(kept))

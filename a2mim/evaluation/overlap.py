@@ -68,6 +68,27 @@ def find_overlap(train: np.ndarray, test: np.ndarray) -> dict[str, list[tuple[in
     return {"exact": exact, "near": [(int(rest[i]), int(pool[j])) for i, j in near]}
 
 
+def find_contradictions(
+    train: np.ndarray, test: np.ndarray, train_labels: np.ndarray, test_labels: np.ndarray
+) -> list[tuple[int, int]]:
+    """(test row, train row) of test images that are training images too, and have another label in every such one.
+
+    Images of one colour are left out: two of them may well show different things.
+
+    Args:
+        train, test: (N, 5) and (M, 5) int64 of `signatures`; labels: (N,) and (M,) int64.
+    """
+    order = np.argsort(train[:, 0], kind="stable")
+    checksums = train[order, 0]
+    starts, ends = np.searchsorted(checksums, test[:, 0], "left"), np.searchsorted(checksums, test[:, 0], "right")
+    found = []
+    for row in np.flatnonzero((ends > starts) & (test[:, 1] != _NONE)):
+        same = order[starts[row] : ends[row]]
+        if (train_labels[same] != test_labels[row]).all():
+            found.append((int(row), int(same[0])))
+    return found
+
+
 def _first_equal(train: np.ndarray, test: np.ndarray) -> list[tuple[int, int]]:
     values, first = np.unique(train, return_index=True)
     if not len(values):

@@ -4,7 +4,7 @@ The test set is looked at to report, never to choose.
 """
 
 import itertools
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
@@ -32,6 +32,21 @@ class Labelled:
         return len(self.labels)
 
 
+@dataclass(frozen=True)
+class TrainingBatch:
+    """Features of some training images.
+
+    Args:
+        parts: {name: (b, D)}, on the device of the heads.
+        targets: (b,) int64, positions in the sorted classes.
+        size: images that the learning rate is scaled by; b is less where some of them do not count.
+    """
+
+    parts: dict[str, Tensor]
+    targets: Tensor
+    size: int
+
+
 @dataclass
 class Stack:
     """Heads that read the same parts."""
@@ -44,7 +59,7 @@ class Stack:
 
 def probe(
     stacks: list[Stack],
-    one_pass: Callable[[], Iterator[tuple[dict[str, Tensor], Tensor, int]]],
+    training: Iterable[TrainingBatch],
     classes: Tensor,
     held: Labelled,
     test: Labelled,
@@ -57,8 +72,7 @@ def probe(
     """Trains all heads of all stacks on the same batches, chooses one on `held`, reports it on `test`.
 
     Args:
-        one_pass: a new pass over the training images: ({part: (b, D)}, targets (b,), B). The rate is scaled by B / 256;
-            b is less where images of the batch do not count.
+        training: the training images; each iteration over it is a new pass.
         classes: (C,) sorted labels of the training set; targets are positions in it.
         epochs: of one pass, or of `epoch_length` iterations, in which passes follow one another.
         factor: epochs done, in [0, epochs) -> share of the peak rate, asked at every step or at every epoch.
@@ -70,7 +84,7 @@ def probe(
     """
     test_targets, history = class_positions(classes, test.labels), []
     after = (lambda: history.append([_right(stack, test, test_targets) for stack in stacks])) if track_best else None
-    batch_size = _train(stacks, one_pass, epochs, epoch_length, factor, per_iteration, after)
+    batch_size = _train(stacks, training, epochs, epoch_length, factor, per_iteration, after)
     s, h, accuracy = _choose(stacks, held, class_positions(classes, held.labels))
     chosen = stacks[s]
     rank = _judge(chosen, test, test_targets)[0][:, h]
@@ -99,16 +113,17 @@ def check_probe(train: Labelled, test: Labelled) -> None:
         check_features(train.parts[part], train.labels, features, test.labels)
 
 
-def _train(stacks, one_pass, epochs, epoch_length, factor, per_iteration, after) -> int:
+def _train(stacks, training, epochs, epoch_length, factor, per_iteration, after) -> int:
     """The largest batch."""
-    stream, largest = itertools.chain.from_iterable(one_pass() for _ in itertools.count()), 0
+    stream, largest = itertools.chain.from_iterable(itertools.repeat(training)), 0
     for epoch in tqdm(range(epochs), desc="linear heads", unit="epoch", leave=False):
-        batches = one_pass() if epoch_length is None else itertools.islice(stream, epoch_length)
-        for step, (parts, targets, size) in enumerate(batches):
-            rate = factor(epoch + step / epoch_length if per_iteration else epoch) * size / 256
+        batches = training if epoch_length is None else itertools.islice(stream, epoch_length)
+        for step, batch in enumerate(batches):
+            rate = factor(epoch + step / epoch_length if per_iteration else epoch) * batch.size / 256
             for stack in stacks:
-                stack.heads.step(torch.cat([parts[part] for part in stack.parts], dim=1), targets, rate)
-            largest = max(largest, size)
+                features = torch.cat([batch.parts[part] for part in stack.parts], dim=1)
+                stack.heads.step(features, batch.targets, rate)
+            largest = max(largest, batch.size)
         if after:
             after()
     return largest

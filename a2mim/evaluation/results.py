@@ -7,8 +7,6 @@ that two results of one test set can be paired.
 import csv
 import json
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -16,6 +14,7 @@ from torch import Tensor
 
 from a2mim.files import open_lock, write_text
 
+LOCK = ".results.lock"
 REQUIRED = (
     *("protocol", "protocol_hash", "constants", "encoder", "encoder_hash", "data", "data_fingerprint"),
     *("top1_last", "top1_best", "interval", "n_test", "correct"),
@@ -46,7 +45,7 @@ def write_result(result: dict, folder: str | os.PathLike) -> Path:
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "results.json"
-    with _locked(folder):
+    with open_lock(folder / LOCK):  # results of several runs may go to one folder
         known = read_results(path) if path.exists() else []
         kept = [other for other in known if _identity(other) != _identity(result)]
         try:
@@ -65,9 +64,12 @@ def read_results(path: str | os.PathLike) -> list[dict]:
         FileNotFoundError: there is none. ValueError: it is something else.
     """
     path = Path(path)
-    path = path / "results.json" if path.is_dir() else path
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} does not exist: give a results.json, or the folder that holds one.")
+    if not path.exists():
+        raise FileNotFoundError(
+            f"no such folder or file: {path}; give a run, a folder that evaluate wrote, or its JSON."
+        )
+    if path.is_dir():
+        path = _in_folder(path)
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
@@ -76,6 +78,19 @@ def read_results(path: str | os.PathLike) -> list[dict]:
     if not whole:
         raise ValueError(f"{path} is not a results file of a2mim: it must be a list of results.")
     return found
+
+
+def _in_folder(folder: Path) -> Path:
+    """The results.json there; a run that has none is told what makes one."""
+    path = folder / "results.json"
+    if path.is_file():
+        return path
+    if (folder / "summary.json").is_file():
+        raise FileNotFoundError(
+            f"the run {folder} has no results.json: a run writes one when it has finished and was judged on labelled"
+            f" test images; else run a2mim evaluate {folder} --data … --test-data … --out {folder}"
+        )
+    raise FileNotFoundError(f"{folder} holds no results.json: give a run, or a folder that evaluate wrote.")
 
 
 def pack(correct) -> str:
@@ -105,10 +120,3 @@ def _append(path: Path, result: dict) -> None:
         if new:
             writer.writeheader()
         writer.writerow(row)
-
-
-@contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """One writer at a time: results of several runs may go to one folder."""
-    with open_lock(folder / ".results.lock"):
-        yield

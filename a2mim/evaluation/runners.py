@@ -78,12 +78,7 @@ def run_linear(context: EvalContext, protocol: Protocol, out: Path | None = None
     classes, mae = torch.unique(train.labels), protocol.kind == "mae-linear"
     held, kept, note = _split(train, c)
     judged = held if len(held) else kept
-    make = context.central_views if c["train_view"] == "center" else context.random_views
-    views = (images, kept) if c["train_view"] == "center" else (train.rows[kept.numpy()],)
-    if c["train_view"] == "center":
-        one_pass, batch_size, steps, loader = make(*views, parts, classes, c["batch_size"], c["seed"])
-    else:
-        one_pass, batch_size, steps, loader = make(*views, parts, classes, c["batch_size"], c)
+    training = context.training_pass(images, kept, train.rows, c)
     stacks = []
     for name, joined in inputs.items():
         dim = sum(images.parts[part].shape[1] for part in joined)
@@ -96,7 +91,7 @@ def run_linear(context: EvalContext, protocol: Protocol, out: Path | None = None
         stacks.append(Stack(name, joined, heads, list(c["base_lrs"])))
     found = probe(
         stacks,
-        one_pass,
+        training,
         classes,
         dataclasses.replace(
             images, parts={p: f[judged] for p, f in images.parts.items()}, labels=images.labels[judged]
@@ -104,18 +99,18 @@ def run_linear(context: EvalContext, protocol: Protocol, out: Path | None = None
         tested,
         c["epochs"],
         schedule(c),
-        c.get("epoch_length") or steps,
+        c.get("epoch_length") or training.steps,
         per_iteration=mae or c["schedule"] == "iteration",
         track_best=c.get("features") != "grid",
     )
     if not len(held):
         found["held_out_top1"] = None  # images that were trained on were judged
     found |= {"held_out": len(held), "seed": c["seed"], "n_train": len(kept), "n_classes": len(classes)}
-    found["batch_size"] = batch_size
+    found["batch_size"] = training.batch_size
     if mae and len(c["base_lrs"]) == 1:
         note = f"one rate, as published, not swept; {note}" if note else "one rate, as published, not swept"
     notes = "; ".join(filter(None, (found.pop("note", ""), note)))
-    return [_result(context, protocol, found | ({"note": notes} if notes else {}), train, test, loader)]
+    return [_result(context, protocol, found | ({"note": notes} if notes else {}), train, test, training.loader)]
 
 
 def run_low_shot(context: EvalContext, protocol: Protocol, out: Path | None = None) -> list[dict]:

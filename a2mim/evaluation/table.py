@@ -12,6 +12,24 @@ def table(results: list[dict]) -> str:
     return "\n".join([rows[0], "  ".join("-" * width for width in widths), *rows[1:]])
 
 
+def circumstances(result: dict) -> str:
+    """A few lines below a table of one result: the sets, the view, what was left out."""
+    size = " x ".join(map(str, dict.fromkeys(result["img_size"])))
+    lines = [
+        f"  training set  {result['data']}, {result['n_train']:,} images of {result['n_classes']} classes",
+        f"  test set      {result['test_data']}, {result['n_test']:,} images",
+        f"  view          {size} px of a short side of {result.get('resize')} px, {result.get('interpolation')}",
+    ]
+    constants = {key: value for key, value in result["constants"].items() if isinstance(value, str | int | float)}
+    lines.append(f"  constants     {', '.join(f'{key} {value}' for key, value in constants.items())}")
+    if result["batchnorm_calibrated_on"]:
+        lines.append(f"  BatchNorm     calibrated on {result['batchnorm_calibrated_on']:,} training images")
+    if result["unreadable"]:
+        told = ", ".join(f"{count} {reason}" for reason, count in result["unreadable"].items())
+        lines.append(f"  left out      images that cannot be read: {told}")
+    return "\n".join(lines)
+
+
 def _line(result: dict) -> tuple[str, ...]:
     low, high = result["interval"]
     changes = ", ".join(f"{key}={used}" for key, (_, used) in result.get("overridden", {}).items())

@@ -26,17 +26,41 @@ def test_test_labels_are_numbered_as_the_training_set_numbers_their_names(tmp_pa
     assert (matched.read(2) == test.read(2)).all() and matched.title == test.title
 
 
-def test_a_class_that_training_does_not_have_is_named_with_those_it_has(tmp_path):
+def test_a_class_that_training_does_not_have_is_named_and_numbered_behind_the_others(tmp_path):
     train = class_folders(tmp_path / "train", cat=2, dog=2)
-    test = class_folders(tmp_path / "test", 50, dog=2, wolf=1)
-    with pytest.raises(ValueError, match="does not have: wolf; it knows cat, dog"):
-        match_labels(train, test)
+    test = class_folders(tmp_path / "test", 50, bear=1, dog=2, wolf=1)
+    with pytest.warns(UserWarning, match="does not have: bear, wolf; their images are counted and never right"):
+        matched = match_labels(train, test)
+    assert matched.labels.tolist() == [2, 1, 1, 3] and matched.class_names == ["cat", "dog", "bear", "wolf"]
+    assert train.class_names == ["cat", "dog"]
 
 
-def test_without_names_on_either_side_labels_stay_as_they_are(tmp_path, dataset):
+def test_sets_without_a_class_in_common_are_refused(tmp_path):
+    train = class_folders(tmp_path / "train", cat=2, dog=2)
+    with pytest.raises(ValueError, match="no class in common: the test set has lynx, wolf, the training set cat, dog"):
+        match_labels(train, class_folders(tmp_path / "test", 50, lynx=2, wolf=1))
+
+
+@pytest.mark.parametrize("named_first", [True, False])
+def test_names_against_numbers_are_matched_by_number_and_the_mapping_is_said(tmp_path, named_first):
     named = class_folders(tmp_path / "named", b=2, a=2)
-    assert match_labels(dataset, named) is named
-    assert match_labels(named, dataset) is dataset
+    members = [
+        (f"{i}.{end}", data)
+        for i in range(3)
+        for end, data in (("png", encoded(picture(i), "png")), ("cls", b"%d" % i))
+    ]
+    write_tar(tmp_path / "x.tar", members)
+    numbered = open_dataset(tmp_path / "x.tar")
+    sets = (named, numbered) if named_first else (numbered, named)
+    with pytest.warns(UserWarning, match="x.tar has no class names.*by number.*: 0 = a, 1 = b; its labels go up to 2"):
+        assert match_labels(*sets) is sets[1]
+
+
+def test_numbers_against_numbers_are_no_news(dataset):
+    dataset.class_names = None
+    other = open_dataset("photos", "test")
+    other.class_names = None
+    assert match_labels(dataset, other) is other
 
 
 def test_images_without_a_label_stay_without_one(tmp_path):

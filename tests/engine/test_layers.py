@@ -155,4 +155,5 @@ def test_binary_targets_are_multi_hot_above_the_threshold_and_shares_without_one
 def test_a_rank_counts_the_classes_in_front_and_a_broken_answer_is_last():
     logits = torch.tensor([[1.0, 2, 3], [1, 1, 0], [1, 1, 0], [float("nan"), 0, 0], [5, float("nan"), 0]])
     ranks = rank_of_label(logits, torch.tensor([2, 0, 1, 0, 2]))
-    assert ranks.tolist() == [0, 0, 1, 3, 2]
+    assert rank_of_label(logits[:1], torch.tensor([3])) == 8  # no output of the classifier, and not among any five
+    assert ranks.tolist() == [0, 0, 1, 8, 2]

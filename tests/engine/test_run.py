@@ -138,7 +138,8 @@ def test_a_mistake_is_one_sentence_a_non_zero_exit_and_leaves_nothing(
     if torch.cuda.is_available() and "cuda:7" in arguments:
         pytest.skip("this machine has a GPU")
     folder = tmp_path / "run"
-    code = main(["pretrain", str(recipe), "--data", str(images), "--work-dir", str(folder), *arguments])
+    data = [] if "--data" in arguments else ["--data", str(images)]
+    code = main(["pretrain", str(recipe), *data, "--work-dir", str(folder), *arguments])
     printed = capsys.readouterr().err.strip()
     assert code == 1
     assert message in printed

@@ -1,6 +1,10 @@
 """The cache of features: made once, shared by parts, resumed after a kill, bounded, and never stale."""
 
+import errno
 import json
+import os
+import subprocess
+import sys
 from collections import Counter
 
 import numpy as np
@@ -8,6 +12,7 @@ import pytest
 import torch
 
 from a2mim.evaluation.cache import Cache, FeatureSet
+from a2mim.files import DiskFull
 
 N, BATCH = 23, 4
 
@@ -127,6 +132,7 @@ def test_another_identity_is_another_entry(tmp_path):
 def test_the_oldest_entries_go_when_the_bound_is_reached(tmp_path):
     first = take(Cache(tmp_path), identity="a")
     size = sum(path.stat().st_size for path in first.entry.folder.iterdir())
+    del first
     bounded = Cache(tmp_path, most_bytes=2.5 * size)
     for identity in ("b", "c"):
         last = take(bounded, identity=identity)
@@ -134,10 +140,105 @@ def test_the_oldest_entries_go_when_the_bound_is_reached(tmp_path):
     assert kept == {"b", "c"} and len(last.features("default")) == N
 
 
-def test_an_entry_larger_than_the_bound_is_refused_with_the_ways_on(tmp_path):
-    with pytest.raises(ValueError, match="--feature-cache-gb, or give --no-feature-cache") as caught:
-        take(Cache(tmp_path, most_bytes=100))
+def test_what_is_larger_than_the_bound_is_refused_with_the_ways_on(tmp_path):
+    needed = Cache(tmp_path).entry({}).missing_bytes({"default": 3}, N)
+    with pytest.raises(ValueError, match=r"raise --feature-cache-gb to .* or give --no-feature-cache") as caught:
+        Cache(tmp_path, most_bytes=needed - 1).check_room(needed)
     assert "\n" not in str(caught.value)
+    Cache(tmp_path, most_bytes=needed).check_room(needed)
+    Cache(None, most_bytes=1).check_room(needed)
+
+
+def test_the_bytes_that_an_entry_will_have_are_known_before_the_first_image(tmp_path):
+    entry = Cache(tmp_path).entry({"of": "a"})
+    needed = entry.missing_bytes({"default": 3, "cls": 5}, N)
+    found = take(Cache(tmp_path), ("default", "cls")).entry
+    assert sum(path.stat().st_size for path in found.folder.glob("*.npy")) == needed - _other_bytes(entry.folder)
+    assert found.missing_bytes({"default": 3, "cls": 5}, N) >= needed
+
+
+def _other_bytes(folder):
+    return (folder / "identity.json").stat().st_size
+
+
+def test_an_entry_in_use_stays_and_goes_when_it_is_used_no_more(tmp_path):
+    first = take(Cache(tmp_path), identity="a")
+    tight = Cache(tmp_path, most_bytes=100)
+    with pytest.warns(UserWarning, match="in use and stays"):
+        second = take(tight, identity="b")
+    assert len(first.features("default")) == N and len(second.features("default")) == N
+    del first
+    with pytest.warns(UserWarning, match="in use and stays"):
+        take(tight, identity="c")
+    kept = {json.loads((f / "identity.json").read_text())["of"] for f in tmp_path.iterdir()}
+    assert kept == {"b", "c"}
+
+
+def test_an_entry_in_use_by_another_process_stays(tmp_path):
+    used = take(Cache(tmp_path), identity="a").entry.folder
+    code = "import sys; from a2mim.files import open_lock\nwith open_lock(sys.argv[1], shared=True): print(1, flush=1); input()"
+    with subprocess.Popen(
+        [sys.executable, "-c", code, str(used / ".used")], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as other:
+        other.stdout.readline()
+        with pytest.warns(UserWarning, match="in use and stays"):
+            take(Cache(tmp_path, most_bytes=100), identity="b")
+        assert used.is_dir()
+        other.stdin.write(b"\n")
+
+
+FILES = ("default.npy", "signature.npy", "shown.npy", "state.json")
+
+
+@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("place", [0, 10, 0.3, 0.6, -1])
+def test_a_flipped_byte_is_noticed_said_and_made_again(tmp_path, name, place):
+    first = take(Cache(tmp_path), unreadable=(2,))
+    expected, folder = first.features("default").clone(), first.entry.folder
+    del first
+    flip(folder / name, place)
+    log = []
+    with pytest.warns(UserWarning, match=f"{name} is damaged"):
+        again = take(Cache(tmp_path), unreadable=(2,), log=log)
+    assert log == [0] and torch.equal(again.features("default"), expected) and again.entry.faults == {"damaged": 1}
+
+
+def flip(path, place):
+    content = bytearray(path.read_bytes())
+    content[int(place * len(content)) if isinstance(place, float) else place] ^= 4
+    path.write_bytes(content)
+
+
+def test_a_flipped_byte_of_an_unfinished_pass_is_noticed(tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        take(Cache(tmp_path), dies_at=12)
+    (path,) = tmp_path.glob("*/default.npy")
+    flip(path, 130)
+    with pytest.warns(UserWarning, match="default.npy is damaged"):
+        found = take(Cache(tmp_path))
+    assert torch.equal(found.features("default"), take(Cache(None)).features("default"))
+
+
+def test_a_truncated_or_missing_file_is_made_again(tmp_path):
+    for harm in (lambda path: path.write_bytes(path.read_bytes()[:-1]), lambda path: path.unlink()):
+        found = take(Cache(tmp_path))
+        path = found.entry.folder / "default.npy"
+        del found
+        harm(path)
+        with pytest.warns(UserWarning, match="default.npy is damaged"):
+            assert len(take(Cache(tmp_path)).features("default")) == N
+
+
+def test_a_full_disk_is_one_sentence_and_the_same_call_goes_on(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    with pytest.raises(DiskFull, match="cannot be written, the disk is full: make room") as caught:
+        take(Cache(tmp_path))
+    assert "\n" not in str(caught.value) and not list(tmp_path.rglob("*.partial")) + list(tmp_path.rglob("*.npy"))
+    monkeypatch.undo()
+    assert len(take(Cache(tmp_path)).features("default")) == N
 
 
 def test_without_a_root_nothing_is_left_behind():

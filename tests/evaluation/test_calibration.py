@@ -89,9 +89,9 @@ def test_the_judge_calibrates_on_the_whole_of_a_class_sorted_set(sorted_folder):
 def test_the_batch_size_changes_no_statistics(sorted_folder, tmp_path):
     options = {"device": "cpu", "img_size": 32}
     made = [EvalContext("resnet10t", sorted_folder, sorted_folder, batch_size=size, **options) for size in (7, 200)]
+    assert [context.take_statistics() for context in made] == [1024, 1024]
     first, second = (context.model.state_dict() for context in made)
     assert all(torch.equal(value, second[key]) for key, value in first.items())
-    assert made[0].calibrated == 1024
     rows = []
     for size in (7, 200):
         embed("resnet10t", sorted_folder, tmp_path / f"{size}.npz", batch_size=size, **options)

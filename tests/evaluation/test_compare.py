@@ -76,3 +76,13 @@ def test_every_later_result_is_held_against_the_first_of_its_protocol():
     with pytest.raises(ValueError, match="nothing can be paired"):
         compare_all([BEFORE, AFTER | logreg])
     assert len(compare_all([BEFORE, AFTER | logreg], anyway=True)) == 1
+
+
+def test_a_sentence_says_which_labels_and_which_classifier():
+    few = {"protocol": "low-shot", "constants": {"subset": "1%", "subset_seed": 2, "classifier": "logreg"}}
+    sentence = compare(BEFORE | few, AFTER | few)
+    assert sentence.startswith(
+        "low-shot (1% of labels, seed 2, logreg) of after against low-shot (1% of labels, seed 2"
+    )
+    few["constants"] |= {"subset": "5"}
+    assert "low-shot (5 labels a class, seed 2, logreg) of after" in compare(BEFORE | few, AFTER | few)

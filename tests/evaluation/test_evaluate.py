@@ -1,6 +1,7 @@
 """Protocols by name, end to end: one pass for all, lists, warnings, sets of every size, and what the result says."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -127,8 +128,8 @@ def test_low_shot_lists_are_class_balanced_seeded_and_written(sets, tmp_path):
 
 def test_test_images_that_training_has_are_counted_and_named(sets, tmp_path):
     copied = (tmp_path / "train" / "cat" / "02.png").read_bytes()
-    (tmp_path / "test" / "fox" / "00.png").write_bytes(copied)
-    with pytest.warns(UserWarning, match=r"1 test images are also in the training set .*fox/00\.png = .*cat/02\.png"):
+    (tmp_path / "test" / "cat" / "00.png").write_bytes(copied)
+    with pytest.warns(UserWarning, match=r"1 test images are also in the training set .*cat/00\.png = .*cat/02\.png"):
         (result,) = run(["dino-knn"], sets)
     assert result["overlap"] == {"exact": 1, "near": 0}
 
@@ -213,6 +214,7 @@ def test_the_old_commands_give_the_old_numbers_and_keys(sets, tmp_path, capsys):
     printed, errors = capsys.readouterr()
     assert "--n-last-blocks is for dino-linear" in errors
     assert "dino-knn: top-1" in printed and "linear-cached: top-1" in printed
+    assert sum(line.startswith("protocol  ") for line in printed.splitlines()) == 2  # a table each
     found = json.loads((tmp_path / "knn.json").read_text())
     assert {"top1", "top5", "k", "temperature", "interval", "pooling", "n_train", "n_test", "unreadable"} <= set(found)
 
@@ -263,3 +265,52 @@ def test_a_partly_loaded_encoder_is_refused_unless_asked_for_and_then_told(sets,
 
 
 PIXELS = Preprocessing((0.5,) * 3, (0.2,) * 3, (SIZE, SIZE))
+
+
+def test_identical_images_with_other_labels_are_an_error_that_names_them(sets, tmp_path):
+    copied = (tmp_path / "train" / "cat" / "02.png").read_bytes()
+    (tmp_path / "test" / "fox" / "00.png").write_bytes(copied)
+    words = r"1 test images are training images with another label, first .*fox/00\.png \(fox\) = .*cat/02\.png \(cat\)"
+    with pytest.raises(ValueError, match=words):
+        run(["dino-knn"], sets)
+    with pytest.warns(UserWarning, match="also in the training set|with another label") as caught:
+        run(["dino-knn"], sets, allow_contradictions=True)
+    assert len(caught) == 2
+
+
+def test_an_image_that_training_has_twice_contradicts_only_where_no_copy_agrees(sets, tmp_path):
+    copied = (tmp_path / "train" / "cat" / "02.png").read_bytes()
+    for path in ("train/fox/07.png", "test/fox/00.png"):
+        (tmp_path / path).write_bytes(copied)
+    with pytest.warns(UserWarning, match="also in the training set"):
+        assert run(["dino-knn"], sets)[0]["overlap"]["exact"] == 1
+
+
+def test_a_test_class_that_training_lacks_is_counted_and_never_right(sets, tmp_path):
+    shutil.move(tmp_path / "train" / "fox", tmp_path / "gone")
+    protocols = ["dino-knn", "linear-cached", "logreg"]
+    with pytest.warns(UserWarning, match="does not have: fox; their images are counted and never right"):
+        results = run(protocols, sets)
+    for result in results:
+        assert result["n_test"] == 12 and result["correct"][8:].tolist() == [0] * 4
+        assert result["top1"] == pytest.approx(100 * 8 / 12)
+
+
+def test_the_cost_is_said_before_the_first_image_and_names_what_is_cached(sets, tmp_path, monkeypatch):
+    said, read = [], []
+    original = context.EvalContext.view
+    monkeypatch.setattr(
+        context.EvalContext, "view", lambda self, *a, **k: read.append(len(said)) or original(self, *a, **k)
+    )
+    cache = Cache(tmp_path / "c")
+    run(["dino-knn", "dino-linear"], sets, cache=cache, say=said.append)
+    assert len(said) == 1 and set(read) == {1}
+    assert "42 images, once" in said[0] and "dino-linear: 30 random crops" in said[0]
+    run(["dino-knn"], sets, cache=cache, say=said.append)
+    assert "all features are cached" in said[1]
+
+
+def test_too_small_a_cache_is_refused_before_the_first_image(sets, tmp_path, monkeypatch):
+    monkeypatch.setattr(context.ImageDataset, "read", None)  # whoever looks at an image fails
+    with pytest.raises(ValueError, match=r"these features take .* raise --feature-cache-gb to"):
+        run(["dino-knn"], sets, cache=Cache(tmp_path / "c", most_bytes=1000))

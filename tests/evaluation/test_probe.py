@@ -9,7 +9,8 @@ import torch.nn.functional as F
 
 from a2mim.evaluation.heads import LarsHeads, LinearHeads
 from a2mim.evaluation.linear import cosine, schedule
-from a2mim.evaluation.probe import Labelled, Stack, probe
+from a2mim.evaluation.passes import TrainingPass
+from a2mim.evaluation.probe import Labelled, Stack, TrainingBatch, probe
 from a2mim.evaluation.protocols import read_protocol
 
 CLASSES = 4
@@ -28,12 +29,12 @@ def passes(train, batch_size):
     """One pass after another, each in an order of its own, the same for everybody who asks anew."""
     seeds = itertools.count()
 
-    def one_pass():
+    def batches():
         order = torch.randperm(len(train), generator=torch.Generator().manual_seed(next(seeds)))
         for rows in order.split(batch_size):
-            yield {part: f[rows] for part, f in train.parts.items()}, train.labels[rows], len(rows)
+            yield TrainingBatch({part: f[rows] for part, f in train.parts.items()}, train.labels[rows], len(rows))
 
-    return one_pass
+    return TrainingPass(batches, batch_size, -(-len(train) // batch_size))
 
 
 def run(stacks, train, held, test, epochs=3, epoch_length=5, batch_size=16, per_iteration=True, **options):
@@ -61,12 +62,12 @@ def torch_run(train, parts, lr, start, epochs, epoch_length, batch_size, per_ite
     optimiser = torch.optim.SGD(layer.parameters(), lr=lr * batch_size / 256, momentum=0.9, weight_decay=0)
     steps = epochs * epoch_length if per_iteration else epochs
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps, eta_min=0)
-    one_pass = passes(train, batch_size)
-    stream = itertools.chain.from_iterable(one_pass() for _ in itertools.count())
+    stream = itertools.chain.from_iterable(itertools.repeat(passes(train, batch_size)))
     for _ in range(epochs):
-        for found, targets, _ in itertools.islice(stream, epoch_length):
+        for batch in itertools.islice(stream, epoch_length):
             optimiser.zero_grad()
-            F.cross_entropy(layer(torch.cat([found[part] for part in parts], dim=1)), targets).backward()
+            features = torch.cat([batch.parts[part] for part in parts], dim=1)
+            F.cross_entropy(layer(features), batch.targets).backward()
             optimiser.step()
             if per_iteration:
                 schedule.step()

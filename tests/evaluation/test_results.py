@@ -69,9 +69,20 @@ def test_what_is_no_result_is_refused_and_leaves_the_file_alone(tmp_path):
 
 
 def test_reading_what_is_not_there_or_something_else_is_one_sentence(tmp_path):
-    with pytest.raises(FileNotFoundError, match="does not exist"):
+    with pytest.raises(FileNotFoundError, match=r"holds no results\.json"):
         read_results(tmp_path)
     for content, words in (("{", "not JSON"), ("[{}]", "not a results file"), ("{}", "not a results file")):
         (tmp_path / "results.json").write_text(content)
         with pytest.raises(ValueError, match=words):
             read_results(tmp_path)
+
+
+def test_a_run_without_results_is_told_what_makes_them_and_a_missing_folder_is_named(tmp_path):
+    (tmp_path / "run").mkdir()
+    with pytest.raises(FileNotFoundError, match=r"run holds no results\.json"):
+        read_results(tmp_path / "run")
+    (tmp_path / "run" / "summary.json").write_text("{}")
+    with pytest.raises(FileNotFoundError, match=r"the run .*run has no results.json.* a2mim evaluate"):
+        read_results(tmp_path / "run")
+    with pytest.raises(FileNotFoundError, match=r"no such folder or file: .*gone"):
+        read_results(tmp_path / "gone")

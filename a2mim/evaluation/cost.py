@@ -1,0 +1,71 @@
+"""What an evaluation will cost, known before its first image: forward passes, their seconds, bytes of features."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from a2mim.evaluation.context import EvalContext
+from a2mim.evaluation.protocols import Protocol
+
+
+@dataclass(frozen=True)
+class ViewPass:
+    """Everything that the protocols want of the images in one view, taken in one pass.
+
+    Args:
+        constants: "resize" and "interpolation".
+        parts: names, see `taps`.
+    """
+
+    constants: dict
+    parts: tuple[str, ...]
+
+
+@dataclass
+class Cost:
+    """Counts of an evaluation.
+
+    Args:
+        images: forward passes whose features are kept; 0 where all are in the cache.
+        seconds: of computing these, without reading the images.
+        size: bytes of the features, of both sets and all views.
+        crops: {protocol: (forward passes of random crops, seconds)}.
+    """
+
+    images: int = 0
+    seconds: float = 0.0
+    size: int = 0
+    crops: dict[str, tuple[int, float]] = field(default_factory=dict)
+
+    def sentence(self) -> str:
+        """One line for the screen."""
+        told = [f"{self.images:,} images, once ({_time(self.seconds)})" if self.images else "all features are cached"]
+        told += [f"{name}: {count:,} random crops ({_time(seconds)})" for name, (count, seconds) in self.crops.items()]
+        return f"forward passes, without reading images and without classifiers: {'; '.join(told)}"
+
+
+def estimate(context: EvalContext, protocols: list[Protocol], passes: list[ViewPass]) -> Cost:
+    """Looks at no image: widths and times come from a forward pass over noise."""
+    cost = Cost()
+    for view in passes:
+        missing = [split for split in ("train", "test") if context.missing(split, view.parts, view.constants)]
+        widths, seconds = context.probe_forward(view.parts) if missing else ({}, 0.0)
+        cost.size += sum(context.missing_bytes(split, widths, view.constants) for split in ("train", "test"))
+        images = sum(len(context.dataset(split)) for split in missing)
+        cost.images, cost.seconds = cost.images + images, cost.seconds + images * seconds
+    for protocol in protocols:
+        c = protocol.constants
+        if protocol.kind in ("linear", "mae-linear") and c["train_view"] == "crops":
+            length = c.get("epoch_length")
+            crops = c["epochs"] * (length * c["batch_size"] if length else len(context.train))
+            cost.crops[protocol.name] = (crops, crops * context.probe_forward(passes[0].parts)[1])
+    return cost
+
+
+def _time(seconds: float) -> str:
+    """About how long, to one or two digits."""
+    if seconds < 1:
+        return "under a second"
+    if seconds < 100:
+        return f"about {seconds:.0f} s"
+    return f"about {seconds / 60:.0f} min" if seconds < 6000 else f"about {seconds / 3600:.0f} h"
