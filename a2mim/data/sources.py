@@ -1,15 +1,23 @@
 """From what a user writes after --data to a data set."""
 
 import glob
+import itertools
 import os
 import re
 
 from a2mim.data.access import DEFAULT, Access
 from a2mim.data.dataset import ImageDataset
+from a2mim.data.plain_files import read_lines
 from a2mim.data.remote.addresses import is_remote, local_path, public_name, scheme_of
 
 _LISTS = (".txt", ".urls", ".list")  # files with a shard a line
 _OWN = re.compile(r"(\.index\.npz|\.idx|(^|/)(classes\.txt|files\.txt|manifest\.json|written\.json))$")  # beside shards
+_RANGE = re.compile(r"\{(-?\d+)\.\.(-?\d+)(?:\.\.-?\d+)?\}")
+_DIGITS = 18  # of a number in a brace pattern, at most
+_DEEPEST = 16  # lists that name lists
+_LONGEST, _MOST_FOLDERS = 4096, 200  # of a glob: characters, and folders one inside the other
+_SHOWN = 120  # characters of a source in a message
+MOST = 1_000_000  # shards of a set
 _PLAIN = (str, os.PathLike)
 
 
@@ -96,15 +104,25 @@ def _only_shards(sources: list) -> list:
     return sources
 
 
-def expand(source, access: Access = DEFAULT) -> list[str]:
-    """Patterns, text files and lists of them to shard paths and URLs, in order."""
+def expand(source, access: Access = DEFAULT, inside: tuple[str, ...] = ()) -> list[str]:
+    """Patterns, text files and lists of them to shard paths and URLs, in order; at most MOST of them.
+
+    Args:
+        inside: the text files that are being read, outermost first.
+    """
     if not isinstance(source, _PLAIN):
-        return [shard for part in source for shard in expand(part, access)]
+        shards = []
+        for part in source:
+            shards += expand(part, access, inside)
+            _refuse_too_many(len(shards), "the list of sources")
+        return shards
     source = os.fspath(source)
+    if "\0" in source:
+        raise ValueError(f"{source.partition(chr(0))[0]!r}: a path cannot hold a zero byte")
     if source.endswith(" given from Python>"):
         raise ValueError(f"the data was a {source[1:-1]}; give it again, with data=, to go on")
     if source.lower().endswith(_LISTS) and not is_remote(source):
-        return _listed(source, access)
+        return _listed(source, access, inside)
     shards = []
     for shard in _braces(source):
         shard = os.path.expanduser(local_path(shard))
@@ -117,7 +135,28 @@ def expand(source, access: Access = DEFAULT) -> list[str]:
                 f"nothing matches {public_name(shard)!r}; give a folder, tar shards, a URL or 'photos'"
             )
         shards += matches
+        _refuse_too_many(len(shards), source)
     return shards
+
+
+def _refuse_too_many(number: int, source: str) -> None:
+    if number > MOST:
+        raise ValueError(f"{_short(source)} stands for {number:,} shards or more, and {MOST:,} are allowed: give fewer")
+
+
+def _short(source: str) -> str:
+    source = public_name(source)
+    return source if len(source) <= _SHOWN else f"{source[:_SHOWN]}…"
+
+
+def _number_of(source: str) -> int:
+    """How many strings a brace pattern stands for, at most; without making them."""
+    total = 1
+    for first, last in _RANGE.findall(source):
+        total *= MOST + 1 if max(len(first), len(last)) > _DIGITS else abs(int(last) - int(first)) + 1
+    for choices in re.findall(r"\{([^{}]*,[^{}]*)\}", source):
+        total *= choices.count(",") + 1
+    return total
 
 
 def _braces(source: str) -> list[str]:
@@ -126,9 +165,13 @@ def _braces(source: str) -> list[str]:
         return [source]
     if "${" in source and not source.startswith("pipe:"):
         source = _with_variables(source)
-    from braceexpand import braceexpand
+    from braceexpand import UnbalancedBracesError, braceexpand
 
-    return [shard for part in source.split("::") for shard in braceexpand(part)]
+    _refuse_too_many(sum(map(_number_of, source.split("::"))), source)
+    try:
+        return [shard for part in source.split("::") for shard in braceexpand(part)]
+    except (UnbalancedBracesError, RecursionError):
+        raise ValueError(f"{_short(source)}: the braces do not fit together; write {{0000..0009}} or {{a,b}}") from None
 
 
 def _with_variables(source: str) -> str:
@@ -143,18 +186,19 @@ def _with_variables(source: str) -> str:
     return re.sub(r"\$\{(\w+)\}", value, source)
 
 
-def _listed(path: str, access: Access) -> list[str]:
+def _listed(path: str, access: Access, inside: tuple[str, ...]) -> list[str]:
     """A shard or pattern a line, '#' before a remark; relative paths count from the list's folder."""
-    try:
-        with open(path, encoding="utf-8") as file:
-            lines = [line.strip() for line in file]
-    except UnicodeDecodeError:
-        raise ValueError(f"{path} is no text file; a list has one shard a line") from None
-    shards = []
+    here = os.path.realpath(path)
+    if here in inside:
+        raise ValueError(f"{path} names itself, by way of {' -> '.join((*inside, here))}; take that line out")
+    if len(inside) == _DEEPEST:
+        raise ValueError(f"{path}: lists that name lists, {_DEEPEST} deep; write the shards into one")
+    lines, shards = read_lines(path, "a list has one shard a line"), []
     for line in lines:
         if line and not line.startswith("#"):
             plain = is_remote(line) or scheme_of(line) or os.path.isabs(os.path.expanduser(line))
-            shards += expand(line if plain else os.path.join(os.path.dirname(path), line), access)
+            shards += expand(line if plain else os.path.join(os.path.dirname(path), line), access, (*inside, here))
+            _refuse_too_many(len(shards), path)
     if not shards:
         raise ValueError(f"{path} lists no shard; write one a line")
     return shards
@@ -168,5 +212,7 @@ def _matches(pattern: str, access: Access) -> list[str]:
 
         found = glob_remote(pattern, access)
     else:
-        found = sorted(glob.glob(pattern))
+        if len(pattern) > _LONGEST or pattern.count("/") > _MOST_FOLDERS:
+            raise ValueError(f"{_short(pattern)}: a pattern of {len(pattern):,} characters; give a shorter one")
+        found = sorted(itertools.islice(glob.iglob(pattern), MOST + 1))
     return [path for path in found if not _OWN.search(path)]

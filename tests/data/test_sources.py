@@ -1,3 +1,7 @@
+import os
+import socket
+import time
+
 import pytest
 from loopback import quick
 
@@ -76,3 +80,72 @@ def test_a_glob_leaves_out_what_a2mim_and_dali_write_beside_shards(shards, tmp_p
         (tmp_path / name).write_text("no shard")
     for pattern in ("part-*", "*"):
         assert [len(open_dataset(str(tmp_path / pattern))) for _ in range(2)] == [40, 40]
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    [
+        "x-{0..999999999}.tar",
+        "x-{0..9999}-{0..9999}.tar",
+        "x-" + "{a,b}" * 40 + ".tar",
+        "x-{0.." + "9" * 5000 + "}.tar",
+        "x-{" + "7" * 30 + ".." + "7" * 20 + "9" * 10 + "}.tar",
+        "https://user:hunter2@host/x-{0..999999999}.tar",
+    ],
+)
+def test_a_pattern_of_more_shards_than_any_set_has_is_refused_at_once(pattern):
+    began = time.monotonic()
+    with pytest.raises(ValueError, match="1,000,000 are allowed") as error:
+        open_dataset(pattern)
+    assert time.monotonic() - began < 2 and len(str(error.value)) < 5500 and "hunter2" not in str(error.value)
+
+
+def test_a_glob_of_thousands_of_folders_is_refused_in_a_sentence():
+    with pytest.raises(ValueError, match="a pattern of 9,005 characters"):
+        open_dataset("*/*" * 3000 + "*.tar")
+
+
+@pytest.mark.parametrize("names", [["a.txt"], ["a.txt", "b.txt"], ["a.txt", "link.txt"]])
+def test_a_list_that_names_itself_is_refused(tmp_path, names):
+    (tmp_path / "link.txt").symlink_to(tmp_path / "a.txt")
+    for name, following in zip(names, [*names[1:], names[0]], strict=True):
+        (tmp_path / name).write_text(f"x.tar\n{following}\n")
+    with pytest.raises(ValueError, match=r"names itself, by way of .*a\.txt"):
+        open_dataset(tmp_path / "a.txt")
+
+
+def test_lists_that_name_one_another_many_times_over_are_bounded(tmp_path):
+    """Twenty lists of ten lines each would be 10^20 shards."""
+    for k in range(20):
+        (tmp_path / f"{k}.txt").write_text(f"{k + 1}.txt\n" * 10 if k < 19 else "x.tar\n" * 10)
+    began = time.monotonic()
+    with pytest.raises(ValueError, match="16 deep"):
+        open_dataset(tmp_path / "0.txt")
+    assert time.monotonic() - began < 10
+
+
+@pytest.mark.parametrize("kind", ["pipe", "socket", "device", "sparse"])
+@pytest.mark.parametrize("name", ["list.txt", "x.tar"])
+def test_only_regular_files_of_a_sane_size_are_read(tmp_path, kind, name):
+    """A pipe would be waited for without end, a device or a sparse file would fill the memory."""
+    path = tmp_path / name
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "socket":
+        with socket.socket(socket.AF_UNIX) as taken:
+            taken.bind(str(path))
+    elif kind == "device":
+        path.symlink_to("/dev/zero")
+    else:
+        path.touch()
+        os.truncate(path, 1 << 40)
+    began = time.monotonic()
+    with pytest.raises((OSError, ValueError)) as error:
+        open_dataset(path)
+    assert time.monotonic() - began < 5 and name in str(error.value)
+
+
+@pytest.mark.parametrize("pattern", ["x-{0..3.tar", "x-{a,{b}.tar", "x\0.tar"])
+def test_a_pattern_that_cannot_be_read_is_one_sentence(pattern):
+    with pytest.raises((ValueError, FileNotFoundError)):
+        open_dataset(pattern)
