@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import copy
+import json
 import os
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from mmengine.hooks import EMAHook
+from mmengine.dist import get_dist_info
+from mmengine.hooks import EMAHook, Hook
 
+from a2mim.checkpoints import list_checkpoints
 from a2mim.data import Access, StreamLoader, TrainLoader, match_labels, open_dataset
+from a2mim.data.asked import public_asked
 from a2mim.engine import hooks
 from a2mim.engine.finetune_settings import FinetuneData
 from a2mim.engine.optim import StepWrapper, build_schedule
 from a2mim.engine.pretrain_settings import PretrainData, PretrainSettings
+from a2mim.engine.records import Request, ResumePoint, StepContext
 from a2mim.engine.runner import TrainRunner
 from a2mim.engine.setting_groups import Settings
 from a2mim.engine.task import Task
@@ -29,11 +34,34 @@ class Run:
 
     settings: Settings
     folder: Path | None  # None until one is claimed
-    asked: dict  # config, data, test_data, laptop, …, as --resume needs them
+    request: Request
     device: torch.device
     loader: TrainLoader
     task: Task
     num_workers: int = 0
+    changes: list[dict] = field(default_factory=list)  # what each resume changed: its step and sentences
+
+    @property
+    def checkpoints(self) -> Path:
+        """The folder of the checkpoints."""
+        return self.claimed / "checkpoints"
+
+    @property
+    def claimed(self) -> Path:
+        """The run's folder, once it is claimed."""
+        assert self.folder is not None
+        return self.folder
+
+    @property
+    def meta(self) -> dict:
+        """Plain values that every checkpoint carries beside the weights."""
+        settings, request = self.settings.model_dump(mode="json"), public_asked(self.request.given())
+        return {**self.task.meta(), "settings": json.dumps(settings), "request": json.dumps(request)}
+
+    def last_good(self) -> str:
+        """Where the weights were last saved, as part of a sentence."""
+        saved = list_checkpoints(self.checkpoints)
+        return f"the last good checkpoint is {saved[-1]}" if saved else "there is no checkpoint yet"
 
     @property
     def max_steps(self) -> int:
@@ -65,11 +93,12 @@ def build_loader(
     """The training stream of this process. augmentation: what TrainLoader takes beyond the crop."""
     data, batch = settings.data, settings.global_batch_size
     world = int(os.environ.get("WORLD_SIZE", 1))
-    pieces = world * settings.accumulate
-    if batch % pieces:
+    micro_batches = world * settings.accumulate
+    if batch % micro_batches:
         raise ValueError(
             f"global_batch_size={batch} is not divisible by {world} processes x accumulate={settings.accumulate};"
-            f" choose {batch // pieces * pieces or pieces} or {(batch // pieces + 1) * pieces}"
+            f" choose {batch // micro_batches * micro_batches or micro_batches} or"
+            f" {(batch // micro_batches + 1) * micro_batches}"
         )
     return (StreamLoader if dataset.stream else TrainLoader)(
         dataset,
@@ -115,7 +144,7 @@ def build_mim(settings: PretrainSettings) -> MIM:
     return MODELS.build({"type": "MIM", "mean": data.mean, "std": data.std, **row})
 
 
-def build_runner(run: Run, resume_from: dict | None) -> TrainRunner:
+def build_runner(run: Run, resume_from: ResumePoint | None) -> TrainRunner:
     """The model on its device, its optimiser and schedule, and the hooks around a step."""
     settings, task, device = run.settings, run.task, run.device
     task.model.to(device)
@@ -130,18 +159,25 @@ def build_runner(run: Run, resume_from: dict | None) -> TrainRunner:
     schedule = build_schedule(optimizer, settings.schedule, steps, settings.schedule.epochs * steps)
     amp = choose_amp(settings.amp, device)
     wrapper = StepWrapper(optimizer, amp, device.type, settings.accumulate, settings.clip_grad)
-    around = [
-        hooks.RecordHook(settings, run.asked),
-        hooks.ScheduleHook(schedule),
-        hooks.LogHook(settings.log.every_steps),
-        *task.hooks(),
-        hooks.CheckpointHook(settings.checkpoint),
-        hooks.SignalHook(),
-    ]
+    named: dict[str, Hook] = {
+        "record": hooks.RecordHook(settings, run.request),
+        "schedule": hooks.ScheduleHook(schedule),
+        "log": hooks.LogHook(settings.log.every_steps),
+        **task.hooks(),
+        "checkpoint": hooks.CheckpointHook(settings.checkpoint),
+        "signals": hooks.SignalHook(),
+    }
     if settings.ema:
         # buffers are averaged with the weights: the raw network's BatchNorm statistics do not fit averaged weights
-        around.append(EMAHook(momentum=settings.ema, update_buffers=True))
-    return TrainRunner(run, wrapper, around, resume_from)
+        named["ema"] = EMAHook(momentum=settings.ema, update_buffers=True)
+    context = StepContext(
+        device,
+        settings.seed,
+        *get_dist_info(),
+        accumulate=settings.accumulate,
+        memory_format=torch.channels_last if settings.channels_last else torch.contiguous_format,
+    )
+    return TrainRunner(run, context, wrapper, named, resume_from)
 
 
 def choose_amp(amp: str | None, device: torch.device) -> str | None:

@@ -47,7 +47,7 @@ class EvaluationHook(Hook):
         self.loader = EvalLoader(self.dataset, indices=share, num_workers=runner.run.num_workers, **self.view)
 
     def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None) -> None:
-        if runner.loader.ends(runner.iter, self.every_epochs) or runner.iter == runner.max_iters:
+        if runner.run.loader.ends(runner.iter, self.every_epochs) or runner.iter == runner.max_iters:
             self.evaluate(runner)
 
     def after_train(self, runner) -> None:
@@ -71,12 +71,12 @@ class EvaluationHook(Hook):
         if not note or not judged:
             return
         step = runner.iter
-        line = {"step": step, "epoch": round(runner.loader.epochs_done(step), 3)}
+        line = {"step": step, "epoch": round(runner.run.loader.epochs_done(step), 3)}
         line |= {"test_top1": 100 * (ranks == 0).sum().item() / judged}
         line |= {"test_top5": 100 * ((ranks >= 0) & (ranks < 5)).sum().item() / judged, "test_loss": loss}
         self.history.append(line)
         if is_main_process():
-            with (runner.run_dir / "log.jsonl").open("a") as file:
+            with (runner.run.folder / "log.jsonl").open("a") as file:
                 file.write(json.dumps(line) + "\n")
             runner.visualizer.add_scalars({k: v for k, v in line.items() if isinstance(v, float)}, step=step)
 
@@ -87,7 +87,7 @@ class EvaluationHook(Hook):
             return
         view = {key: self.view[key] for key in ("img_size", "resize", "interpolation")}
         loader = calibration_loader(self.train_set, **view, num_workers=runner.run.num_workers)
-        batches = calibration_batches(loader, lambda images: model.normalize(runner.to_device(images)))
+        batches = calibration_batches(loader, lambda images: model.normalize(runner.context.to_device(images)))
         calibrate_batchnorm(model.model, batches)
 
     def run(self, runner) -> tuple[torch.Tensor, float]:
@@ -95,14 +95,16 @@ class EvaluationHook(Hook):
         model, ranks, total = runner.averaged, torch.full((len(self.dataset),), -1), torch.zeros(2, dtype=torch.float64)
         with frozen(model):
             for batch in self.loader:
-                labels = batch["labels"].to(runner.device)
-                logits = model(runner.to_device(batch["images"]), mode="predict")
+                labels = batch["labels"].to(runner.context.device)
+                logits = model(runner.context.to_device(batch["images"]), mode="predict")
                 ranks[batch["ids"]] = rank_of_label(logits, labels).cpu()
                 known = labels < logits.shape[1]
                 losses = torch.nn.functional.cross_entropy(logits[known], labels[known], reduction="sum")
                 total += torch.tensor([losses.item(), int(known.sum())], dtype=torch.float64)
         if runner.distributed:
-            ranks, total = (gather(value, runner.device, how) for value, how in ((ranks, "max"), (total, "sum")))
+            ranks, total = (
+                gather(value, runner.context.device, how) for value, how in ((ranks, "max"), (total, "sum"))
+            )
         return ranks, (total[0] / total[1].clamp(min=1)).item()
 
 

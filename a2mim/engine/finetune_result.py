@@ -22,7 +22,7 @@ from a2mim.files import write_json
 from a2mim.pixels import Preprocessing
 
 
-def result_of(task, runner) -> dict:
+def result_of(task) -> dict:
     """For results.json: the numbers, every constant behind them, and the answer to every test image."""
     settings, judge = task.settings, task.judge
     protocol = protocol_in_force(settings)
@@ -30,12 +30,12 @@ def result_of(task, runner) -> dict:
     answers = judge.correct
     constants = protocol.constants if protocol else settings.model_dump(mode="json", exclude={"laptop"})
     return {
-        "protocol": protocol.title if protocol else Path(task.asked["config"]).stem,
+        "protocol": protocol.title if protocol else task.request.name,
         "protocol_hash": protocol.hash if protocol else hash_of(constants),
         "overridden": protocol.overridden if protocol else {},
         "constants": constants,
         "settings": settings.model_dump(mode="json"),
-        "encoder": str(task.asked["source"]),
+        "encoder": str(task.request.source),
         "encoder_hash": task.source_hash,
         "data": task.train_set.describe(),
         "test_data": task.test_set.describe(),

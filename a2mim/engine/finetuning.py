@@ -11,6 +11,7 @@ import timm
 import torch
 from mmengine.hooks import Hook
 from mmengine.model import revert_sync_batchnorm
+from torch import nn
 
 import a2mim
 from a2mim.data.augment import Augment
@@ -23,7 +24,7 @@ from a2mim.engine.finetune_result import hand_over_classifier, result_of
 from a2mim.engine.finetune_settings import FinetuneSettings, Labels
 from a2mim.engine.mixing import Mixing
 from a2mim.engine.optim import build_layered_optimizer
-from a2mim.engine.runner import step_seed
+from a2mim.engine.records import Request, StepContext
 from a2mim.evaluation.results import write_result
 from a2mim.evaluation.subsets import draw_subset, subset_of, write_list
 from a2mim.pixels import Preprocessing
@@ -42,14 +43,14 @@ class Finetuning:
     settings_class = FinetuneSettings
 
     def __init__(
-        self, settings: FinetuneSettings, asked: dict, device: torch.device, saved: dict | None = None, access=None
+        self, settings: FinetuneSettings, request: Request, device: torch.device, saved: dict | None = None, access=None
     ):
-        self.asked, self.device, self.saved = asked, device, saved
-        self.found = None if saved else read_architecture(asked["source"])
+        self.request, self.device, self.saved = request, device, saved
+        self.found = None if saved else read_architecture(request.source)
         self.settings = settings = complete_pixels(
             settings, Preprocessing.of(saved["pixels"]) if saved else pixels_of(self.found)
         )
-        whole, self.test_set = open_sets(asked["data"], asked["test_data"], settings.data, access)
+        whole, self.test_set = open_sets(request.data, request.test_data, settings.data, access)
         self.rows = choose_rows(whole, settings.labels, self.test_set)
         self.train_set = whole if len(self.rows) == len(whole) else subset_of(whole, self.rows)
         self.whole = whole
@@ -94,26 +95,25 @@ class Finetuning:
     def optimizer(self) -> torch.optim.Optimizer:
         return build_layered_optimizer(self.network, self.settings.optimizer, self.settings.global_batch_size)
 
-    def hooks(self) -> list[Hook]:
+    def hooks(self) -> dict[str, Hook]:
         data, evaluate = self.settings.data, self.settings.evaluate
         size = data.test_size
         view = {"img_size": size, "resize": round(size / data.crop_pct), "interpolation": data.interpolation}
         self.judge = EvaluationHook(
             self.test_set, self.train_set, evaluate.every_epochs, view | {"batch_size": evaluate.batch_size}
         )
-        return [self.judge, ListHook(self.whole, self.rows)]
+        return {"judge": self.judge, "list": ListHook(self.whole, self.rows)}
 
-    def pieces(self, runner, batch: dict, step: int) -> Iterator[dict]:
+    def micro_batches(self, context: StepContext, batch: dict, step: int, epoch: int) -> Iterator[dict]:
         """Erased and mixed images, and their targets."""
-        epoch = int(runner.loader.epochs_done(step))
-        parts = (batch[key].chunk(runner.accumulate) for key in ("images", "labels", "ids"))
+        parts = (batch[key].chunk(context.accumulate) for key in ("images", "labels", "ids"))
         for number, (images, labels, ids) in enumerate(zip(*parts, strict=True)):
-            images = self.mixing.erase(self.model.normalize(runner.to_device(images)), ids, epoch)
-            seed = step_seed(runner.seed, step, runner.rank, f"mix {number}")
-            images, targets = self.mixing.mix(images, labels.to(runner.device), seed)
+            images = self.mixing.erase(self.model.normalize(context.to_device(images)), ids, epoch)
+            seed = context.step_seed(step, f"mix {number}")
+            images, targets = self.mixing.mix(images, labels.to(context.device), seed)
             yield {"images": images, "targets": targets}
 
-    def measure(self, runner, batch: dict) -> dict[str, float]:
+    def measure(self, context: StepContext, batch: dict, step: int) -> dict[str, float]:
         return {}
 
     def caption(self, line: dict) -> str:
@@ -133,7 +133,8 @@ class Finetuning:
     def opening(self) -> list[str]:
         total = sum(p.numel() for p in self.network.parameters())
         made = f"{self.arguments['name']} at {self.settings.data.img_size} px, {total / 1e6:.2f} M parameters"
-        source = f"{self.asked['source']} ({self.report['recognised']})" if not self.saved else self.asked["source"]
+        named = self.request.source
+        source = named if self.saved else f"{named} ({self.report['recognised']})"
         protocol = protocol_in_force(self.settings)
         lines = [
             f"  source   {source}",
@@ -152,13 +153,13 @@ class Finetuning:
     def facts(self, last: dict) -> dict:
         return {"classifier": self.arguments, "source_hash": self.source_hash, "test": self.test_set.describe()}
 
-    def hand_over(self, runner) -> dict:
+    def hand_over(self, averaged: nn.Module, folder: Path) -> dict:
         """The result as files, the classifier and the encoder as timm folders."""
-        result = result_of(self, runner)
-        write_result(result, runner.run_dir)
+        result = result_of(self)
+        write_result(result, folder)
         handed = {"export": None, "classifier_folder": None}
         if self.settings.export:
-            handed = hand_over_classifier(self, revert_sync_batchnorm(runner.averaged.model), runner.run_dir)
+            handed = hand_over_classifier(self, revert_sync_batchnorm(averaged.model), folder)
         kept = ("protocol", "protocol_hash", "overridden", "top1_last", "top1_best", "top5_last", "interval", "n_test")
         return {"result": {key: result[key] for key in kept} | {"best_epoch": result["best_epoch"]}, **handed}
 
@@ -197,7 +198,7 @@ class ListHook(Hook):
 
     def before_train(self, runner) -> None:
         if len(self.rows) < len(self.dataset) and runner.rank == 0:
-            write_list(self.dataset, self.rows, runner.run_dir / "train_images.tsv")
+            write_list(self.dataset, self.rows, runner.run.folder / "train_images.tsv")
 
 
 def read_architecture(source):
@@ -283,11 +284,11 @@ def _named(classes) -> str:
 
 
 def check_mixable(settings: FinetuneSettings) -> None:
-    """Mixup mixes each image of a piece with another."""
-    pieces = int(os.environ.get("WORLD_SIZE", 1)) * settings.accumulate
-    piece, rest = divmod(settings.global_batch_size, pieces)
-    if (settings.mix.mixup or settings.mix.cutmix) and piece % 2 and not rest:
+    """Mixup mixes each image of a micro-batch with another."""
+    count = int(os.environ.get("WORLD_SIZE", 1)) * settings.accumulate
+    images, rest = divmod(settings.global_batch_size, count)
+    if (settings.mix.mixup or settings.mix.cutmix) and images % 2 and not rest:
         raise ValueError(
-            f"mixup and cutmix need an even number of images in a piece, not {piece} (global_batch_size="
-            f"{settings.global_batch_size} in {pieces}); choose {(piece + 1) * pieces}"
+            f"mixup and cutmix need an even number of images in a micro-batch, not {images} (global_batch_size="
+            f"{settings.global_batch_size} in {count}); choose {(images + 1) * count}"
         )

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import re
+import warnings
 from itertools import count
 from pathlib import Path
 
@@ -11,6 +13,7 @@ from mmengine.dist import is_main_process
 
 from a2mim.data.asked import keep_private, public_asked
 from a2mim.data.reading import Reading
+from a2mim.engine.records import Request
 from a2mim.engine.setting_groups import Settings
 from a2mim.engine.stored import holds_run, read_settings, write_settings
 from a2mim.files import open_lock, write_json
@@ -74,18 +77,28 @@ def _make_free(root: Path, name: str) -> Path:
         return _make(folder)
 
 
+def remove_unused(folder: Path) -> None:
+    """Removes the folder of a run that could not be built, if nothing but its lock was written there."""
+    if is_main_process() and {path.name for path in folder.iterdir()} <= {".lock"}:
+        (folder / ".lock").unlink(missing_ok=True)
+        folder.rmdir()
+
+
 def release() -> None:
     """Gives the folders of this process free again."""
     while _locks:
         _locks.pop().close()
 
 
-def remember(folder: Path, settings: Settings, asked: dict) -> None:
+def remember(folder: Path, settings: Settings, request: Request, changes: list[dict]) -> None:
     """Writes what `--resume` needs: every setting in force, as data and as a recipe, and what was asked for."""
     if is_main_process():
-        keep_private(folder, asked)
-        write_json(folder / "summary.json", {"status": "running", "asked": public_asked(asked)})
-        write_settings(folder, settings)
+        keep_private(folder, request.given())
+        write_json(
+            folder / "summary.json",
+            {"status": "running", "asked": public_asked(request.given()), "changes": changes},
+        )
+        write_settings(folder, settings, changes)
 
 
 def reading_of_run(source) -> Reading | None:
@@ -98,3 +111,16 @@ def reading_of_run(source) -> Reading | None:
             data = read_settings(folder).get("data", {})
             return Reading(data.get("bits"), bool(data.get("exif")), data.get("value_range"))
     return None
+
+
+def read_summary(folder: Path) -> dict:
+    """The run's summary.json; {} where it cannot be read, with a warning if it is damaged."""
+    path = folder / "summary.json"
+    try:
+        summary = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, RecursionError) as error:
+        warnings.warn(f"{path} is damaged and left unread: {error}", stacklevel=2)
+        return {}
+    return summary if isinstance(summary, dict) else {}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import warnings
 from collections import Counter
 from pathlib import Path
 
@@ -16,9 +17,10 @@ from tqdm import tqdm
 from a2mim.analysis.reconstructions import draw, save
 from a2mim.checkpoints import checkpoint_path, keep_newest, write_checkpoint
 from a2mim.engine.folder import remember
-from a2mim.engine.runner import step_seed
+from a2mim.engine.records import Request, step_seed
 from a2mim.engine.setting_groups import Checkpoint, Settings
 from a2mim.engine.state import first_broken, state_of
+from a2mim.engine.stored import read_log
 from a2mim.files import write_text
 
 
@@ -27,11 +29,11 @@ class RecordHook(Hook):
 
     priority = "VERY_HIGH"
 
-    def __init__(self, settings: Settings, asked: dict):
-        self.settings, self.asked = settings, asked
+    def __init__(self, settings: Settings, request: Request):
+        self.settings, self.request = settings, request
 
     def before_train(self, runner) -> None:
-        remember(runner.run_dir, self.settings, self.asked)
+        remember(runner.run.folder, self.settings, self.request, runner.run.changes)
 
 
 class ScheduleHook(Hook):
@@ -44,7 +46,7 @@ class ScheduleHook(Hook):
         self.scheduler = scheduler
 
     def before_train_iter(self, runner, batch_idx, data_batch=None) -> None:
-        self.scheduler.step_update(round(runner.loader.epochs_done(runner.iter) * len(runner.loader)))
+        self.scheduler.step_update(round(runner.run.loader.epochs_done(runner.iter) * len(runner.run.loader)))
 
 
 class LogHook(Hook):
@@ -62,9 +64,11 @@ class LogHook(Hook):
         self.last: dict = {}
 
     def before_train(self, runner) -> None:
-        self.path = runner.run_dir / "log.jsonl"
+        self.path = runner.run.folder / "log.jsonl"
         if is_main_process():
-            lines = [line for line in keep_lines_until(self.path, runner.iter) if "loss" in line]
+            kept = keep_lines_until(self.path, runner.iter)
+            self.append(*(change for change in runner.run.changes if change not in kept))
+            lines = [line for line in kept if "loss" in line]
             self.first, self.last = (lines[0], lines[-1]) if lines else (None, {})
         self.logged = runner.iter
         self.bar = tqdm(
@@ -88,26 +92,33 @@ class LogHook(Hook):
         self.last = line
         self.first = self.first or line
         if is_main_process():
-            with self.path.open("a") as file:
-                file.write(json.dumps(line) + "\n")
+            self.append(line)
             runner.visualizer.add_scalars({k: v for k, v in line.items() if isinstance(v, float)}, step=step)
-        said = f"loss {line['loss']:.4f} {runner.task.caption(line)}".rstrip()
+        said = f"loss {line['loss']:.4f} {runner.run.task.caption(line)}".rstrip()
         self.bar.set_postfix_str(
             f"{said}, {line['images_per_second']:.0f} images/s, {line['data_share']:.0%} waiting for data",
             refresh=False,
         )
+
+    def append(self, *lines: dict) -> None:
+        """Adds lines to log.jsonl."""
+        if lines:
+            with self.path.open("a", encoding="utf-8") as file:
+                file.writelines(json.dumps(line) + "\n" for line in lines)
 
     def measure(self, runner, batch: dict, outputs: dict) -> dict:
         """One line of the log. Losses are those of this very step, not a running average, so that a resumed run logs
         the same; they are averaged over the processes.
         """
         loop, optimizer = runner.train_loop, runner.optim_wrapper
-        values = outputs | runner.task.measure(runner, batch)
-        mean = torch.stack([torch.as_tensor(v, dtype=torch.float64, device=runner.device) for v in values.values()])
+        values = outputs | runner.run.task.measure(runner.context, batch, runner.iter - 1)
+        mean = torch.stack(
+            [torch.as_tensor(v, dtype=torch.float64, device=runner.context.device) for v in values.values()]
+        )
         if runner.distributed:
             torch.distributed.all_reduce(mean)
         images = (runner.iter - self.logged) * len(batch["images"]) * runner.world_size
-        line = {"step": runner.iter, "epoch": round(runner.loader.epochs_done(runner.iter), 3)}
+        line = {"step": runner.iter, "epoch": round(runner.run.loader.epochs_done(runner.iter), 3)}
         line |= dict(zip(values, (mean / runner.world_size).tolist(), strict=True))
         group = optimizer.optimizer.param_groups[0]
         line |= {"lr": group["lr"] / group.get("lr_scale", 1.0), "grad_norm": optimizer.grad_norm}
@@ -115,7 +126,7 @@ class LogHook(Hook):
         line["data_share"] = round(loop.waited / max(loop.spent, 1e-9), 4)
         if faults := faults_of_all(runner):
             line["faults"] = dict(faults)
-        if runner.device.type == "cuda":
+        if runner.context.device.type == "cuda":
             line["gpu_memory_gb"] = round(torch.cuda.max_memory_allocated() / 2**30, 2)
         return line
 
@@ -125,7 +136,7 @@ class LogHook(Hook):
 
 def faults_of_all(runner) -> Counter:
     """Damaged images by reason, over all processes: each sees its own part of the data."""
-    counts = Counter(runner.loader.faults)
+    counts = Counter(runner.run.loader.faults)
     if not runner.distributed:
         return counts
     parts = [None] * runner.world_size
@@ -134,19 +145,16 @@ def faults_of_all(runner) -> Counter:
 
 
 def keep_lines_until(path: Path, step: int) -> list[dict]:
-    """Drops what a killed run logged after the checkpoint that it resumes from, a half-written last line too.
+    """Drops what a killed run logged after the checkpoint that it resumes from, and every line that is damaged.
 
-    Returns the lines that stay.
+    Returns the lines that stay. A warning counts the damaged ones.
     """
-    kept = []
-    for text in path.read_text().splitlines() if path.exists() else ():
-        try:
-            line = json.loads(text)
-        except json.JSONDecodeError:
-            break
-        if line["step"] > step:
-            break
-        kept.append(line)
+    if not path.exists():
+        return []
+    lines, damaged = read_log(path)
+    kept = [line for line in lines if line["step"] <= step]
+    if damaged:
+        warnings.warn(f"{path}: {damaged} damaged lines are left out, {len(kept)} are kept", stacklevel=2)
     write_text(path, "".join(json.dumps(line) + "\n" for line in kept))
     return kept
 
@@ -176,12 +184,12 @@ class PictureHook(Hook):
         if not is_main_process():
             return
         model = runner.inner_model
-        generator = torch.Generator(runner.device).manual_seed(step_seed(runner.seed, 0, 0, "picture"))
+        generator = torch.Generator(runner.context.device).manual_seed(step_seed(runner.seed, 0, 0, "picture"))
         model.eval()
         with torch.no_grad():
-            shown = model(runner.to_device(self.images), mode="predict", generator=generator)
+            shown = model(runner.context.to_device(self.images), mode="predict", generator=generator)
         model.train()
-        path = runner.run_dir / "reconstructions" / f"step_{runner.iter:08d}.png"
+        path = runner.run.folder / "reconstructions" / f"step_{runner.iter:08d}.png"
         save(draw(shown, model.mean, model.std), path)
 
 
@@ -200,7 +208,7 @@ class CheckpointHook(Hook):
 
     def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None) -> None:
         step, steps = runner.iter, self.every_steps
-        due = step % steps == 0 if steps else runner.loader.ends(step, self.every_epochs)
+        due = step % steps == 0 if steps else runner.run.loader.ends(step, self.every_epochs)
         if due or step == runner.max_iters:
             self.save(runner)
 
@@ -211,13 +219,13 @@ class CheckpointHook(Hook):
         if broken:
             raise FloatingPointError(
                 f"step {runner.iter}: the weights are not finite any more, first in {broken}; nothing was saved,"
-                f" {runner.last_good()}; try a lower optimizer.base_lr, clip_grad=1.0 or amp=None"
+                f" {runner.run.last_good()}; try a lower optimizer.base_lr, clip_grad=1.0 or amp=None"
             )
         checkpoint = state_of(runner)  # on every process: hooks may exchange something
         checkpoint["loader"]["faults"] = dict(faults_of_all(runner))
         if is_main_process():
-            write_checkpoint(checkpoint_path(runner.checkpoints, runner.iter), checkpoint)
-            keep_newest(runner.checkpoints, self.keep)
+            write_checkpoint(checkpoint_path(runner.run.checkpoints, runner.iter), checkpoint)
+            keep_newest(runner.run.checkpoints, self.keep)
         self.saved = runner.iter
 
     def after_train(self, runner) -> None:
@@ -245,7 +253,7 @@ class SignalHook(Hook):
     def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None) -> None:
         received = self.received or 0
         if runner.distributed:  # all processes stop after the same step
-            flag = torch.tensor(received, device=runner.device)
+            flag = torch.tensor(received, device=runner.context.device)
             torch.distributed.all_reduce(flag, op=torch.distributed.ReduceOp.MAX)
             received = int(flag)
         if received:

@@ -1,7 +1,8 @@
 """From stored images and labels to what a classifier trains on: erased, mixed, smoothed; all of it timm's.
 
-Erasing is keyed by (seed, epoch, image), mixing by (seed, step, process, piece): neither depends on workers or on where
-a run was resumed. On a GPU the noise inside an erased rectangle comes from its own generator, which is seeded a step.
+Erasing is keyed by (seed, epoch, image), mixing by (seed, step, process, micro-batch): neither depends on workers or
+on where a run was resumed. On a GPU the noise inside an erased rectangle comes from its own generator, which is seeded
+a step.
 """
 
 from __future__ import annotations

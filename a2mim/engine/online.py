@@ -58,7 +58,7 @@ class OnlineKNN(Hook):
         self.began, self.first_step = time.perf_counter(), runner.iter
 
     def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None) -> None:
-        if runner.rank or not runner.loader.ends(runner.iter, self.every):
+        if runner.rank or not runner.run.loader.ends(runner.iter, self.every):
             return
         elapsed = time.perf_counter() - self.began
         if self.spent + self.expected(runner, elapsed) > SHARE * elapsed:
@@ -68,9 +68,9 @@ class OnlineKNN(Hook):
         top1 = self.judge(runner)
         self.cost = time.perf_counter() - started
         self.spent += self.cost
-        line = {"step": runner.iter, "epoch": round(runner.loader.epochs_done(runner.iter), 3), "knn_top1": top1}
+        line = {"step": runner.iter, "epoch": round(runner.run.loader.epochs_done(runner.iter), 3), "knn_top1": top1}
         self.history.append(line)
-        with (runner.run_dir / "log.jsonl").open("a") as file:
+        with (runner.run.folder / "log.jsonl").open("a") as file:
             file.write(json.dumps(line) + "\n")
         runner.visualizer.add_scalars({"knn_top1": top1}, step=runner.iter)
 
@@ -79,18 +79,18 @@ class OnlineKNN(Hook):
         if self.cost is not None:
             return self.cost
         steps = runner.iter - self.first_step
-        seen = steps * runner.loader.plan.global_batch_size / runner.world_size
+        seen = steps * runner.run.loader.plan.global_batch_size / runner.world_size
         return FORWARD * (2 * len(self.bank) + len(self.queries)) * elapsed / max(1, seen)
 
     def judge(self, runner) -> float:
         """Top-1 in percent, of the averaged weights where they are kept."""
         model = revert_sync_batchnorm(copy.deepcopy(runner.averaged.encoder.model))  # the other processes do not judge
-        batches = itertools.islice(self.normalized(self.bank, runner.device), IMAGES // BATCH)
+        batches = itertools.islice(self.normalized(self.bank, runner.context.device), IMAGES // BATCH)
         calibrate_batchnorm(model, batches)
         pool = pooling_of(model, "default")
         with frozen(model):
             features = [
-                torch.cat([pool(images).float().cpu() for images in self.normalized(part, runner.device)])
+                torch.cat([pool(images).float().cpu() for images in self.normalized(part, runner.context.device)])
                 for part in (self.bank, self.queries)
             ]
         sets = features[0], self.bank.labels, features[1], self.queries.labels

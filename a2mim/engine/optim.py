@@ -147,7 +147,7 @@ class StepWrapper(OptimWrapper):
 
     @contextmanager
     def optim_context(self, model: nn.Module):
-        """Autocast, and no gradient exchange before the last piece of a step."""
+        """Autocast, and no gradient exchange before the last micro-batch of a step."""
         amp = torch.autocast(self.device_type, AMP_TYPES.get(self.amp, torch.bfloat16), enabled=self.amp is not None)
         with super().optim_context(model), amp:
             yield

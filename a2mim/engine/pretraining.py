@@ -9,7 +9,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
+from mmengine.hooks import Hook
 from mmengine.model import revert_sync_batchnorm
+from torch import nn
 
 import a2mim
 from a2mim.data import EvalLoader
@@ -19,8 +21,8 @@ from a2mim.engine.hooks import PictureHook
 from a2mim.engine.online import OnlineKNN
 from a2mim.engine.optim import build_optimizer
 from a2mim.engine.pretrain_settings import PretrainSettings
+from a2mim.engine.records import Request, StepContext
 from a2mim.engine.report import sentence, words
-from a2mim.engine.runner import step_seed
 from a2mim.export import export_timm_folder
 from a2mim.pixels import Preprocessing
 from a2mim.weights.loading import describe_report, initialise
@@ -34,10 +36,10 @@ class Pretraining:
     online: OnlineKNN | None = None
 
     def __init__(
-        self, settings: PretrainSettings, asked: dict, device: torch.device, saved: dict | None = None, access=None
+        self, settings: PretrainSettings, request: Request, device: torch.device, saved: dict | None = None, access=None
     ):
         self.settings, self.device, self.saved = settings, device, saved
-        self.train_set, self.test_set = open_sets(asked["data"], asked["test_data"], settings.data, access)
+        self.train_set, self.test_set = open_sets(request.data, request.test_data, settings.data, access)
 
     def build(self) -> None:
         self.model = build_mim(self.settings)
@@ -64,27 +66,27 @@ class Pretraining:
     def optimizer(self) -> torch.optim.Optimizer:
         return build_optimizer(self.model, self.settings.optimizer, self.settings.global_batch_size)
 
-    def hooks(self) -> list:
+    def hooks(self) -> dict[str, Hook]:
         settings = self.settings
         images = first_images(self.test_set or self.train_set, settings)
-        around = [PictureHook(images, settings.log.pictures)]
+        hooks: dict[str, Hook] = {"pictures": PictureHook(images, settings.log.pictures)}
         if settings.judge.every_epochs and self.test_set is not None and not self.train_set.stream:
             sets = self.train_set, self.test_set
             self.online = OnlineKNN(*sets, settings.judge, settings.data, settings.seed)
-            around.append(self.online)
-        return around
+            hooks["online"] = self.online
+        return hooks
 
-    def pieces(self, runner, batch: dict, step: int) -> Iterator[dict]:
+    def micro_batches(self, context: StepContext, batch: dict, step: int, epoch: int) -> Iterator[dict]:
         """Images, and the generator that draws this step's masks on this process."""
-        generator = torch.Generator(runner.device).manual_seed(step_seed(runner.seed, step, runner.rank, "mask"))
-        for images in batch["images"].chunk(runner.accumulate):
-            yield {"images": runner.to_device(images), "generator": generator}
+        generator = torch.Generator(context.device).manual_seed(context.step_seed(step, "mask"))
+        for images in batch["images"].chunk(context.accumulate):
+            yield {"images": context.to_device(images), "generator": generator}
 
     @torch.no_grad()
-    def measure(self, runner, batch: dict) -> dict[str, float]:
+    def measure(self, context: StepContext, batch: dict, step: int) -> dict[str, float]:
         """The loss that the last step would have had, had the network answered every image's mean colour."""
-        pieces = self.pieces(runner, batch, runner.iter - 1)
-        losses = [sum(self.model(**piece, mode="baseline").values()) for piece in pieces]
+        parts = self.micro_batches(context, batch, step, epoch=0)
+        losses = [sum(self.model(**part, mode="baseline").values()) for part in parts]
         return {"baseline": torch.stack(losses).mean().item()}
 
     def caption(self, line: dict) -> str:
@@ -115,9 +117,9 @@ class Pretraining:
         facts = {"encoder": self.model.encoder.arguments(), "start": self.start, "loss": loss}
         return facts | ({"online_knn": self.online.facts()} if self.online else {})
 
-    def hand_over(self, runner) -> dict:
+    def hand_over(self, averaged: nn.Module, folder: Path) -> dict:
         """Exports the encoder, then judges it beside the untrained one; what is to be said of both."""
-        trained, data = revert_sync_batchnorm(runner.averaged.encoder), self.settings.data
+        trained, data = revert_sync_batchnorm(averaged.encoder), self.settings.data
         judge = judging.Judge(self.settings, self.train_set, self.test_set, self.device)
         receipt = None
         if self.settings.export:
@@ -126,9 +128,9 @@ class Pretraining:
                 trained.model,
                 trained.arguments(),
                 preprocessing,
-                runner.run_dir / "encoder",
+                folder / "encoder",
                 batches=judge.calibration_batches(),
-                source=str(runner.run_dir),
+                source=str(folder),
             )
         before, after = judge(self.untrained, "before"), judge(trained, "after")
         judging.write_results(judge, after, trained, runner.run_dir)

@@ -33,9 +33,9 @@ def say(*lines: str) -> None:
 def announce(run) -> None:
     """The first lines: what runs, on what, and how to run it as written."""
     settings, task = run.settings, run.task
-    scale = " at laptop scale" if run.asked["laptop"] else ""
-    lines = [f"a2mim {a2mim.__version__}: {Path(run.asked['config']).stem}{scale}, on {run.device}"]
-    if run.asked["data"] is None:
+    scale = " at laptop scale" if run.request.laptop else ""
+    lines = [f"a2mim {a2mim.__version__}: {run.request.name}{scale}, on {run.device}"]
+    if run.request.data is None:
         lines += [
             "  no --data given: this is the recipe's laptop scale on built-in photographs, not the recipe as written;",
             "  for that, add --data FOLDER or --data 'shards-{000000..000099}.tar'",
@@ -56,11 +56,12 @@ def left_out(images: int) -> str:
 
 def describe_run(runner, started: float) -> dict:
     """The part of summary.json that every run has."""
-    run, task, log = runner.run, runner.task, next(hook for hook in runner.hooks if isinstance(hook, LogHook))
+    run, task, log = runner.run, runner.run.task, runner.hook("log", LogHook)
     first, last = log.first or {}, log.last
     facts, faults = task.facts(last), Faults(faults_of_all(runner))
     return {
-        "asked": public_asked(run.asked),
+        "asked": public_asked(run.request.given()),
+        "changes": run.changes,
         "steps": runner.iter,
         "of_steps": runner.max_iters,
         "seconds": round(time.time() - started, 1),
@@ -89,12 +90,12 @@ def describe_run(runner, started: float) -> dict:
 
 def report(summary: dict, runner) -> None:
     """The last lines on the screen."""
-    folder = runner.run_dir
+    folder = runner.run.folder
     if summary["status"] == "stopped":
-        say(*stopped_lines(summary, runner.task.command, folder))
+        say(*stopped_lines(summary, runner.run.task.command, folder))
     else:
         taken = f"finished {summary['steps']} steps in {summary['seconds']:.0f} s"
-        say(taken, *runner.task.closing(summary, folder))
+        say(taken, *runner.run.task.closing(summary, folder))
 
 
 def stopped_lines(summary: dict, command: str, folder: Path) -> list[str]:

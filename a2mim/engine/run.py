@@ -3,25 +3,26 @@
 from __future__ import annotations
 
 import time
-from os import PathLike
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from mmengine.dist import get_dist_info, is_main_process
 
-from a2mim.checkpoints import list_checkpoints, read_newest
+from a2mim.checkpoints import list_checkpoints
 from a2mim.data import Access
-from a2mim.data.asked import recall
 from a2mim.engine import folder
 from a2mim.engine.assembly import Run, build_loader, build_runner, choose_workers
-from a2mim.engine.config import differences, load_config, settle
+from a2mim.engine.config import load_config
+from a2mim.engine.finetuning import Finetuning
+from a2mim.engine.hooks import SignalHook
 from a2mim.engine.optim import check_optimizer
 from a2mim.engine.pretraining import Pretraining
+from a2mim.engine.records import Launch, Request, ResumePoint
 from a2mim.engine.report import announce, describe_run, report, say
+from a2mim.engine.resuming import take_up
 from a2mim.engine.runner import leave_together, start_processes, stop_processes
-from a2mim.engine.setting_groups import Settings
 from a2mim.engine.state import with_own_faults
-from a2mim.engine.stored import read_settings
 from a2mim.export import check_targets
 from a2mim.files import write_json
 
@@ -63,8 +64,8 @@ def pretrain(
         ValueError, FileNotFoundError: bad input, before anything is written.
         FloatingPointError: the loss or the weights are not finite; names the last good checkpoint.
     """
-    asked = {"config": str(config), "data": _plain(data), "test_data": _plain(test_data), "laptop": laptop}
-    return carry_out(Pretraining, asked, work_dir, resume, next_epoch, num_workers, device, overrides, access)
+    request = Request.of(config, data, test_data, laptop)
+    return carry_out(Pretraining, request, Launch(work_dir, resume, next_epoch, num_workers, device, access, overrides))
 
 
 def finetune(
@@ -96,33 +97,36 @@ def finetune(
         ValueError, FileNotFoundError: bad input, before anything is written.
         FloatingPointError: the loss or the weights are not finite; names the last good checkpoint.
     """
-    from a2mim.engine.finetuning import Finetuning
-
-    asked = {"config": str(config), "source": source and str(source), "laptop": laptop}
-    asked |= {"data": _plain(data), "test_data": _plain(test_data)}
-    return carry_out(Finetuning, asked, work_dir, resume, next_epoch, num_workers, device, overrides, access)
+    request = Request.of(config, data, test_data, laptop, source)
+    return carry_out(Finetuning, request, Launch(work_dir, resume, next_epoch, num_workers, device, access, overrides))
 
 
-def carry_out(
-    kind, asked: dict, work_dir, resume: bool, next_epoch: bool, num_workers, device, overrides: dict, access=None
-) -> dict:
-    """Runs a task from its preparation to its summary. kind: the class of the task."""
+def carry_out(task_class: type[Pretraining | Finetuning], request: Request, launch: Launch) -> dict:
+    """Runs a task from its preparation to its summary."""
     started = time.time()
     try:
-        run, found = prepare(kind, asked, work_dir, resume, next_epoch, num_workers, device, overrides, access)
-        run.folder = folder.claim(run.folder, Path(asked["config"]).stem)
-        runner = build_runner(run, found[1] if found else None)
-        if found:
-            say(f"resuming from {found[0]}, step {found[1]['meta']['step']} of {run.max_steps}")
-        runner.train()
+        run, resume_point = prepare(task_class, request, launch)
+        run.folder = folder.claim(run.folder, run.request.name)
+        try:
+            runner = build_runner(run, resume_point)
+        except BaseException:
+            folder.remove_unused(run.folder)
+            raise
+        signals = runner.hook("signals", SignalHook)
+        if resume_point:
+            say(f"resuming from {resume_point.path}, step {resume_point.step} of {run.max_steps}")
+        try:
+            runner.train()
+        finally:
+            signals.restore()
         summary = describe_run(runner, started)
-        if runner.signals.received:
-            saved = str(list_checkpoints(runner.checkpoints)[-1])
-            summary |= {"status": "stopped", "signal": runner.signals.received, "checkpoint": saved}
+        if signals.received:
+            saved = str(list_checkpoints(run.checkpoints)[-1])
+            summary |= {"status": "stopped", "signal": signals.received, "checkpoint": saved}
         else:
             summary |= {"status": "finished"}
             if is_main_process():
-                summary |= run.task.hand_over(runner)
+                summary |= run.task.hand_over(runner.averaged, run.folder)
         if is_main_process():
             write_json(run.folder / "summary.json", summary)
             report(summary, runner)
@@ -134,70 +138,47 @@ def carry_out(
     return summary
 
 
-def import_again(recipe: str, settings: Settings, kind: type[Settings]) -> None:
-    """Imports a resumed run's own parts: those that the recipe on the command line names, never those of the folder."""
-    if settings.custom_imports is None:
-        return
-    try:
-        typed = load_config(recipe, kind=kind).custom_imports
-    except FileNotFoundError:
-        typed = None
-    if typed != settings.custom_imports:
-        say(f"  note     the run imports {settings.custom_imports}; its recipe, named on the command line, would do so")
+def prepare(
+    task_class: type[Pretraining | Finetuning], request: Request, launch: Launch
+) -> tuple[Run, ResumePoint | None]:
+    """The run, and where it goes on. Finds what can be wrong, and writes nothing."""
+    resumed = None
+    if launch.resume:
+        resumed = take_up(task_class.settings_class, request, launch)
+        request, settings = resumed.request, resumed.settings
+    elif launch.next_epoch:
+        raise ValueError("--next-epoch says how to go on with a run: add --resume, or leave it out")
+    else:
+        folder.refuse_used(launch.work_dir)
+        if request.laptop is None:
+            request = replace(request, laptop=request.data is None)
+        settings = load_config(
+            request.config, launch.overrides, bool(request.laptop), task_class.settings_class, say_note
+        )
+    check_optimizer(settings.optimizer.type)
+    if settings.export:
+        check_targets(settings.export)
+    device = start_processes(launch.device)
+    torch.set_float32_matmul_precision("high")  # TF32 on GPUs that have it; nothing on a CPU
+    torch.backends.cudnn.benchmark = True
+    point = resumed.point if resumed else None
+    task = task_class(settings, request, device, point and point.meta, launch.access or Access())
+    loader = build_loader(task.train_set, task.settings, device, launch.num_workers, task.augmentation())
+    changed = list(resumed.changed) if resumed else []
+    if point:
+        state = with_own_faults(point.checkpoint["loader"], *get_dist_info())
+        changed += loader.load_state_dict(state, launch.next_epoch)
+    torch.manual_seed(settings.seed)
+    task.build()
+    where = resumed.folder if resumed else launch.work_dir and Path(launch.work_dir)
+    run = Run(task.settings, where, request, device, loader, task, choose_workers(launch.num_workers, device))
+    if resumed and point:
+        run.changes = [*resumed.changes, *([{"step": point.step, "changed": changed}] if changed else [])]
+    announce(run)
+    if changed:
+        say("  changed  " + "; ".join(changed))
+    return run, point
 
 
 def say_note(note: str) -> None:
     say(f"note: {note}")
-
-
-def _plain(source):
-    """Paths as strings; a data set that is given as an object stays one."""
-    if isinstance(source, list | tuple):
-        return [str(part) for part in source]
-    return str(source) if isinstance(source, PathLike) else source
-
-
-def prepare(
-    kind, asked: dict, work_dir, resume: bool, next_epoch: bool, num_workers, device, overrides: dict, access=None
-):
-    """(the run, (path, checkpoint) to go on from or None). What can be wrong is found here, and nothing is written."""
-    where, found, changed = None, None, []
-    if resume:
-        where = folder.find_run(work_dir, Path(asked["config"]).stem)
-        recalled = recall(where)
-        asked |= {key: value for key, value in recalled.items() if asked.get(key) is None}
-        stored = read_settings(where)
-        before = settle(stored, where, None, False, kind.settings_class)
-        settings = settle(stored, where, overrides, False, kind.settings_class)
-        changed = differences(before.model_dump(), settings.model_dump())
-        import_again(asked["config"], settings, kind.settings_class)
-        found = read_newest(where / "checkpoints")
-        if asked.get("source") != recalled.get("source", asked.get("source")):
-            changed.append(f"not the source: the run has begun, from {recalled['source']}")
-            asked["source"] = recalled["source"]
-    elif next_epoch:
-        raise ValueError("--next-epoch says how to go on with a run: add --resume, or leave it out")
-    else:
-        folder.refuse_used(work_dir)
-        if asked["laptop"] is None:
-            asked["laptop"] = asked["data"] is None
-        settings = load_config(asked["config"], overrides, asked["laptop"], kind.settings_class, say_note)
-        where = Path(work_dir) if work_dir else None
-    check_optimizer(settings.optimizer.type)
-    if settings.export:
-        check_targets(settings.export)
-    chosen = start_processes(device)
-    torch.set_float32_matmul_precision("high")  # TF32 on GPUs that have it; nothing on a CPU
-    torch.backends.cudnn.benchmark = True
-    task = kind(settings, asked, chosen, found and found[1]["meta"], access or Access())
-    settings = task.settings  # completed
-    loader = build_loader(task.train_set, settings, chosen, num_workers, task.augmentation())
-    if found:
-        changed += loader.load_state_dict(with_own_faults(found[1]["loader"], *get_dist_info()), next_epoch)
-    torch.manual_seed(settings.seed)
-    task.build()
-    run = Run(settings, where, asked, chosen, loader, task, choose_workers(num_workers, chosen))
-    announce(run)
-    if changed:
-        say("  changed  " + "; ".join(changed))
-    return run, found

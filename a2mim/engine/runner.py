@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 import gc
-import hashlib
 import os
 import time
 from itertools import count
+from typing import TypeVar
 
 import torch
 from mmengine.config import Config
-from mmengine.hooks import EMAHook
+from mmengine.hooks import EMAHook, Hook
 from mmengine.model import MMDistributedDataParallel
+from mmengine.optim import OptimWrapper
 from mmengine.runner import BaseLoop, Runner
 
-from a2mim.checkpoints import list_checkpoints
 from a2mim.devices import choose_device
+from a2mim.engine.records import ResumePoint, StepContext
 from a2mim.engine.state import restore
 from a2mim.registry import SCOPE
 
 _runs = count()
+SomeHook = TypeVar("SomeHook", bound=Hook)
 
 
 class TrainLoop(BaseLoop):
@@ -72,19 +74,19 @@ class TrainLoop(BaseLoop):
         self.runner.call_hook("after_train_epoch")
 
     def run_iter(self, batch: dict) -> None:
-        """One step, in `accumulate` pieces; `outputs` are the losses, averaged over them."""
-        runner = self.runner
+        """One step, in `accumulate` micro-batches; `outputs` are the losses, averaged over them."""
+        runner, context = self.runner, self.runner.context
         runner.call_hook("before_train_iter", batch_idx=self.step, data_batch=batch)
-        torch.manual_seed(step_seed(runner.seed, self.step, runner.rank, "dropout"))
+        torch.manual_seed(context.step_seed(self.step, "dropout"))
         self.outputs = {}
         try:
-            for data in runner.pieces(batch, self.step):
+            for data in runner.run.task.micro_batches(context, batch, self.step, self.epoch):
                 losses = runner.model.train_step(data, optim_wrapper=runner.optim_wrapper)
                 for name, value in losses.items():
-                    self.outputs[name] = self.outputs.get(name, 0) + value.detach() / runner.accumulate
+                    self.outputs[name] = self.outputs.get(name, 0) + value.detach() / context.accumulate
         except FloatingPointError as error:
             raise FloatingPointError(
-                f"step {self.step + 1}: {error}; stopped before the weights changed, {runner.last_good()};"
+                f"step {self.step + 1}: {error}; stopped before the weights changed, {runner.run.last_good()};"
                 " try a lower optimizer.base_lr, clip_grad=1.0 or amp=None"
             ) from error
         self.step += 1
@@ -94,30 +96,33 @@ class TrainRunner(Runner):
     """Runner over parts that are built already.
 
     Args:
-        run: the `Run` they belong to.
+        run: the `Run` that they belong to.
+        context: what a step needs to know of this process.
         optim_wrapper: a StepWrapper.
-        hooks: hook instances.
-        resume_from: a checkpoint's content, or None.
+        hooks: name -> hook, in the order in which hooks of one priority are called.
+        resume_from: where the run goes on, or None.
     """
 
-    def __init__(self, run, optim_wrapper, hooks: list, resume_from: dict | None = None):
-        settings, self.task = run.settings, run.task
-        self.run, self.loader, self.max_steps, self.device = run, run.loader, run.max_steps, run.device
-        self.meta, self.resume_from = run.task.meta(), resume_from
-        self.run_dir, self.checkpoints = run.folder, run.folder / "checkpoints"
-        self.accumulate = settings.accumulate
-        self.layout = torch.channels_last if settings.channels_last else torch.contiguous_format
-        tensorboard = settings.log.tensorboard
+    def __init__(
+        self,
+        run,
+        context: StepContext,
+        optim_wrapper: OptimWrapper,
+        hooks: dict[str, Hook],
+        resume_from: ResumePoint | None = None,
+    ):
+        self.run, self.context, self.named_hooks, self.resume_point = run, context, hooks, resume_from
+        tensorboard = run.settings.log.tensorboard
         super().__init__(
             model=run.task.model,
-            work_dir=str(run.folder / "logs"),
+            work_dir=str(run.claimed / "logs"),
             train_dataloader=run.loader,
             train_cfg={},  # the loop is built below
             optim_wrapper=optim_wrapper,
             default_hooks=dict.fromkeys(
                 ("runtime_info", "timer", "sampler_seed", "logger", "param_scheduler", "checkpoint")
             ),
-            custom_hooks=hooks,
+            custom_hooks=list(hooks.values()),
             resume=resume_from is not None,
             launcher="pytorch" if torch.distributed.is_initialized() else "none",
             log_level="WARNING",
@@ -125,7 +130,7 @@ class TrainRunner(Runner):
             if tensorboard
             else None,
             default_scope=SCOPE,
-            randomness={"seed": settings.seed},
+            randomness={"seed": context.seed},
             experiment_name=f"{run.folder.name}-{next(_runs)}",  # mmengine keys its globals by this name
             cfg=Config({"_": run.folder.name}) if tensorboard else None,
         )
@@ -138,40 +143,34 @@ class TrainRunner(Runner):
     @property
     def averaged(self) -> torch.nn.Module:
         """The model with the averaged weights, where they are kept, else the model itself."""
-        for hook in self.hooks:
-            if isinstance(hook, EMAHook):
-                return hook.ema_model.module
-        return self.inner_model
+        if "ema" not in self.named_hooks:
+            return self.inner_model
+        return self.hook("ema", EMAHook).ema_model.module
 
-    @property
-    def signals(self):
-        """The hook that notes SIGTERM and its like."""
-        return next(hook for hook in self.hooks if hasattr(hook, "received"))
-
-    def train(self) -> torch.nn.Module:
-        try:
-            return super().train()
-        finally:
-            self.signals.restore()
+    def hook(self, name: str, kind: type[SomeHook]) -> SomeHook:
+        """The hook of that name, which must be of that class."""
+        found = self.named_hooks[name]
+        assert isinstance(found, kind)
+        return found
 
     def build_train_loop(self, loop) -> TrainLoop:
         if not isinstance(loop, TrainLoop):
-            loop = TrainLoop(self, self.loader, self.max_steps)
+            loop = TrainLoop(self, self.run.loader, self.run.max_steps)
         return loop
 
     def wrap_model(self, model_wrapper_cfg, model):
         """mmengine moves every model to the GPU where there is one, and needs a GPU for several processes; we obey
         --device.
         """
-        model.to(self.device)
+        model.to(self.context.device)
         if not self.distributed:
             return model
-        ids = [self.device.index] if self.device.type == "cuda" else None
+        ids = [self.context.device.index] if self.context.device.type == "cuda" else None
         return MMDistributedDataParallel(module=model, device_ids=ids, broadcast_buffers=False)
 
     def load_or_resume(self) -> None:
-        if self.resume_from is not None:
-            restore(self, self.resume_from)
+        if self.resume_point is not None:
+            restore(self, self.resume_point.checkpoint)
 
     def _init_model_weights(self) -> None:
         """timm has done it."""
@@ -181,24 +180,6 @@ class TrainRunner(Runner):
 
     def dump_config(self) -> None:
         """Written by the run, in a form that can be given to it again."""
-
-    def to_device(self, images: torch.Tensor) -> torch.Tensor:
-        """(B, C, H, W) uint8, as the recipe's memory format asks."""
-        return images.to(self.device, non_blocking=True, memory_format=self.layout)
-
-    def pieces(self, batch: dict, step: int):
-        """The inputs of a step's `accumulate` passes."""
-        return self.task.pieces(self, batch, step)
-
-    def last_good(self) -> str:
-        saved = list_checkpoints(self.checkpoints)
-        return f"the last good checkpoint is {saved[-1]}" if saved else "there is no checkpoint yet"
-
-
-def step_seed(seed: int, step: int, rank: int, purpose: str) -> int:
-    """63 bits, a pure function of its arguments."""
-    text = f"{seed}/{step}/{rank}/{purpose}".encode()
-    return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "big") >> 1
 
 
 def start_processes(device: str | None) -> torch.device:

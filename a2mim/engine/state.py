@@ -17,8 +17,8 @@ def state_of(runner) -> dict:
         "format": FORMAT,
         "state_dict": dict(runner.inner_model.state_dict()),
         "optimizer": runner.optim_wrapper.state_dict(),
-        "loader": runner.loader.state_dict(),
-        "meta": {"step": runner.iter, **runner.meta},
+        "loader": runner.run.loader.state_dict(),
+        "meta": {"step": runner.iter, **runner.run.meta},
     }
     runner.call_hook("before_save_checkpoint", checkpoint=checkpoint)
     return checkpoint

@@ -1,4 +1,4 @@
-"""A run's own settings as data: settings.json, written beside config.py. Reading them executes nothing.
+"""What a run keeps as data: settings.json, written beside config.py, and log.jsonl. Reading them executes nothing.
 
 config.py shows the same settings to people, as a recipe that can be run again. A run folder of an older version has
 only that file; it is read as plain assignments, and refused where it holds anything else.
@@ -18,11 +18,12 @@ from a2mim.files import write_json, write_text
 FILE, RECIPE = "settings.json", "config.py"
 
 
-def write_settings(folder: Path, settings: Settings) -> None:
-    """Writes settings.json and config.py."""
+def write_settings(folder: Path, settings: Settings, changes: list[dict]) -> None:
+    """Writes settings.json, and config.py with what each resume changed in its first lines."""
     plain = settings.model_dump()
     write_json(folder / FILE, plain)
-    lines = [f"{key} = {pprint.pformat(value, sort_dicts=False)}\n" for key, value in plain.items()]
+    lines = [f"# changed at step {each['step']}: {'; '.join(each['changed'])}\n" for each in changes]
+    lines += [f"{key} = {pprint.pformat(value, sort_dicts=False)}\n" for key, value in plain.items()]
     write_text(folder / RECIPE, "".join(lines))
 
 
@@ -66,3 +67,24 @@ def _assignments(path: Path) -> dict:
             " to run it as a recipe, name it on the command line of pretrain or finetune"
         ) from error
     return found
+
+
+def read_log(path: Path) -> tuple[list[dict], int]:
+    """(the lines of a log.jsonl that are whole, how many are damaged).
+
+    A last line without its end is what a killed process leaves; it counts as no damage.
+    """
+    if not path.is_file():
+        return [], 0
+    whole, _, half = path.read_bytes().rpartition(b"\n")
+    lines = [_line(text) for text in whole.splitlines()] + [line for line in [_line(half)] if line]
+    return [line for line in lines if line is not None], lines.count(None)
+
+
+def _line(text: bytes) -> dict | None:
+    """A line of the log, or None if it is damaged."""
+    try:
+        line = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    return line if isinstance(line, dict) and isinstance(line.get("step"), int) else None

@@ -14,11 +14,12 @@ from mmengine.hooks import Hook
 from torch import nn
 
 from a2mim.data import ImageDataset
+from a2mim.engine.records import StepContext
 from a2mim.engine.setting_groups import Settings
 
 
 class Task(Protocol):
-    """Made from (settings, asked, device, saved, access): opens data, completes the settings, writes nothing.
+    """Made from (settings, request, device, saved, access): opens data, completes the settings, writes nothing.
 
     `saved` is the `meta` of the checkpoint that the run goes on from, or None; `access` says how data are
     reached.
@@ -29,7 +30,7 @@ class Task(Protocol):
     settings: Settings
     train_set: ImageDataset
     test_set: ImageDataset | None
-    model: nn.Module  # from `build` on; train_step(**piece) gives named losses
+    model: nn.Module  # from `build` on; train_step(**micro_batch) gives named losses
     network: nn.Module  # the part of the model that is compiled, and whose BatchNorm is synchronised
 
     def build(self) -> None:
@@ -41,13 +42,13 @@ class Task(Protocol):
     def optimizer(self) -> torch.optim.Optimizer:
         """Of the model's trainable parameters."""
 
-    def hooks(self) -> list[Hook]:
-        """What happens around a step of this task alone."""
+    def hooks(self) -> dict[str, Hook]:
+        """Name -> what happens around a step of this task alone."""
 
-    def pieces(self, runner, batch: dict, step: int) -> Iterator[dict]:
+    def micro_batches(self, context: StepContext, batch: dict, step: int, epoch: int) -> Iterator[dict]:
         """The arguments of the model in a step's `accumulate` passes, a function of the batch and the step alone."""
 
-    def measure(self, runner, batch: dict) -> dict[str, float]:
+    def measure(self, context: StepContext, batch: dict, step: int) -> dict[str, float]:
         """Further numbers for a line of the log, of the step just taken on `batch`; averaged over the processes."""
 
     def caption(self, line: dict) -> str:
@@ -62,7 +63,7 @@ class Task(Protocol):
     def facts(self, last: dict) -> dict:
         """What summary.json says of the model, and under "loss" what the loss is to be compared with."""
 
-    def hand_over(self, runner) -> dict:
+    def hand_over(self, averaged: nn.Module, folder: Path) -> dict:
         """What is done on the first process when the last step has been taken, for summary.json."""
 
     def closing(self, summary: dict, folder: Path) -> list[str]:

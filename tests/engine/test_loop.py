@@ -166,8 +166,9 @@ from a2mim.engine.runner import TrainLoop
 plain = TrainLoop.run
 
 def run(self):
-    piece = next(self.runner.pieces({"images": torch.zeros(4, 3, 32, 32, dtype=torch.uint8)}, 0))
-    mask = self.runner.inner_model.masking(4, 32, 32, generator=piece["generator"]).long()
+    images = torch.zeros(4, 3, 32, 32, dtype=torch.uint8)
+    part = next(self.runner.run.task.micro_batches(self.runner.context, {"images": images}, 0, 0))
+    mask = self.runner.inner_model.masking(4, 32, 32, generator=part["generator"]).long()
     masks = [torch.empty_like(mask) for _ in range(2)]
     torch.distributed.all_gather(masks, mask)
     assert not torch.equal(*masks), "both processes draw the same masks"

@@ -18,8 +18,9 @@ from a2mim.engine.hooks import keep_lines_until
 
 
 def log_of(folder):
-    """Everything but the speeds."""
+    """Everything but the speeds, and what resuming changed."""
     lines = [json.loads(text) for text in (folder / "log.jsonl").read_text().splitlines()]
+    lines = [line for line in lines if "changed" not in line]
     return [{k: v for k, v in line.items() if k not in ("images_per_second", "data_share")} for line in lines]
 
 
@@ -147,10 +148,78 @@ def test_when_no_checkpoint_can_be_read_resuming_is_refused(run):
 
 
 def test_a_run_killed_before_its_first_checkpoint_resumes_from_the_start(run, tmp_path):
-    whole, _ = run("whole")
+    whole, _ = run("whole", **{"checkpoint.every_steps": 5})
     kill_after(whole, 0, tmp_path / "resumed")
+    log = tmp_path / "resumed" / "log.jsonl"
+    log.write_text("".join(log.read_text().splitlines(keepends=True)[:4]))
     resumed, _ = run("resumed", resume=True)
     assert_same_run(whole, resumed)
+
+
+@pytest.mark.parametrize("every", [{"checkpoint.every_steps": 5}, {"checkpoint.every_steps": None}])
+def test_a_run_whose_checkpoints_are_lost_is_a_question_and_keeps_its_log(run, every):
+    folder, _ = run("lost", **every)
+    log = (folder / "log.jsonl").read_bytes()
+    shutil.rmtree(folder / "checkpoints")
+    with pytest.raises(ValueError, match=r"has logged 9 steps and holds no checkpoint.*to start over"):
+        run("lost", resume=True)
+    assert (folder / "log.jsonl").read_bytes() == log
+
+
+def test_damaged_lines_of_the_log_are_counted_and_the_others_kept(run):
+    folder, _ = run("damaged")
+    lines = (folder / "log.jsonl").read_bytes().splitlines(keepends=True)
+    bad = [b"\xff\xfe{\n", b"[1, 2]\n", b'{"loss": 1}\n']
+    (folder / "log.jsonl").write_bytes(b"".join([*lines[:2], *bad, *lines[2:]]))
+    with pytest.warns(UserWarning, match="3 damaged lines are left out, 9 are kept"):
+        run("damaged", resume=True)
+    assert (folder / "log.jsonl").read_bytes().splitlines(keepends=True) == lines
+
+
+def test_a_damaged_record_is_said_and_the_checkpoint_s_copy_used(run, tmp_path):
+    whole, _ = run("whole")
+    kill_after(whole, 4, tmp_path / "resumed")
+    (tmp_path / "resumed" / "settings.json").write_text("{")
+    (tmp_path / "resumed" / "summary.json").write_bytes(b"\xff")
+    with pytest.warns(UserWarning) as said:
+        resumed, _ = run("resumed", resume=True, data=None)
+    assert any("settings.json is damaged" in str(w.message) for w in said)
+    assert any("summary.json is damaged" in str(w.message) for w in said)
+    assert_same_run(whole, resumed)
+
+
+def test_a_run_folder_s_config_is_never_executed(run, tmp_path):
+    whole, _ = run("whole")
+    kill_after(whole, 4, tmp_path / "resumed")
+    trap = f"open({str(tmp_path / 'executed')!r}, 'w')\n"
+    (tmp_path / "resumed" / "config.py").write_text(trap)
+    resumed, _ = run("resumed", resume=True)
+    assert_same_run(whole, resumed)
+    kill_after(whole, 4, tmp_path / "old")
+    (tmp_path / "old" / "settings.json").unlink()  # as an older version left it
+    old, _ = run("old", resume=True)
+    assert_same_run(whole, old)
+    kill_after(whole, 4, tmp_path / "strange")
+    (tmp_path / "strange" / "settings.json").unlink()
+    (tmp_path / "strange" / "config.py").write_text(trap)
+    with pytest.warns(UserWarning, match="never executed"):
+        run("strange", resume=True)
+    assert not (tmp_path / "executed").exists()
+
+
+def test_settings_that_somebody_changed_in_the_folder_are_said_and_recorded(run, tmp_path, capsys):
+    whole, _ = run("whole")
+    kill_after(whole, 4, tmp_path / "resumed")
+    path = tmp_path / "resumed" / "settings.json"
+    path.write_text(path.read_text().replace('"clip_grad": 5.0', '"clip_grad": 4.0'))
+    resumed, summary = run("resumed", resume=True, **{"optimizer.weight_decay": 0.5})
+    sentences = ["clip_grad: 5.0 -> 4.0", "optimizer.weight_decay: 0.05 -> 0.5"]
+    assert f"  changed  {'; '.join(sentences)}" in capsys.readouterr().out
+    change = {"step": 4, "changed": sentences}
+    assert summary["changes"] == [change] and json.loads((resumed / "summary.json").read_text())["changes"] == [change]
+    assert (resumed / "config.py").read_text().startswith(f"# changed at step 4: {'; '.join(sentences)}\n")
+    logged = [json.loads(text) for text in (resumed / "log.jsonl").read_text().splitlines()]
+    assert logged[4] == change and len(logged) == 10
 
 
 def test_resuming_with_other_data_or_another_batch_is_refused_by_name(run, tmp_path, images):

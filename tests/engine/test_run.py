@@ -16,7 +16,7 @@ from a2mim.checkpoints import list_checkpoints
 from a2mim.cli import main
 from a2mim.engine.assembly import build_mim, choose_amp
 from a2mim.engine.folder import claim, find_run, release
-from a2mim.engine.runner import step_seed
+from a2mim.engine.records import step_seed
 
 
 def test_a_run_leaves_the_folder_that_the_documentation_names(run):
