@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +14,8 @@ from torch import Tensor
 from a2mim.batchnorm import calibrate_batchnorm
 from a2mim.data import EvalLoader
 from a2mim.engine.pretrain_settings import PretrainSettings
-from a2mim.engine.report import say, sentence
-from a2mim.evaluation import calibration, judge, verdict, write_result
+from a2mim.engine.report import probes, say, sentence
+from a2mim.evaluation import calibration, difference, judge, write_result
 from a2mim.evaluation.identity import hash_encoder, hash_of
 from a2mim.pixels import Preprocessing
 
@@ -45,7 +46,7 @@ class NotingLoader:
 
 
 class Judge:
-    """k-NN and linear probe of frozen features, at the recipe's own image size.
+    """k-NN, linear and attentive probe of frozen features, at the recipe's own image size.
 
     A network with BatchNorm is calibrated on training images first (see `a2mim.evaluation.calibration`), before and
     after pre-training alike: statistics that fit the images are worth points by themselves, and would otherwise pass
@@ -101,7 +102,7 @@ def write_results(judge: Judge, judged: dict | None, encoder, folder: Path) -> N
     if judged is None or judge.test is None:
         return
     sets = [[part.dataset.fingerprint, hash_of(part.indices.tolist())] for part in (judge.train, judge.test)]
-    for key in ("knn", "linear"):
+    for _, key in probes(judged):
         found = judged[key]
         constants = {"protocol": found["protocol"], "pooling": judged["pooling"], "img_size": judge.img_size}
         constants |= {name: found[name] for name in ("k", "temperature", "epochs", "seed") if name in found}
@@ -132,11 +133,13 @@ def compare(before: dict | None, after: dict | None) -> dict | None:
     """For the summary: both results, plain, and what may honestly be said of the difference."""
     if before is None or after is None:
         return None
-    verdicts = [
-        verdict(name, before[key]["correct"], after[key]["correct"])
-        for name, key in (("linear probe", "linear"), ("k-NN", "knn"))
-    ]
-    return {"before": _plain(before), "after": _plain(after), "verdicts": verdicts}
+    found = [difference(name, before[key]["correct"], after[key]["correct"]) for name, key in probes(before, after)]
+    return {
+        "before": _plain(before),
+        "after": _plain(after),
+        "verdicts": [one.sentence() for one in found],
+        "differences": [asdict(one) for one in found],
+    }
 
 
 def _plain(results: dict) -> dict:

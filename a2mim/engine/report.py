@@ -106,11 +106,19 @@ def stopped_lines(summary: dict, command: str, folder: Path) -> list[str]:
     ]
 
 
+PROBES = (("linear probe", "linear"), ("attentive probe", "attentive"), ("k-NN", "knn"))  # name, key of the result
+
+
+def probes(*results: dict) -> list[tuple[str, str]]:
+    """(name, key) of the probes that all these results have: a network without a map has no attentive one."""
+    return [(name, key) for name, key in PROBES if all(key in result for result in results)]
+
+
 def sentence(results: dict) -> str:
-    """Both protocols with their 95 % intervals."""
+    """Every probe with its 95 % interval."""
     return ", ".join(
-        f"{name} {r['top1']:.1f} % ({r['interval'][0]:.1f}–{r['interval'][1]:.1f})"
-        for name, r in (("linear probe", results["linear"]), ("k-NN", results["knn"]))
+        f"{name} {results[key]['top1']:.1f} % ({results[key]['interval'][0]:.1f}–{results[key]['interval'][1]:.1f})"
+        for name, key in probes(results)
     )
 
 

@@ -1,9 +1,17 @@
-"""Frozen features once, then judged by named protocols: k-NN and linear probes, with intervals."""
+"""Frozen features once, then judged by named protocols: k-NN, linear and attentive probes, with intervals."""
 
+from a2mim.evaluation.attentive_probe import attentive_probe
 from a2mim.evaluation.compare import compare
 from a2mim.evaluation.evaluate import evaluate
 from a2mim.evaluation.features import extract_features
-from a2mim.evaluation.intervals import bootstrap_interval, paired_difference, verdict, wilson_interval
+from a2mim.evaluation.intervals import (
+    Difference,
+    bootstrap_interval,
+    difference,
+    paired_difference,
+    verdict,
+    wilson_interval,
+)
 from a2mim.evaluation.judge import judge
 from a2mim.evaluation.knn import knn
 from a2mim.evaluation.linear import hold_out, linear_probe
@@ -13,8 +21,11 @@ from a2mim.evaluation.protocols import protocol_names, read_protocol
 from a2mim.evaluation.results import read_results, write_result
 
 __all__ = [
+    "Difference",
+    "attentive_probe",
     "bootstrap_interval",
     "compare",
+    "difference",
     "evaluate",
     "extract_features",
     "hold_out",

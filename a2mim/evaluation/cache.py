@@ -37,6 +37,7 @@ ROW_BYTES = {SIGNATURE: 5 * 8, SHOWN: 1}  # of these parts
 USED = ".used"  # the lock that an entry in use holds
 HEADER_BYTES = 128  # of a .npy file
 _ROWS = 2**15  # copied at once
+_COPIED = 2**28  # bytes copied at once: the cells of an image may be a megabyte
 _BLOCK = 2**22  # bytes read at once for a checksum
 _SAVE_EVERY = 10.0  # seconds of work that a kill may cost
 _FULL = (
@@ -169,14 +170,14 @@ class Entry:
         if self.temporary:
             shutil.rmtree(self.folder, ignore_errors=True)
 
-    def missing_bytes(self, widths: dict[str, int], rows: int) -> int:
+    def missing_bytes(self, sizes: dict[str, int], rows: int) -> int:
         """What this entry will have when the parts are in it, in bytes.
 
         Args:
-            widths: numbers of each part of an image, float32.
+            sizes: bytes of each part of an image.
             rows: images in the set.
         """
-        state, sizes = State.read(self.folder / "state.json"), {part: 4 * width for part, width in widths.items()}
+        state = State.read(self.folder / "state.json")
         added = [size for part, size in (sizes | ROW_BYTES).items() if part not in state.parts]
         return _size(self.folder) + sum(rows * size + HEADER_BYTES for size in added)
 
@@ -361,8 +362,9 @@ class FeatureSet:
         ):
             reserve(file, len(self.rows) * width * arrays[0].itemsize)
             joined = np.memmap(file, arrays[0].dtype, "r+", shape=(len(self.rows), width))  # it outlives the file
-        for start in range(0, len(self.rows), _ROWS):
-            rows = self.rows[start : start + _ROWS]
+        step = max(1, min(_ROWS, _COPIED // (width * arrays[0].itemsize)))
+        for start in range(0, len(self.rows), step):
+            rows = self.rows[start : start + step]
             joined[start : start + len(rows)] = np.concatenate([array[rows] for array in arrays], axis=1)
         return torch.from_numpy(joined)
 

@@ -27,7 +27,7 @@ from a2mim.evaluation.subsets import subset_of
 
 RESIZE = 256 / 224  # short side before the crop, in crops: Resize(256), CenterCrop(224)
 VIEW = ("resize", "interpolation")  # constants that decide a test view
-PROBED = 8  # images of noise that tell widths and time
+PROBED = 8  # images of noise that tell sizes and time
 IMBALANCE = 10  # times as many images of the commonest class as of the rarest: then it is said
 LOADED_AT_ONCE = 256  # random crops; larger batches are put together from features
 
@@ -145,18 +145,18 @@ class EvalContext:
         return self._entries[key]
 
     def probe_forward(self, parts: Iterable[str]) -> tuple[dict[str, int], float]:
-        """({part: width}, seconds an image), from a forward pass over noise."""
+        """({part: bytes of an image}, seconds an image), from a forward pass over noise."""
         images = torch.randint(0, 256, (min(self.batch_size, PROBED), self.encoder.channels, *self.img_size))
         run = self.encoder.taps(parts)
         run(images[:1].byte())  # the first call pays for allocations
         started = time.perf_counter()
         found = run(images.byte())
         seconds = (time.perf_counter() - started) / len(images)
-        return {part: value.shape[1] for part, value in found.items()}, seconds
+        return {part: value[0].nbytes for part, value in found.items()}, seconds
 
-    def missing_bytes(self, split: str, widths: dict[str, int], constants: dict) -> int:
+    def missing_bytes(self, split: str, sizes: dict[str, int], constants: dict) -> int:
         """What the cache will hold of a split's features in this view."""
-        return self._entry(split, constants).missing_bytes(widths, len(self.dataset(split)))
+        return self._entry(split, constants).missing_bytes(sizes, len(self.dataset(split)))
 
     def missing(self, split: str, parts: Iterable[str], constants: dict) -> bool:
         """Whether a pass over the images of a split is still to be made."""

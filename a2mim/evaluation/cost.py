@@ -40,26 +40,32 @@ class Cost:
     def sentence(self) -> str:
         """One line for the screen."""
         told = [f"{self.images:,} images, once ({_time(self.seconds)})" if self.images else "all features are cached"]
+        if self.images:
+            told[0] += f", {_bytes(self.size)} of features on disk"
         told += [f"{name}: {count:,} random crops ({_time(seconds)})" for name, (count, seconds) in self.crops.items()]
         return f"forward passes, without reading images and without classifiers: {'; '.join(told)}"
 
 
 def estimate(context: EvalContext, protocols: list[Protocol], passes: list[ViewPass]) -> Cost:
-    """Looks at no image: widths and times come from a forward pass over noise."""
+    """Looks at no image: sizes and times come from a forward pass over noise."""
     cost = Cost()
     for view in passes:
         missing = [split for split in ("train", "test") if context.missing(split, view.parts, view.constants)]
-        widths, seconds = context.probe_forward(view.parts) if missing else ({}, 0.0)
-        cost.size += sum(context.missing_bytes(split, widths, view.constants) for split in ("train", "test"))
+        sizes, seconds = context.probe_forward(view.parts) if missing else ({}, 0.0)
+        cost.size += sum(context.missing_bytes(split, sizes, view.constants) for split in ("train", "test"))
         images = sum(len(context.dataset(split)) for split in missing)
         cost.images, cost.seconds = cost.images + images, cost.seconds + images * seconds
     for protocol in protocols:
         c = protocol.constants
-        if protocol.kind in ("linear", "mae-linear") and c["train_view"] == "crops":
+        if protocol.kind in ("linear", "mae-linear", "attentive") and c["train_view"] == "crops":
             length = c.get("epoch_length")
             crops = c["epochs"] * (length * c["batch_size"] if length else len(context.train))
             cost.crops[protocol.name] = (crops, crops * context.probe_forward(passes[0].parts)[1])
     return cost
+
+
+def _bytes(size: float) -> str:
+    return f"{size / 1e9:.3g} GB" if size >= 1e8 else f"{size / 1e6:.3g} MB"
 
 
 def _time(seconds: float) -> str:

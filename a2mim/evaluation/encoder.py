@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from a2mim.devices import choose_device
+from a2mim.evaluation.cells import LAST, MapReader, noise
 from a2mim.evaluation.features import frozen, refuse_below_one
 from a2mim.evaluation.identity import hash_encoder
-from a2mim.evaluation.taps import tap
+from a2mim.evaluation.taps import is_cells, tap
 from a2mim.weights.loading import build_reported, describe_report, read_source
 
 
@@ -43,6 +44,7 @@ class Encoder:
         self.stats = {"mean": list(self.pixels.mean), "std": list(self.pixels.std)}
         described = {"name": found.name, **found.model_args, "img_size": list(self.img_size)}
         self.hash = hash_encoder(self.model, **described)
+        self._readers: dict[str, MapReader] = {}
 
     @property
     def channels(self) -> int:
@@ -54,10 +56,18 @@ class Encoder:
 
     def taps(self, parts: Iterable[str]):
         """(images as a loader gives them) -> {part: (B, D)}, frozen, in one forward pass."""
-        run = tap(self.model, parts)
+        parts = tuple(parts)
+        run = tap(self.model, parts, {part: self.reader(part) for part in parts if is_cells(part)})
 
         def frozen_run(images: Tensor) -> dict[str, Tensor]:
             with frozen(self.model):
                 return run(self.normalized(images))
 
         return frozen_run
+
+    def reader(self, part: str) -> MapReader:
+        """Of the map that the part "cells" or "cells:NAME" is made of."""
+        if part not in self._readers:
+            name = part.partition(":")[2] or LAST
+            self._readers[part] = MapReader(self.model, noise(self.channels, self.img_size, self.device), name)
+        return self._readers[part]

@@ -12,7 +12,7 @@ from tqdm import tqdm
 from a2mim.pixels import IMAGENET_MEAN, IMAGENET_STD, normalize
 
 POOLINGS = ("default", "cls", "avg")
-_ROWS = 2**16  # looked at together where a set may lie on disk, larger than memory
+_NUMBERS = 2**26  # looked at together where a set may lie on disk, larger than memory
 
 
 def extract_features(
@@ -148,7 +148,7 @@ def check_features(train_features: Tensor, train_labels: Tensor, test_features: 
         if (labels < 0).any():
             missing = int((labels < 0).sum())
             raise ValueError(f"{missing} of {len(labels)} {split} images have no label: give a labelled set.")
-        bad = sum(int((~torch.isfinite(block)).any(dim=1).sum()) for block in features.split(_ROWS))
+        bad = sum(int((~torch.isfinite(block)).any(dim=1).sum()) for block in _blocks(features))
         if bad:
             raise ValueError(
                 f"the features of {bad} of {len(features)} {split} images are not finite: the encoder has diverged."
@@ -167,7 +167,11 @@ def check_features(train_features: Tensor, train_labels: Tensor, test_features: 
 
 def _are_constant(features: Tensor) -> bool:
     first = features[0]
-    return all((block - first).abs().max() <= 1e-6 * block.abs().max() for block in features.split(_ROWS))
+    return all((block - first).abs().max() <= 1e-6 * block.abs().max() for block in _blocks(features))
+
+
+def _blocks(features: Tensor) -> tuple[Tensor, ...]:
+    return features.split(max(1, _NUMBERS // max(1, features.shape[1])))
 
 
 def class_positions(classes: Tensor, labels: Tensor) -> Tensor:

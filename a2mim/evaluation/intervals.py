@@ -1,5 +1,7 @@
 """How sure a percentage is: an interval for one number, a paired interval for the difference of two."""
 
+from dataclasses import dataclass
+
 import numpy as np
 from torch import Tensor
 
@@ -18,7 +20,7 @@ def wilson_interval(correct: int, total: int) -> tuple[float, float]:
     centre = share + z2 / 2
     half = Z_95 * (share * (1 - share) / total + z2 / (4 * total)) ** 0.5
     low, high = (centre - half) / (1 + z2), (centre + half) / (1 + z2)
-    return 100 * max(0.0, low), 100 * min(1.0, high)
+    return 100 * max(0.0, min(low, share)), 100 * min(1.0, max(high, share))  # share: rounding at 0 % and 100 %
 
 
 def bootstrap_interval(correct: Tensor, seed: int = 0, resamples: int = 10_000) -> tuple[float, float]:
@@ -67,15 +69,42 @@ def paired_difference(
     return 100 * float(change.mean()), 100 * float(low), 100 * float(high)
 
 
+@dataclass(frozen=True)
+class Difference:
+    """Two judgements on the same test images.
+
+    Attributes:
+        name: what was judged, for example "linear probe".
+        points, low, high: accuracy after minus before with the paired 95 % interval, in points.
+        word: "gain", "loss", or "none" where these test images can show no difference.
+        n_test: test images.
+    """
+
+    name: str
+    points: float
+    low: float
+    high: float
+    word: str
+    n_test: int
+
+    def sentence(self) -> str:
+        words = {"gain": "a gain", "loss": "a loss", "none": f"no difference that {self.n_test} test images can show"}
+        change = f"{self.points:+.1f} points, 95 % interval {self.low:+.1f} to {self.high:+.1f}"
+        return f"{self.name}: {words[self.word]} ({change})."
+
+
+def difference(name: str, correct_before: Tensor, correct_after: Tensor, seed: int = 0) -> Difference:
+    """What the answers before and after, (M,) bool each, say of the change."""
+    points, low, high = paired_difference(correct_before, correct_after, seed)
+    different = int((_change(correct_before, correct_after) != 0).sum())
+    shown = different >= FEWEST_DIFFERENT and not low <= 0 <= high
+    word = ("gain" if points > 0 else "loss") if shown else "none"
+    return Difference(name, points, low, high, word, len(correct_before))
+
+
 def verdict(what: str, correct_before: Tensor, correct_after: Tensor, seed: int = 0) -> str:
     """One sentence: gain, loss, or no difference that this test set can show."""
-    difference, low, high = paired_difference(correct_before, correct_after, seed)
-    different = int((_change(correct_before, correct_after) != 0).sum())
-    if different < FEWEST_DIFFERENT or low <= 0 <= high:
-        word = f"no difference that {len(correct_before)} test images can show"
-    else:
-        word = "a gain" if difference > 0 else "a loss"
-    return f"{what}: {word} ({difference:+.1f} points, 95 % interval {low:+.1f} to {high:+.1f})."
+    return difference(what, correct_before, correct_after, seed).sentence()
 
 
 def _change(correct_a: Tensor, correct_b: Tensor) -> np.ndarray:

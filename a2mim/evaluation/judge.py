@@ -1,14 +1,32 @@
-"""One encoder, one labelled pair of sets: k-NN and linear probe from the same features, each with its interval."""
+"""One encoder, one labelled pair of sets: k-NN, linear and attentive probe from the same pass, with intervals."""
 
-from collections.abc import Iterable
+from __future__ import annotations
 
-from torch import nn
+import warnings
+from collections.abc import Callable, Iterable
 
-from a2mim.evaluation.features import extract_features, pooling_name, refuse_below_one, unreadable_of
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from a2mim.evaluation.attentive_probe import CellFile, attentive_probe
+from a2mim.evaluation.cells import MapReader, noise
+from a2mim.evaluation.features import (
+    frozen,
+    images_and_labels,
+    pooling_name,
+    pooling_of,
+    refuse_below_one,
+    unreadable_of,
+)
 from a2mim.evaluation.intervals import wilson_interval
 from a2mim.evaluation.knn import check_constants, knn
 from a2mim.evaluation.linear import linear_probe
-from a2mim.pixels import IMAGENET_MEAN, IMAGENET_STD
+from a2mim.evaluation.taps import CELLS, tap
+from a2mim.pixels import IMAGENET_MEAN, IMAGENET_STD, normalize
+
+MOST_SIDE = 7  # cells: a larger map is averaged down to it, so that judging stays short and its file small
+ATTENTIVE = {"epochs": 10, "warmup_epochs": 1, "base_lrs": [0.001, 0.01]}  # of efficient-probe, shortened
 
 
 def judge(
@@ -22,24 +40,74 @@ def judge(
     seed: int = 0,
     mean=IMAGENET_MEAN,
     std=IMAGENET_STD,
+    attentive: bool = True,
 ) -> dict:
-    """{"pooling": …, "unreadable": {reason: count}, "knn": {…}, "linear": {…}}: the protocols' results, with
-    "interval" (95 %, percent) of top-1. Images that cannot be read are left out of both sets by their loaders.
+    """{"pooling": …, "unreadable": {reason: count}, "knn": {…}, "linear": {…}, "attentive": {…}}: the protocols'
+    results, with "interval" (95 %, percent) of top-1. Images that cannot be read are left out of both sets by their
+    loaders. A network without a map of the image has no "attentive" result, and a warning says so.
 
     A random network with BatchNorm must be calibrated on the same images before it is judged: the running statistics
     alone are worth points. The caller does that; nothing here touches the model.
     """
     check_constants(k, temperature)
     refuse_below_one(epochs=epochs)
-    sets = (
-        *extract_features(model, train_loader, pooling, mean, std),
-        *extract_features(model, test_loader, pooling, mean, std),
-    )
+    extract = _Extract(model, pooling, mean, std, attentive)
+    (features, labels, cells), (test_features, test_labels, test_cells) = map(extract, (train_loader, test_loader))
+    sets = features, labels, test_features, test_labels
     results = {
         "knn": knn(*sets, k=k, temperature=temperature),
         "linear": linear_probe(*sets, epochs=epochs, seed=seed),
     }
+    if cells is not None and test_cells is not None:
+        device = next(model.parameters()).device
+        results["attentive"] = attentive_probe(
+            cells, labels, test_cells, test_labels, track_best=False, device=device, seed=seed, **ATTENTIVE
+        )
     for result in results.values():
         result["interval"] = wilson_interval(int(result["correct"].sum()), result["n_test"])
     unreadable = unreadable_of(train_loader, test_loader)
     return {"pooling": pooling_name(model, pooling), "unreadable": unreadable} | results
+
+
+class _Extract:
+    """A loader -> (N, D) features, (N,) labels and (N, n, D) cells or None, all from one forward pass an image."""
+
+    def __init__(self, model: nn.Module, pooling: str, mean, std, attentive: bool):
+        self.model, self.pooling, self.pixels = model, pooling, (mean, std)
+        pooling_of(model, pooling)  # refuses what the model cannot give
+        self.device = next(model.parameters()).device
+        self.attentive = attentive
+        self.run: Callable[[Tensor], dict[str, Tensor]] | None = None
+        self.channels = 0
+
+    def __call__(self, loader: Iterable) -> tuple[Tensor, Tensor, Tensor | None]:
+        features, labels, cells = [], [], CellFile()
+        for batch in tqdm(loader, desc="features", leave=False, unit="batch"):
+            images, targets = images_and_labels(batch)
+            images = normalize(images.to(self.device, non_blocking=True), *self.pixels)
+            self.run = self.run or self._tap(images)
+            with frozen(self.model):
+                found = self.run(images)
+            features.append(found[self.pooling].cpu())
+            labels.append(torch.as_tensor(targets, dtype=torch.int64).cpu())
+            if self.attentive:
+                cells.add(found[CELLS].unflatten(1, (-1, self.channels)))
+        if not features:
+            raise ValueError("the loader handed out no batch: give a set with at least one image.")
+        return torch.cat(features), torch.cat(labels), cells.all() if self.attentive else None
+
+    def _tap(self, images: Tensor) -> Callable[[Tensor], dict[str, Tensor]]:
+        """What reads the features of images of this size."""
+        if self.attentive:
+            try:
+                reader = MapReader(
+                    self.model,
+                    noise(images.shape[1], tuple(images.shape[2:]), self.device),
+                    most_side=MOST_SIDE,
+                )
+                self.channels = reader.channels
+                return tap(self.model, (self.pooling, CELLS), {CELLS: reader})
+            except ValueError as error:
+                warnings.warn(f"no attentive probe: {error}", stacklevel=5)
+                self.attentive = False
+        return tap(self.model, (self.pooling,))

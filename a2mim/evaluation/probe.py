@@ -53,7 +53,7 @@ class Stack:
 
     name: str
     parts: tuple[str, ...]
-    heads: object  # LinearHeads or LarsHeads
+    heads: object  # LinearHeads, LarsHeads or AttentiveHeads
     base_lrs: list[float]  # of each head, per 256 images
 
 
@@ -149,6 +149,7 @@ def _judge(stack: Stack, images: Labelled, targets: Tensor) -> tuple[Tensor, Ten
     """((M, H) ranks, (H,) mean losses over images of known classes)."""
     ranks, losses = [], torch.zeros(len(stack.base_lrs), dtype=torch.float64)
     rows = max(1, _LOGIT_BYTES // (4 * len(stack.base_lrs) * stack.heads.n_classes))
+    rows = min(rows, getattr(stack.heads, "rows_at_once", rows))
     for start in range(0, len(images), rows):
         block = slice(start, start + rows)
         logits, wanted = stack.heads.logits(images.join(stack.parts, block)), targets[block]

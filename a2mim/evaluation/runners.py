@@ -9,17 +9,19 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from a2mim.evaluation.attentive_probe import attentive_stack, queries_of
 from a2mim.evaluation.cache import FeatureSet
+from a2mim.evaluation.cells import LAST
 from a2mim.evaluation.context import EvalContext
 from a2mim.evaluation.features import refuse_below_one
 from a2mim.evaluation.heads import LarsHeads, LinearHeads
 from a2mim.evaluation.knn import check_constants, knn
 from a2mim.evaluation.linear import hold_out, linear_probe, schedule
 from a2mim.evaluation.logreg import logreg
-from a2mim.evaluation.probe import Stack, check_probe, probe
+from a2mim.evaluation.probe import Labelled, Stack, check_probe, probe
 from a2mim.evaluation.protocols import Protocol, read_protocol
 from a2mim.evaluation.subsets import draw_subset, parse_size, write_list
-from a2mim.evaluation.taps import dino_parts, grid_parts
+from a2mim.evaluation.taps import CELLS, dino_parts, grid_parts
 
 COUNTS = ("k", "epochs", "batch_size", "c_values", "max_iterations", "tries")
 
@@ -43,7 +45,7 @@ def check(protocol: Protocol) -> None:
 
 def parts_of(protocol: Protocol, context: EvalContext) -> tuple[str, ...]:
     """What the protocol wants to know of every image, so that one pass can serve several protocols."""
-    if protocol.kind in ("linear", "mae-linear"):
+    if protocol.kind in ("linear", "mae-linear", "attentive"):
         inputs = _inputs(protocol, context)
         return tuple(dict.fromkeys(part for parts in inputs.values() for part in parts))
     return (protocol.constants["pooling"],)
@@ -70,7 +72,7 @@ def run_linear_cached(context: EvalContext, protocol: Protocol, out: Path | None
 
 
 def run_linear(context: EvalContext, protocol: Protocol, out: Path | None = None) -> list[dict]:
-    """Linear heads under SGD: DINO's, DINOv2's grid, and MAE's under LARS."""
+    """Heads trained on features: DINO's linear one, DINOv2's grid, MAE's under LARS, and attentive probes."""
     c, inputs, parts = protocol.constants, _inputs(protocol, context), parts_of(protocol, context)
     train, test = _sets(context, protocol)
     images, tested = train.labelled(parts), test.labelled(parts)
@@ -79,16 +81,7 @@ def run_linear(context: EvalContext, protocol: Protocol, out: Path | None = None
     held, kept, note = _split(train, c)
     judged = held if len(held) else kept
     training = context.training_pass(images, kept, train.rows, c)
-    stacks = []
-    for name, joined in inputs.items():
-        dim = sum(images.parts[part].shape[1] for part in joined)
-        settings = (c["base_lrs"], dim, len(classes))
-        heads = (
-            LarsHeads(*settings, c, c["seed"], context.device)
-            if mae
-            else LinearHeads(*settings, c["seed"], context.device)
-        )
-        stacks.append(Stack(name, joined, heads, list(c["base_lrs"])))
+    stacks = [_stack(context, protocol, name, joined, images, len(classes), mae) for name, joined in inputs.items()]
     found = probe(
         stacks,
         training,
@@ -100,13 +93,15 @@ def run_linear(context: EvalContext, protocol: Protocol, out: Path | None = None
         c["epochs"],
         schedule(c),
         c.get("epoch_length") or training.steps,
-        per_iteration=mae or c["schedule"] == "iteration",
+        per_iteration=mae or c.get("schedule", "iteration") == "iteration",
         track_best=c.get("features") != "grid",
     )
     if not len(held):
         found["held_out_top1"] = None  # images that were trained on were judged
     found |= {"held_out": len(held), "seed": c["seed"], "n_train": len(kept), "n_classes": len(classes)}
     found["batch_size"] = training.batch_size
+    if protocol.kind == "attentive":
+        found["queries"] = queries_of(c, stacks[0].heads.dim)
     if mae and len(c["base_lrs"]) == 1:
         note = f"one rate, as published, not swept; {note}" if note else "one rate, as published, not swept"
     notes = "; ".join(filter(None, (found.pop("note", ""), note)))
@@ -168,6 +163,11 @@ def _sets(context: EvalContext, protocol: Protocol) -> tuple[FeatureSet, Feature
 def _inputs(protocol: Protocol, context: EvalContext) -> dict[str, tuple[str, ...]]:
     """{what it is: parts to join} of each stack of heads."""
     c, model = protocol.constants, context.model
+    if protocol.kind == "attentive":
+        last = c["map"] == LAST
+        part = CELLS if last else f"{CELLS}:{c['map']}"
+        height, width = context.encoder.reader(part).grid
+        return {f"{height}×{width} cells of {'the last map' if last else c['map']}": (part,)}
     if protocol.kind == "mae-linear":
         has_token = getattr(model, "cls_token", None) is not None
         part = "default" if c["pooling"] == "cls" and not has_token else c["pooling"]
@@ -179,11 +179,24 @@ def _inputs(protocol: Protocol, context: EvalContext) -> dict[str, tuple[str, ..
     return {words: parts}
 
 
+def _stack(context: EvalContext, protocol: Protocol, name: str, parts, images: Labelled, n_classes: int, mae) -> Stack:
+    """The heads that a protocol trains on some parts."""
+    c = protocol.constants
+    if protocol.kind == "attentive":
+        return attentive_stack(name, parts, context.encoder.reader(parts[0]).channels, n_classes, c, context.device)
+    settings = (c["base_lrs"], sum(images.parts[part].shape[1] for part in parts), n_classes)
+    heads = (
+        LarsHeads(*settings, c, c["seed"], context.device) if mae else LinearHeads(*settings, c["seed"], context.device)
+    )
+    return Stack(name, parts, heads, list(c["base_lrs"]))
+
+
 def _split(train: FeatureSet, constants: dict) -> tuple[Tensor, Tensor, str]:
     """(held-out rows, if any, rows to train on, a note), of the readable images."""
     every, none = torch.arange(len(train)), torch.arange(0)
     held = hold_out(train.labels, constants["held_out"], constants["seed"])
-    if len(constants["base_lrs"]) == 1 and constants.get("features") != "grid":
+    n_heads = len(constants["base_lrs"]) * len(constants.get("weight_decays", [0.0]))
+    if n_heads == 1 and constants.get("features") != "grid":
         return none, every, ""  # nothing to choose
     if len(held) == 0:
         return none, every, "no class has two training images, so the head was chosen by the training images"
@@ -219,6 +232,7 @@ RUNNERS = {
     "knn": run_knn,
     "linear": run_linear,
     "mae-linear": run_linear,
+    "attentive": run_linear,
     "linear-cached": run_linear_cached,
     "logreg": run_logreg,
     "low-shot": run_low_shot,

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 def table(results: list[dict]) -> str:
     """One line a result: protocol, number, interval, best epoch where there is one, and what the number is of."""
-    head = ("protocol", "metric", "last", "95 % interval", "best", "top-5", "images", "detail")
+    head = ("protocol", "metric", "last", "95 % interval", "best on test", "top-5", "images", "detail")
     lines = [head, *(_line(result) for result in results)]
     widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
     rows = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines]

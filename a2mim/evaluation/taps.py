@@ -2,18 +2,22 @@
 
 "default" is what timm hands to a classifier, "cls" the class token, "avg" the mean over patch tokens or over the last
 map. "cls-i" is the class token after the i-th last block of a plain ViT, through the final norm; "map-i" the mean over
-the i-th last block or stage of any model that timm can look into.
+the i-th last block or stage of any model that timm can look into. "cells" is the last map, cell after cell in float16,
+and "cells:NAME" the map of a named module.
 """
 
-from collections.abc import Callable, Iterable
+import contextlib
+from collections.abc import Callable, Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
 
+from a2mim.evaluation.cells import MapReader, flat_cells
 from a2mim.evaluation.features import average_tokens, frozen, pooling_of
 
 SMALL_WIDTH = 384  # of ViT-S: up to here DINO takes four class tokens, above it one and the mean patch token
 POOLED = ("default", "cls", "avg")
+CELLS = "cells"
 
 
 def is_plain_vit(model: nn.Module) -> bool:
@@ -22,14 +26,19 @@ def is_plain_vit(model: nn.Module) -> bool:
     return getattr(model, "cls_token", None) is not None and hasattr(model, "blocks") and not late_class_token
 
 
-def tap(model: nn.Module, parts: Iterable[str]) -> Callable[[Tensor], dict[str, Tensor]]:
+def tap(
+    model: nn.Module, parts: Iterable[str], readers: Mapping[str, MapReader] | None = None
+) -> Callable[[Tensor], dict[str, Tensor]]:
     """The function from normalised images (B, C, H, W) to {part: (B, D) float32}, in one forward pass.
+
+    Args:
+        readers: of each part that is made of cells; such a part comes as (B, N·D) float16.
 
     Raises:
         ValueError: a part that this model does not have.
     """
-    parts = tuple(dict.fromkeys(parts))
-    deep = [part for part in parts if part not in POOLED]
+    parts, readers = tuple(dict.fromkeys(parts)), readers or {}
+    deep = [part for part in parts if part not in POOLED and not is_cells(part)]
     depth = max((int(part.partition("-")[2]) for part in deep), default=0)
     for part in set(parts) & {"cls"}:
         pooling_of(model, part)  # refuses
@@ -39,12 +48,18 @@ def tap(model: nn.Module, parts: Iterable[str]) -> Callable[[Tensor], dict[str, 
         _refuse_depth(model, depth)
 
     def run(images: Tensor) -> dict[str, Tensor]:
-        final, blocks = _forward(
-            model, images, depth, any(part.startswith("cls-") for part in deep), deep != list(parts)
-        )
-        return {part: _part(model, part, final, blocks).float() for part in parts}
+        tokens = any(part.startswith("cls-") for part in deep)
+        with contextlib.ExitStack() as hooks:
+            wanted = {part: hooks.enter_context(readers[part]) for part in parts if is_cells(part)}
+            final, blocks = _forward(model, images, depth, tokens, deep != list(parts))
+            found = {part: flat_cells(reader.read(final)) for part, reader in wanted.items()}
+        return {part: found[part] if part in found else _part(model, part, final, blocks).float() for part in parts}
 
     return run
+
+
+def is_cells(part: str) -> bool:
+    return part.partition(":")[0] == CELLS
 
 
 def dino_parts(model: nn.Module, blocks: int | None = None) -> tuple[tuple[str, ...], str]:

@@ -85,7 +85,12 @@ def test_labels_and_a_test_set_are_judged_before_and_after(run, images, tmp_path
     _, summary = run("whole", data=labelled / "train", test_data=labelled / "test")
     judged = summary["judged"]
     assert judged["before"]["knn"]["n_test"] == 12
-    assert len(judged["verdicts"]) == 2
+    names = ["linear probe", "attentive probe", "k-NN"]
+    assert [one["name"] for one in judged["differences"]] == names and len(judged["verdicts"]) == 3
+    for one, key in zip(judged["differences"], ("linear", "attentive", "knn"), strict=True):
+        change = judged["after"][key]["top1"] - judged["before"][key]["top1"]
+        assert one["points"] == pytest.approx(change) and one["low"] <= one["points"] <= one["high"]
+        assert one["word"] in ("gain", "loss", "none")
     assert "before pre-training: linear probe" in capsys.readouterr().out
 
 

@@ -141,7 +141,7 @@ def test_the_oldest_entries_go_when_the_bound_is_reached(tmp_path):
 
 
 def test_what_is_larger_than_the_bound_is_refused_with_the_ways_on(tmp_path):
-    needed = Cache(tmp_path).entry({}).missing_bytes({"default": 3}, N)
+    needed = Cache(tmp_path).entry({}).missing_bytes({"default": 12}, N)
     with pytest.raises(ValueError, match=r"raise --feature-cache-gb to .* or give --no-feature-cache") as caught:
         Cache(tmp_path, most_bytes=needed - 1).check_room(needed)
     assert "\n" not in str(caught.value)
@@ -151,10 +151,10 @@ def test_what_is_larger_than_the_bound_is_refused_with_the_ways_on(tmp_path):
 
 def test_the_bytes_that_an_entry_will_have_are_known_before_the_first_image(tmp_path):
     entry = Cache(tmp_path).entry({"of": "a"})
-    needed = entry.missing_bytes({"default": 3, "cls": 5}, N)
+    needed = entry.missing_bytes({"default": 12, "cls": 20}, N)
     found = take(Cache(tmp_path), ("default", "cls")).entry
     assert sum(path.stat().st_size for path in found.folder.glob("*.npy")) == needed - _other_bytes(entry.folder)
-    assert found.missing_bytes({"default": 3, "cls": 5}, N) >= needed
+    assert found.missing_bytes({"default": 12, "cls": 20}, N) >= needed
 
 
 def _other_bytes(folder):

@@ -1,6 +1,7 @@
 """Protocols by name, end to end: one pass for all, lists, warnings, sets of every size, and what the result says."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -21,6 +22,8 @@ SIZE = 32
 FAST = {
     **{"linear-cached.epochs": 3, "grid-cached.epochs": 2, "dino-linear.epochs": 1, "mae-linear.epochs": 2},
     **{"dinov2-linear.epochs": 2, "dinov2-linear.epoch_length": 2, "mae-linear.warmup_epochs": 1},
+    **{"efficient-probe.epochs": 2, "efficient-probe-published.epochs": 2},
+    **{"efficient-probe-published.warmup_epochs": 1},
     **{"dinov2-linear.batch_size": 8, "logreg.c_values": 3, "k": 3, "also_k": [1]},
 }
 
@@ -55,7 +58,10 @@ def _has(key, protocols):
     return name in protocols if dot else any(key in read_protocol(p).constants for p in protocols)
 
 
-ALL = ["dino-knn", "linear-cached", "grid-cached", "dino-linear", "dinov2-linear", "mae-linear", "logreg"]
+FAST_CAPI = {"epochs": 1, "epoch_length": 2, "batch_size": 8}
+ATTENTIVE = ["efficient-probe", "efficient-probe-published"]
+LINEAR = ["linear-cached", "grid-cached", "dino-linear", "dinov2-linear", "mae-linear"]
+ALL = ["dino-knn", *LINEAR, *ATTENTIVE, "logreg"]
 
 
 def test_all_protocols_share_one_pass_and_say_everything(sets, tmp_path, monkeypatch):
@@ -64,7 +70,7 @@ def test_all_protocols_share_one_pass_and_say_everything(sets, tmp_path, monkeyp
     monkeypatch.setattr(context.EvalContext, "view", lambda self, *a, **k: views.append(1) or original(self, *a, **k))
     results = run([*ALL, "low-shot"], sets, "vit_tiny_patch16_224", out=tmp_path / "out", cache=Cache(tmp_path / "c"))
     assert len(views) == 2  # one of the training set, one of the test set
-    assert [r["protocol"] for r in results[:7]] == ALL and len(results) == 7 + 4
+    assert [r["protocol"] for r in results[: len(ALL)]] == ALL and len(results) == len(ALL) + 4
     for result in results:
         protocol = read_protocol(result["protocol"])
         wanted = {"subset", "subset_seed", "classifier"} if protocol.kind == "low-shot" else set(protocol.constants)
@@ -82,7 +88,28 @@ def test_all_protocols_share_one_pass_and_say_everything(sets, tmp_path, monkeyp
     written = read_results(tmp_path / "out")
     assert [r["top1_last"] for r in written] == [r["top1_last"] for r in results]
     assert (unpack(written[0]["correct"]) == results[0]["correct"]).all()
-    assert len((tmp_path / "out" / "results.csv").read_text().splitlines()) == 12
+    assert len((tmp_path / "out" / "results.csv").read_text().splitlines()) == len(ALL) + 5
+
+
+def test_an_attentive_probe_reads_the_last_map_or_a_named_one_of_any_network(sets, tmp_path):
+    (last,) = run(["efficient-probe"], sets, img_size=64)
+    assert (last["head"], last["constants"]["map"]) == ("2×2 cells of the last map", "auto")
+    (named,) = run(["attentive-capi"], sets, img_size=64, overrides=FAST_CAPI | {"map": "layer3"})
+    assert named["head"] == "4×4 cells of layer3" and named["n_heads"] == 30
+    with pytest.raises(ValueError, match="layer9"):
+        run(["efficient-probe"], sets, overrides={"map": "layer9"})
+
+
+def test_cells_are_kept_as_float16_and_their_size_is_told_before(sets, tmp_path):
+    told = []
+    run(["efficient-probe"], sets, img_size=64, cache=Cache(tmp_path / "c"), say=told.append)
+    files = list((tmp_path / "c").glob("*/cells.npy"))
+    assert len(files) == 2 and all(np.load(path).dtype == np.float16 for path in files)
+    size = sum(path.stat().st_size for path in (tmp_path / "c").rglob("*.npy"))
+    announced = float(re.search(r"once \(.*\), ([\d.]+) MB of features on disk", told[0])[1])
+    assert announced == pytest.approx(size / 1e6, rel=0.02)
+    with pytest.raises(ValueError, match="raise --feature-cache-gb"):
+        run(["efficient-probe"], sets, img_size=64, cache=Cache(tmp_path / "d", most_bytes=1e5))
 
 
 def test_a_second_call_reads_the_cache_and_gives_the_same_numbers(sets, tmp_path, monkeypatch):

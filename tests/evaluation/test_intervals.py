@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from a2mim.evaluation import paired_difference, verdict, wilson_interval
+from a2mim.evaluation import difference, paired_difference, verdict, wilson_interval
 
 
 def test_wilson_gives_the_textbook_values():
@@ -76,3 +76,20 @@ def test_verdicts_name_gain_loss_and_what_the_set_cannot_show():
 def test_five_test_images_never_make_a_gain():
     assert "no difference" in verdict("k-NN", *answers(0, 0, 5, 0))
     assert "a gain" in verdict("k-NN", *answers(0, 0, 6, 0))
+
+
+@pytest.mark.parametrize(
+    ("counts", "word"), [((50, 10, 30, 10), "gain"), ((50, 30, 10, 10), "loss"), ((50, 20, 20, 10), "none")]
+)
+def test_a_difference_carries_the_numbers_and_the_word_of_its_sentence(counts, word):
+    pair = answers(*counts)
+    found = difference("k-NN", *pair)
+    assert (found.points, found.low, found.high) == paired_difference(*pair)
+    assert (found.name, found.word, found.n_test) == ("k-NN", word, 100)
+    assert found.sentence() == verdict("k-NN", *pair)
+
+
+def test_five_changed_answers_are_no_gain():
+    assert (
+        difference("x", *answers(50, 0, 5, 10)).word == "none" and difference("x", *answers(1, 0, 9, 1)).word == "gain"
+    )

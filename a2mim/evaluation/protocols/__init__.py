@@ -13,7 +13,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 FOLDER = Path(__file__).parent
-KINDS = ("knn", "linear", "linear-cached", "mae-linear", "logreg", "low-shot", "finetune", "davis", "copydays")
+KINDS = (
+    "knn",
+    "linear",
+    "linear-cached",
+    "mae-linear",
+    "attentive",
+    "logreg",
+    "low-shot",
+    "finetune",
+    "davis",
+    "copydays",
+)
 _KEYS = {"kind", "summary", "sources", "reference", "constants", "variants"}
 
 
