@@ -37,6 +37,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Runs one command and returns its exit status: 0, 1 for bad input in one sentence, 128 + n after signal n."""
     parser = build_parser()
     chosen = parser.parse_args(arguments)
+    before = warnings.formatwarning
     if not chosen.debug:
         warnings.formatwarning = lambda message, *_, **__: f"warning: {public_name(str(message))}\n"
     try:
@@ -49,6 +50,8 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("interrupted outside training; checkpoints that were written are whole", file=sys.stderr)
         return 130
+    finally:
+        warnings.formatwarning = before  # a program that calls this function keeps its own
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -1,6 +1,7 @@
 """The commands that judge, hand over and write shards, from their arguments to what they print and leave."""
 
 import json
+import warnings
 
 import mmcv
 import numpy as np
@@ -101,6 +102,12 @@ def test_a_mistake_is_one_sentence_and_a_non_zero_exit(folder, capsys, arguments
     assert printed.startswith("error: ")
     assert message in printed
     assert "\n" not in printed
+
+
+def test_a_program_that_calls_the_command_keeps_how_it_shows_warnings(capsys):
+    before = warnings.formatwarning
+    assert main(["settings", "seed"]) == 0 and main(["settings", "sead"]) == 1
+    assert warnings.formatwarning is before
 
 
 def test_images_without_labels_are_not_judged(folder, capsys):

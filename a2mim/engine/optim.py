@@ -115,6 +115,7 @@ def build_schedule(optimizer, settings: Schedule, steps_per_epoch: int, total_st
             optimizer,
             decay_t=[epoch * steps_per_epoch + 1 for epoch in settings.decay_epochs],  # timm decays a step early
             decay_rate=settings.decay_rate,
+            warmup_prefix=False,  # epochs count from the start of the run, as the recipe means them
             **common,
         )
     return CosineLRScheduler(

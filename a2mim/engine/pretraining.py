@@ -133,7 +133,7 @@ class Pretraining:
                 source=str(folder),
             )
         before, after = judge(self.untrained, "before"), judge(trained, "after")
-        judging.write_results(judge, after, trained, runner.run_dir)
+        judging.write_results(judge, after, trained, folder)
         judged = judging.compare(before, after)
         return {"export": receipt, "judged": judged}
 

@@ -111,6 +111,11 @@ def test_step_schedule_multiplies_at_the_given_epochs(models):
     assert [found[s] for s in (0, 49, 50, 79, 80, 99)] == pytest.approx([2e-3, 2e-3, 2e-4, 2e-4, 2e-5, 2e-5])
 
 
+def test_a_warm_up_does_not_move_the_epochs_of_a_step_schedule(models):
+    found = rates(models, {"type": "step", "decay_epochs": [5, 8]}, steps_per_epoch=10, total=100)
+    assert [found[s] for s in (10, 20, 49, 50, 79, 80, 99)] == pytest.approx([1e-3, 2e-3, 2e-3, 2e-4, 2e-4, 2e-5, 2e-5])
+
+
 def one_weight(clip_grad=None, accumulate=1, amp=None):
     weight = torch.nn.Parameter(torch.tensor([1.0]))
     return weight, StepWrapper(torch.optim.SGD([weight], lr=1.0), amp, "cpu", accumulate, clip_grad)

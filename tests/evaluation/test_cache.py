@@ -177,8 +177,6 @@ def test_an_entry_in_use_stays_and_goes_when_it_is_used_no_more(tmp_path):
 def test_an_entry_in_use_by_another_process_stays(tmp_path):
     used = take(Cache(tmp_path), identity="a").entry.folder
     code = "import sys, a2mim.files as f\nwith f.open_lock(sys.argv[1], shared=True): print(1, flush=True); input()"
-        "from a2mim.files import *\nimport sys\nwith open_lock(sys.argv[1], shared=True): print(1, flush=True); input()"
-    )
     with subprocess.Popen(
         [sys.executable, "-c", code, str(used / ".used")], stdin=subprocess.PIPE, stdout=subprocess.PIPE
     ) as other:
