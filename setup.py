@@ -73,6 +73,7 @@ setup(
                 "playwright>=1.40",
             ),
             *("transformers>=5", "mmpretrain>=1.2"),
+            *("s3fs>=2025.1", "moto[server]>=5"),  # a real S3 protocol on the loopback
             *("mkdocs-material>=9.5", "mkdocstrings[python]>=0.26", "build>=1.2", "wheel>=0.43"),
             *("onnx>=1.17", "onnxscript>=0.5", "onnxruntime>=1.20", "pyarrow>=15"),
         ],
