@@ -42,7 +42,8 @@ def write_synthetic(folder: Path, images: int, shards: int) -> str:
         count = images // shards
         samples = np.zeros(count, SAMPLE)
         samples["size"] = rng.integers(50_000, 150_000, count)
-        samples["offset"] = 512 + np.cumsum(samples["size"] // 512 * 512 + 2048) - samples["size"][0]
+        needs = samples["size"] // 512 * 512 + 2048
+        samples["offset"] = 512 + np.cumsum(needs) - needs
         samples["label"], samples["key"] = rng.integers(0, 1000, count), rng.integers(0, 1 << 63, count)
         samples["name"] = samples["text"] = samples["folder"] = -1
         path = str(folder / f"shard-{k:06d}.tar")
