@@ -22,7 +22,7 @@ from a2mim.engine.online import OnlineKNN
 from a2mim.engine.optim import build_optimizer
 from a2mim.engine.pretrain_settings import PretrainSettings
 from a2mim.engine.records import Request, StepContext
-from a2mim.engine.report import sentence, words
+from a2mim.engine.report import command_line, sentence, words
 from a2mim.export import export_timm_folder
 from a2mim.pixels import Preprocessing
 from a2mim.weights.loading import describe_report, initialise
@@ -159,8 +159,8 @@ class Pretraining:
             f"  how to load it stands in {encoder / 'README.md'}"
             if summary["export"]["target"] == "network"
             else f'  timm.create_model("local-dir:{encoder}", pretrained=True, num_classes=0)',
-            "  " + shlex.join(["python", "tools/linear_probe.py", str(folder), *sets]),
-            "  " + shlex.join(["python", "tools/knn.py", str(folder), *sets]),
+            "  " + shlex.join([*command_line("linear-probe"), str(folder), *sets]),
+            "  " + shlex.join([*command_line("knn"), str(folder), *sets]),
         ]
 
 

@@ -99,7 +99,7 @@ def report(summary: dict, runner) -> None:
 
 
 def stopped_lines(summary: dict, command: str, folder: Path) -> list[str]:
-    again = ["python", f"tools/{command}.py", summary["asked"]["config"], "--work-dir", str(folder), "--resume"]
+    again = [*command_line(command), summary["asked"]["config"], "--work-dir", str(folder), "--resume"]
     return [
         f"stopped by a signal after step {summary['steps']} of {summary['of_steps']}, saved in {summary['checkpoint']}",
         f"go on with: {shlex.join(again)}",
@@ -112,6 +112,16 @@ PROBES = (("linear probe", "linear"), ("attentive probe", "attentive"), ("k-NN",
 def probes(*results: dict) -> list[tuple[str, str]]:
     """(name, key) of the probes that all these results have: a network without a map has no attentive one."""
     return [(name, key) for name, key in PROBES if all(key in result for result in results)]
+
+
+def command_line(command: str) -> list[str]:
+    """The first words of a command as the user typed this one: a script in tools/, the module, or `a2mim`."""
+    program = Path(sys.argv[0])
+    if program.parent.name == "tools" and program.with_name("pretrain.py").is_file():
+        return ["python", str(program.with_name(f"{command.replace('-', '_')}.py"))]
+    if program.name == "cli.py" and program.parent.name == "a2mim":
+        return ["python", "-m", "a2mim.cli", command]
+    return ["a2mim", command]
 
 
 def sentence(results: dict) -> str:

@@ -6,6 +6,7 @@ import signal
 import socket
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import timm
@@ -17,6 +18,7 @@ from a2mim.cli import main
 from a2mim.engine.assembly import build_mim, choose_amp
 from a2mim.engine.folder import claim, find_run, release
 from a2mim.engine.records import step_seed
+from a2mim.engine.report import command_line
 
 
 def test_a_run_leaves_the_folder_that_the_documentation_names(run):
@@ -227,3 +229,18 @@ def test_two_processes_take_the_same_steps_over_the_same_data_and_one_goes_on(ru
     assert saved[0]["loader"] == saved[1]["loader"]
     _, longer = run("pair", resume=True, **{"schedule.epochs": 3})
     assert (longer["processes"], longer["steps"]) == (1, 9)
+
+
+@pytest.mark.parametrize(
+    ("typed", "words"),
+    [
+        ("TOOLS/pretrain.py", "python TOOLS/linear_probe.py"),
+        ("/somewhere/bin/a2mim", "a2mim linear-probe"),
+        ("/site-packages/a2mim/cli.py", "python -m a2mim.cli linear-probe"),
+        ("own_script.py", "a2mim linear-probe"),
+    ],
+)
+def test_the_next_command_begins_as_the_user_typed_this_one(monkeypatch, typed, words):
+    tools = str(Path(__file__).parents[2] / "tools")
+    monkeypatch.setattr("sys.argv", [typed.replace("TOOLS", tools)])
+    assert " ".join(command_line("linear-probe")) == words.replace("TOOLS", tools)
