@@ -7,6 +7,7 @@ import re
 
 from a2mim.data.access import DEFAULT, Access
 from a2mim.data.dataset import ImageDataset
+from a2mim.data.image_lists import is_list_of_images, open_image_list
 from a2mim.data.plain_files import read_lines
 from a2mim.data.remote.addresses import is_remote, local_path, public_name, scheme_of
 
@@ -37,7 +38,8 @@ def open_dataset(
     Args:
         source: one of
 
-            - "photos" (built in) or a folder of images;
+            - "photos" (built in), a folder of images, or a text file with the path of an image a line, its label
+              behind it where there is one (see data/image_lists.py);
             - tar shards: a path, a brace pattern ("shard-{0000..0009}.tar"), a glob, a URL (http, https, or of an
               object store that fsspec knows: s3, gs, hf, az, …), "pipe:COMMAND" where `access` allows it, a text file
               with one of these a line, or a list of them; a list of one source is that source;
@@ -80,6 +82,8 @@ def _opened(source, split: str, access: Access) -> ImageDataset:
         source = source[0] if len(source) == 1 else _only_shards(source)
     if isinstance(source, _PLAIN):
         source = os.fspath(source)
+        if source.startswith("~"):
+            source = os.path.expanduser(source)
         if source == "photos":
             from a2mim.data.photos import open_photos
 
@@ -88,6 +92,8 @@ def _opened(source, split: str, access: Access) -> ImageDataset:
             from a2mim.data.folder import open_folder
 
             return open_folder(source, split)
+        if is_list_of_images(source):
+            return open_image_list(source)
     from a2mim.data.shards.tar_shards import open_shards
 
     return open_shards(expand(source, access), source if isinstance(source, str) else f"{len(source)} sources", access)
