@@ -66,10 +66,12 @@ def add_access(parser) -> None:
 def add_reading(parser) -> None:
     """How pixels are read; see `a2mim.data.reading.Reading`. A pre-training recipe says this under `data`."""
     group = parser.add_argument_group("how pixels are read")
-    group.add_argument("--bits", type=int, choices=(8, 16), help="a value (default: what the first image has)")
+    group.add_argument("--bits", type=int, choices=(8, 16), help="a value (default: what the images have)")
     turned = argparse.BooleanOptionalAction
     group.add_argument("--exif", action=turned, default=None, help="turn images as their EXIF orientation says")
     group.add_argument("--value-range", type=float, nargs=2, metavar=("LOW", "HIGH"), help="of arrays of floats")
+    group.add_argument("--nodata", type=float, metavar="VALUE", help="where nothing was measured; nan for NaN")
+    group.add_argument("--fill", type=float, metavar="VALUE", help="in its place (default: the least of the range)")
 
 
 def reading_of(chosen) -> Reading:
@@ -80,7 +82,10 @@ def reading_of(chosen) -> Reading:
     if run != DEFAULT:
         print(f"where the command says nothing, images are read as the run read its own: {run}", file=sys.stderr)
     exif = run.exif if chosen.exif is None else chosen.exif
-    return Reading(chosen.bits or run.bits, exif, tuple(chosen.value_range or run.value_range or ()) or None)
+    value_range = tuple(chosen.value_range or run.value_range or ()) or None
+    nodata = run.nodata if chosen.nodata is None else chosen.nodata
+    fill = run.fill if chosen.fill is None else chosen.fill
+    return Reading(chosen.bits or run.bits, exif, value_range, nodata, fill)
 
 
 def _reading_of_source(source):

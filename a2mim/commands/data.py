@@ -57,7 +57,7 @@ def run_measure_stats(chosen) -> None:
     if chosen.num_workers < 0:
         raise ValueError(f"--num-workers {chosen.num_workers} must be at least 0")
     found = measure_stats(_open(chosen, chosen.split), chosen.num_workers)
-    print("\n".join(found.lines(chosen.value_range, chosen.exif)))
+    print("\n".join(found.lines(chosen.value_range, chosen.exif, chosen.nodata, chosen.fill)))
 
 
 def run_bench_data(chosen) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from a2mim.commands.arguments import DATA_HELP, SOURCE_HELP, access_of, add_machine, add_reading, one_or_list
 
 
@@ -88,7 +90,8 @@ def recipe_and_source(chosen) -> tuple[str, str | None]:
 def options_of(chosen) -> dict:
     from a2mim.engine.config import parse_options
 
-    read = {key: getattr(chosen, key) for key in ("bits", "exif", "value_range")}
+    read = {key: getattr(chosen, key) for key in ("bits", "exif", "value_range", "nodata", "fill")}
+    read["nodata"] = "nan" if chosen.nodata is not None and math.isnan(chosen.nodata) else chosen.nodata
     options = {f"data.{key}": value for key, value in read.items() if value is not None}  # a resumed run knows them
     options |= parse_options(chosen.cfg_options)
     if chosen.seed is not None:

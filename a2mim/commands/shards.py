@@ -47,6 +47,8 @@ def add_shards(commands) -> None:
     for parser in (make, check, again):  # the first and the last check what they wrote
         parser.add_argument("--in-chans", type=int, default=3, help="channels, to check the images by (3)")
         parser.add_argument("--value-range", type=float, nargs=2, metavar=("LOW", "HIGH"), help="of arrays of floats")
+        parser.add_argument("--nodata", type=float, metavar="VALUE", help="where nothing was measured; nan for NaN")
+        parser.add_argument("--fill", type=float, metavar="VALUE", help="in its place")
     for parser in (make, check, listing, index, again):
         add_access(parser)
         parser.add_argument("--processes", type=int, help="(default: one for each core)")
@@ -95,7 +97,7 @@ def report_shards(chosen, pattern, everything: bool = False, flag: str = "--data
     """
     from a2mim.data import check_shards
 
-    found = check_shards(pattern, access_of(chosen), chosen.in_chans, chosen.value_range)
+    found = check_shards(pattern, access_of(chosen), chosen.in_chans, chosen.value_range, chosen.nodata, chosen.fill)
     shown = f"'{pattern}'" if isinstance(pattern, str) else " ".join(f"'{part}'" for part in pattern)
     print(f"{found}: {flag} {public_name(shown)}")
     if everything:

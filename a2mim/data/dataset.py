@@ -98,7 +98,7 @@ class ImageDataset:
         bits: int | None = None,
         exif: bool = False,
         value_range: tuple[float, float] | None = None,
-        nodata: float | None = None,
+        nodata: float | str | None = None,
         fill: float | None = None,
     ) -> None:
         """Sets `form`, see pixel_format.py. Without `bits` several images are looked at: 16 where one has 16.
@@ -106,6 +106,7 @@ class ImageDataset:
         Raises:
             ValueError: the first image that can be read does not suit.
         """
+        nodata = None if nodata is None else float(nodata)
         self.form = PixelFormat(in_chans, bits or 16, exif, value_range and tuple(value_range), nodata, fill)
         depths = self._depth_of_first()
         if bits is None and depths:

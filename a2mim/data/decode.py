@@ -69,11 +69,14 @@ def _decode(data: bytes, notes: list[str], form: PixelFormat) -> tuple[np.ndarra
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # decoders warn about what is checked, converted or counted here anyway
-            return _decode_by_kind(data, notes, form)
+            pixels, turned = _decode_by_kind(data, notes, form)
     except UnreadableImage:
         raise
     except Exception as error:  # decoders raise nearly anything on damaged data
         raise UnreadableImage("damaged", escaped(f"{type(error).__name__}: {error}")) from None
+    if pixels.ndim != 3 or 0 in pixels.shape:
+        raise UnreadableImage("damaged", f"an image of shape {pixels.shape}")
+    return pixels, turned
 
 
 def _decode_by_kind(data: bytes, notes: list[str], form: PixelFormat) -> tuple[np.ndarray, bool]:

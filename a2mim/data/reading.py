@@ -17,7 +17,7 @@ class Reading:
     bits: int | None = None
     exif: bool = False
     value_range: tuple[float, float] | None = None
-    nodata: float | None = None
+    nodata: float | str | None = None
     fill: float | None = None
 
     def arguments(self) -> dict:
@@ -28,7 +28,7 @@ class Reading:
         said = [f"bits {self.bits}"] if self.bits else []
         said += ["by their EXIF orientation"] if self.exif else []
         said += [f"values from {self.value_range[0]:g} to {self.value_range[1]:g}"] if self.value_range else []
-        said += [f"{self.nodata:g} for no data"] if self.nodata is not None else []
+        said += [f"{self.nodata} for no data"] if self.nodata is not None else []
         said += [f"filled with {self.fill:g}"] if self.fill is not None else []
         return ", ".join(said)
 

@@ -30,7 +30,7 @@ def open_dataset(
     bits: int | None = None,
     exif: bool = False,
     value_range: tuple[float, float] | None = None,
-    nodata: float | None = None,
+    nodata: float | str | None = None,
     fill: float | None = None,
 ) -> ImageDataset:
     """Opens images by number.
@@ -53,8 +53,8 @@ def open_dataset(
         bits: 8 or 16 a value in the batches; None: 16 where an image that is looked at has 16.
         exif: turn images as their EXIF orientation says.
         value_range: (least, greatest) value of arrays that are neither uint8 nor uint16.
-        nodata, fill: the value where nothing was measured, and what takes its place. From `bits` on these are the
-            fields of data/reading.py's `Reading`.
+        nodata, fill: the value where nothing was measured (NaN or "nan" for NaN), and what takes its place. From `bits`
+            on these are the fields of data/reading.py's `Reading`.
 
     Errors: FileNotFoundError naming what is missing, ShardError for shards that cannot be used, ValueError for
     everything that has to be written differently.

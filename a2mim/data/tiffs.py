@@ -8,6 +8,7 @@ Source: TIFF 6.0, PhotometricInterpretation and ExtraSamples; tifffile's names o
 """
 
 import io
+import logging
 import lzma
 import math
 import zlib
@@ -20,6 +21,9 @@ from a2mim.data.rasters import by_opencv, refuse_bomb, refuse_bytes
 
 if TYPE_CHECKING:
     from tifffile import TiffFile, TiffPage, TiffPageSeries
+
+# tifffile logs what it finds damaged, file's words and all; without a handler Python prints that to the terminal.
+logging.getLogger("tifffile").addHandler(logging.NullHandler())
 
 MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _MINISWHITE, _MINISBLACK, _RGB = 0, 1, 2  # PhotometricInterpretation
@@ -158,6 +162,8 @@ def _read_page(page: "TiffPage", data: bytes) -> np.ndarray:
         if "imagecodecs" not in str(error):
             raise
         return _read_page_by_opencv(page, data)
+    if values.size != page.imagelength * page.imagewidth * page.samplesperpixel or values.ndim not in (2, 3):
+        raise UnreadableImage("damaged", f"a page of shape {values.shape} that says {page.shape}")
     if values.ndim == 2:
         return values[:, :, None]
     return np.ascontiguousarray(values.transpose(1, 2, 0)) if page.axes == "SYX" else values

@@ -75,7 +75,9 @@ def open_sets(data, test_data, settings: PretrainData | FinetuneData, access: Ac
     access: how data are reached.
     """
     source = "photos" if data is None else data
-    form = settings.model_dump(include={"in_chans", "bits", "exif", "value_range"}) | {"access": access}
+    form = settings.model_dump(include={"in_chans", "bits", "exif", "value_range", "nodata", "fill"}) | {
+        "access": access
+    }
     train = open_dataset(source, "train", **form)
     form["bits"] = train.form.bits  # both sets alike
     if test_data is not None:

@@ -109,7 +109,8 @@ def reading_of_run(source) -> Reading | None:
     for folder in (place, *place.absolute().parents[:2]) if place.exists() else ():
         if (folder / "summary.json").is_file() and holds_run(folder):
             data = read_settings(folder).get("data", {})
-            return Reading(data.get("bits"), bool(data.get("exif")), data.get("value_range"))
+            others = {key: data.get(key) for key in ("bits", "value_range", "nodata", "fill")}
+            return Reading(exif=bool(data.get("exif")), **others)
     return None
 
 

@@ -34,11 +34,17 @@ class Images(Group):
     """How images are read and cropped."""
 
     bits: Annotated[Literal[None, 8, 16], Must("one of None, 8, 16")] = Field(
-        None, description="Bits of a value in the batches. None: as many as the first image has."
+        None, description="Bits of a value in the batches. None: 16 where an image that is looked at has 16, else 8."
     )
     exif: Flag = Field(False, description="Turn each image as its EXIF orientation says.")
     value_range: Annotated[Range, Must("two numbers, the least and the greatest value")] | None = Field(
         None, description="(least, greatest) value of arrays that are neither uint8 nor uint16."
+    )
+    nodata: Annotated[Number | Literal["nan"], Must('a number, or "nan"')] | None = Field(
+        None, description='Stored value of pixels where nothing was measured; "nan" for NaN.'
+    )
+    fill: Number | None = Field(
+        None, description="What takes the place of `nodata`, in stored units. None: the least of value_range, else 0."
     )
     scale: Annotated[Shares, Must("two numbers from 0 to 1, the least and the greatest share of the area")] = Field(
         (0.67, 1.0), description="The crop's share of the image's area: the least and the greatest."

@@ -66,13 +66,15 @@ class ShardReport:
         ]
 
 
-def check_shards(pattern, access: Access | None = None, in_chans: int = 3, value_range=None) -> ShardReport:
+def check_shards(
+    pattern, access: Access | None = None, in_chans: int = 3, value_range=None, nodata=None, fill=None
+) -> ShardReport:
     """Indexes and decodes every image of shards, named as for open_dataset, in several processes.
 
-    Remote shards pass through the cache. FileNotFoundError, naming them, when any is missing. in_chans, value_range:
-    see data/pixel_format.py; images that do not suit them are counted as unreadable.
+    Remote shards pass through the cache. FileNotFoundError, naming them, when any is missing. in_chans, value_range,
+    nodata, fill: see data/pixel_format.py; images that do not suit them are counted as unreadable.
     """
-    form = PixelFormat(in_chans, 16, value_range=value_range and tuple(value_range))
+    form = PixelFormat(in_chans, 16, False, value_range and tuple(value_range), nodata, fill)
     access = access or DEFAULT
     addresses = expand(pattern, access)
     shards = look_at(addresses, access)

@@ -7,7 +7,7 @@ on the number of workers, or on rounding.
 from collections import Counter
 from dataclasses import dataclass, field
 from fractions import Fraction
-from math import sqrt
+from math import isnan, sqrt
 
 import numpy as np
 from torch.utils.data import DataLoader
@@ -59,10 +59,15 @@ class Stats:
         self.images, self.pixels = self.images + other.images, self.pixels + other.pixels
         self.faults += other.faults
 
-    def lines(self, value_range=None, exif: bool = False) -> list[str]:
-        """For a recipe."""
+    def lines(
+        self, value_range=None, exif: bool = False, nodata: float | None = None, fill: float | None = None
+    ) -> list[str]:
+        """For a recipe. Pixels without data are counted as what they are filled with."""
         extra = [f"    value_range={tuple(value_range)},"] if value_range else []
         extra += ["    exif=True,"] if exif else []
+        if nodata is not None:
+            extra.append('    nodata="nan",' if isnan(nodata) else f"    nodata={nodata!r},")
+        extra += [f"    fill={fill!r},"] if fill is not None else []
         unread = f"; not read: {', '.join(f'{n} {reason}' for reason, n in self.faults.items())}" if self.faults else ""
         return [
             f"# {self.images:,} images, {self.pixels:,} pixels, {self.bits} bits{unread}",
