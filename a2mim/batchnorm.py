@@ -7,13 +7,65 @@ images). Frozen features need statistics of whole images.
 import contextlib
 import itertools
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import torch
+from timm.layers import BatchNormAct2d, convert_sync_batchnorm
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 _TOO_FEW = "Expected more than 1 value per channel"  # torch, for one image at a layer whose map is 1 x 1
+
+
+_KINDS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, BatchNormAct2d)  # what timm can synchronise
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_forward_hooks_with_kwargs", "_forward_pre_hooks_with_kwargs")
+
+
+def synchronise(model: nn.Module) -> nn.Module:
+    """Replaces every BatchNorm by one that takes its statistics over all processes; returns the model.
+
+    Activation and dropout of timm's BatchNormAct2d stay, and so do hooks; parameters are the same objects. torch's own
+    conversion drops the activations. `unsynchronise` is the way back.
+    """
+    return _replace(model, lambda module: type(module) in _KINDS, _synchronised)
+
+
+def unsynchronise(model: nn.Module) -> nn.Module:
+    """Puts back the BatchNorm layers that `synchronise` replaced, with the weights and statistics of today."""
+    return _replace(model, lambda module: "_unsynchronised" in vars(module), _unsynchronised)
+
+
+def _synchronised(layer: nn.Module) -> nn.Module:
+    sync = convert_sync_batchnorm(layer)
+    vars(sync)["_unsynchronised"] = layer  # not a child: the keys of the model stay as they are
+    return _with_state(sync, layer)
+
+
+def _unsynchronised(sync: nn.Module) -> nn.Module:
+    layer = vars(sync)["_unsynchronised"]
+    for own in ("_parameters", "_buffers", "_modules"):
+        setattr(layer, own, getattr(sync, own))
+    return _with_state(layer, sync)
+
+
+def _with_state(layer: nn.Module, other: nn.Module) -> nn.Module:
+    """The layer with the mode and the hooks of another."""
+    layer.training = other.training
+    for hooks in _HOOKS:
+        setattr(layer, hooks, getattr(other, hooks))
+    return layer
+
+
+def _replace(
+    module: nn.Module, chosen: Callable[[nn.Module], bool], change: Callable[[nn.Module], nn.Module]
+) -> nn.Module:
+    """The module, with every chosen one in it changed in place; a chosen root is returned changed."""
+    if chosen(module):
+        return change(module)
+    for name, child in list(module.named_children()):
+        if (other := _replace(child, chosen, change)) is not child:
+            module._modules[name] = other
+    return module
 
 
 class _Moments:

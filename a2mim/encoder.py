@@ -4,6 +4,7 @@ Invariant: the timm model stays timm's, key for key; without a mask the features
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
 
 import torch
@@ -11,9 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from a2mim.registry import MODELS
-from a2mim.wiring.layout import leaves, replace_leaves
+from a2mim.wiring.layout import Layout, leaves, replace_leaves
 from a2mim.wiring.networks import build_model, can_rebuild
-from a2mim.wiring.sites import study
+from a2mim.wiring.sites import FeatureMaps, study
 from a2mim.wiring.visible_stats import sum_over_visible
 
 TOKEN_MODES = ("add", "replace", "scaled")
@@ -57,6 +58,31 @@ def check_mode(mode: str) -> None:
         raise ValueError(f"token {mode!r} is no mode of the mask token; choose one of {', '.join(TOKEN_MODES)}.")
 
 
+@dataclass(frozen=True)
+class MapTensor:
+    """One feature map among the tensors that hooked modules hand on.
+
+    Attributes:
+        path: the number of the module in the encoder's list, then the path in its output.
+        layout: where the cells are.
+        strides: pixels per cell (vertical, horizontal).
+        channels: D.
+    """
+
+    path: tuple
+    layout: Layout
+    strides: tuple[float, float]
+    channels: int
+
+
+def _map_tensors(modules: list[FeatureMaps]) -> tuple[MapTensor, ...]:
+    return tuple(
+        MapTensor((i, *path), layout, strides, channels)
+        for i, maps in enumerate(modules)
+        for (path, layout), strides, channels in zip(maps.layouts.items(), maps.strides, maps.channels, strict=True)
+    )
+
+
 @MODELS.register_module()
 class MaskedEncoder(nn.Module):
     """A network whose hidden cells carry a learned token from a chosen feature map on.
@@ -89,7 +115,8 @@ class MaskedEncoder(nn.Module):
         img_size: (H, W) in pixels.
         frozen: parameters of `model` that no loss on the maps reaches (class attention, a head's norm). They ask for no
             gradient, so that weight decay does not shrink them and DistributedDataParallel does not wait for them.
-        tokens, gammas: one vector (D,) for each map tensor at the sites.
+        sites, outputs: the map tensors that take a token, and those that forward returns.
+        tokens, gammas: one vector (D,) for each of `sites`.
 
     A network may resize the image before it embeds it (CrossViT does for its second branch). Interpolation would let
     what is visible bleed into hidden cells; they are filled again after the resize, with the colours that `images`
@@ -117,24 +144,23 @@ class MaskedEncoder(nn.Module):
     ):
         super().__init__()
         check_mode(token)
-        self.in_chans, self.token_mode = in_chans, token
+        self.token_mode = token
         built = build_model(name, img_size, in_chans, drop_path_rate, pretrained, model_args)
-        self.name, self.model, self.img_size, self.model_args = built
-        found = _study(self.model, self.img_size, in_chans, site, mask_patch_size, maps)
+        self.name, self.model, self.img_size = built.name, built.model, built.img_size
+        self.model_args = dict(built.model_args)
+        self.in_chans = self.model_args.get("in_chans", in_chans)
+        found = _study(self.model, self.img_size, self.in_chans, site, mask_patch_size, maps)
 
         self.found = found  # for the certificate
-        # The number of the site, then the path in its output.
         self.site = found.sites[0].name if len(found.sites) == 1 else tuple(s.name for s in found.sites)
-        self.site_paths = [(i, *path) for i, s in enumerate(found.sites) for path in s.layouts]
-        self.site_layouts = nn.ModuleList(layout for s in found.sites for layout in s.layouts.values())
-        self.site_strides = [strides for s in found.sites for strides in s.strides]
-        self.final_paths = [(i, *path) for i, s in enumerate(found.finals) for path in s.layouts]
-        self.final_layouts = nn.ModuleList(layout for s in found.finals for layout in s.layouts.values())
-        self.channels = [width for s in found.finals for width in s.channels]
-        self.strides = [max(strides) for s in found.finals for strides in s.strides]
+        self.sites, self.outputs = _map_tensors(found.sites), _map_tensors(found.finals)
+        # The layouts as modules, so that their tables move to the encoder's device.
+        self.layouts = nn.ModuleList(place.layout for place in (*self.sites, *self.outputs))
+        self.channels = [place.channels for place in self.outputs]
+        self.strides = [max(place.strides) for place in self.outputs]
 
         self.tokens, self.gammas = nn.ParameterList(), nn.ParameterList()
-        for width in (width for s in found.sites for width in s.channels):
+        for width in (place.channels for place in self.sites):
             start = nn.init.trunc_normal_(torch.empty(width), std=token_std) if token_std else torch.zeros(width)
             self.tokens.append(nn.Parameter(start))
             if token == "scaled":
@@ -173,7 +199,7 @@ class MaskedEncoder(nn.Module):
             self._images, self._inserting = None, False
         outputs, self._tapped = (self._tapped if self.tapping else {0: output}), {}
         tensors = {path: tensor for i, one in outputs.items() for path, tensor in leaves(one, (i,))}
-        return [layout.to_map(tensors[path]) for path, layout in zip(self.final_paths, self.final_layouts, strict=True)]
+        return [place.layout.to_map(tensors[place.path]) for place in self.outputs]
 
     def arguments(self) -> dict:
         """Plain values; `build_model` rebuilds `model` from name, img_size, in_chans and model_args, as
@@ -206,13 +232,14 @@ class MaskedEncoder(nn.Module):
         if mask is None:
             return None
         features, new = dict(leaves(output, (number,))), {}
-        for i, (path, layout) in enumerate(zip(self.site_paths, self.site_layouts, strict=True)):
-            if path[0] != number:
+        for i, place in enumerate(self.sites):
+            if place.path[0] != number:
                 continue
-            hidden = layout.spread(pool_mask(mask, layout.grid, self.site_strides[i], self.img_size))
+            layout = place.layout
+            hidden = layout.spread(pool_mask(mask, layout.grid, place.strides, self.img_size))
             token = layout.write_channels(self.tokens[i])
             gamma = layout.write_channels(self.gammas[i]) if self.token_mode == "scaled" else None
-            new[path] = _mix(features[path], token, hidden, self.token_mode, gamma)
+            new[place.path] = _mix(features[place.path], token, hidden, self.token_mode, gamma)
         return replace_leaves(output, new, (number,))
 
     def _tap(self, number: int, module, inputs, output):

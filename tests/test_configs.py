@@ -18,7 +18,7 @@ REFERENCE = {
     "a2mim_swin_tiny": (8e-4, 300, "cosine", (0.67, 1), 5.0, 1.0, ["l1", "fourier"], "add", "patch_embed", 48),
     "a2mim_resnet18": (1.2e-3, 300, "cosine", (0.8, 1), None, 0.1, ["focal_l1", "fourier"], "scaled", "layer3", 14),
     "a2mim_convnext_tiny": (1.2e-3, 300, "cosine", (0.8, 1), None, 0.1, ["focal_l1"], "scaled", CONVNEXT, 7),
-    "a2mim_vit_small": (8e-4, 800, "cosine", (0.67, 1), 5.0, 1.0, ["l1", "fourier"], "add", "blocks.6", 14),
+    "a2mim_vit_small": (4e-4, 800, "step", (0.67, 1), 5.0, 1.0, ["l1", "fourier"], "add", "patch_embed", 12),
     "a2mim_xcit": (8e-4, 300, "cosine", (0.67, 1), 5.0, 1.0, ["l1", "fourier"], "add", "blocks.5", 14),
     "a2mim_xvit": (8e-4, 300, "cosine", (0.67, 1), 5.0, 1.0, ["l1", "fourier"], "add", "blocks.5", 14),
     "a2mim_linglo": (8e-4, 300, "cosine", (0.67, 1), 5.0, 1.0, ["l1", "fourier"], "add", "stages.2", 14),
@@ -54,7 +54,7 @@ def test_the_settings_are_the_paper_s(built):
     assert settings.clip_grad == clip
     assert [loss.name for loss in model.losses] == losses
     assert (model.encoder.token_mode, model.encoder.site) == (token, site)
-    assert model.encoder.site_layouts[0].grid == (grid, grid)
+    assert model.encoder.sites[0].layout.grid == (grid, grid)
     cell = 48 if name == "a2mim_crossvit" else 32  # whole tokens of 12 px
     assert (model.masking.mask_patch_size, model.masking.mask_ratio) == (cell, 0.6)
 

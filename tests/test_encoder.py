@@ -64,7 +64,7 @@ def output_of(encoder: MaskedEncoder, module: str, images: Tensor, mask: Tensor 
 def test_the_rule_finds_the_site_and_the_final_map_of_each_family(name, side, site, site_stride, channels, stride):
     encoder = built(name, side)
     assert (encoder.site, encoder.channels, encoder.strides) == (site, [channels], [stride])
-    assert encoder.site_strides == [(site_stride, site_stride)]
+    assert [place.strides for place in encoder.sites] == [(site_stride, site_stride)]
     assert encoder.img_size == (side, side)
     maps = encoder(some_images())
     assert [tuple(m.shape) for m in maps] == [(2, channels, side // stride, side // stride)]

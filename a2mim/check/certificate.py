@@ -19,7 +19,7 @@ SIZES = (64, 96, 128, 160, 192, 224, 256, 384, (224, 160))  # pixels, tried besi
 
 @dataclass
 class MapLine:
-    """A map that takes a token or is decoded; see the fields of `a2mim.wiring.sites.Maps`."""
+    """A map that takes a token or is decoded; see the fields of `a2mim.wiring.sites.FeatureMaps`."""
 
     name: str  # "" is what forward_features returns
     layout: str
@@ -138,8 +138,8 @@ def takes(name: str, size, in_chans: int = 3, model_args: dict | None = None) ->
     """Whether a network can be built for images of `size` and runs on them; on the meta device."""
     try:
         with torch.device("meta"), torch.no_grad():
-            _, model, size, _ = build_model(name, size, in_chans, model_args=model_args)
-            model.eval().forward_features(torch.empty(1, in_chans, *size))
+            built = build_model(name, size, in_chans, model_args=model_args)
+            built.model.eval().forward_features(torch.empty(1, in_chans, *built.img_size))
     except Exception:  # each network refuses in its own way
         return False
     return True
@@ -163,12 +163,8 @@ def reload_difference(encoder: MaskedEncoder, images: Tensor) -> float:
 def rebuild(encoder: MaskedEncoder) -> nn.Module:
     """The network again, from the encoder's plain `arguments()` alone."""
     told = encoder.arguments()
-    size = tuple(told["img_size"])
-    if isinstance(encoder.model, OwnNetwork):
-        return build_model(told["name"], size, told["in_chans"], model_args=told["model_args"])[1]
-    import timm
-
-    return timm.create_model(told["name"], num_classes=0, **told["model_args"])
+    size = tuple(told["img_size"]) if isinstance(encoder.model, OwnNetwork) else None
+    return build_model(told["name"], size, told["in_chans"], model_args=told["model_args"]).model
 
 
 def checkpoints_alike(encoder: MaskedEncoder, images: Tensor) -> bool:

@@ -41,11 +41,11 @@ def wire(name: str) -> dict:
         "img_size": list(encoder.img_size),
         "parameters": total,
         "site": encoder.site,
-        "site_strides": [max(strides) for strides in encoder.site_strides],
-        "site_layouts": [layout.kind for layout in encoder.site_layouts],
+        "site_strides": [max(place.strides) for place in encoder.sites],
+        "site_layouts": [place.layout.kind for place in encoder.sites],
         "channels": encoder.channels,
         "strides": encoder.strides,
-        "layouts": [layout.kind for layout in encoder.final_layouts],
+        "layouts": [place.layout.kind for place in encoder.outputs],
         "tapped": bool(encoder.tapping),
     }
 
@@ -128,7 +128,7 @@ def faults_of_token(encoder: MaskedEncoder, images: Tensor) -> list[str]:
     for i, place in enumerate(encoder.found.sites):
         outputs = []
         for shift in (0, 1):  # what differs then is this site's token alone
-            tokens = [t for t, path in zip(encoder.tokens, encoder.site_paths, strict=True) if path[0] == i]
+            tokens = [t for t, at in zip(encoder.tokens, encoder.sites, strict=True) if at.path[0] == i]
             for token in tokens:
                 token += shift
             outputs.append(output_of(encoder, place.module, images, mask, i))
@@ -147,9 +147,7 @@ def faults_of_token(encoder: MaskedEncoder, images: Tensor) -> list[str]:
 
 def _touched(mask: Tensor, grid: tuple[int, int], encoder: MaskedEncoder) -> Tensor:
     """(B, h, w) bool of the cells that hold a hidden pixel, pixel by pixel."""
-    strides = next(
-        s for s, layout in zip(encoder.site_strides, encoder.site_layouts, strict=True) if layout.grid == grid
-    )
+    strides = next(place.strides for place in encoder.sites if place.layout.grid == grid)
     hidden = torch.zeros(len(mask), *grid, dtype=torch.bool)
     height, width = encoder.img_size
     for b, row, col in mask.nonzero().tolist():

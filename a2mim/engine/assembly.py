@@ -13,6 +13,7 @@ import torch
 from mmengine.dist import get_dist_info
 from mmengine.hooks import EMAHook, Hook
 
+from a2mim.batchnorm import synchronise
 from a2mim.checkpoints import list_checkpoints
 from a2mim.data import Access, StreamLoader, TrainLoader, match_labels, open_dataset
 from a2mim.data.asked import public_asked
@@ -153,7 +154,7 @@ def build_runner(run: Run, resume_from: ResumePoint | None) -> TrainRunner:
     if settings.channels_last:
         task.model.to(memory_format=torch.channels_last)
     if settings.sync_batchnorm and torch.distributed.is_initialized() and device.type == "cuda":
-        torch.nn.SyncBatchNorm.convert_sync_batchnorm(task.network)
+        synchronise(task.network)
     if settings.compile:
         task.network.compile()
     optimizer = task.optimizer()

@@ -6,8 +6,9 @@ Invariant: the timm model inside stays timm's, key for key, so that what is hand
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
+from pathlib import Path
 
-import timm
 import torch
 from mmengine.model import BaseModel
 from timm.loss import BinaryCrossEntropy, SoftTargetCrossEntropy
@@ -18,7 +19,9 @@ from a2mim.evaluation.features import pooling_name
 from a2mim.evaluation.identity import hash_encoder
 from a2mim.pixels import normalize
 from a2mim.weights.loading import Source, build_reported
+from a2mim.weights.sources import classifier_arguments
 from a2mim.wiring.sites import unreached
+from a2mim.wiring.timm_models import build_timm, takes
 
 
 class Classifier(BaseModel):
@@ -62,20 +65,22 @@ def build_classified(found: Source, num_classes: int, img_size: int, in_chans: i
     Raises:
         ValueError: weights that do not fit, or a pooling or drop path that this architecture does not know.
     """
+    # A rate that a file states is not the recipe's: what the recipe says is what runs.
+    found = replace(found, model_args={k: v for k, v in found.model_args.items() if k != "drop_path_rate"})
     args = dict(found.model_args)
     if in_chans != args.get("in_chans", 3):
         args["in_chans"] = in_chans
     size = args.get("img_size", found.preprocessing and found.preprocessing.img_size)
     if size is None or list(_pair(size)) != [img_size, img_size]:
-        args |= {"img_size": [img_size, img_size]} if _takes(found.name, img_size=[img_size, img_size]) else {}
+        args |= {"img_size": [img_size, img_size]} if takes(found.name, img_size=[img_size, img_size]) else {}
     changed = {key: value for key, value in args.items() if found.model_args.get(key) != value}
     if chosen.drop_path_rate:
-        if not _takes(found.name, drop_path_rate=chosen.drop_path_rate):
+        if not takes(found.name, drop_path_rate=chosen.drop_path_rate):
             raise ValueError(f"{found.name} has no stochastic depth; set classifier.drop_path_rate to 0")
         changed["drop_path_rate"] = chosen.drop_path_rate
-    model, pixels, report = build_reported(found, chosen.allow_partial, **changed)
+    model, pixels, loaded = build_reported(found, chosen.allow_partial, **changed)
     described = {"name": found.name, **found.model_args, "img_size": list(pixels.img_size)}
-    report["hash"] = hash_encoder(model, **described)
+    report = loaded.as_dict() | {"hash": hash_encoder(model, **described)}
     args |= put_classifier(model, num_classes, chosen)
     arguments = {"name": found.name, "model_args": args, "num_classes": num_classes, "frozen": []}
     arguments |= {"img_size": [img_size, img_size], "in_chans": in_chans, "pooling": pooling_name(model, "default")}
@@ -84,14 +89,19 @@ def build_classified(found: Source, num_classes: int, img_size: int, in_chans: i
 
 
 def rebuild_classified(arguments: dict, drop_path_rate: float) -> nn.Module:
-    """The same model from the plain values of `build_classified`, with random weights."""
-    extra = {"drop_path_rate": drop_path_rate} if drop_path_rate else {}
-    model = timm.create_model(
-        arguments["name"], num_classes=arguments["num_classes"], **arguments["model_args"], **extra
+    """The same model from the plain values of `build_classified`, with random weights.
+
+    Args:
+        arguments: as a checkpoint states them; they are checked as all that comes from files.
+    """
+    told = classifier_arguments(arguments, Path("the checkpoint"))
+    model_args = {key: value for key, value in told["model_args"].items() if key != "drop_path_rate"}
+    built = build_timm(
+        told["name"], num_classes=told["num_classes"], drop_path_rate=drop_path_rate, model_args=model_args
     )
-    for name in arguments["frozen"]:
-        model.get_parameter(name).requires_grad_(False)
-    return model
+    for name in told["frozen"]:
+        built.model.get_parameter(name).requires_grad_(False)
+    return built.model
 
 
 def put_classifier(model: nn.Module, num_classes: int, chosen: Head) -> dict:
@@ -132,18 +142,6 @@ def freeze_unreached(model: nn.Module, shape: tuple[int, int, int]) -> list[str]
     for name in frozen:
         model.get_parameter(name).requires_grad_(False)
     return frozen
-
-
-def _takes(name: str, **argument) -> bool:
-    """Whether timm builds this architecture with the argument."""
-    try:
-        with torch.device("meta"):
-            timm.create_model(name, num_classes=0, **argument)
-    except TypeError:
-        return False
-    except (AssertionError, RuntimeError, ValueError):  # it has the argument; the value is judged when it is built
-        return True
-    return True
 
 
 def _pair(size) -> tuple:

@@ -6,7 +6,6 @@ import copy
 import json
 from pathlib import Path
 
-import timm
 import torch
 from safetensors.torch import save
 from torch import nn
@@ -20,6 +19,7 @@ from a2mim.export.receipt import TOLERANCE
 from a2mim.export.target import ExportError
 from a2mim.files import write_json
 from a2mim.pixels import Preprocessing
+from a2mim.wiring.timm_models import as_timm_reads
 
 
 def result_of(task) -> dict:
@@ -83,7 +83,7 @@ def write_classifier(model: nn.Module, encoder: Path, folder: Path, class_names)
     tensors = {key: value.detach().contiguous().clone() for key, value in model.state_dict().items()}
     (folder / "model.safetensors").write_bytes(save(tensors, metadata={"format": "pt"}))
     write_json(folder / "config.json", config)
-    loaded = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
+    loaded = as_timm_reads(folder).eval()
     shape = config["pretrained_cfg"]["input_size"]
     images = torch.randn(2, *shape, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():

@@ -10,10 +10,10 @@ import numpy as np
 import timm
 import torch
 from mmengine.hooks import Hook
-from mmengine.model import revert_sync_batchnorm
 from torch import nn
 
 import a2mim
+from a2mim.batchnorm import unsynchronise
 from a2mim.data.augment import Augment
 from a2mim.engine.assembly import open_sets
 from a2mim.engine.classifier import Classifier, build_classified, rebuild_classified
@@ -159,7 +159,7 @@ class Finetuning:
         write_result(result, folder)
         handed = {"export": None, "classifier_folder": None}
         if self.settings.export:
-            handed = hand_over_classifier(self, revert_sync_batchnorm(averaged.model), folder)
+            handed = hand_over_classifier(self, unsynchronise(averaged.model), folder)
         kept = ("protocol", "protocol_hash", "overridden", "top1_last", "top1_best", "top5_last", "interval", "n_test")
         return {"result": {key: result[key] for key in kept} | {"best_epoch": result["best_epoch"]}, **handed}
 

@@ -10,9 +10,8 @@ import time
 import numpy as np
 import torch
 from mmengine.hooks import Hook
-from mmengine.model import revert_sync_batchnorm
 
-from a2mim.batchnorm import calibrate_batchnorm
+from a2mim.batchnorm import calibrate_batchnorm, unsynchronise
 from a2mim.data import EvalLoader
 from a2mim.engine.pretrain_settings import Judging, PretrainData
 from a2mim.evaluation import knn
@@ -84,7 +83,7 @@ class OnlineKNN(Hook):
 
     def judge(self, runner) -> float:
         """Top-1 in percent, of the averaged weights where they are kept."""
-        model = revert_sync_batchnorm(copy.deepcopy(runner.averaged.encoder.model))  # the other processes do not judge
+        model = unsynchronise(copy.deepcopy(runner.averaged.encoder.model))  # the other processes do not judge
         batches = itertools.islice(self.normalized(self.bank, runner.context.device), IMAGES // BATCH)
         calibrate_batchnorm(model, batches)
         pool = pooling_of(model, "default")

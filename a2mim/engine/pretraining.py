@@ -10,10 +10,10 @@ from pathlib import Path
 
 import torch
 from mmengine.hooks import Hook
-from mmengine.model import revert_sync_batchnorm
 from torch import nn
 
 import a2mim
+from a2mim.batchnorm import unsynchronise
 from a2mim.data import EvalLoader
 from a2mim.engine import judging
 from a2mim.engine.assembly import build_mim, open_sets
@@ -53,7 +53,8 @@ class Pretraining:
         if source is None:
             return None
         try:
-            return initialise(encoder.model, encoder.model_args, source, self.settings.allow_partial)
+            report = initialise(encoder.model, encoder.model_args, source, self.settings.allow_partial)
+            return report.as_dict()
         except (OSError, ValueError) as error:
             if self.saved is None:
                 raise
@@ -119,7 +120,7 @@ class Pretraining:
 
     def hand_over(self, averaged: nn.Module, folder: Path) -> dict:
         """Exports the encoder, then judges it beside the untrained one; what is to be said of both."""
-        trained, data = revert_sync_batchnorm(averaged.encoder), self.settings.data
+        trained, data = unsynchronise(averaged.encoder), self.settings.data
         judge = judging.Judge(self.settings, self.train_set, self.test_set, self.device)
         receipt = None
         if self.settings.export:
@@ -151,16 +152,17 @@ class Pretraining:
         data = "photos" if asked["data"] is None else asked["data"]
         test_data = asked["test_data"] or (data if summary["judged"] else "TEST_DATA")
         sets = ["--data", *words(data), "--test-data", *words(test_data)]
-        encoder = folder / "encoder"
+        encoder, own = folder / "encoder", summary["export"]["target"] == "network"
+        source = f"{summary['encoder']['name']}:{folder}" if own else str(folder)  # code is named by the user alone
         return [
             *lines,
             f"  encoder  {encoder}",
             "next:",
             f"  how to load it stands in {encoder / 'README.md'}"
-            if summary["export"]["target"] == "network"
+            if own
             else f'  timm.create_model("local-dir:{encoder}", pretrained=True, num_classes=0)',
-            "  " + shlex.join([*command_line("linear-probe"), str(folder), *sets]),
-            "  " + shlex.join([*command_line("knn"), str(folder), *sets]),
+            "  " + shlex.join([*command_line("linear-probe"), source, *sets]),
+            "  " + shlex.join([*command_line("knn"), source, *sets]),
         ]
 
 

@@ -13,7 +13,7 @@ from a2mim.evaluation.cells import LAST, MapReader, noise
 from a2mim.evaluation.features import frozen, refuse_below_one
 from a2mim.evaluation.identity import hash_encoder
 from a2mim.evaluation.taps import is_cells, tap
-from a2mim.weights.loading import build_reported, describe_report, read_source
+from a2mim.weights.loading import build_reported, read_source
 
 
 class Encoder:
@@ -34,9 +34,9 @@ class Encoder:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)  # a random encoder is the same one each time
             sizes = {} if img_size is None else {"img_size": img_size}
-            self.model, self.pixels, self.loading = build_reported(found, allow_partial, **sizes)
-        self.loaded = describe_report(self.loading) if self.loading else ""
-        if self.loading.get("partial"):
+            self.model, self.pixels, report = build_reported(found, allow_partial, **sizes)
+        self.loading, self.loaded = report.as_dict(), str(report)
+        if report.partial:
             warnings.warn(f"only a part was loaded, the rest is random: {self.loaded}", stacklevel=2)
         self.model.to(self.device).eval()
         self.random, self.clean_statistics = found.tensors is None, found.calibrated

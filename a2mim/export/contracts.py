@@ -9,10 +9,8 @@ detectron2's modeling/backbone/resnet.py.
 
 from collections.abc import Callable
 
-import timm
-import torch
-
 from a2mim.export.check import describe_keys
+from a2mim.wiring.timm_models import on_meta, shapes_of
 
 Shapes = dict[str, tuple[int, ...]]
 
@@ -35,9 +33,7 @@ ULTRALYTICS_CHILDREN = {"conv1": 0, "bn1": 1, "layer1": 4, "layer2": 5, "layer3"
 
 def of_timm(architecture: str, model_args: dict) -> Shapes:
     """timm is always there, so it is asked."""
-    with torch.device("meta"):
-        model = timm.create_model(architecture, pretrained=False, num_classes=0, **model_args)
-    return {key: tuple(value.shape) for key, value in model.state_dict().items()}
+    return shapes_of(on_meta(architecture, **model_args))
 
 
 def of_torchvision(name: str, in_channels: int = 3) -> Shapes:

@@ -184,7 +184,8 @@ def _umask() -> int:
 def _beside(source: Path, found: loading.Source) -> Path:
     if found.path is None:
         raise ValueError(f"{source} is a name, so there is no folder to write beside: give out_dir.")
-    return (source if source.is_dir() else source.parent) / "export"
+    place = found.given or source  # NAME:PATH is no path
+    return (place if place.is_dir() else place.parent) / "export"
 
 
 def _calibrate(model: nn.Module, batches: Iterable[Tensor] | None, calibrated: bool) -> dict:

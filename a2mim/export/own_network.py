@@ -26,7 +26,8 @@ with torch.no_grad():
 """
 NOTES = """\
 What lies behind the last feature map, such as a classifier, was never trained and is as it was made. In a2mim, give
-this folder to any command; the features are then the mean over the last map.
+`{architecture}:FOLDER` to any command: a folder alone may not choose code to import. The features are then the mean
+over the last map.
 """
 
 
@@ -54,7 +55,9 @@ def write(subject: Subject, folder: Path) -> Written:
     code = CODE.format(module=module, name=name, arguments=arguments, size=", ".join(map(str, size)))
     packages = ("safetensors", module.partition(".")[0])
     expected = {"output": _output(network, subject.images)}
-    return Written(code, expected, packages, subject.tensors, "model.safetensors", notes=NOTES)
+    return Written(
+        code, expected, packages, subject.tensors, "model.safetensors", notes=NOTES.format(architecture=architecture)
+    )
 
 
 def _output(network: nn.Module, images: Tensor) -> Tensor | dict[str, Tensor]:

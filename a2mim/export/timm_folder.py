@@ -7,14 +7,13 @@ import math
 from collections.abc import Mapping
 from pathlib import Path
 
-import timm
-import torch
 from safetensors.torch import save
 from torch import nn
 
 from a2mim.export.target import Subject, Target, Written
 from a2mim.files import write_json
 from a2mim.pixels import Preprocessing
+from a2mim.wiring.timm_models import on_meta
 
 CROP_PCT = 0.875  # 224 of a short side of 256, as the evaluation protocols crop
 FROM_TIMM = ("fixed_input_size", "first_conv", "classifier", "crop_mode")  # facts of the architecture
@@ -109,8 +108,7 @@ def full_model_args(model: nn.Module, model_args: dict, channels: int) -> dict:
     if "global_pool" in args or not pool:
         return args
     try:
-        with torch.device("meta"):
-            timm.create_model(model.pretrained_cfg["architecture"], num_classes=0, **args, global_pool=pool)
+        on_meta(model.pretrained_cfg["architecture"], **args, global_pool=pool)
     except Exception:  # some architectures fix their pooling; the check in a fresh process decides
         return args
     return args | {"global_pool": pool}

@@ -3,30 +3,37 @@
 Invariant: every tensor comes from the file or the call fails; nothing is ever left random without a word.
 """
 
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
-import timm
 import torch
 from timm.models import adapt_input_conv
-from torch import nn
+from torch import Tensor, nn
 
 from a2mim.checkpoints import first_line
 from a2mim.pixels import Preprocessing
-from a2mim.weights.converters import on_meta
-from a2mim.weights.sources import PUBLISHED, Source, is_timms, preprocessing_of, read_source
+from a2mim.weights.converters import place_norm
+from a2mim.weights.records import LoadReport, Source, name_some
+from a2mim.weights.sources import PUBLISHED, preprocessing_of, read_source
+from a2mim.weights.trust import fault_of_values
 from a2mim.wiring.networks import build_model
+from a2mim.wiring.timm_models import BuiltModel, build_timm, is_registered, on_meta
 
-NAMED = 3  # keys that an error spells out
+__all__ = ["LoadReport", "Source", "describe_report", "load_encoder", "load_reported", "read_source"]
 
 
 def load_encoder(source: str | Path, allow_partial: bool = False, **overrides) -> tuple[nn.Module, dict]:
     """(timm model without classifier, in evaluation mode; {"mean", "std", "img_size": [H, W], "interpolation"}).
 
+    Nothing that lies in a file is executed or imported, see `a2mim.weights.trust`.
+
     Args:
         source: a run folder (its encoder/, else its newest checkpoint), an exported folder (config.json and
             model.safetensors), a folder of transformers, a checkpoint *.pth of a run; NAME:FILE, a timm name and any
             file of weights that `a2mim.weights.converters` recognises; NAME:pretrained, which downloads timm's; or a
-            timm name, which gives random weights.
+            timm name, which gives random weights. NAME may be the dotted path of a network of the user's own, which is
+            imported; so a folder or checkpoint of such a network is written as my_package.MyNet:FOLDER.
         allow_partial: tensors that the file lacks stay random, and those that the model lacks are left out.
         overrides: what timm.create_model takes, e.g. img_size or in_chans, to which the weights are then adapted.
 
@@ -39,7 +46,7 @@ def load_encoder(source: str | Path, allow_partial: bool = False, **overrides) -
     return load_reported(source, allow_partial, **overrides)[:2]
 
 
-def load_reported(source: str | Path, allow_partial: bool = False, **overrides) -> tuple[nn.Module, dict, dict]:
+def load_reported(source: str | Path, allow_partial: bool = False, **overrides) -> tuple[nn.Module, dict, LoadReport]:
     """What `load_encoder` returns, and the report: what was recognised, loaded, missing, unexpected and left out."""
     model, preprocessing, report = build_reported(read_source(source), allow_partial, **overrides)
     return model.eval(), preprocessing.to_dict(), report
@@ -50,14 +57,15 @@ def build(found: Source, allow_partial: bool = False, **overrides) -> tuple[nn.M
     return build_reported(found, allow_partial, **overrides)[:2]
 
 
-def build_reported(found: Source, allow_partial: bool = False, **overrides) -> tuple[nn.Module, Preprocessing, dict]:
-    """What `build` returns, and the report as plain values; see `load_reported`."""
+def build_reported(
+    found: Source, allow_partial: bool = False, **overrides
+) -> tuple[nn.Module, Preprocessing, LoadReport]:
+    """What `build` returns, and the report; see `load_reported`."""
     if found.tensors is None:
-        model, size = create(found.name, **overrides)
-        cfg = model.pretrained_cfg
-        channels = overrides.get("in_chans") or cfg["input_size"][0]
-        preprocessing = preprocessing_of(cfg, size or cfg["input_size"][1:]).for_channels(channels)
-        return model, preprocessing, _report(found, model, {})
+        built = create(found.name, found.model_args | overrides)
+        channels = overrides.get("in_chans") or built.model.pretrained_cfg["input_size"][0]
+        preprocessing = preprocessing_of(built.model.pretrained_cfg, built.img_size).for_channels(channels)
+        return built.model, preprocessing, report_of(found, built.model, {})
     overrides.pop("pretrained", None)  # the file's weights are the point
     model, size, report = _filled(found, found.model_args | overrides, allow_partial)
     channels = model.pretrained_cfg["input_size"][0]
@@ -66,16 +74,13 @@ def build_reported(found: Source, allow_partial: bool = False, **overrides) -> t
     return model, preprocessing, report
 
 
-def initialise(model: nn.Module, model_args: dict, source: str | Path, allow_partial: bool = False) -> dict:
+def initialise(model: nn.Module, model_args: dict, source: str | Path, allow_partial: bool = False) -> LoadReport:
     """Loads a source's weights into a timm model that stands already, adapted to its size and channels.
 
     Args:
         model: with num_classes=0.
         model_args: what it was built with, beyond its name.
         source: as `load_encoder` takes it; a file of another toolkit may leave the name out.
-
-    Returns:
-        The report.
 
     Raises:
         ValueError: random weights, or those of another architecture; else as `load_encoder`.
@@ -84,17 +89,21 @@ def initialise(model: nn.Module, model_args: dict, source: str | Path, allow_par
     found = read_source(source, name)
     if found.tensors is None:
         raise ValueError(f"{source} is a name with random weights: write {source}:{PUBLISHED} to start from timm's.")
-    if found.name.partition(".")[0] != name:
+    same = found.name.partition(".")[0] if is_registered(found.name) else found.name
+    if same != name:
         raise ValueError(f"{source} holds the weights of {found.name}, not of {name}.")
     filled, _, report = _filled(found, model_args, allow_partial)
     model.load_state_dict(filled.state_dict())
     return report
 
 
-def _filled(found: Source, arguments: dict, allow_partial: bool) -> tuple[nn.Module, list | None, dict]:
+def _filled(
+    found: Source, arguments: dict[str, Any], allow_partial: bool
+) -> tuple[nn.Module, list[int] | None, LoadReport]:
     """(the model with the source's tensors, [H, W] or None, the report): timm adapts them to size and channels."""
-    if not is_timms(found.name):
+    if not is_registered(found.name):
         return _filled_own(found, arguments, allow_partial)
+    found = _with_norm_of(found, arguments)
     cfg = {
         "source": None,  # where the name's own weights would come from
         "file": None,
@@ -102,98 +111,108 @@ def _filled(found: Source, arguments: dict, allow_partial: bool) -> tuple[nn.Mod
         "num_classes": 0,
         **{key: getattr(found.preprocessing, key) for key in ("mean", "std", "interpolation")},
     }
-
-    def create_with(tensors):
-        return create(found.name, pretrained=True, pretrained_cfg_overlay=cfg | {"state_dict": tensors}, **arguments)
-
     tensors = dict(found.tensors)
-    stated = on_meta(found.name, pretrained_cfg_overlay=cfg, **found.model_args)
+    stated = on_meta(found.name, **found.model_args)
     sizes = {key: value.numel() for key, value in stated.state_dict().items()}
     # timm resamples tables of positions without a word, also where nobody asked for another size
     strange = {key for key, value in tensors.items() if value.numel() != sizes.get(key, value.numel())}
-    if strange and not allow_partial:
+    unlike = set(sizes) ^ set(tensors)
+    if (strange or unlike) and not allow_partial:
         raise ValueError(_difference(found, stated))
     if allow_partial:
-        fresh = create(found.name, **arguments)[0].state_dict()
+        fresh = create(found.name, arguments).model.state_dict()
         tensors = fresh | {key: value for key, value in tensors.items() if key in fresh and key not in strange}
+
+    def create_with(tensors: dict) -> BuiltModel:
+        return create(found.name, arguments, cfg | {"state_dict": dict(tensors)})
+
     try:
-        model, size = create_with(dict(tensors))
+        model = create_with(tensors).model
     except RuntimeError as error:
         if not allow_partial:
-            raise ValueError(_difference(found, create(found.name, **arguments)[0]) or first_line(error)) from None
+            raise ValueError(_difference(found, create(found.name, arguments).model) or first_line(error)) from None
         tensors |= {key: value for key, value in fresh.items() if tensors[key].shape != value.shape}
-        model, size = create_with(dict(tensors))
+        model = create_with(tensors).model
     model.pretrained_cfg.pop("state_dict", None)  # else the weights would live twice
     model.pretrained_cfg["input_size"] = (arguments.get("in_chans", 3), *found.preprocessing.img_size)
     problem = _not_adapted(found, model, arguments)
     if not allow_partial:
         problem = _difference(found, model, values=True) or problem
-    report = _report(found, model, tensors)
-    if problem or not report["loaded"]:
-        raise ValueError(problem or f"nothing in {found.path} belongs to {found.name}: no weights would be loaded.")
-    return model, size, report
+    report = report_of(found, model, tensors)
+    _refuse(found, report, problem)
+    size = arguments.get("img_size")
+    return model, [size, size] if isinstance(size, int) else size and list(size), report
 
 
-def _filled_own(found: Source, arguments: dict, allow_partial: bool) -> tuple[nn.Module, list, dict]:
+def _with_norm_of(found: Source, arguments: dict[str, Any]) -> Source:
+    """The source with ConvNeXt's last norm where the model of these arguments has it, before or behind the pooling."""
+    key = "head_norm_first"
+    if bool(arguments.get(key)) == bool(found.model_args.get(key)):
+        return found
+    model_args = found.model_args | {key: bool(arguments.get(key))}
+    tensors = place_norm(found.tensors, on_meta(found.name, **model_args).state_dict())
+    return replace(found, model_args=model_args, tensors=tensors)
+
+
+def _filled_own(
+    found: Source, arguments: dict[str, Any], allow_partial: bool
+) -> tuple[nn.Module, list[int], LoadReport]:
     """As `_filled` for a network that is not timm's: it is built for its size, nothing is adapted."""
-    model, size = create(found.name, **{"img_size": list(found.preprocessing.img_size)} | arguments)
-    fresh = model.state_dict()
+    built = create(found.name, {"img_size": list(found.preprocessing.img_size)} | arguments)
+    fresh = built.model.state_dict()
     fits = {k: v for k, v in found.tensors.items() if k in fresh and fresh[k].shape == v.shape}
-    report = _report(found, model, fresh | fits)
-    if report["partial"] and not allow_partial:
-        raise ValueError(_difference(found, model))
-    if not report["loaded"]:
+    report = report_of(found, built.model, fresh | fits)
+    _refuse(found, report, _difference(found, built.model) if report.partial and not allow_partial else "")
+    built.model.load_state_dict(fresh | fits)
+    return built.model, list(built.img_size), report
+
+
+def _refuse(found: Source, report: LoadReport, problem: str) -> None:
+    """Raises where tensors do not fit, none fits, or some are not finite."""
+    if problem:
+        raise ValueError(problem)
+    if not report.loaded:
         raise ValueError(f"nothing in {found.path} belongs to {found.name}: no weights would be loaded.")
-    model.load_state_dict(fresh | fits)
-    return model, size, report
+    if fault := fault_of_values(found.tensors):
+        raise ValueError(
+            f"the weights in {found.path} cannot be used: {fault}. The training has diverged or the file is damaged;"
+            " give an earlier checkpoint."
+        )
 
 
-def create(name: str, img_size=None, pretrained: bool = False, **arguments) -> tuple[nn.Module, list | None]:
-    """(timm model with num_classes=0, [H, W] or None): img_size goes to the model where it takes one. Or a network of
-    the user's own, see `a2mim.wiring.networks`.
+def create(name: str, arguments: dict[str, Any], overlay: dict[str, Any] | None = None) -> BuiltModel:
+    """A network without a classifier, from its name and what stands in `arguments`, the image size and channels too.
+
+    Args:
+        overlay: timm's `pretrained_cfg_overlay`; with one, the weights are those in its "state_dict".
     """
-    if not is_timms(name):
-        channels = arguments.pop("in_chans", 3)
-        _, model, size, _ = build_model(name, img_size, channels, pretrained=pretrained, model_args=arguments)
-        return model, list(size)
-    if img_size is None:
-        return timm.create_model(name, pretrained=pretrained, num_classes=0, **arguments), None
-    size = [img_size, img_size] if isinstance(img_size, int) else list(img_size)
-    try:
-        return timm.create_model(name, pretrained=pretrained, num_classes=0, img_size=size, **arguments), size
-    except TypeError as error:
-        if "img_size" not in str(error):
-            raise
-    return timm.create_model(name, pretrained=pretrained, num_classes=0, **arguments), size
+    rest = dict(arguments)
+    size, channels = rest.pop("img_size", None), rest.pop("in_chans", None)
+    pretrained = rest.pop("pretrained", False) or overlay is not None
+    if is_registered(name):
+        return build_timm(name, size, channels, pretrained=pretrained, model_args=rest, cfg_overlay=overlay)
+    return build_model(name, size, channels or 3, model_args=rest)
 
 
-def describe_report(report: dict) -> str:
-    """One sentence of a report, for people."""
-    if not report["of"]:
-        return f"{report['architecture']}: {report['recognised']}"
-    text = f"{report['loaded']} of {report['of']} tensors of {report['architecture']} from {report['recognised']}"
-    for word in ("missing", "of another shape", "unexpected"):
-        keys = report[word]
-        text += f"; {len(keys)} {word} ({_named(keys)})" if keys else ""
-    left = ", ".join(f"{count} of {what}" for what, count in report["left_out"].items())
-    return text + (f"; left out: {left}" if left else "")
+def describe_report(report: LoadReport | dict) -> str:
+    """One sentence of a report, or of its plain values, for people."""
+    return str(report if isinstance(report, LoadReport) else LoadReport.from_dict(report))
 
 
-def _report(found: Source, model: nn.Module, tensors: dict) -> dict:
-    """What became of every tensor, of the file and of the model; "partial" where some stayed random or unused."""
+def report_of(found: Source, model: nn.Module, tensors: dict[str, Tensor]) -> LoadReport:
+    """What became of every tensor; `tensors` are those that the model was given."""
     own, given = model.state_dict(), found.tensors or {}
-    report = {
-        "source": str(found.path or found.name),
-        "recognised": found.recognised,
-        "architecture": found.name,
-        "of": len(own) if given else 0,
-        "loaded": sum(key in given and tensors[key] is given[key] for key in own),
-        "missing": [key for key in own if given and key not in given],
-        "unexpected": [key for key in given if key not in own],
-        "of another shape": [key for key in own if key in given and tensors[key] is not given[key]],
-        "left_out": found.left_out,
-    }
-    return report | {"partial": any(report[word] for word in ("missing", "unexpected", "of another shape"))}
+    return LoadReport(
+        source=str(found.path or found.name),
+        recognised=found.recognised,
+        architecture=found.name,
+        of=len(own) if given else 0,
+        loaded=sum(key in given and tensors[key] is given[key] for key in own),
+        missing=[key for key in own if given and key not in given],
+        unexpected=[key for key in given if key not in own],
+        reshaped=[key for key in own if key in given and tensors[key] is not given[key]],
+        left_out=found.left_out,
+    )
 
 
 def _difference(found: Source, model: nn.Module, values: bool = False) -> str:
@@ -203,9 +222,9 @@ def _difference(found: Source, model: nn.Module, values: bool = False) -> str:
     unexpected = [key for key in given if key not in own]
     same_shape = [key for key in own if key in given and own[key].shape == given[key].shape]
     reshaped = [] if values else [key for key in own if key in given and key not in same_shape]
-    unloaded = [key for key in same_shape if values and not torch.equal(own[key].cpu(), given[key].to(own[key].dtype))]
+    unloaded = [key for key in same_shape if values and not _same(own[key], given[key])]
     parts = [
-        f"{len(keys)} {word} ({_named(keys)})"
+        f"{len(keys)} {word} ({name_some(keys)})"
         for word, keys in (
             ("missing", missing),
             ("unexpected", unexpected),
@@ -217,6 +236,11 @@ def _difference(found: Source, model: nn.Module, values: bool = False) -> str:
     if not parts:
         return ""
     return f"the weights in {found.path} are not those of {found.name}, of {len(own)} tensors: {'; '.join(parts)}."
+
+
+def _same(own: Tensor, given: Tensor) -> bool:
+    """Whether the numbers are the same; values that are not finite are told of elsewhere."""
+    return torch.equal(own.cpu().nan_to_num(), given.to(own.dtype).nan_to_num())
 
 
 def _not_adapted(found: Source, model: nn.Module, arguments: dict) -> str:
@@ -237,7 +261,3 @@ def _not_adapted(found: Source, model: nn.Module, arguments: dict) -> str:
                 f" channels and would stay random: load {found.name} with in_chans={channels[0]}."
             )
     return ""
-
-
-def _named(keys: list[str]) -> str:
-    return ", ".join(keys[:NAMED]) + (", …" if len(keys) > NAMED else "")

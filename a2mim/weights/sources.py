@@ -4,79 +4,80 @@ names, or the weights of another toolkit, whose keys become timm's.
 Invariant: what lies there is recognised or refused; nothing is guessed.
 """
 
-import json
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
-import timm
 import torch
 from safetensors.torch import load_file
 from torch import nn
 
 from a2mim.checkpoints import NotOurs, first_line, read_checkpoint, read_newest
-from a2mim.pixels import Preprocessing
-from a2mim.weights.converters import architecture_of, arguments_of, on_meta, pixels_of, read_weights, recognise
-from a2mim.wiring.networks import build_model, find_class, unknown_model
+from a2mim.pixels import IMAGENET_MEAN, Preprocessing
+from a2mim.weights.converters import architecture_of, arguments_of, pixels_of, place_norm, read_weights, recognise
+from a2mim.weights.converters.recognise import Recognised
+from a2mim.weights.records import Source
+from a2mim.weights.trust import check_arguments, check_hashes, check_names, check_pixels, settle_name
+from a2mim.wiring.networks import build_model, find_class
+from a2mim.wiring.timm_models import build_timm, is_registered, on_meta, read_json, unknown_model
 
 PREFIX = "encoder.model."  # of the timm model's keys in a checkpoint
 PUBLISHED = "pretrained"  # NAME:pretrained
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")  # in a folder of transformers or of a model hub
-
-
-@dataclass
-class Source:
-    """Where an encoder comes from, read but not built: plain values, and its tensors unless it is only a name."""
-
-    name: str  # timm's
-    model_args: dict = field(default_factory=dict)  # beyond the name and num_classes=0
-    preprocessing: Preprocessing | None = None
-    tensors: dict | None = None
-    frozen: list = field(default_factory=list)  # parameters that pre-training never reached
-    path: Path | None = None
-    calibrated: bool = False  # BatchNorm's running statistics are those of whole images, not of masked ones or of none
-    recognised: str = "a timm name, with random weights"  # for the report
-    # what the file holds beside the encoder: first part of the key -> count
-    left_out: dict = field(default_factory=dict)
+SUFFIXES = (".pth", ".pt", ".bin", ".safetensors")
 
 
 def read_source(source: str | Path, name: str | None = None) -> Source:
     """Recognises the kinds of source by what lies there; see `load_encoder`.
 
     Args:
-        name: the architecture of a file that names none; NAME:FILE in `source` says the same.
+        source: a path, NAME:PATH, NAME:pretrained or a name. A name that is typed here may be a dotted path, which is
+            imported; names inside files may not (`a2mim.weights.trust`).
+        name: the architecture of a file that names none, as the user or his recipe gave it; NAME:PATH in `source` says
+            the same.
     """
-    path = Path(str(source).removeprefix("local-dir:"))
-    if path.is_file():
-        return _of_file(path, name)
-    if path.is_dir():
-        return _read_folder(path, name)
     text = str(source)
-    before, colon, weights = text.partition(":")
-    if colon and before != "local-dir" and (weights == PUBLISHED or Path(weights).exists()):
-        if not timm.is_model(before):
-            raise unknown_model(before, f"not a model that timm knows, as it must be in {text}")
-        if weights == PUBLISHED:
+    path = Path(text.removeprefix("local-dir:"))
+    if path.exists():
+        return _read_path(path, name)
+    before, colon, after = text.partition(":")
+    if text.startswith(("hf-hub:", "hf_hub:")):
+        return _published(text)
+    if colon and before != "local-dir" and (after == PUBLISHED or Path(after).exists()):
+        if after == PUBLISHED and is_registered(before):
             return _published(before)
-        return _of_file(Path(weights), before) if Path(weights).is_file() else _read_folder(Path(weights), before)
-    if not colon and timm.is_model(text):
-        return Source(text)
-    if "/" in text or "\\" in text or path.suffix in (".pth", ".pt", ".bin", ".safetensors"):
-        missing = weights if colon and timm.is_model(before) else text
+        if not is_registered(before):
+            if "." not in before or after == PUBLISHED:
+                raise unknown_model(before, f"not a model that timm knows, as it must be in {text}")
+            find_class(before)  # or its sentence
+        return _read_path(Path(after), before)
+    if not colon and is_registered(text):
+        return Source(name=text)
+    if "/" in text or "\\" in text or path.suffix in SUFFIXES:
+        named = colon and (is_registered(before) or "." in before)
+        missing = after if named else text
         raise FileNotFoundError(
             f"{missing} does not exist: give a run folder, an exported folder, a checkpoint, a timm name, or NAME:FILE."
         )
     if "." in text and not colon:
-        find_class(text)  # or its sentence
-        return Source(text, recognised="a network of your own, with random weights")
+        find_class(text)
+        return Source(name=text, recognised="a network of your own, with random weights")
     raise unknown_model(text, "neither a path nor a model that timm knows")
 
 
+def _read_path(path: Path, name: str | None) -> Source:
+    found = _read_folder(path, name) if path.is_dir() else _of_file(path, name)
+    return replace(found, given=path)
+
+
 def _read_folder(folder: Path, name: str | None) -> Source:
+    own = name is not None and not is_registered(name)
     for candidate in (folder, folder / "encoder"):
         if (candidate / "config.json").is_file():
-            config = _json(candidate / "config.json")
-            if name is None and "model_type" not in config:
-                return _read_timm_folder(candidate, config)
+            config = read_json(candidate / "config.json")
+            if "model_type" not in config and (name is None or (own and "architecture" in config)):
+                return _read_timm_folder(candidate, config, name)
             return _read_hub_folder(candidate, config, name)
     if any((folder / file).is_file() for file in WEIGHT_FILES):
         return _read_hub_folder(folder, {}, name)
@@ -85,21 +86,11 @@ def _read_folder(folder: Path, name: str | None) -> Source:
         raise FileNotFoundError(
             f"{folder} holds neither config.json with model.safetensors, nor encoder/, nor checkpoints/."
         )
-    return _of_checkpoint(*newest)
+    return _of_checkpoint(*newest, name)
 
 
-def _json(path: Path) -> dict:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError:
-        content = None
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} cannot be read: it is incomplete or not JSON.")
-    return content
-
-
-def _read_timm_folder(folder: Path, config: dict) -> Source:
-    weights = folder / "model.safetensors"
+def _read_timm_folder(folder: Path, config: dict[str, Any], typed: str | None) -> Source:
+    stated, weights, receipt = folder / "config.json", folder / "model.safetensors", folder / "receipt.json"
     if not weights.is_file():
         raise FileNotFoundError(f"{folder} has a config.json but no model.safetensors: export the encoder again.")
     if "architecture" not in config:
@@ -107,95 +98,144 @@ def _read_timm_folder(folder: Path, config: dict) -> Source:
             f"{folder}/config.json names neither timm's architecture nor transformers' model_type: write NAME:{folder},"
             " with timm's name of it."
         )
-    cfg, tensors = config.get("pretrained_cfg", {}), _load(weights, load_file)
-    if cfg.get("num_classes", 0):  # another tool's folder with its classifier
-        classifiers = cfg.get("classifier") or ()
-        for name in [classifiers] if isinstance(classifiers, str) else classifiers:
-            tensors = {key: value for key, value in tensors.items() if not key.startswith(f"{name}.")}
-    model_args = {key: value for key, value in config.get("model_args", {}).items() if key != "num_classes"}
-    channels, *size = cfg.get("input_size", (3, 224, 224))
+    name = settle_name(config["architecture"], typed, stated)
+    model_args = check_arguments(name, _without_classes(config.get("model_args")), stated)
+    cfg = check_pixels(_dictionary(config, "pretrained_cfg", stated), stated)
+    told = read_json(receipt) if receipt.is_file() else {}
+    check_hashes(folder, told, ("config.json", "model.safetensors"))
+    tensors = _without_classifier(_load(weights, load_file), cfg)
+    channels, *size = cfg.get("input_size") or (3, 224, 224)
     if channels != 3:
         model_args.setdefault("in_chans", channels)
-    receipt = folder / "receipt.json"
-    told = _json(receipt) if receipt.is_file() else {}
     return Source(
-        config["architecture"],
-        model_args,
-        preprocessing_of(cfg, size),
-        tensors,
-        told.get("frozen", []),
-        folder,
-        calibrated=told.get("batchnorm", {}).get("clean", True),
-        recognised="a timm folder",
+        name=name,
+        model_args=model_args,
+        preprocessing=preprocessing_of(cfg, size),
+        tensors=tensors,
+        frozen=check_names(told.get("frozen", []), receipt),
+        path=folder,
+        calibrated=_dictionary(told, "batchnorm", receipt).get("clean", True) is True,
+        recognised="a timm folder" if is_registered(name) else "an exported network of your own",
     )
 
 
-def _read_hub_folder(folder: Path, config: dict, name: str | None) -> Source:
+def _without_classifier(tensors: dict, cfg: Mapping[str, Any]) -> dict:
+    """Another tool's folder comes with its classifier."""
+    classifiers = (cfg.get("classifier") or ()) if cfg.get("num_classes", 0) else ()
+    names = [classifiers] if isinstance(classifiers, str) else list(classifiers)
+    return {key: value for key, value in tensors.items() if not any(key.startswith(f"{name}.") for name in names)}
+
+
+def _without_classes(arguments: object) -> object:
+    if isinstance(arguments, dict):
+        return {key: value for key, value in arguments.items() if key != "num_classes"}
+    return {} if arguments is None else arguments
+
+
+def _dictionary(holder: Mapping[str, Any], key: str, path: Path) -> Mapping[str, Any]:
+    found = holder.get(key) or {}
+    if not isinstance(found, Mapping):
+        raise ValueError(f"{path} has no dictionary under {key!r}.")
+    return found
+
+
+def _read_hub_folder(folder: Path, config: dict[str, Any], typed: str | None) -> Source:
     """A folder of transformers, or the weights in any folder whose architecture the user names."""
     weights = next((folder / file for file in WEIGHT_FILES if (folder / file).is_file()), None)
     if weights is None:
         raise FileNotFoundError(f"{folder} has a config.json but none of {', '.join(WEIGHT_FILES)}.")
-    model_args, pixels = {}, None
+    name, model_args, pixels, stated = typed, {}, None, folder / "config.json"
     if name is None and "model_type" in config:
         name, model_args = architecture_of(config, folder)
-    if "model_type" in config:
-        pixels = pixels_of(config, folder)
+        name = settle_name(name, None, stated)
+        model_args = check_arguments(name, _without_classes(model_args), stated)
+    if "model_type" in config and (pixels := pixels_of(config, folder)):
+        pixels = check_pixels(pixels, folder)
+    receipt = folder / "receipt.json"
+    check_hashes(folder, read_json(receipt) if receipt.is_file() else {}, (weights.name,))
     return _of_foreign(weights, read_weights(weights), name, model_args, pixels)
 
 
 def _of_file(path: Path, name: str | None) -> Source:
+    receipt = path.parent / "receipt.json"
+    check_hashes(path.parent, read_json(receipt) if receipt.is_file() else {}, (path.name,))
     try:
-        found = _of_checkpoint(path, _load(path, read_checkpoint)) if path.suffix != ".safetensors" else None
+        content = _load(path, read_checkpoint) if path.suffix != ".safetensors" else None
     except NotOurs:
-        found = None
+        content = None
     except ValueError:
         if name is None:
             raise
-        found = None  # torch.save's old format has no checksums; what it is shows when it is read
-    if found is None:
+        content = None  # torch.save's old format has no checksums; what it is shows when it is read
+    if content is None:
         return _of_foreign(path, read_weights(path), name)
-    if name not in (None, found.name):
-        raise ValueError(f"{path} is a checkpoint of {found.name}, not of {name}: leave {name}: out.")
-    return found
+    return _of_checkpoint(path, content, name)
 
 
-def _of_checkpoint(path: Path, checkpoint: dict) -> Source:
+def _of_checkpoint(path: Path, checkpoint: dict, typed: str | None = None) -> Source:
     """What pre-training left: its BatchNorm has seen masked images only, so it is not `calibrated`. Or fine-tuning."""
     try:
         state, meta = checkpoint["state_dict"], checkpoint["meta"]
         if "classifier" in meta:
             return _of_classifier(path, state, meta)
         arguments, pixels = meta["encoder"], meta["pixels"]
+        name = settle_name(arguments["name"], typed, path)
+        model_args = check_arguments(name, arguments["model_args"], path)
+        size = check_pixels({"img_size": arguments["img_size"]}, path)["img_size"]
+        channels, frozen = arguments["in_chans"], check_names(arguments["frozen"], path)
     except (KeyError, TypeError) as error:
         raise ValueError(f"{path} is not a checkpoint of a2mim: it has no {error}.") from None
-    tensors = {key.removeprefix(PREFIX): value for key, value in state.items() if key.startswith(PREFIX)}
-    model_args = dict(arguments["model_args"])
-    if arguments["in_chans"] != 3:
-        model_args.setdefault("in_chans", arguments["in_chans"])
+    if channels != 3:
+        model_args.setdefault("in_chans", channels)
+        check_arguments(name, model_args, path)
     return Source(
-        arguments["name"],
-        model_args,
-        preprocessing_of(pixels, arguments["img_size"]),
-        tensors,
-        list(arguments["frozen"]),
-        path,
+        name=name,
+        model_args=model_args,
+        preprocessing=preprocessing_of(check_pixels(pixels, path), size),
+        tensors={key.removeprefix(PREFIX): value for key, value in state.items() if key.startswith(PREFIX)},
+        frozen=frozen,
+        path=path,
         recognised="a checkpoint of a2mim",
     )
 
 
 def _of_classifier(path: Path, state: dict, meta: dict) -> Source:
     """What fine-tuning left, without its classifier."""
-    arguments = meta["classifier"]
-    name, model_args = arguments["name"], dict(arguments["model_args"])
+    arguments = classifier_arguments(meta["classifier"], path)
+    name, model_args = arguments["name"], arguments["model_args"]
     own = on_meta(name, **model_args).state_dict()
-    tensors = {key.removeprefix("model."): value for key, value in state.items() if key.removeprefix("model.") in own}
-    pixels = preprocessing_of(meta["pixels"], arguments["img_size"])
-    told = "a checkpoint of a2mim's fine-tuning"
-    return Source(name, model_args, pixels, tensors, list(arguments["frozen"]), path, calibrated=True, recognised=told)
+    return Source(
+        name=name,
+        model_args=model_args,
+        preprocessing=preprocessing_of(check_pixels(meta["pixels"], path), arguments["img_size"]),
+        tensors={key.removeprefix("model."): v for key, v in state.items() if key.removeprefix("model.") in own},
+        frozen=arguments["frozen"],
+        path=path,
+        calibrated=True,
+        recognised="a checkpoint of a2mim's fine-tuning",
+    )
 
 
-def _of_foreign(path: Path, content, name: str | None, model_args: dict | None = None, pixels=None) -> Source:
-    """Weights of another toolkit for timm's model `name`; what an encoder does without is left out by name."""
+def classifier_arguments(stated: Mapping[str, Any], path: Path) -> dict[str, Any]:
+    """What a checkpoint says of its classifier's network, checked: see `a2mim.engine.classifier.rebuild_classified`.
+
+    Raises:
+        ValueError: a name or an argument that a file may not bring.
+    """
+    name = settle_name(stated["name"], None, path)
+    return {
+        **stated,
+        "name": name,
+        "model_args": check_arguments(name, stated["model_args"], path),
+        "frozen": check_names(stated["frozen"], path),
+        "img_size": check_pixels({"img_size": stated["img_size"]}, path)["img_size"],
+    }
+
+
+def _of_foreign(
+    path: Path, content: object, name: str | None, model_args: dict | None = None, pixels: Mapping | None = None
+) -> Source:
+    """Weights of another toolkit for the model `name`; what an encoder does without is left out by name."""
     own = _unfilled(name, model_args or {}).state_dict() if name else {}
     found = recognise(content, own)
     if found is None:
@@ -210,26 +250,44 @@ def _of_foreign(path: Path, content, name: str | None, model_args: dict | None =
             f"{path} is not a checkpoint of a2mim: it holds the weights of {found.form.title}, which do not say which"
             f" one; write NAME:{path}, with timm's name of it, e.g. {near}:{path}."
         )
-    arguments = arguments_of(name, found.tensors, model_args or {}) if is_timms(name) else {}
+    tensors = dict(found.tensors)
+    arguments = arguments_of(name, tensors, model_args or {}, found.masked) if is_registered(name) else {}
     model = _unfilled(name, arguments)
-    for key in model.state_dict():  # a count that nothing is computed from, which older files do not have
-        if key.endswith("num_batches_tracked") and key.replace("num_batches_tracked", "running_mean") in found.tensors:
-            found.tensors.setdefault(key, torch.zeros((), dtype=torch.int64))
-    cfg = model.pretrained_cfg
-    size = arguments.get("img_size", cfg["input_size"][1:])
-    size = [size, size] if isinstance(size, int) else size
+    own = model.state_dict()
+    tensors = place_norm(tensors, own)
     told = f"{found.form.title}" + (f", in {found.where}" if found.where else "")
-    preprocessing = preprocessing_of(cfg | (pixels or found.pixels or {}), size)
-    preprocessing = preprocessing.for_channels(arguments.get("in_chans", 3))
-    return Source(name, arguments, preprocessing, found.tensors, [], path, not found.masked, told, dict(found.left_out))
+    for key in own:  # a count that nothing is computed from, which older files do not have
+        if key.endswith("num_batches_tracked") and key.replace("num_batches_tracked", "running_mean") in tensors:
+            tensors.setdefault(key, torch.zeros((), dtype=torch.int64))
+    if found.masked and "head.norm.weight" in own and not any("norm_pre" in k or "head.norm" in k for k in tensors):
+        tensors["head.norm.weight"] = torch.ones(own["head.norm.weight"].shape)
+        tensors["head.norm.bias"] = torch.zeros(own["head.norm.bias"].shape)
+        told += "; it has no final norm, which is taken as weight 1 and bias 0"
+    cfg = model.pretrained_cfg
+    known = pixels or found.pixels or {}
+    size = arguments.get("img_size", cfg["input_size"][1:])
+    preprocessing = preprocessing_of(cfg | known, [size, size] if isinstance(size, int) else size)
+    if not known and preprocessing.mean != IMAGENET_MEAN:
+        mean = ", ".join(f"{value:g}" for value in preprocessing.mean)
+        told += f"; the file says nothing of mean and deviation, those of {name} are taken (mean {mean})"
+    return Source(
+        name=name,
+        model_args=arguments,
+        preprocessing=preprocessing.for_channels(arguments.get("in_chans", 3)),
+        tensors=tensors,
+        path=path,
+        calibrated=not found.masked,
+        recognised=told,
+        left_out=dict(found.left_out),
+    )
 
 
-def _unfilled(name: str, arguments: dict) -> nn.Module:
+def _unfilled(name: str, arguments: dict[str, Any]) -> nn.Module:
     """The model whose keys and shapes are asked for; timm's without memory for its weights."""
-    return on_meta(name, **arguments) if is_timms(name) else build_model(name, model_args=arguments)[1]
+    return on_meta(name, **arguments) if is_registered(name) else build_model(name, model_args=arguments).model
 
 
-def _likely(found) -> str:
+def _likely(found: Recognised) -> str:
     """The first of the form's usual architectures that these tensors fit, else the first."""
     for name in found.form.examples:
         own = on_meta(name).state_dict()
@@ -240,10 +298,10 @@ def _likely(found) -> str:
 
 
 def _published(name: str) -> Source:
-    """timm's own weights, downloaded by timm into its cache, then treated as any other file's."""
+    """timm's own weights, or those at a hub's address: timm downloads them into its cache."""
     try:
-        model = timm.create_model(name, pretrained=True, num_classes=0)
-    except RuntimeError as error:
+        built = build_timm(name, pretrained=True)
+    except (RuntimeError, ValueError) as error:
         raise ValueError(
             f"timm has no weights for {name} ({first_line(error)}): give a file, or the name alone."
         ) from None
@@ -252,18 +310,18 @@ def _published(name: str) -> Source:
             f"timm's weights for {name} are not in its cache and could not be fetched ({first_line(error)});"
             " fetch them where there is a network, or give a file as NAME:FILE."
         ) from None
-    cfg = model.pretrained_cfg
+    cfg = built.model.pretrained_cfg
     return Source(
-        name,
-        {},
-        preprocessing_of(cfg, cfg["input_size"][1:]),
-        model.state_dict(),
+        name=built.name,
+        model_args=built.model_args,
+        preprocessing=preprocessing_of(cfg, cfg["input_size"][1:]),
+        tensors=built.model.state_dict(),
         calibrated=True,
         recognised=f"timm's published weights ({cfg.get('tag') or 'default'})",
     )
 
 
-def _load(path: Path, read):
+def _load(path: Path, read: Callable[[Path], dict]) -> dict:
     try:
         return read(path)
     except NotOurs:
@@ -273,10 +331,6 @@ def _load(path: Path, read):
         raise ValueError(f"{path} cannot be read ({reason}): it is incomplete or not a file of a2mim.") from None
 
 
-def preprocessing_of(cfg: dict, size) -> Preprocessing:
+def preprocessing_of(cfg: Mapping[str, Any], size: Sequence[int]) -> Preprocessing:
     """What timm's pretrained_cfg, or the part of it that a file states, says of pixels; without its crop."""
     return Preprocessing.of({key: cfg[key] for key in ("mean", "std", "interpolation") if key in cfg}, size)
-
-
-def is_timms(name: str) -> bool:
-    return ":" in name or timm.is_model(name)

@@ -16,15 +16,15 @@ from a2mim.wiring.layout import Layout, leaves, replace_leaves
 MATCH = 0.3  # agreement with the stripes from which on a tensor is taken for a map of the image
 
 
-@dataclass
-class Place:
+@dataclass(frozen=True)
+class HookPoint:
     """A module's output with what is guessed about it."""
 
     module: str
     guesses: dict[tuple, list[Layout]]
 
 
-def read_intermediates(model: nn.Module, images: Tensor, places: list[Place]) -> list[dict[tuple, Layout]]:
+def read_intermediates(model: nn.Module, images: Tensor, places: list[HookPoint]) -> list[dict[tuple, Layout]]:
     """Measures layouts against timm's own `forward_intermediates`, which returns NCHW maps, as a rule in one forward.
 
     Every flat position of a place is overwritten with its own number; the raster cell of timm's map that shows the

@@ -4,20 +4,19 @@ Invariant: what is built has timm's `forward_features` and `forward_head`, and i
 network itself, so that weights go back into it without a2mim.
 """
 
-import difflib
 import importlib
 import inspect
 import os
 import sys
 import typing
 
-import timm
 import torch
 from torch import Tensor, nn
 
 from a2mim.wiring.layout import Layout, distinct, guess_all, leaves
 from a2mim.wiring.measure import observe, read_stripes
 from a2mim.wiring.sites import hook_target
+from a2mim.wiring.timm_models import BuiltModel, build_timm, is_timm, on_meta, shapes_of, unknown_model
 from a2mim.wiring.tracing import trace, trial_copy
 
 SIZE_ARGUMENTS = ("img_size", "image_size", "input_size")  # as networks call them
@@ -26,77 +25,40 @@ CHANNEL_ARGUMENTS = ("in_chans", "in_channels", "num_channels", "input_channels"
 
 def build_model(
     name: str | nn.Module,
-    img_size: int | tuple[int, int] | None = None,
+    img_size: int | tuple[int, int] | list[int] | None = None,
     in_chans: int = 3,
     drop_path_rate: float = 0.0,
     pretrained: bool = False,
     model_args: dict | None = None,
-) -> tuple[str, nn.Module, tuple[int, int], dict]:
+) -> BuiltModel:
     """A network without its classifier where it is timm's, else whole behind timm's methods.
 
     Args:
-        name: timm's, a dotted path, or a network.
+        name: timm's, a dotted path, or a network. A dotted path is imported: it must come from the user, never from a
+            file.
         img_size: pixels; None is the network's own size.
         model_args: further arguments of its constructor.
-
-    Returns:
-        (name, network, (H, W), the arguments that it needs beyond its name).
 
     Raises:
         ValueError: no such network, or none for this size or number of channels, in one sentence.
     """
-    size = None if img_size is None else (img_size, img_size) if isinstance(img_size, int) else tuple(img_size)
-    if isinstance(name, str) and (":" in name or timm.is_model(name)):
-        built = _build_timm(name, size, in_chans, drop_path_rate, pretrained, dict(model_args or {}))
-        return name, *built
+    if isinstance(name, str) and is_timm(name):
+        channels = None if in_chans == 3 else in_chans
+        return build_timm(name, img_size, channels, 0, drop_path_rate, pretrained, model_args)
     if isinstance(name, str):
         find_class(name)  # a name that does not exist is the first thing to say
     if drop_path_rate or pretrained:
         raise ValueError(f"drop_path_rate and pretrained are for timm's models; give what {name} takes in model_args.")
+    size = None if img_size is None else (img_size, img_size) if isinstance(img_size, int) else tuple(img_size)
     return _build_own(name, size, in_chans, dict(model_args or {}))
-
-
-def _build_timm(name: str, size, in_chans: int, drop_path_rate: float, pretrained: bool, model_args: dict):
-    """Another size through img_size=, else set_input_size, else as it is: whether the network takes it then shows when
-    it is traced.
-    """
-    if in_chans != 3:
-        model_args["in_chans"] = in_chans
-    training = {"drop_path_rate": drop_path_rate} if drop_path_rate else {}
-
-    def create(**arguments):
-        try:
-            return timm.create_model(name, pretrained=pretrained, num_classes=0, **model_args, **training, **arguments)
-        except TypeError as error:
-            if "drop_path_rate" in str(error):
-                raise ValueError(f"{name} has no stochastic depth; leave drop_path_rate at 0.") from error
-            told = ", ".join(f"{key}={value!r}" for key, value in model_args.items()) or "no arguments"
-            raise ValueError(f"{name} cannot be built with {told} ({error}); look at model_args.") from error
-
-    if size is None:
-        model = create()
-        return model, tuple(model.pretrained_cfg["input_size"][1:]), model_args
-    try:
-        return create(img_size=size), size, {**model_args, "img_size": list(size)}
-    except (AssertionError, RuntimeError, TypeError, ValueError):  # no such argument, or a size that it refuses
-        return create(), size, model_args
 
 
 def can_rebuild(name: str, model: nn.Module, model_args: dict) -> bool:
     """Whether timm builds the same keys and shapes from these arguments."""
-    with torch.device("meta"):
-        other = timm.create_model(name, num_classes=0, **model_args)
-    shapes = [{key: value.shape for key, value in m.state_dict().items()} for m in (model, other)]
-    return shapes[0] == shapes[1]
+    return shapes_of(on_meta(name, **model_args)) == shapes_of(model)
 
 
-def unknown_model(name: str, what: str = "not a model that timm knows") -> ValueError:
-    """The error to raise for a name, with the nearest that timm knows."""
-    near = difflib.get_close_matches(name.split(".")[0], timm.list_models(), n=4, cutoff=0.3)
-    return ValueError(f"{name!r} is {what}" + (f"; the nearest names: {', '.join(near)}." if near else "."))
-
-
-def _build_own(name: str | nn.Module, size, in_chans: int, model_args: dict):
+def _build_own(name: str | nn.Module, size, in_chans: int, model_args: dict) -> BuiltModel:
     """As `build_model`; a size and a number of channels go to the constructor under the first name that it takes."""
     if isinstance(name, nn.Module):
         network, name = name, f"{type(name).__module__}.{type(name).__qualname__}"
@@ -106,7 +68,7 @@ def _build_own(name: str | nn.Module, size, in_chans: int, model_args: dict):
     size = size or _own_size(network)
     generator = torch.Generator().manual_seed(0)
     images = torch.randn(2, in_chans, *size, generator=generator, device="cpu").to(next(network.parameters()))
-    return name, OwnNetwork(network, images, name), size, model_args
+    return BuiltModel(name, OwnNetwork(network, images, name), size, model_args)
 
 
 def construct(name: str, size, in_chans: int, model_args: dict) -> tuple[nn.Module, dict]:

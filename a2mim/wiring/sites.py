@@ -13,15 +13,15 @@ import torch
 from torch import Tensor, nn
 
 from a2mim.wiring.layout import Layout, cell_stride, distinct, guess_all, leaves, replace_leaves
-from a2mim.wiring.measure import Place, observe, read_intermediates, read_stripes, verify_outputs
+from a2mim.wiring.measure import HookPoint, observe, read_intermediates, read_stripes, verify_outputs
 from a2mim.wiring.tracing import Call, Trace, feature_modules, trace, trial_copy
 
 DEPTHS = (0.25, 0.97)  # share of the network that has run at a site
 MAX_LEAK = 0.1  # share of what feeds a site that may also reach the output around it; branches measure 0.88 to 1
 
 
-@dataclass
-class Maps:
+@dataclass(frozen=True)
+class FeatureMaps:
     """The feature maps in the output of one module, or of `forward_features` where `module` is "".
 
     Attributes:
@@ -42,12 +42,12 @@ class Maps:
     leak: float = 0.0
 
 
-@dataclass
+@dataclass(frozen=True)
 class Study:
     """What `study` finds out about a model."""
 
-    sites: list[Maps]
-    finals: list[Maps]
+    sites: list[FeatureMaps]
+    finals: list[FeatureMaps]
     frozen: list[str]
     pool: str | None  # "avg" where the model's pooling reads frozen parameters and averaging does not
     resized: list[str]  # modules whose input is the image after the model's own resize
@@ -65,20 +65,15 @@ def study(
 
     Costs, as a rule, a forward and a backward and two forwards more, each of one image.
     """
-    trial = trial_copy(model)
-    both = images
-    try:
-        images = both[:1].clone().requires_grad_()
-        seen = trace(trial, images)
-    except ValueError:  # BatchNorm cannot normalise a single value per channel; another cause raises again
-        images = both.clone().requires_grad_()
-        seen = trace(trial, images)
-    trial.eval()
+    trial, both = trial_copy(model), images
+    asked = [] if site == "auto" else _names(site, "site")
+    decoded = [] if maps == "auto" else _names(maps, "maps")
+    images, seen = _trace_one(trial, both, [*asked, *decoded])
     if not seen.calls:
         raise ValueError("no module of the model has a feature map of the image, so the mask token has no place.")
     last = last_map(model, seen.calls)
     guesses = guess_all(seen.output, images, model)
-    named = [] if maps == "auto" else [find_map(trial, seen.calls, name, "maps") for name in _names(maps, "maps")]
+    named = [find_map(trial, seen, name, "maps") for name in decoded]
     if named:
         roots = [t.grad_fn for call in named for t in seen.tensors[call.name].values()]
     else:
@@ -88,51 +83,54 @@ def study(
     strides = _Strides(tuple(images.shape[2:]), declared, bool(seen.resized))
     reached = _walk(roots, set())
     before = [call for call in seen.calls if not reached.isdisjoint(call.nodes.values())]
-    if site == "auto":
-        widest = guesses or last.guesses
-        final_stride = max(strides.of(found[0])[0] for found in widest.values())
+    if asked:
+        calls = [find_map(trial, seen, name) for name in asked]
+        _refuse_behind(calls, before)
+    else:
+        final_stride = max(strides.of(found[0])[0] for found in (guesses or last.guesses).values())
         calls = [choose_site(model, before or seen.calls, final_stride, max_stride, images, roots, strides)]
-    else:
-        calls = [find_map(trial, seen.calls, name) for name in _names(site, "site")]
-        for call in calls:
-            if call not in before:
-                raise ValueError(
-                    f"site {call.name!r} lies behind every map that is decoded, so its mask token would reach no loss;"
-                    " name a site before them, or a later map."
-                )
-
     places, outputs = _measure(trial, both, seen, calls, named, last, {} if named else guesses)
-    if outputs:
-        finals = [Maps("", "", outputs, [], [])]
-    else:
-        finals = [Maps(call.name, hook_target(trial, call.name), places[call.name], [], []) for call in named or [last]]
     tensors = {"": dict(leaves(seen.output)), **seen.tensors}
-    read = []
-    for found in finals:
-        found.layouts = distinct(found.layouts, tensors[found.name])
-        shown = [layout.to_map(tensors[found.name][path]) for path, layout in found.layouts.items()]
-        found.channels = [m.shape[1] for m in shown]
-        read += shown
-    last_names = [found.name for found in finals]
-    sites = [
-        Maps(
-            name=call.name,
-            module=hook_target(trial, call.name),
-            layouts={path: places[call.name][path] for path in used_paths(trial, call, images, last_names)},
-            strides=[],
-            channels=[],
-            depth=call.depth,
-            leak=leak(call, roots, images),
-        )
-        for call in calls
+
+    def maps_of(name: str, module: str, layouts: dict, **more) -> FeatureMaps:
+        channels = [tensors[name][path].shape[layout.channel] for path, layout in layouts.items()]
+        return FeatureMaps(name, module, layouts, [strides.of(x) for x in layouts.values()], channels, **more)
+
+    ends = {"": outputs} if outputs else {call.name: places[call.name] for call in named or [last]}
+    finals = [
+        maps_of(name, hook_target(trial, name) if name else "", distinct(layouts, tensors[name]))
+        for name, layouts in ends.items()
     ]
-    for found in sites:
-        tensors = seen.tensors[found.name]
-        found.channels = [tensors[path].shape[layout.channel] for path, layout in found.layouts.items()]
-    for found in (*sites, *finals):
-        found.strides = [strides.of(layout) for layout in found.layouts.values()]
+    sites = []
+    for call in calls:
+        used = used_paths(trial, call, images, list(ends), asked + decoded)
+        layouts = {path: places[call.name][path] for path in used}
+        more = {"depth": call.depth, "leak": leak(call, roots, images)}
+        sites.append(maps_of(call.name, hook_target(trial, call.name), layouts, **more))
+    read = [x.to_map(tensors[found.name][path]) for found in finals for path, x in found.layouts.items()]
     frozen = unreached(trial, read)
     return Study(sites, finals, frozen, better_pool(trial, seen.output, frozen), seen.resized)
+
+
+def _trace_one(trial: nn.Module, both: Tensor, names: list[str]) -> tuple[Tensor, Trace]:
+    """(the images that were traced, what was seen): one image where the network takes a single one."""
+    try:
+        images = both[:1].clone().requires_grad_()
+        seen = trace(trial, images, also=names)
+    except ValueError:  # BatchNorm cannot normalise a single value per channel; another cause raises again
+        images = both.clone().requires_grad_()
+        seen = trace(trial, images, also=names)
+    trial.eval()
+    return images, seen
+
+
+def _refuse_behind(calls: list[Call], before: list[Call]) -> None:
+    for call in calls:
+        if call not in before:
+            raise ValueError(
+                f"site {call.name!r} lies behind every map that is decoded, so its mask token would reach no loss;"
+                " name a site before them, or a later map."
+            )
 
 
 def _measure(trial, images, seen: Trace, sites: list[Call], named: list[Call], last: Call, guesses: dict):
@@ -141,7 +139,9 @@ def _measure(trial, images, seen: Trace, sites: list[Call], named: list[Call], l
     """
     calls = {call.name: call for call in (*sites, *named, last)}
     targets = {name: hook_target(trial, name) for name in calls}
-    read = read_intermediates(trial, images[:1], [Place(targets[name], call.guesses) for name, call in calls.items()])
+    read = read_intermediates(
+        trial, images[:1], [HookPoint(targets[name], call.guesses) for name, call in calls.items()]
+    )
     places = dict(zip(calls, read, strict=True))
     outputs = verify_outputs(trial, images, targets[last.name], places[last.name], guesses)
     if images.is_meta:
@@ -167,7 +167,7 @@ def _measure(trial, images, seen: Trace, sites: list[Call], named: list[Call], l
     }
 
 
-@dataclass
+@dataclass(frozen=True)
 class _Strides:
     """Pixels per cell of a layout's grid, for images of `img_size`."""
 
@@ -249,12 +249,15 @@ def leak(call: Call, roots: list, images: Tensor) -> float:
     return sum(number for node, number in through.items() if node in around) / sum(through.values())
 
 
-def used_paths(model: nn.Module, call: Call, images: Tensor, finals: list[str]) -> list[tuple]:
+def used_paths(
+    model: nn.Module, call: Call, images: Tensor, finals: list[str], names: Sequence[str] = ()
+) -> list[tuple]:
     """Paths of the maps in a module's output that the final maps depend on after that module, found by a second forward
     with a zero added to each. CoaT hands on a fine map that nobody reads any more, Swin in transformers too.
 
     Args:
         finals: names of the modules whose outputs are decoded; "" is the output of `forward_features`.
+        names: see `also` of `a2mim.wiring.tracing.trace`.
     """
     if len(call.guesses) == 1:
         return list(call.guesses)
@@ -265,7 +268,7 @@ def used_paths(model: nn.Module, call: Call, images: Tensor, finals: list[str]) 
 
     handle = model.get_submodule(hook_target(model, call.name)).register_forward_hook(add_zero)
     try:
-        again = trace(model, images)
+        again = trace(model, images, also=names)
     finally:
         handle.remove()
     tensors = {"": dict(leaves(again.output)), **again.tensors}
@@ -291,18 +294,25 @@ def _walk(starts: list, walls: set) -> set:
     return seen
 
 
-def find_map(model: nn.Module, calls: list[Call], name: str, asked: str = "site") -> Call:
-    """The call of the module of that name, or ValueError with the nearest names.
+def find_map(model: nn.Module, seen: Trace, name: str, asked: str = "site") -> Call:
+    """The call of the module of that name, or ValueError with the reason and the nearest names.
 
     Args:
         asked: the argument that held the name, "site" or "maps".
     """
-    by_name = {call.name: call for call in calls}
+    by_name = {call.name: call for call in seen.calls}
     if name in by_name:
         return by_name[name]
     near = difflib.get_close_matches(name, by_name, n=4, cutoff=0.3) or [n for n in by_name if "." not in n]
-    known = name in dict(model.named_modules())
-    why = "has no feature map that is computed once" if known else "is no module of this model"
+    times = seen.counts.get(name, 0)
+    if name not in dict(model.named_modules()):
+        why = "is no module of this model"
+    elif times == 0:
+        why = "is a module that does not run on the way to the features"
+    elif times > 1:
+        why = f"runs {times} times in one forward, so its output is not one map"
+    else:
+        why = "hands on nothing that has the shape of a feature map of the image"
     use = "can take the mask token" if asked == "site" else "have one"
     raise ValueError(f"{asked} {name!r} {why}; names nearest to it that {use}: {', '.join(near[:8])}.")
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from a2mim.wiring.layout import Layout, guess_all, leaves
 
 
-@dataclass
+@dataclass(frozen=True)
 class Call:
     """One run of one module: `depth` is the share of parametric leaf modules that had run when it ended."""
 
@@ -26,22 +26,24 @@ class Call:
     nodes: dict[tuple, Any]  # path in its output -> the autograd node that made it
 
 
-@dataclass
+@dataclass(frozen=True)
 class Trace:
     """What one forward showed.
 
     Attributes:
-        calls: in order, of all modules that have parameters or are declared by timm, run exactly once and return a map
-            of the image.
+        calls: in order, of all modules that have parameters, are declared by timm or were named, run exactly once and
+            return a map of the image.
         output: of `forward_features`.
         tensors: the output tensors of each module.
         resized: names of the modules that get the image after the model resized it (CrossViT's second patch embedding).
+        counts: how often each module ran that was looked at.
     """
 
     calls: list[Call]
     output: Any
     tensors: dict[str, dict[tuple, Tensor]]
     resized: list[str]
+    counts: dict[str, int]
 
 
 def trial_copy(model: nn.Module) -> nn.Module:
@@ -62,8 +64,13 @@ def trial_copy(model: nn.Module) -> nn.Module:
     return trial
 
 
-def trace(model: nn.Module, images: Tensor, run: Callable[[Tensor], Any] | None = None) -> Trace:
+def trace(
+    model: nn.Module, images: Tensor, run: Callable[[Tensor], Any] | None = None, also: Sequence[str] = ()
+) -> Trace:
     """Runs `forward_features`, or `run`, once under hooks; `images` (B, C, H, W) should require a gradient.
+
+    Args:
+        also: names of modules to look at although they have no parameters (ResNet's maxpool).
 
     Raises:
         ValueError: the model does not take images of this size.
@@ -94,7 +101,7 @@ def trace(model: nn.Module, images: Tensor, run: Callable[[Tensor], Any] | None 
 
     declared = {name for name, _ in feature_modules(model)}
     for name, module in model.named_modules():
-        if name in declared or (name and any(True for _ in module.parameters())):
+        if name in declared or name in also or (name and any(True for _ in module.parameters())):
             is_leaf = not any(True for _ in module.children()) and any(True for _ in module.parameters())
             handles.append(module.register_forward_pre_hook(look_at_input(name)))
             handles.append(module.register_forward_hook(watch(name, is_leaf)))
@@ -110,7 +117,7 @@ def trace(model: nn.Module, images: Tensor, run: Callable[[Tensor], Any] | None 
         if guesses and counts[name] == 1:
             widths = {path: tensors[name][path].shape[found[0].channel] for path, found in guesses.items()}
             calls.append(Call(name, done / max(1, leaf_calls), guesses, widths, nodes))
-    return Trace(calls, output, tensors, resized)
+    return Trace(calls, output, tensors, resized, counts)
 
 
 def _resized_image(inputs: tuple, images: Tensor):

@@ -42,7 +42,7 @@ def one_cell_hidden() -> Tensor:
 @pytest.mark.parametrize(("name", "site", "site_stride", "channels", "stride"), MODELS)
 def test_the_token_goes_to_the_middle_map(name, site, site_stride, channels, stride):
     encoder = built(name)
-    assert (encoder.site, encoder.site_strides) == (site, [(site_stride, site_stride)])
+    assert (encoder.site, [place.strides for place in encoder.sites]) == (site, [(site_stride, site_stride)])
     assert (encoder.channels, encoder.strides) == ([channels], [stride])
     assert encoder(some_images())[0].shape == (2, channels, 64 // stride, 64 // stride)
 

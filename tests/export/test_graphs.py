@@ -279,10 +279,10 @@ def test_one_wrong_tensor_in_the_script_fails_verify_and_the_check_alone(proven,
 
 
 def test_a_network_of_ones_own_becomes_a_graph_too(tmp_path):
-    _, model, _, arguments = build_model("torchvision.models.resnet18", SIZE)
-    subject = Subject(model.eval(), arguments, Preprocessing.of(PIXELS, SIZE))
+    built = build_model("torchvision.models.resnet18", SIZE)
+    subject = Subject(built.model.eval(), built.model_args, Preprocessing.of(PIXELS, SIZE))
     assert "torchscript" in possible(subject, ["torchscript"]) and {"torch-export"} <= {*possible(subject, ["all"])}
     torch_graphs.write_export(subject, tmp_path)
     found = torch.export.load(tmp_path / "encoder.pt2").module()
     with torch.no_grad():
-        assert_same({"embedding": found(images(3, SIZE))["embedding"]}, {"embedding": model(images(3, SIZE))})
+        assert_same({"embedding": found(images(3, SIZE))["embedding"]}, {"embedding": subject.model(images(3, SIZE))})

@@ -56,7 +56,7 @@ def test_the_file_holds_the_network_s_own_keys(exported):
 
 def test_the_folder_is_an_encoder_for_every_command(exported):
     encoder, folder = exported
-    model, preprocessing = load_encoder(folder)
+    model, preprocessing = load_encoder(f"exported_net.Net:{folder}")
     assert preprocessing["img_size"] == [64, 64] and preprocessing["mean"] == [0.5] * 3
     images = torch.randn(2, 3, 64, 64)
     torch.testing.assert_close(model(images), encoder.eval().model(images))

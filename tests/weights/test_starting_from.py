@@ -12,7 +12,7 @@ import torchvision
 from safetensors.torch import save_file
 
 from a2mim.encoder import MaskedEncoder
-from a2mim.weights.loading import describe_report, initialise, load_encoder, load_reported, read_source
+from a2mim.weights.loading import LoadReport, describe_report, initialise, load_encoder, load_reported, read_source
 
 SIZE = 64
 
@@ -57,7 +57,7 @@ def test_a_name_and_a_file_give_the_encoder_and_a_report(network, file):
     model, preprocessing, report = load_reported(f"resnet18:{file}")
     assert same(model, headless(network)) and not model.training
     assert preprocessing["mean"] == [0.485, 0.456, 0.406] and preprocessing["img_size"] == [224, 224]
-    assert report == {
+    assert report.as_dict() == {
         "source": str(file),
         "recognised": "a ResNet in the names of torchvision, timm and mmpretrain, in model",
         "architecture": "resnet18",
@@ -69,7 +69,8 @@ def test_a_name_and_a_file_give_the_encoder_and_a_report(network, file):
         "left_out": {"fc": 2},
         "partial": False,
     }
-    assert json.loads(json.dumps(report)) == report
+    plain = json.loads(json.dumps(report.as_dict()))
+    assert LoadReport.from_dict(plain) == report and describe_report(plain) == describe_report(report)
     assert describe_report(report) == (
         "120 of 120 tensors of resnet18 from a ResNet in the names of torchvision, timm and mmpretrain, in model;"
         " left out: 2 of fc"

@@ -43,7 +43,7 @@ def branch_inputs(encoder: MaskedEncoder, pictures: Tensor, hidden: Tensor | Non
 
 def test_both_branches_have_their_grid_their_token_and_their_decoder(crossvit):
     assert (crossvit.site, crossvit.channels) == ("blocks.1", [96, 192])
-    assert [layout.grid for layout in crossvit.site_layouts] == [(10, 10), (7, 7)]
+    assert [place.layout.grid for place in crossvit.sites] == [(10, 10), (7, 7)]
     assert crossvit.strides == [12, SIDE / 7]
     assert [tuple(t.shape) for t in crossvit.tokens] == [(96,), (192,)]
     model = MIM(crossvit, BlockMask(CELL, 0.6), [MaskedL1()])
@@ -197,3 +197,27 @@ def test_the_rule_stays_before_an_early_map():
 def test_a_cell_that_does_not_fit_is_refused_when_the_model_is_built():
     with pytest.raises(ValueError, match=r"mask_patch_size=48 does not divide the image of 64x64 pixels; set .* to 32"):
         MIM(MaskedEncoder("resnet18", img_size=64), BlockMask(48, 0.5), [MaskedL1()])
+
+
+def test_a_module_without_parameters_takes_the_token():
+    encoder = MaskedEncoder("resnet18", site="maxpool", img_size=64).eval()
+    assert (encoder.site, encoder.sites[0].strides, encoder.sites[0].channels) == ("maxpool", (4, 4), 64)
+    cells = torch.tensor([[[True, False], [False, False]]])
+    with torch.no_grad():
+        before = outputs(encoder, ("maxpool",), cells)["maxpool"]
+        encoder.tokens[0] += 1
+        moved = outputs(encoder, ("maxpool",), cells)["maxpool"] - before
+    torch.testing.assert_close(moved[:, :, :8, :8], torch.ones(1, 64, 8, 8))
+    assert not moved[:, :, 8:].any() and not moved[:, :, :, 8:].any()
+
+
+@pytest.mark.parametrize(
+    ("site", "words"),
+    [
+        ("fc", "site 'fc' is a module that does not run on the way to the features"),
+        ("layer9", "site 'layer9' is no module of this model"),
+    ],
+)
+def test_a_site_that_cannot_be_is_told_why(site, words):
+    with pytest.raises(ValueError, match=words):
+        MaskedEncoder("resnet18", site=site, img_size=64)

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from a2mim.encoder import MaskedEncoder
 from a2mim.wiring.layout import Layout, cell_stride, guess_layouts, leaves, raster_table, replace_leaves
-from a2mim.wiring.measure import Place, read_intermediates, verify_outputs
+from a2mim.wiring.measure import HookPoint, read_intermediates, verify_outputs
 from a2mim.wiring.sites import find_map, hook_target, study, unreached
 from a2mim.wiring.tracing import trace, trial_copy
 
@@ -144,7 +144,7 @@ class Permuted(nn.Module):
 def measured(model: nn.Module, images: Tensor) -> tuple[Layout, Layout]:
     """The layouts at block and at the output."""
     seen = trace(model, images)
-    places = [Place(c.name, c.guesses) for c in seen.calls if c.name in ("block", "last")]
+    places = [HookPoint(c.name, c.guesses) for c in seen.calls if c.name in ("block", "last")]
     at_block, at_last = read_intermediates(model, images[:1], places)
     guesses = {(): guess_layouts(seen.output.shape, (32, 32), 1)}
     return at_block[()], verify_outputs(model, images, "last", at_last, guesses)[()]
@@ -229,9 +229,9 @@ class Repeated(nn.Module):
 
 def test_a_module_that_runs_twice_is_no_site():
     model = Repeated()
-    calls = trace(model, torch.randn(2, 3, 32, 32)).calls
-    with pytest.raises(ValueError, match="computed once"):
-        find_map(model, calls, "shared")
+    seen = trace(model, torch.randn(2, 3, 32, 32))
+    with pytest.raises(ValueError, match="site 'shared' runs 2 times in one forward, so its output is not one map"):
+        find_map(model, seen, "shared")
 
 
 def test_a_hook_goes_to_the_last_child_of_a_sequential():
@@ -249,6 +249,6 @@ def test_depth_is_the_share_of_parametric_layers_that_ran():
 def test_measuring_a_raster_layout_finds_the_raster(seed):
     torch.manual_seed(seed)
     encoder = MaskedEncoder("vit_tiny_patch16_224", img_size=(48, 64), site="blocks.2")
-    layout = encoder.site_layouts[0]
+    layout = encoder.sites[0].layout
     assert (layout.grid, layout.first, layout.raster) == ((3, 4), 1, True)
     assert math.prod(layout.shape) == 13

@@ -124,7 +124,7 @@ OWN = [
 def test_anybodys_network_is_wrapped_without_a_line_for_it(name, site, grid, kind, channels, strides):
     torch.manual_seed(0)
     encoder = MaskedEncoder(name, img_size=64, token="scaled")
-    layout = encoder.site_layouts[0]
+    layout = encoder.sites[0].layout
     assert (encoder.site, layout.grid, layout.kind) == (site, grid, kind)
     assert (encoder.channels, encoder.strides) == (channels, strides)
     maps = encoder(some_images(), upper_right())
@@ -173,7 +173,8 @@ def test_a_network_can_be_given_as_it_is():
 
 
 def test_sizes_and_channels_go_to_the_argument_that_the_network_has():
-    name, model, size, model_args = build_model("my_nets.Tokens", 96, in_chans=5, model_args={"width": 16})
+    built = build_model("my_nets.Tokens", 96, in_chans=5, model_args={"width": 16})
+    name, model, size, model_args = built.name, built.model, built.img_size, built.model_args
     assert (name, size) == ("my_nets.Tokens", (96, 96))
     assert model_args == {"width": 16, "image_size": 96, "in_channels": 5}
     assert model(some_images(96, 5)).shape == (2, 16)
@@ -182,7 +183,7 @@ def test_sizes_and_channels_go_to_the_argument_that_the_network_has():
 def test_a_network_rebuilt_from_the_arguments_takes_the_weights():
     encoder = MaskedEncoder("my_nets.Tokens", img_size=96, model_args={"width": 16})
     told = encoder.arguments()
-    again = build_model(told["name"], tuple(told["img_size"]), told["in_chans"], model_args=told["model_args"])[1]
+    again = build_model(told["name"], tuple(told["img_size"]), told["in_chans"], model_args=told["model_args"]).model
     again.load_state_dict(encoder.model.state_dict(), strict=True)
 
 
@@ -236,7 +237,7 @@ def test_a_vision_encoder_of_transformers_is_wrapped_through_its_configuration(k
     (maps[0] * torch.randn_like(maps[0])).sum().backward()
     assert [key for key, p in encoder.named_parameters() if p.requires_grad and p.grad is None] == []
     told = encoder.arguments()
-    again = build_model(told["name"], 64, model_args=told["model_args"])[1]
+    again = build_model(told["name"], 64, model_args=told["model_args"]).model
     again.load_state_dict(encoder.model.state_dict(), strict=True)
     grid = encoder.eval()(images)[0]
     tokens = encoder.model.network(images).last_hidden_state

@@ -1,25 +1,34 @@
 """What the shapes of weights say about the arguments that timm builds their model with, beyond its name."""
 
 import math
+from collections.abc import Mapping
+from typing import Any
 
-import timm
-import torch
 from torch import Tensor, nn
 
+from a2mim.wiring.timm_models import on_meta
 
-def arguments_of(name: str, tensors: dict[str, Tensor], model_args: dict) -> dict:
-    """`model_args` and what follows from the tensors: channels, image size, pooling, position embedding, LayerScale.
+
+def arguments_of(
+    name: str, tensors: Mapping[str, Tensor], model_args: Mapping[str, Any], masked: bool = False
+) -> dict[str, Any]:
+    """`model_args` and what follows from the tensors: channels, image size, pooling, class token, position embedding,
+    LayerScale, the place of ConvNeXt's last norm.
+
+    Args:
+        masked: the encoder was pre-trained with a mask token.
 
     Only what is there decides; whatever still differs from the model is for the loading to refuse.
     """
     arguments = dict(model_args)
     own = on_meta(name, **arguments).state_dict()
-    if "fc_norm.weight" in tensors and "norm.weight" in own and "norm.weight" not in tensors:
-        arguments["global_pool"] = "avg"  # timm's ViT then norms after pooling
+    arguments |= _pooling(own, tensors)
     if "pos_embed" in tensors and "pos_embed" not in own and any("relative_position_bias_table" in key for key in own):
         arguments["use_abs_pos_emb"] = True  # BEiT with both, as SimMIM and A²MIM train it
     if "blocks.0.ls1.gamma" in tensors and "blocks.0.ls1.gamma" not in own:
         arguments["init_values"] = 1.0  # any number gives the parameter, the file its values
+    if "head.norm.weight" in own and ("norm_pre.weight" in tensors or (masked and "head.norm.weight" in tensors)):
+        arguments["head_norm_first"] = True  # a ConvNeXt that was decoded behind its norm, as A²MIM does
     model = _built(name, arguments, fallback=model_args)
     if (channels := _channels(model, tensors)) != 3:
         arguments.setdefault("in_chans", channels)
@@ -28,22 +37,42 @@ def arguments_of(name: str, tensors: dict[str, Tensor], model_args: dict) -> dic
     return arguments
 
 
-def on_meta(name: str, **arguments) -> nn.Module:
-    """The timm model without memory for its weights."""
-    with torch.device("meta"):
-        return timm.create_model(name, num_classes=0, **arguments)
+def place_norm(tensors: dict[str, Tensor], own: Mapping[str, object]) -> dict[str, Tensor]:
+    """ConvNeXt's last norm under the name that the model has for it.
+
+    timm calls it `norm_pre` where it stands before the pooling (head_norm_first=True) and `head.norm` where it stands
+    behind; the weights are the same.
+    """
+    renamed = {}
+    for old, new in (("head.norm.", "norm_pre."), ("norm_pre.", "head.norm.")):
+        for part in ("weight", "bias"):
+            if old + part in tensors and old + part not in own and new + part in own and new + part not in tensors:
+                renamed[old + part] = new + part
+    return {renamed.get(key, key): value for key, value in tensors.items()}
 
 
-def _built(name: str, arguments: dict, fallback: dict) -> nn.Module:
+def _pooling(own: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+    """What the norms and the class token in the file say of a ViT's pooling."""
+    if "fc_norm.weight" in tensors and "norm.weight" in own and "norm.weight" not in tensors:
+        return {"global_pool": "avg"}  # timm's ViT then norms after pooling
+    tokenless = "cls_token" in own and "cls_token" not in tensors and "pos_embed" in tensors
+    if tokenless and "norm.weight" in tensors:  # I-JEPA
+        return {"class_token": False, "global_pool": "avg", "fc_norm": False}
+    if "norm.weight" in tensors and "norm.weight" not in own and "fc_norm.weight" in own:
+        return {"global_pool": "token"}  # timm's BEiT averages and norms afterwards
+    return {}
+
+
+def _built(name: str, arguments: dict[str, Any], fallback: Mapping[str, Any]) -> nn.Module:
     try:
         return on_meta(name, **arguments)
-    except TypeError:  # a family without such an argument: then the keys differ, and say so
+    except ValueError:  # a family without such an argument: then the keys differ, and say so
         for key in set(arguments) - set(fallback):
             del arguments[key]
         return on_meta(name, **arguments)
 
 
-def _channels(model: nn.Module, tensors: dict) -> int:
+def _channels(model: nn.Module, tensors: Mapping[str, Tensor]) -> int:
     """Of the images: the input width of the first convolution, 3 where it cannot be told."""
     first = model.pretrained_cfg.get("first_conv")
     first = first if isinstance(first, str) else (first or [""])[0]
@@ -54,7 +83,7 @@ def _channels(model: nn.Module, tensors: dict) -> int:
     return given.shape[1]
 
 
-def _image_size(model: nn.Module, tensors: dict) -> list[int] | None:
+def _image_size(model: nn.Module, tensors: Mapping[str, Tensor]) -> list[int] | None:
     """[H, W] where the position embedding has another, square, number of cells than the model's own."""
     given, own = tensors.get("pos_embed"), getattr(model, "pos_embed", None)
     patch = getattr(getattr(model, "patch_embed", None), "patch_size", None)

@@ -4,6 +4,7 @@ Sources: the toolkits' own modules, whose features the tests compare with timm's
 mmpretrain 1.2); OpenMixup by reading. Invariant: a tensor is renamed or re-ordered, never changed in value.
 """
 
+import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -87,12 +88,52 @@ def _layer_scale(tensors: dict) -> dict:
     return {re.sub(r"\.gamma_([12])$", r".ls\1.gamma", key): value for key, value in tensors.items()}
 
 
+def _with_registers(tensors: dict) -> dict:
+    """DINOv2 with registers: its position embedding has a place for the class token, timm's has none.
+
+    So the place is added to the class token. A SwiGLU of one matrix is timm's fc1 and fc2.
+    """
+    if "register_tokens" in tensors:
+        tensors = dict(tensors)
+        tensors["reg_token"], positions = tensors.pop("register_tokens"), tensors["pos_embed"]
+        tensors["cls_token"] = tensors["cls_token"] + positions[:, :1]
+        tensors["pos_embed"] = positions[:, 1:]
+    return {re.sub(r"\.mlp\.w12\.", ".mlp.fc1.", re.sub(r"\.mlp\.w3\.", ".mlp.fc2.", k)): v for k, v in tensors.items()}
+
+
+def _dense(tensors: dict) -> dict:
+    """FCMAE's sparse convolutions as dense ones: kernels (positions, in, out), or (positions, channels) depthwise."""
+    dense = {}
+    for key, value in tensors.items():
+        if key.endswith(".kernel"):
+            side = math.isqrt(value.shape[0])
+            shape = "(w h) i o -> o i h w" if value.ndim == 3 else "(w h) c -> c 1 h w"
+            key, value = f"{key.removesuffix('kernel')}weight", rearrange(value, shape, h=side)
+        elif key.endswith(".bias") and value.ndim > 1:
+            value = value.reshape(-1)
+        dense[key] = value
+    return dense
+
+
+_CHUNK = (r"^blocks\.\d+\.(\d+)\.", r"blocks.\1.")  # blocks.CHUNK.BLOCK; the number of a block counts over all
 _MM_FFN = ((r"\.ffn\.layers\.0\.0\.", ".mlp.fc1."), (r"\.ffn\.layers\.1\.", ".mlp.fc2."))
 _VITS = ("vit_tiny_patch16_224", "vit_small_patch16_224", "vit_base_patch16_224", "vit_large_patch16_224")
 _SWINS = ("swin_tiny_patch4_window7_224", "swin_small_patch4_window7_224", "swin_base_patch4_window7_224")
 _CONVNEXTS = ("convnext_tiny", "convnext_small", "convnext_base", "convnext_large", "convnext_atto")
 _XCITS = ("xcit_nano_12_p16_224", "xcit_tiny_12_p16_224", "xcit_small_12_p16_224", "xcit_medium_24_p16_224")
 _RESNETS = ("resnet18", "resnet50", "resnet34", "resnet101", "resnet152")
+
+_CONVNEXT_AUTHORS = (
+    (r"^downsample_layers\.0\.", "stem."),
+    (r"^downsample_layers\.(\d+)\.", r"stages.\1.downsample."),
+    (r"^stages\.(\d+)\.(\d+)\.", r"stages.\1.blocks.\2."),
+    (r"\.dwconv\.", ".conv_dw."),
+    (r"\.pwconv([12])\.", r".mlp.fc\1."),
+    (r"\.grn\.gamma$", ".mlp.grn.weight"),
+    (r"\.grn\.beta$", ".mlp.grn.bias"),
+    (r"^norm\.", "head.norm."),
+)
+_DINOV2 = ("vit_small_patch14_dinov2", "vit_base_patch14_dinov2", "vit_large_patch14_reg4_dinov2")
 
 OWN = Form("the architecture's own names", ())
 FORMS = (
@@ -256,18 +297,51 @@ FORMS = (
         _XCITS,
     ),
     Form(
+        "a CrossViT in its authors' names",
+        (r"pos_embed\.0$", r"cls_token\.0$"),
+        ((r"^(pos_embed|cls_token)\.(\d+)$", r"\1_\2"),),
+        pixels=BICUBIC,
+        examples=("crossvit_tiny_240", "crossvit_small_240", "crossvit_base_240", "crossvit_9_240"),
+    ),
+    Form(
+        "a ViT in DINOv2's training names",
+        (r"blocks\.\d+\.\d+\.attn\.qkv\.weight", r"patch_embed\.proj\.weight"),
+        (_CHUNK,),
+        _with_registers,
+        BICUBIC,
+        _DINOV2,
+    ),
+    Form(
+        "a ViT of DINOv2",
+        (r"register_tokens$", r"blocks\.0\.attn\.qkv\.weight"),
+        ((r"^blocks\.0\.", "blocks.0."),),
+        _with_registers,
+        BICUBIC,
+        _DINOV2,
+    ),
+    Form(
+        "a ConvNeXt of FCMAE",
+        (r"stages\.0\.0\.dwconv\.kernel", r"downsample_layers\.0\.0\.weight"),
+        (*_CONVNEXT_AUTHORS, (r"\.(ln|linear)\.(weight|bias)$", r".\2")),
+        _dense,
+        BICUBIC,
+        ("convnextv2_atto", "convnextv2_tiny", "convnextv2_base", "convnextv2_large"),
+    ),
+    Form(
+        "a ResNet as a torch.nn.Sequential of its parts, as lightly's users save it",
+        (r"0\.weight", r"1\.running_mean", r"4\.0\.conv1\.weight", r"7\.0\.conv1\.weight"),
+        (
+            (r"^0\.", "conv1."),
+            (r"^1\.", "bn1."),
+            (r"^([4-7])\.", lambda found: f"layer{int(found[1]) - 3}."),
+        ),
+        pixels=BILINEAR,
+        examples=_RESNETS,
+    ),
+    Form(
         "a ConvNeXt in its authors' names",
         (r"stages\.0\.0\.dwconv\.weight", r"downsample_layers\.0\.0\.weight"),
-        (
-            (r"^downsample_layers\.0\.", "stem."),
-            (r"^downsample_layers\.(\d+)\.", r"stages.\1.downsample."),
-            (r"^stages\.(\d+)\.(\d+)\.", r"stages.\1.blocks.\2."),
-            (r"\.dwconv\.", ".conv_dw."),
-            (r"\.pwconv([12])\.", r".mlp.fc\1."),
-            (r"\.grn\.gamma$", ".mlp.grn.weight"),
-            (r"\.grn\.beta$", ".mlp.grn.bias"),
-            (r"^norm\.", "head.norm."),
-        ),
+        _CONVNEXT_AUTHORS,
         pixels=BICUBIC,
         examples=_CONVNEXTS,
     ),
@@ -287,6 +361,11 @@ FORMS = (
         "a ViT in the names of timm, DINO and MAE",
         (r"blocks\.0\.attn\.qkv\.weight", r"patch_embed\.proj\.weight", r"cls_token$"),
         examples=_VITS,
+    ),
+    Form(
+        "a ViT without a class token, as I-JEPA's",
+        (r"blocks\.0\.attn\.qkv\.weight", r"patch_embed\.proj\.weight", r"pos_embed$"),
+        examples=("vit_huge_patch14_224", *_VITS),
     ),
     Form(
         "an XCiT in timm's names",

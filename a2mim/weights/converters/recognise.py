@@ -16,18 +16,27 @@ from torch import Tensor
 
 from a2mim.weights.converters.forms import BICUBIC, FORMS, OWN, Form
 
-# where a file keeps its tensors, in the order of preference: DINO judges by its teacher
-CONTAINERS = ("state_dict", "model_state_dict", "teacher", "model", "module", "student", "network", "net")
+# where a file keeps its tensors, in the order of preference: averaged weights first, as timm takes them; a teacher is
+# the average of its student
+CONTAINERS = (
+    *("state_dict_ema", "model_ema", "ema_state_dict", "state_dict", "model_state_dict", "teacher", "model", "module"),
+    *("target_encoder", "student", "network", "net", "encoder"),
+)
+AVERAGED = ("state_dict_ema", "model_ema", "ema_state_dict")
 # what wraps the encoder's own names, outermost first
 PREFIXES = (
-    *("module.", "_orig_mod.", "base_encoder.", "encoder_q.", "backbone.", "timm_model.", "vit.", "resnet."),
+    *("module.", "_orig_mod.", "teacher_backbone.", "student_backbone.", "teacher.", "student.", "base_encoder."),
+    *("momentum_encoder.", "encoder_q.", "backbone.", "timm_model.", "vit.", "resnet.", "sparse_encoder.", "sp_cnn."),
     *("model.", "encoder."),
 )
+# toolkits whose files say nothing of their pixels and whose images are normalised as ImageNet's
+IMAGENET_MARKS = {"teacher", "student", "base_encoder", "momentum_encoder", "target_encoder", "model", "model_ema"}
 # what an encoder does without: classifiers, poolers of text models, mask tokens, decoders, indices computed anew
+MASKED = re.compile(r"(^|\.)(mask_token|mask_tokens\.\d+)$|^(module\.)?sparse_encoder\.")
 INDEX = re.compile(r"(^|\.)(relative_position_index|attn_mask)$")
 AUXILIARY = re.compile(
     r"(fc|head|heads|head_dist|cls_head|classifier|last_linear|pooler|projector|predictor|neck|decoder)\."
-    r"|(mask_token|mask_gamma|decoder_\w+|embeddings\.mask_token)(\.|$)"
+    r"|(mask_tokens?|mask_gamma|decoder_\w+|proj|pred|embeddings\.mask_token)(\.|$)"
     r"|.*(^|\.)(relative_position_index|attn_mask)$"
 )
 
@@ -85,13 +94,13 @@ def recognise(content, own: dict[str, Tensor] | None = None) -> Recognised | Non
         inner = next((name for name in CONTAINERS if isinstance(content.get(name), dict)), None)
         if inner is None:
             break
-        opened.append(inner)
+        opened.append(f"{inner} (averaged weights)" if inner in AVERAGED else inner)
         content = content[inner]
     if not isinstance(content, dict):
         return None
-    tensors = {key: value for key, value in content.items() if isinstance(value, Tensor)}
-    masked = any(re.search(r"(^|\.)mask_token$", key) for key in tensors)
-    left_out = Counter()
+    tensors = {key: value for key, value in content.items() if isinstance(value, Tensor) and isinstance(key, str)}
+    masked = any(MASKED.search(key) for key in tensors)
+    left_out: Counter = Counter()
     while (form := _form_of(tensors, own.keys())) is None:
         prefix = next((p for p in PREFIXES if any(key.startswith(p) for key in tensors)), None)
         if prefix is None:
@@ -105,8 +114,12 @@ def recognise(content, own: dict[str, Tensor] | None = None) -> Recognised | Non
     extra = [key for key in tensors if key not in own and AUXILIARY.match(key)]
     left_out.update(key.rpartition(".")[2] if INDEX.search(key) else key.partition(".")[0] for key in extra)
     tensors = {key: _as_shaped(value, own.get(key)) for key, value in tensors.items() if key not in extra}
-    pixels = form.pixels or (BICUBIC if masked or {"teacher", "student"} & set(opened) else None)
-    return Recognised(form, tensors, " / ".join(opened), pixels, left_out, masked)
+    words = {word for place in opened for word in place.split(" ")}
+    vit = "blocks.0.attn.qkv.weight" in tensors  # timm's mean for one is 0.5 unless its tag says otherwise
+    imagenet = masked or words & {"teacher", "student"} or (vit and words & IMAGENET_MARKS)
+    return Recognised(
+        form, tensors, " / ".join(opened), form.pixels or (BICUBIC if imagenet else None), left_out, masked
+    )
 
 
 def rename(key: str, form: Form) -> str:

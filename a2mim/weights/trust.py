@@ -1,0 +1,138 @@
+"""What a file may say of its network, and what only the user may say.
+
+Invariant: a name in a file is looked up in timm's table of models. A dotted path is imported, and a hub's address
+opened, only where the user typed it. Numbers and words in a file are checked before anything is built from them, and a
+file beside a receipt is compared with the receipt's hash.
+"""
+
+import hashlib
+import math
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from a2mim.pixels import INTERPOLATIONS
+from a2mim.wiring.plain_arguments import LARGEST, fault_of_argument, fault_of_own_argument, shorten
+from a2mim.wiring.timm_models import is_registered
+
+MOST_CHANNELS = 4096
+BLOCK = 1 << 20  # bytes that are hashed at a time
+
+
+def settle_name(stated: object, typed: str | None, path: Path) -> str:
+    """The architecture to build: the one that a file states, if timm knows it or the user typed the same.
+
+    Args:
+        stated: the name in the file.
+        typed: the name that the user gave in front of the file, or that the recipe gave; None for none.
+
+    Raises:
+        ValueError: the file names code to import, an address, or another network than the user.
+    """
+    if is_registered(stated):
+        assert isinstance(stated, str)
+        if typed in (None, stated):
+            return stated
+        raise ValueError(f"{path} is a checkpoint of {stated}, not of {typed}: leave {typed}: out.")
+    if typed is not None and (stated == typed or is_registered(typed)):
+        return typed
+    if typed is not None:
+        raise ValueError(f"{path} holds the weights of {shorten(stated)}, not of {typed}.")
+    place = path.parent if path.name == "config.json" else path
+    raise ValueError(
+        f"{path} names the network {shorten(stated)}, which is not in timm's table of models, and a file may not choose"
+        f" code to import or an address to open: if you trust it, name the network yourself, as NETWORK:{place} with its"
+        " dotted path, e.g. my_package.MyNet."
+    )
+
+
+def check_arguments(name: str, arguments: object, path: Path) -> dict[str, Any]:
+    """The constructor arguments that a file brings, if each is one that a file may set.
+
+    Raises:
+        ValueError: one is not.
+    """
+    if not isinstance(arguments, Mapping):
+        raise ValueError(f"{path} has model_args={shorten(arguments)}, which is no dictionary.")
+    judge = fault_of_argument if is_registered(name) else fault_of_own_argument
+    for key, value in arguments.items():
+        if fault := judge(key, value):
+            raise ValueError(
+                f"{path} sets {fault}: a file may bring numbers and plain words for known arguments only. If you trust"
+                f' it, give this argument yourself, in Python: load_encoder("{name}:FILE", …) on its file of weights.'
+            )
+    return dict(arguments)
+
+
+def check_pixels(pixels: Mapping[str, Any], path: Path) -> Mapping[str, Any]:
+    """mean, std, interpolation and sizes of a file, if they are plain and usable.
+
+    Raises:
+        ValueError: they are not.
+    """
+    faults = {
+        "mean": lambda value: not _numbers(value, MOST_CHANNELS),
+        "std": lambda value: not _numbers(value, MOST_CHANNELS) or min(value) <= 0,
+        "interpolation": lambda value: value not in INTERPOLATIONS,
+        "img_size": lambda value: not _sizes(value, 2),
+        "input_size": lambda value: not _sizes(value, 3),
+    }
+    for key, wrong in faults.items():
+        if pixels.get(key) is not None and wrong(pixels[key]):
+            raise ValueError(f"{path} has {key}={shorten(pixels[key])}, which no image can be prepared with.")
+    return pixels
+
+
+def check_names(names: object, path: Path) -> list[str]:
+    """A list of parameters' names, as a checkpoint or a receipt states it."""
+    if not isinstance(names, list | tuple) or not all(isinstance(name, str) for name in names):
+        raise ValueError(f"{path} has {shorten(names)} where the names of frozen parameters must stand.")
+    return list(names)
+
+
+def check_hashes(folder: Path, receipt: Mapping[str, Any], names: Iterable[str]) -> None:
+    """Compares files with the sha256 that the receipt beside them states; names that it does not state are passed.
+
+    Raises:
+        ValueError: a file is not the one that the receipt was written for.
+    """
+    stated = receipt.get("sha256")
+    for name in names:
+        if not isinstance(stated, Mapping) or name not in stated:
+            continue
+        if hash_file(folder / name) != stated[name]:
+            raise ValueError(
+                f"{folder / name} is not the file that {folder / 'receipt.json'} was written for (another sha256): it"
+                " is damaged or was changed. Export the encoder again; if you changed it yourself, delete the receipt."
+            )
+
+
+def hash_file(path: Path) -> str:
+    """sha256 of a file's bytes."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(BLOCK):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def fault_of_values(tensors: Mapping[str, Tensor]) -> str:
+    """Which tensors are not finite, as a part of a sentence; "" where all are."""
+    wrong = [key for key, value in tensors.items() if value.is_floating_point() and not value.isfinite().all()]
+    if not wrong:
+        return ""
+    return f"{len(wrong)} of {len(tensors)} tensors are not finite (NaN or infinity), the first is {wrong[0]}"
+
+
+def _numbers(values: object, most: int) -> bool:
+    if not isinstance(values, list | tuple) or not 0 < len(values) <= most:
+        return False
+    return all(isinstance(v, int | float) and not isinstance(v, bool) and math.isfinite(v) for v in values)
+
+
+def _sizes(values: object, count: int) -> bool:
+    if not isinstance(values, list | tuple) or len(values) != count:
+        return False
+    return all(isinstance(v, int) and not isinstance(v, bool) and 0 < v <= LARGEST for v in values)

@@ -1,0 +1,228 @@
+"""The one place where timm builds a model: by name, image size, channels and arguments.
+
+Invariant: what is asked for is what is built. Stochastic depth and dropout that nobody asked for are 0, also where
+timm's own default is not; an image size or a number of channels that is stated twice must be the same both times.
+"""
+
+import difflib
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from torch import nn
+
+from a2mim.wiring.plain_arguments import fault_of_argument, shorten
+
+OFF = ("drop_path_rate", "drop_rate", "proj_drop_rate")  # the rates whose default in timm is not always 0
+REFUSALS = (AssertionError, RuntimeError, TypeError, ValueError)  # the ways in which constructors refuse a size
+UNBUILDABLE = (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError)
+_NAME = re.compile(r"\w+(\.[\w.\-]+)?")  # architecture, or architecture.tag
+
+
+@dataclass(frozen=True)
+class BuiltModel:
+    """A network and what it was built from.
+
+    Attributes:
+        name: timm's name of the architecture, with the tag that was asked for; or a dotted path.
+        model: random weights, or those that were asked for.
+        img_size: (H, W) in pixels that the model is meant for.
+        model_args: with the name and the number of classes, what builds the same model again.
+        sized: the constructor took the image size; else the network runs at any size, or refuses when it runs.
+    """
+
+    name: str
+    model: nn.Module
+    img_size: tuple[int, int]
+    model_args: dict[str, Any] = field(default_factory=dict)
+    sized: bool = True
+
+
+def is_timm(name: str) -> bool:
+    """Whether timm builds this: a registered name, or a folder or hub address that timm reads."""
+    return name.partition(":")[0] in ("local-dir", "hf-hub", "hf_hub") or is_registered(name)
+
+
+def is_registered(name: object) -> bool:
+    """Whether this is a name in timm's table of models, with or without a tag of weights, and no address."""
+    return isinstance(name, str) and bool(_NAME.fullmatch(name)) and timm.is_model(name)
+
+
+def build_timm(
+    name: str,
+    img_size: int | tuple[int, int] | list[int] | None = None,
+    in_chans: int | None = None,
+    num_classes: int = 0,
+    drop_path_rate: float = 0.0,
+    pretrained: bool = False,
+    model_args: Mapping[str, Any] | None = None,
+    cfg_overlay: Mapping[str, Any] | None = None,
+) -> BuiltModel:
+    """Builds a timm model.
+
+    Args:
+        name: as timm.create_model takes it. Of an address (local-dir:…, hf-hub:…), the config.json may name timm's
+            models and plain arguments only.
+        img_size: pixels, one number or (height, width); None is what model_args say, else the model's own size.
+        in_chans: channels of the images; None is what model_args say, else 3.
+        num_classes: 0 is an encoder without a classifier.
+        drop_path_rate: stochastic depth; 0 is none, whatever timm's default.
+        pretrained: timm's published weights, which it downloads.
+        model_args: further arguments of the constructor.
+        cfg_overlay: timm's `pretrained_cfg_overlay`.
+
+    Raises:
+        ValueError: unknown or contradicting arguments, in one sentence.
+    """
+    arguments = dict(model_args or {})
+    if ":" in name:
+        name, arguments, address = *_read_address(name, arguments), name
+    else:
+        address = name
+    size = _agreed("img_size", None if img_size is None else list(_pair(img_size)), arguments)
+    channels = _agreed("in_chans", in_chans, arguments)
+    if channels not in (None, 3) or "in_chans" in arguments:
+        arguments["in_chans"] = channels
+    rate = _agreed("drop_path_rate", drop_path_rate or None, arguments)
+    off = {key: 0.0 for key in OFF if key not in arguments}
+    if rate:
+        off["drop_path_rate"] = rate
+    fixed: dict[str, Any] = {"pretrained": pretrained, "num_classes": num_classes}
+    if cfg_overlay is not None:
+        fixed["pretrained_cfg_overlay"] = dict(cfg_overlay)
+    rest = {key: value for key, value in arguments.items() if key != "img_size"}
+    state = torch.get_rng_state()
+    if size is not None:
+        try:
+            model = _create(address, fixed | rest | {"img_size": list(_pair(size))}, off)
+            return BuiltModel(name, model, _pair(size), rest | {"img_size": list(_pair(size))})
+        except REFUSALS as error:  # no such argument, or a size that it refuses
+            if "img_size" in arguments:
+                raise _unbuildable(name, arguments, error) from error
+            torch.set_rng_state(state)  # the weights do not depend on the failed attempt
+    try:
+        model = _create(address, fixed | rest, off)
+    except UNBUILDABLE as error:
+        if pretrained and isinstance(error, RuntimeError):  # it is about weights, which the caller knows more of
+            raise
+        raise _unbuildable(name, rest, error) from error
+    own = tuple(model.pretrained_cfg["input_size"][1:])
+    return BuiltModel(name, model, own if size is None else _pair(size), rest, sized=size is None)
+
+
+def on_meta(name: str, num_classes: int = 0, **model_args: Any) -> nn.Module:
+    """The model without memory for its weights: its keys and shapes."""
+    with torch.device("meta"):
+        return build_timm(name, num_classes=num_classes, model_args=model_args).model
+
+
+def shapes_of(model: nn.Module) -> dict[str, tuple[int, ...]]:
+    """Key -> shape of the state dictionary."""
+    return {key: tuple(value.shape) for key, value in model.state_dict().items()}
+
+
+def takes(name: str, **argument: Any) -> bool:
+    """Whether the constructor has this argument; the value is judged when the model is built."""
+    try:
+        with torch.device("meta"):
+            timm.create_model(name, num_classes=0, **argument)
+    except TypeError:
+        return False
+    except (AssertionError, RuntimeError, ValueError):
+        return True
+    return True
+
+
+def as_timm_reads(folder: str | Path) -> nn.Module:
+    """What a user of timm gets from a folder of ours, by timm's own loading alone: the proof that it can be read."""
+    return timm.create_model(f"local-dir:{folder}", pretrained=True)
+
+
+def unknown_model(name: str, what: str = "not a model that timm knows") -> ValueError:
+    """The error to raise for a name, with the nearest that timm knows."""
+    near = difflib.get_close_matches(name.split(".")[0], timm.list_models(), n=4, cutoff=0.3)
+    return ValueError(f"{name!r} is {what}" + (f"; the nearest names: {', '.join(near)}." if near else "."))
+
+
+def _create(name: str, arguments: dict[str, Any], off: dict[str, float]) -> nn.Module:
+    """timm.create_model, without those rates of `off` that this constructor does not have.
+
+    Raises:
+        ValueError: a rate above 0 that the model does not have.
+    """
+    off, state = dict(off), torch.get_rng_state()
+    while True:
+        try:
+            return timm.create_model(name, **arguments, **off)
+        except TypeError as error:
+            lacking = next((key for key in off if f"'{key}'" in str(error)), None)
+            if lacking is None:
+                raise
+            if off.pop(lacking):
+                raise ValueError(f"{name} has no stochastic depth; leave drop_path_rate at 0.") from error
+            torch.set_rng_state(state)
+
+
+def _agreed(key: str, stated: Any, arguments: dict[str, Any]) -> Any:
+    """The value of an argument that may be stated for itself, in `arguments`, or in both alike."""
+    given = arguments.get(key)
+    if stated is None or given is None:
+        return given if stated is None else stated
+    same = _pair(stated) == _pair(given) if key == "img_size" else stated == given
+    if not same:
+        raise ValueError(f"{key}={stated} and {key}={given} in model_args contradict each other: state it once.")
+    return stated
+
+
+def _pair(size: Any) -> tuple[int, int]:
+    return (size, size) if isinstance(size, int) else (size[0], size[1])
+
+
+def _unbuildable(name: str, arguments: dict[str, Any], error: Exception) -> ValueError:
+    told = ", ".join(f"{key}={value!r}" for key, value in arguments.items()) or "no arguments"
+    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    return ValueError(f"{name} cannot be built with {told} ({reason}); look at model_args.")
+
+
+def _read_address(address: str, arguments: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+    """(architecture, arguments) that timm will build from a folder or a hub; what the user typed comes before both.
+
+    Raises:
+        ValueError: its config.json names no timm model, or an argument that a file may not set.
+    """
+    source, _, place = address.partition(":")
+    if source == "local-dir":
+        config = read_json(Path(place) / "config.json")
+        name, stated = config.get("architecture"), config.get("model_args")
+    else:
+        _, name, stated = timm.models.load_model_config_from_hf(place)
+    if not is_registered(name):
+        raise ValueError(f"{address} names the architecture {shorten(name)}, which is not a model that timm knows.")
+    if not isinstance(stated, dict | None):
+        raise ValueError(f"the config.json of {address} has model_args={shorten(stated)}, which is no dictionary.")
+    stated = {key: value for key, value in (stated or {}).items() if key != "num_classes"}
+    for key, value in stated.items():
+        if fault := fault_of_argument(key, value):
+            raise ValueError(f"the config.json of {address} sets {fault}.")
+    return name, stated | arguments
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is damaged, or holds something else.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError):
+        content = None
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} cannot be read: it is incomplete or not JSON.")
+    return content
