@@ -43,8 +43,8 @@ def settle_name(stated: object, typed: str | None, path: Path) -> str:
     place = path.parent if path.name == "config.json" else path
     raise ValueError(
         f"{path} names the network {shorten(stated)}, which is not in timm's table of models, and a file may not choose"
-        f" code to import or an address to open: if you trust it, name the network yourself, as NETWORK:{place} with its"
-        " dotted path, e.g. my_package.MyNet."
+        " code to import or an address to open: if you trust it, name the network yourself by its dotted path, as"
+        f" my_package.MyNet:{place}."
     )
 
 

@@ -65,7 +65,7 @@ def test_the_folder_is_an_encoder_for_every_command(exported):
 
 def test_targets_of_timm_s_architectures_say_so(exported, tmp_path):
     with pytest.raises(ValueError, match="cannot be exported to timm: timm does not build it, choose network"):
-        export(exported[1], ["timm"], tmp_path)
+        export(f"exported_net.Net:{exported[1]}", ["timm"], tmp_path)
     with pytest.raises(ValueError, match="cannot be exported to network: it is timm's, choose timm"):
         export("resnet10t", ["network"], tmp_path)
 

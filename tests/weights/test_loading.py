@@ -216,7 +216,7 @@ def test_a_network_of_ones_own_comes_back_from_its_checkpoint(tmp_path):
     assert same_features(model, encoder.model) and preprocessing["img_size"] == [SIZE, SIZE]
     with pytest.raises(ValueError, match=r"names the network 'torchvision\.models\.resnet18', which is not in timm's"):
         load_encoder(path)  # a checkpoint may not choose code to import
-    with pytest.raises(ValueError, match="holds the weights of 'torchvision.models.resnet18', not of torchvision"):
+    with pytest.raises(ValueError, match=r"holds the weights of 'torchvision\.models\.resnet18', not of torchvision"):
         load_encoder(f"torchvision.models.resnet34:{path}")
     write_checkpoint(encoder, path, lambda state: state.pop("encoder.model.bn1.bias"))
     with pytest.raises(ValueError, match=r"1 missing \(bn1.bias\)"):

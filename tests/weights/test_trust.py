@@ -2,6 +2,7 @@
 
 import json
 import sys
+from pathlib import Path
 
 import pytest
 import timm
@@ -15,6 +16,7 @@ from a2mim.export.receipt import hash_files
 from a2mim.export.timm_folder import write_timm_folder
 from a2mim.weights.loading import load_encoder, load_reported
 
+CONFIGS = Path(__file__).parents[2] / "configs"
 SIZE = 64
 PIXELS = {"mean": [0.5] * 3, "std": [0.25] * 3, "interpolation": "bilinear", "img_size": [SIZE, SIZE]}
 CODE = """
@@ -109,7 +111,7 @@ ARGUMENTS = [
 @pytest.mark.parametrize("name", NAMES, ids=repr)
 def test_a_folder_s_architecture_is_a_name_in_timm_s_table(place, name):
     folder = write_folder(place / "folder", lambda config: config.update(architecture=name))
-    with pytest.raises(ValueError, match="names the network .* which is not in timm's table of models") as caught:
+    with pytest.raises(ValueError, match=r"names the network .* which is not in timm's table of models") as caught:
         load_encoder(folder)
     assert "\n" not in str(caught.value) and "if you trust it" in str(caught.value)
     assert not (place / "marker").exists()
@@ -118,7 +120,7 @@ def test_a_folder_s_architecture_is_a_name_in_timm_s_table(place, name):
 @pytest.mark.parametrize("name", [n for n in NAMES if isinstance(n, str)])
 @pytest.mark.parametrize("kind", ["encoder", "classifier"])
 def test_a_checkpoint_s_architecture_is_a_name_in_timm_s_table(place, name, kind):
-    with pytest.raises(ValueError, match="names the network .* which is not in timm's table of models"):
+    with pytest.raises(ValueError, match=r"names the network .* which is not in timm's table of models"):
         load_encoder(write_checkpoint(place / "c.pth", name, kind))
     assert not (place / "marker").exists()
 
@@ -152,11 +154,11 @@ def test_a_folder_of_transformers_is_held_to_the_same_tables(place):
 @pytest.mark.parametrize(
     "words",
     [
-        ["embed", "folder", "--data", "photos", "--out", "out"],
+        ["embed", "folder", "photos", "--out", "out.npz"],
         ["knn", "folder", "--data", "photos", "--test-data", "photos"],
         ["export", "folder", "--to", "timm", "--out", "out"],
-        ["finetune", "finetune/rsb_a3", "folder", "--work-dir", "run"],
-        ["pretrain", "a2mim_resnet18", "--work-dir", "run", "--init-from", "folder"],
+        ["finetune", str(CONFIGS / "finetune" / "rsb_a3.py"), "folder", "--work-dir", "run"],
+        ["pretrain", str(CONFIGS / "a2mim_resnet18.py"), "--work-dir", "run", "--init-from", "folder"],
     ],
     ids=lambda words: words[0],
 )
@@ -167,7 +169,9 @@ def test_every_command_refuses_a_folder_that_names_code(place, capsys, words):
     except SystemExit as error:
         status = error.code
     told = capsys.readouterr().err
-    assert status == 1 and "names the network 'evil_net.Net'" in told, told
+    assert status == 1 and told.startswith("error: ") and told.count("\n") == 1
+    if words[0] != "pretrain":  # its recipe names the network, so the folder's word for it is not even read
+        assert "names the network 'evil_net.Net'" in told
     assert not (place / "marker").exists()
 
 
@@ -182,7 +186,7 @@ def test_what_the_user_types_may_be_a_dotted_path(place):
     assert torch.equal(model.state_dict()["stem.weight"], network.state_dict()["stem.weight"])
     config["model_args"]["inner"] = {"type": "evil_net.run"}  # the class is the user's, its arguments are the file's
     (folder / "config.json").write_text(json.dumps(config))
-    with pytest.raises(ValueError, match="sets inner=.*, which is neither numbers nor plain words"):
+    with pytest.raises(ValueError, match=r"sets inner=.*, which is neither numbers nor plain words"):
         load_encoder(f"evil_net.Net:{folder}")
 
 
@@ -211,10 +215,9 @@ def test_a_file_that_is_not_its_receipt_s_is_refused(place, file):
     content = bytearray((folder / file).read_bytes())
     content[-30] ^= 1
     (folder / file).write_bytes(content)
+    words = rf"{file} (is not the file that .*receipt\.json|cannot be read)"
     for source in (folder, f"resnet10t:{folder / file}") if file != "config.json" else (folder,):
-        with pytest.raises(
-            ValueError, match=rf"{file} (is not the file that .*receipt\.json|cannot be read)"
-        ) as caught:
+        with pytest.raises(ValueError, match=words) as caught:
             load_encoder(source)
         assert "\n" not in str(caught.value)
 
