@@ -3,13 +3,20 @@
 python tools/pretrain.py configs/a2mim_convnext_tiny.py --data 'imagenet-train-{000000..001023}.tar'
 
 The token starts at 0 and enters after the last downsampling (stride 32), as in the reference; "auto" takes the map
-before it. No Fourier term: its weight is 0 in every run that the reference released.
+before it. The decoder reads the map behind the final norm, as in the reference: head_norm_first=True is timm's word for
+that order, and the exported encoder keeps it. No Fourier term: its weight is 0 in every run that the reference released.
 """
 
 _base_ = "_base_/a2mim.py"
 
 model = dict(
-    encoder=dict(name="convnext_tiny", site="stages.3.downsample", token="scaled", token_std=0),
+    encoder=dict(
+        name="convnext_tiny",
+        model_args=dict(head_norm_first=True),
+        site="stages.3.downsample",
+        token="scaled",
+        token_std=0,
+    ),
     losses=[dict(type="MaskedFocalL1")],
 )
 data = dict(img_size=224, scale=(0.8, 1.0))

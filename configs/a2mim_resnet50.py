@@ -4,6 +4,8 @@ python tools/pretrain.py configs/a2mim_resnet50.py --data 'imagenet-train-{00000
 
 Published: 80.4 % top-1 after RSB-A2 fine-tuning (scratch 79.8). The reference code averages the spectrum over the
 batch: --cfg-options model.losses.1.average=batch; the default here is the paper's formula, per image.
+One more difference: the reference's 300-epoch row trains the factor gamma at the full rate and with weight decay; here
+gamma has the token's rate and no decay, as in its 100-epoch row.
 """
 
 _base_ = "_base_/a2mim.py"

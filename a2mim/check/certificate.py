@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from a2mim.encoder import MaskedEncoder
 from a2mim.wiring.layout import Layout, leaves
 from a2mim.wiring.networks import OwnNetwork, build_model
+from a2mim.wiring.rates import Rates, measure_rates
 
 SIZES = (64, 96, 128, 160, 192, 224, 256, 384, (224, 160))  # pixels, tried beside half of, once and twice its own
 
@@ -46,6 +47,7 @@ class Certificate:
     frozen_parameters: int
     resized: list[str]
     checkpointing: bool
+    rates: Rates  # stochastic depth and dropout in force while it trains
     difference: float  # of the features after a strict reload into the plain network
     sizes: list = field(default_factory=list)
     refused: list = field(default_factory=list)
@@ -74,6 +76,7 @@ class Certificate:
                 ("refilled", f"{name}: gets the image resized, its hidden pixels are filled again")
                 for name in self.resized
             ),
+            ("drops", str(self.rates)),
             ("checkpointing", "yes, with the same token again" if self.checkpointing else "the network has none"),
             (
                 "sizes",
@@ -128,6 +131,7 @@ def certify(
         frozen_parameters=sum(encoder.model.get_parameter(key).numel() for key in encoder.frozen),
         resized=list(found.resized),
         checkpointing=checkpoints_alike(encoder, images),
+        rates=measure_rates(encoder.model),
         difference=reload_difference(encoder, images),
         sizes=[size for size, works in tried.items() if works],
         refused=[size for size, works in tried.items() if not works],

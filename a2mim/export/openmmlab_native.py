@@ -150,8 +150,9 @@ def merging(value: Tensor) -> Tensor:
 
 def convnext(subject: Subject) -> Native | None:
     model = subject.model
-    if type(model).__name__ != "ConvNeXt" or not isinstance(model.norm_pre, nn.Identity) or len(model.stages) != 4:
+    if type(model).__name__ != "ConvNeXt" or len(model.stages) != 4:
         return None
+    norm_first = not isinstance(model.norm_pre, nn.Identity)  # the last map is normed, then pooled
     stages = [stage.blocks for stage in model.stages]
     block, grn = stages[0][0], any("grn" in key for key in subject.tensors)
     config = {
@@ -170,10 +171,13 @@ def convnext(subject: Subject) -> Native | None:
         (r"\.mlp\.fc(\d)\.", r".pointwise_conv\1."),
         (r"\.mlp\.grn\.weight", ".grn.gamma"),
         (r"\.mlp\.grn\.bias", ".grn.beta"),
-        (r"^head\.norm\.", f"norm{len(stages) - 1}."),
+        (r"^(head\.norm|norm_pre)\.", f"norm{len(stages) - 1}."),
     )
+    if norm_first:
+        config["gap_before_final_norm"] = False
     plain = exact_gelu(block.mlp.act) and len(model.stem) == 2 and model.stem[0].stride == (4, 4)
-    return Native(config, rename(subject.tensors, renames), (subject.outputs["pooled"],)) if plain else None
+    output = subject.outputs["unpooled" if norm_first else "pooled"]
+    return Native(config, rename(subject.tensors, renames), (output,)) if plain else None
 
 
 def exact_gelu(act: nn.Module) -> bool:
@@ -205,6 +209,8 @@ def native(subject: Subject) -> Native | None:
 
 
 def normed_map(subject: Subject) -> Tensor:
-    """ConvNeXt's last map after the norm that its classifier would apply to the pooled one."""
+    """ConvNeXt's last map after its norm, which its classifier may have before or behind the pooling."""
+    if not isinstance(subject.model.norm_pre, nn.Identity):
+        return subject.outputs["unpooled"]
     with torch.no_grad():
         return subject.model.head.norm(subject.outputs["unpooled"])

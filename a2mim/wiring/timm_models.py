@@ -96,11 +96,12 @@ def build_timm(
     if cfg_overlay is not None:
         fixed["pretrained_cfg_overlay"] = dict(cfg_overlay)
     rest = {key: value for key, value in arguments.items() if key != "img_size"}
+    stated = {key: rest.pop(key) for key in ("drop_path_rate",) if key in rest}  # passed as a rate
     state = torch.get_rng_state()
     if size is not None:
         try:
             model = _create(address, fixed | rest | {"img_size": list(_pair(size))}, off)
-            return BuiltModel(name, model, _pair(size), rest | {"img_size": list(_pair(size))})
+            return BuiltModel(name, model, _pair(size), rest | stated | {"img_size": list(_pair(size))})
         except REFUSALS as error:  # no such argument, or a size that it refuses
             if "img_size" in arguments:
                 raise _unbuildable(name, arguments, error) from error
@@ -112,7 +113,7 @@ def build_timm(
             raise
         raise _unbuildable(name, rest, error) from error
     own = tuple(model.pretrained_cfg["input_size"][1:])
-    return BuiltModel(name, model, own if size is None else _pair(size), rest, sized=size is None)
+    return BuiltModel(name, model, own if size is None else _pair(size), rest | stated, sized=size is None)
 
 
 def on_meta(name: str, num_classes: int = 0, **model_args: Any) -> nn.Module:
