@@ -3,8 +3,8 @@
 python tools/pretrain.py configs/a2mim_convnext_tiny.py --data 'imagenet-train-{000000..001023}.tar'
 
 The token starts at 0 and enters after the last downsampling (stride 32), as in the reference; "auto" takes the map
-before it. The decoder reads the map behind the final norm, as in the reference: head_norm_first=True is timm's word for
-that order, and the exported encoder keeps it. No Fourier term: its weight is 0 in every run that the reference released.
+before it. The decoder reads the map behind the final norm, as in the reference: timm calls that order head_norm_first,
+and the exported encoder keeps it. No Fourier term: its weight is 0 in every run that the reference released.
 """
 
 _base_ = "_base_/a2mim.py"

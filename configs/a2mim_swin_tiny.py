@@ -9,9 +9,7 @@ The token is added right after the patch embedding, on a map of 48x48 cells. Win
 _base_ = "_base_/a2mim.py"
 
 model = dict(
-    encoder=dict(
-        name="swin_tiny_patch4_window7_224", model_args=dict(window_size=6), site="patch_embed", token="add"
-    ),
+    encoder=dict(name="swin_tiny_patch4_window7_224", model_args=dict(window_size=6), site="patch_embed", token="add"),
     losses=[dict(type="MaskedL1"), dict(type="FourierLoss", weight=0.5)],
 )
 data = dict(img_size=192, scale=(0.67, 1.0))

@@ -23,7 +23,7 @@ ALLOWED = {
     "masking": {"registry"},
     "losses": {"masking", "registry"},
     "decoders": {"masking", "registry"},
-    "targets": {"encoder", "pixels", "registry", "weights"},
+    "targets": {"encoder", "pixels", "registry", "weights", "wiring"},
     "contract": {"decoders", "names", "registry"},
     "wiring": {"backbones"},
     "encoder": {"masking", "registry", "wiring"},

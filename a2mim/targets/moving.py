@@ -10,7 +10,7 @@ from a2mim.encoder import MaskedEncoder
 from a2mim.registry import MODELS
 from a2mim.targets.cells import NORMS, blend
 from a2mim.targets.held import Held, spread_of
-from a2mim.weights.sources import is_timms
+from a2mim.wiring.timm_models import is_registered
 
 HALVINGS = 30  # c of the automatic momentum 1 - c / steps
 SLOWEST = 0.9998  # data2vec's momentum
@@ -88,7 +88,7 @@ class MovingAverage(Held):
         """The student's network, with maps of its own where they were asked for."""
         if self.maps == "auto":
             return copy.deepcopy(encoder)
-        model = encoder.name if is_timms(encoder.name) else copy.deepcopy(encoder.model)
+        model = encoder.name if is_registered(encoder.name) else copy.deepcopy(encoder.model)
         with torch.enable_grad():
             return MaskedEncoder(
                 model,
