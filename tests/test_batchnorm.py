@@ -1,8 +1,12 @@
+import copy
+
 import pytest
+import timm
 import torch
 from torch import nn
 
-from a2mim.batchnorm import calibrate_batchnorm
+from a2mim.batchnorm import calibrate_batchnorm, synchronise, unsynchronise
+from a2mim.encoder import MaskedEncoder
 
 
 def small_network() -> nn.Module:
@@ -109,3 +113,45 @@ def test_one_image_alone_is_enough_for_larger_maps():
     model, image = nn.BatchNorm2d(3), torch.randn(1, 3, 5, 5)
     assert calibrate_batchnorm(model, [image]) == 1
     torch.testing.assert_close(model.running_mean, image.mean((0, 2, 3)))
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["resnet10t", "efficientnet_lite0", "densenet121", "dla46x_c", "mobilenetv3_small_050", "xcit_nano_12_p16_224"],
+)
+def test_synchronised_batchnorm_computes_the_same_there_and_back(name):
+    torch.manual_seed(0)
+    model = randomised(timm.create_model(name, num_classes=0)).eval()
+    images, before = torch.randn(2, 3, 64, 64), [type(m) for m in model.modules()]
+    keys, parameters = list(model.state_dict()), list(model.parameters())
+    with torch.no_grad():
+        expected = model(images)
+        synchronise(model)
+        assert any(isinstance(m, torch.nn.SyncBatchNorm) for m in model.modules())
+        torch.testing.assert_close(model(images), expected)
+        unsynchronise(copied := copy.deepcopy(model))
+        torch.testing.assert_close(copied(images), expected)
+        unsynchronise(model)
+        torch.testing.assert_close(model(images), expected)
+    assert [type(m) for m in model.modules()] == before and list(model.state_dict()) == keys
+    assert all(a is b for a, b in zip(model.parameters(), parameters, strict=True))
+
+
+def randomised(model):
+    for module in model.modules():
+        if isinstance(module, torch.nn.modules.batchnorm._BatchNorm):
+            module.running_mean.normal_(std=0.1)
+            module.running_var.uniform_(0.5, 2)
+    return model
+
+
+def test_hooks_go_with_a_synchronised_layer():
+    encoder = MaskedEncoder("resnet10t", site="bn1", img_size=64).eval()
+    images, cells = torch.randn(1, 3, 64, 64), torch.ones(1, 2, 2, dtype=torch.bool)
+    with torch.no_grad():
+        encoder.tokens[0].fill_(3)
+        expected = encoder(images, cells)[0]
+        synchronise(encoder)
+        torch.testing.assert_close(encoder(images, cells)[0], expected)
+        torch.testing.assert_close(unsynchronise(encoder)(images, cells)[0], expected)
+        assert not torch.allclose(encoder(images)[0], expected)

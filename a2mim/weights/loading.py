@@ -86,7 +86,9 @@ def initialise(model: nn.Module, model_args: dict, source: str | Path, allow_par
         ValueError: random weights, or those of another architecture; else as `load_encoder`.
     """
     name = model.pretrained_cfg["architecture"]
-    found = read_source(source, name)
+    # What the file's own shapes say: its size, its channels, the place of its norm.
+    told = {k: v for k, v in model_args.items() if k not in ("img_size", "in_chans", "head_norm_first")}
+    found = read_source(source, name, told)
     if found.tensors is None:
         raise ValueError(f"{source} is a name with random weights: write {source}:{PUBLISHED} to start from timm's.")
     same = found.name.partition(".")[0] if is_registered(found.name) else found.name

@@ -28,7 +28,7 @@ WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")  # in a folder of tran
 SUFFIXES = (".pth", ".pt", ".bin", ".safetensors")
 
 
-def read_source(source: str | Path, name: str | None = None) -> Source:
+def read_source(source: str | Path, name: str | None = None, model_args: Mapping[str, Any] | None = None) -> Source:
     """Recognises the kinds of source by what lies there; see `load_encoder`.
 
     Args:
@@ -36,11 +36,12 @@ def read_source(source: str | Path, name: str | None = None) -> Source:
             imported; names inside files may not (`a2mim.weights.trust`).
         name: the architecture of a file that names none, as the user or his recipe gave it; NAME:PATH in `source` says
             the same.
+        model_args: what the recipe builds `name` with, for a file that cannot say it.
     """
     text = str(source)
     path = Path(text.removeprefix("local-dir:"))
     if path.exists():
-        return _read_path(path, name)
+        return _read_path(path, name, model_args)
     before, colon, after = text.partition(":")
     if text.startswith(("hf-hub:", "hf_hub:")):
         return _published(text)
@@ -51,7 +52,7 @@ def read_source(source: str | Path, name: str | None = None) -> Source:
             if "." not in before or after == PUBLISHED:
                 raise unknown_model(before, f"not a model that timm knows, as it must be in {text}")
             find_class(before)  # or its sentence
-        return _read_path(Path(after), before)
+        return _read_path(Path(after), before, model_args)
     if not colon and is_registered(text):
         return Source(name=text)
     if "/" in text or "\\" in text or path.suffix in SUFFIXES:
@@ -66,21 +67,22 @@ def read_source(source: str | Path, name: str | None = None) -> Source:
     raise unknown_model(text, "neither a path nor a model that timm knows")
 
 
-def _read_path(path: Path, name: str | None) -> Source:
-    found = _read_folder(path, name) if path.is_dir() else _of_file(path, name)
+def _read_path(path: Path, name: str | None, model_args: Mapping[str, Any] | None) -> Source:
+    read = _read_folder if path.is_dir() else _of_file
+    found = read(path, name, dict(model_args or {}))
     return replace(found, given=path)
 
 
-def _read_folder(folder: Path, name: str | None) -> Source:
+def _read_folder(folder: Path, name: str | None, model_args: dict[str, Any]) -> Source:
     own = name is not None and not is_registered(name)
     for candidate in (folder, folder / "encoder"):
         if (candidate / "config.json").is_file():
             config = read_json(candidate / "config.json")
             if "model_type" not in config and (name is None or (own and "architecture" in config)):
                 return _read_timm_folder(candidate, config, name)
-            return _read_hub_folder(candidate, config, name)
+            return _read_hub_folder(candidate, config, name, model_args)
     if any((folder / file).is_file() for file in WEIGHT_FILES):
-        return _read_hub_folder(folder, {}, name)
+        return _read_hub_folder(folder, {}, name, model_args)
     newest = read_newest(folder / "checkpoints")
     if newest is None:
         raise FileNotFoundError(
@@ -139,16 +141,16 @@ def _dictionary(holder: Mapping[str, Any], key: str, path: Path) -> Mapping[str,
     return found
 
 
-def _read_hub_folder(folder: Path, config: dict[str, Any], typed: str | None) -> Source:
+def _read_hub_folder(folder: Path, config: dict[str, Any], typed: str | None, model_args: dict[str, Any]) -> Source:
     """A folder of transformers, or the weights in any folder whose architecture the user names."""
     weights = next((folder / file for file in WEIGHT_FILES if (folder / file).is_file()), None)
     if weights is None:
         raise FileNotFoundError(f"{folder} has a config.json but none of {', '.join(WEIGHT_FILES)}.")
-    name, model_args, pixels, stated = typed, {}, None, folder / "config.json"
+    name, pixels, stated = typed, None, folder / "config.json"
     if name is None and "model_type" in config:
-        name, model_args = architecture_of(config, folder)
+        name, brought = architecture_of(config, folder)
         name = settle_name(name, None, stated)
-        model_args = check_arguments(name, _without_classes(model_args), stated)
+        model_args = check_arguments(name, _without_classes(brought), stated)
     if "model_type" in config and (pixels := pixels_of(config, folder)):
         pixels = check_pixels(pixels, folder)
     receipt = folder / "receipt.json"
@@ -156,7 +158,7 @@ def _read_hub_folder(folder: Path, config: dict[str, Any], typed: str | None) ->
     return _of_foreign(weights, read_weights(weights), name, model_args, pixels)
 
 
-def _of_file(path: Path, name: str | None) -> Source:
+def _of_file(path: Path, name: str | None, model_args: dict[str, Any]) -> Source:
     receipt = path.parent / "receipt.json"
     check_hashes(path.parent, read_json(receipt) if receipt.is_file() else {}, (path.name,))
     try:
@@ -168,7 +170,7 @@ def _of_file(path: Path, name: str | None) -> Source:
             raise
         content = None  # torch.save's old format has no checksums; what it is shows when it is read
     if content is None:
-        return _of_foreign(path, read_weights(path), name)
+        return _of_foreign(path, read_weights(path), name, model_args)
     return _of_checkpoint(path, content, name)
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 
@@ -316,3 +317,171 @@ def test_a_transformers_type_that_is_not_read_is_one_sentence(tmp_path):
     save_file({"x": torch.zeros(1)}, tmp_path / "model.safetensors")
     with pytest.raises(ValueError, match="type 'bert': of transformers, vit, resnet, timm_wrapper are read"):
         load_encoder(tmp_path)
+
+
+def test_openmixups_a2mim_vit_has_its_norm_before_the_pooling(tmp_path):
+    torch.manual_seed(0)
+    arguments = {"depth": 1, "img_size": SIZE, "use_abs_pos_emb": True, "init_values": 0.1, "global_pool": "token"}
+    model = timm.create_model("beit_base_patch16_224", num_classes=0, **arguments)
+    torch.nn.init.normal_(model.norm.weight)
+    state = {re.sub(r"^blocks\.0\.", "layers.0.", key): value for key, value in model.state_dict().items()}
+    renames = ((r"^patch_embed\.proj", "patch_embed.projection"), (r"\.norm([12])\.", r".ln\1."), (r"^norm\.", "ln1."))
+    renames += ((r"\.mlp\.fc1\.", ".ffn.layers.0.0."), (r"\.mlp\.fc2\.", ".ffn.layers.1."))
+    for pattern, name in renames:
+        state = {re.sub(pattern, name, key): value for key, value in state.items()}
+    state = {f"backbone.{key}": value for key, value in state.items()} | {"backbone.mask_token": torch.zeros(1, 1, 768)}
+    torch.save({"state_dict": state}, tmp_path / "w.pth")
+    found = read_source(f"beit_base_patch16_224:{tmp_path / 'w.pth'}")
+    assert found.model_args["global_pool"] == "token" and found.model_args["use_abs_pos_emb"]
+    assert torch.equal(found.tensors["norm.weight"], model.norm.weight)
+    assert found.preprocessing.mean == (0.485, 0.456, 0.406)
+
+
+def test_crossvit_as_its_authors_save_it(tmp_path):
+    model = timm.create_model("crossvit_9_240", num_classes=0)
+    own = model.state_dict()
+    state = {re.sub(r"^(pos_embed|cls_token)_(\d)$", r"\1.\2", key): value for key, value in own.items()}
+    torch.save({"model": state | {"head.0.weight": torch.zeros(3, 128)}}, tmp_path / "w.pth")
+    got, preprocessing, report = load_reported(f"crossvit_9_240:{tmp_path / 'w.pth'}")
+    assert all(torch.equal(value, own[key]) for key, value in got.state_dict().items())
+    assert "CrossViT in its authors' names" in str(report) and preprocessing["interpolation"] == "bicubic"
+
+
+def sparse(name, prefix="sparse_encoder.sp_cnn."):
+    torch.manual_seed(0)
+    model = timm.create_model(name, num_classes=0)
+    return model, {f"{prefix}{key}": value for key, value in model.state_dict().items()}
+
+
+def test_spark_s_encoder_is_found_behind_its_sparse_wrapper(tmp_path):
+    model, state = sparse("resnet10t")
+    others = {"dense_decoder.proj.weight": torch.zeros(3), "mask_tokens.0": torch.zeros(1, 4, 1, 1)}
+    others |= {"densify_norms.0.weight": torch.zeros(4), "imn_m": torch.zeros(1, 3, 1, 1)}
+    torch.save({"module": state | others, "is_pretrain": True}, tmp_path / "w.pth")
+    found = read_source(f"resnet10t:{tmp_path / 'w.pth'}")
+    assert torch.equal(found.tensors["layer1.0.conv1.weight"], model.layer1[0].conv1.weight)
+    assert not found.calibrated  # its BatchNorm has seen visible positions only
+    assert not load_reported(f"resnet10t:{tmp_path / 'w.pth'}")[2].partial
+
+
+def fcmae(model, kernels):
+    """A ConvNeXt V2 in its authors' names, without its final norm, with sparse convolutions if `kernels`."""
+    state = {}
+    for key, value in model.state_dict().items():
+        if key.startswith("head."):
+            continue
+        key = re.sub(r"^stem\.", "downsample_layers.0.", key)
+        key = re.sub(r"^stages\.(\d)\.downsample\.", r"downsample_layers.\1.", key)
+        key = re.sub(r"^stages\.(\d)\.blocks\.", r"stages.\1.", key)
+        key = key.replace(".mlp.fc", ".pwconv").replace(".conv_dw.", ".dwconv.")
+        key = key.replace(".mlp.grn.weight", ".grn.gamma").replace(".mlp.grn.bias", ".grn.beta")
+        if kernels and key.endswith("dwconv.weight"):  # the reference reads (k, c) back as (c, 1, w, h), transposed
+            key, value = key.replace("weight", "kernel"), value.flatten(2)[:, 0].T.clone()
+            side = int(len(value) ** 0.5)
+            value = value.view(side, side, -1).transpose(0, 1).reshape(side * side, -1)
+        elif kernels and re.fullmatch(r"downsample_layers\.[123]\.1\.weight", key):
+            key = key.replace("weight", "kernel")
+            value = value.permute(3, 2, 1, 0).flatten(0, 1).clone()
+        elif kernels and "pwconv" in key:
+            key = re.sub(r"pwconv(\d)\.", r"pwconv\1.linear.", key)
+        elif kernels and re.search(r"\.norm\.|downsample_layers\.[123]\.0\.", key):
+            key = re.sub(r"\.(weight|bias)$", r".ln.\1", key)
+        if kernels and "dwconv.bias" in key:
+            value = value[None]
+        if "grn" in key:
+            value = value.reshape(1, -1) if kernels else value.reshape(1, 1, 1, -1)
+        state[f"encoder.{key}" if kernels else key] = value
+    extra = {"mask_token": torch.zeros(1, 4, 1, 1), "proj.weight": torch.zeros(4, 4, 1, 1), "pred.bias": torch.zeros(4)}
+    return {"model": state | extra | {"decoder.0.norm.weight": torch.zeros(4)}}
+
+
+@pytest.mark.parametrize("kernels", [False, True])
+def test_fcmae_s_convnext_has_no_final_norm(tmp_path, kernels):
+    torch.manual_seed(0)
+    model = timm.create_model("convnextv2_atto", num_classes=0)
+    for value in model.state_dict().values():
+        value.normal_()
+    with torch.no_grad():
+        model.head.norm.weight.fill_(1)
+        model.head.norm.bias.zero_()
+    torch.save(fcmae(model, kernels), tmp_path / "w.pth")
+    got, _, report = load_reported(f"convnextv2_atto:{tmp_path / 'w.pth'}")
+    wrong = [key for key, value in model.state_dict().items() if not torch.equal(value, got.state_dict()[key])]
+    assert wrong == [] and "no final norm" in str(report)
+
+
+def test_averaged_weights_come_before_raw_ones_and_are_said(tmp_path):
+    model = timm.create_model("resnet10t", num_classes=0)
+    raw = model.state_dict()
+    averaged = {key: value + 1 for key, value in raw.items()}
+    for names in (("state_dict", "state_dict_ema"), ("model", "model_ema")):
+        torch.save(dict(zip(names, (raw, averaged), strict=True)), tmp_path / "w.pth")
+        got, _, report = load_reported(f"resnet10t:{tmp_path / 'w.pth'}")
+        assert torch.equal(got.layer1[0].conv1.weight, averaged["layer1.0.conv1.weight"])
+        assert f"{names[1]} (averaged weights)" in str(report)
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda state: {"model": state},  # MAE, fine-tuned or not
+        lambda state: {"state_dict": {f"module.base_encoder.{key}": value for key, value in state.items()}},  # MoCo v3
+        lambda state: {"state_dict": {f"module.momentum_encoder.{key}": value for key, value in state.items()}},
+    ],
+)
+def test_vits_of_toolkits_that_train_with_imagenet_s_mean_get_it(tmp_path, wrap):
+    state = timm.create_model("vit_tiny_patch16_224", num_classes=0).state_dict()
+    torch.save(wrap(state | {"head.weight": torch.zeros(3, 192)}), tmp_path / "w.pth")
+    _, preprocessing, report = load_reported(f"vit_tiny_patch16_224:{tmp_path / 'w.pth'}")
+    assert preprocessing["mean"] == [0.485, 0.456, 0.406] and "says nothing" not in str(report)
+
+
+def test_a_vit_that_says_nothing_of_its_mean_is_told_which_one_is_taken(tmp_path):
+    state = timm.create_model("vit_tiny_patch16_224", num_classes=0).state_dict()
+    torch.save(state, tmp_path / "w.pth")
+    _, preprocessing, report = load_reported(f"vit_tiny_patch16_224:{tmp_path / 'w.pth'}")
+    assert preprocessing["mean"] == [0.5] * 3
+    assert "says nothing of mean and deviation, those of vit_tiny_patch16_224 are taken (mean 0.5" in str(report)
+
+
+def test_i_jepa_dinov2_and_lightly_files(tmp_path):
+    free = timm.create_model("vit_tiny_patch16_224", num_classes=0, class_token=False, global_pool="avg", fc_norm=False)
+    state = {f"module.{key}": value for key, value in free.state_dict().items()}
+    torch.save({"encoder": {}, "target_encoder": state, "predictor": {}}, tmp_path / "w.pth")
+    got, preprocessing, _ = load_reported(f"vit_tiny_patch16_224:{tmp_path / 'w.pth'}")
+    assert torch.equal(got.blocks[3].attn.qkv.weight, free.blocks[3].attn.qkv.weight)
+    assert got.num_prefix_tokens == 0 and preprocessing["mean"] == [0.485, 0.456, 0.406]
+
+    whole = timm.create_model("vit_tiny_patch16_224", num_classes=0).state_dict()
+    pattern = re.compile(r"^blocks\.(\d+)\.")
+    chunked = {pattern.sub(lambda m: f"blocks.{int(m[1]) // 6}.{m[1]}.", k): v for k, v in whole.items()}
+    both = {f"teacher.backbone.{key}": value for key, value in chunked.items()}
+    both |= {f"student.backbone.{key}": value + 1 for key, value in chunked.items()}
+    torch.save({"model": both, "iteration": 3}, tmp_path / "w.pth")
+    got, _, report = load_reported(f"vit_tiny_patch16_224:{tmp_path / 'w.pth'}")
+    assert torch.equal(got.blocks[7].attn.qkv.weight, whole["blocks.7.attn.qkv.weight"])
+    assert "model / teacher / backbone" in str(report)
+
+    plain = timm.create_model("resnet18", num_classes=0).state_dict()
+    numbers = {"conv1": 0, "bn1": 1, "layer1": 4, "layer2": 5, "layer3": 6, "layer4": 7}
+    parts = {f"backbone.{numbers[k.partition('.')[0]]}.{k.partition('.')[2]}": v for k, v in plain.items()}
+    torch.save({"state_dict": parts | {"projection_head.layers.0.weight": torch.zeros(2, 2)}}, tmp_path / "w.pth")
+    got, _, _ = load_reported(f"resnet18:{tmp_path / 'w.pth'}")
+    assert torch.equal(got.layer4[1].conv2.weight, plain["layer4.1.conv2.weight"])
+
+
+def test_a_convnext_file_with_its_norm_on_either_side_loads(tmp_path):
+    small = {"depths": (1, 1, 1, 1)}  # as a recipe would say it
+    first = timm.create_model("convnext_atto", num_classes=0, head_norm_first=True, **small)
+    behind = timm.create_model("convnext_atto", num_classes=0, **small)
+    for model in (first, behind):
+        for value in model.state_dict().values():
+            value.normal_()
+        torch.save(model.state_dict(), tmp_path / "w.pth")
+        for before in (True, False):
+            model_args = small | {"head_norm_first": before}
+            other = MaskedEncoder("convnext_atto", img_size=SIZE, model_args=model_args)
+            initialise(other.model, other.model_args, f"{tmp_path / 'w.pth'}")
+            norm = other.model.norm_pre if before else other.model.head.norm
+            given = model.norm_pre if model is first else model.head.norm
+            assert torch.equal(norm.weight, given.weight) and torch.equal(norm.bias, given.bias)
