@@ -43,7 +43,7 @@ def _synchronised(layer: nn.Module) -> nn.Module:
 
 def _unsynchronised(sync: nn.Module) -> nn.Module:
     layer = vars(sync)["_unsynchronised"]
-    for own in ("_parameters", "_buffers", "_modules"):
+    for own in ("_parameters", "_buffers"):
         setattr(layer, own, getattr(sync, own))
     return _with_state(layer, sync)
 
