@@ -85,7 +85,7 @@ def check_parts(model) -> None:
                 f" {height}x{width} px; it states {model.target_channels} channels and a stride of"
                 f" {model.target_stride} px, so {expected} is expected"
             )
-        if hasattr(model.encoder, "final_layouts"):
+        if hasattr(model.encoder, "outputs"):
             check_decoder(model, mask.to(device))
 
 
@@ -123,7 +123,7 @@ def check_decoder(model, mask: Tensor) -> None:
     training = model.decoders.training
     maps = [
         torch.zeros(2, width, *layout.grid, device=model.mean.device)
-        for width, layout in zip(model.encoder.channels, model.encoder.final_layouts, strict=True)
+        for width, layout in ((place.channels, place.layout) for place in model.encoder.outputs)
     ]
     model.decoders.eval()
     try:
