@@ -8,6 +8,7 @@ FileNotFoundError): nothing begins.
 
 import errno
 import os
+from pathlib import Path
 
 _NO_FILES, _NO_ROOM = (errno.EMFILE, errno.ENFILE), (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC), errno.EFBIG)
 
@@ -39,6 +40,18 @@ def refuse_machine_faults(error: OSError, path: str | os.PathLike | None = None)
         ) from None
     if error.errno == errno.ENOMEM:
         raise MachineError(f"{name}: the machine has no memory left; lower --num-workers or the batch size") from None
+
+
+def make_cache_folder(folder: Path) -> None:
+    """Makes a folder of the cache; MachineError when it cannot be made."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        refuse_machine_faults(error, folder)
+        raise MachineError(
+            f"{folder}: the cache cannot be kept there ({error.strerror}); name a folder that can be written to with"
+            " --shard-cache DIR, or Access(cache_dir=…)"
+        ) from None
 
 
 def _open_files() -> str:

@@ -77,7 +77,13 @@ class Cache:
     def _claimed(self, folder: Path) -> Entry:
         """An entry in use, which nobody deletes any more."""
         while True:
-            folder.mkdir(parents=True, exist_ok=True)
+            try:
+                folder.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise OSError(
+                    f"{self.root}: the features cannot be kept there ({error.strerror}): give --feature-cache a folder"
+                    " that can be written to, or --no-feature-cache"
+                ) from None
             with contextlib.suppress(FileNotFoundError):  # deleted meanwhile: once more
                 entry = Entry(folder, self)
                 if (folder / USED).exists():

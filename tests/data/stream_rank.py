@@ -1,4 +1,4 @@
-"""One rank of a run that only reads: started by test_ranks.py, killed there.
+"""One rank of a run that only reads: started by test_loader_ranks.py, killed there.
 
 python stream_rank.py FOLDER SHARDS WORKERS START EPOCHS, with torchrun's variables in the environment. Step by step the
 ranks put their parts of the global batch together over gloo; rank 0 writes a line (position, epoch, hash of pixels,

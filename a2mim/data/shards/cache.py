@@ -16,7 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from a2mim.data.access import Access
-from a2mim.data.errors import ShardError, refuse_machine_faults
+from a2mim.data.errors import ShardError, make_cache_folder, refuse_machine_faults
 from a2mim.data.remote.addresses import base_name, public_name
 from a2mim.data.remote.origins import origin_of
 from a2mim.data.remote.retry import PassingFault, persist
@@ -64,7 +64,7 @@ class ShardCache:
                 and the end of the archive are checked.
         """
         place = self._place(address)
-        place.parent.mkdir(parents=True, exist_ok=True)
+        make_cache_folder(place.parent)
         with _locked(place):
             found = self.find(address, stat)
             return found or self._download(address, stat, place, verify or _walk)

@@ -9,7 +9,7 @@ import numpy as np
 
 from a2mim.data.access import DEFAULT, Access
 from a2mim.data.dataset import ImageDataset
-from a2mim.data.errors import ShardError
+from a2mim.data.errors import ShardError, make_cache_folder
 from a2mim.data.plain_files import LONGEST_TEXT, read_class_list
 from a2mim.data.remote.addresses import public_name
 from a2mim.data.remote.origins import origin_of
@@ -134,7 +134,7 @@ def _fetched_text(address: str, access: Access) -> Path:
         origin = origin_of(address, access)
         bounded = Bounded(found, LONGEST_TEXT, address)
         persist(lambda: origin.download(bounded), access, found.tell)
-        place.parent.mkdir(parents=True, exist_ok=True)
+        make_cache_folder(place.parent)
         with replacing(place, "wb") as file:
             file.write(found.getvalue())
     except FileNotFoundError:
