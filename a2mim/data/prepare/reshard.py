@@ -17,6 +17,7 @@ import numpy as np
 from tqdm import tqdm
 
 from a2mim.data.access import DEFAULT, Access
+from a2mim.data.errors import refuse_machine_faults
 from a2mim.data.parallel import each
 from a2mim.data.prepare.reencode import reencode
 from a2mim.data.prepare.write_shards import NAME, begin, divide
@@ -28,8 +29,9 @@ from a2mim.data.shards.tar_shards import open_shards
 from a2mim.data.shards.tarfiles import files
 from a2mim.data.sources import expand
 from a2mim.data.walk import ARRAYS, PICTURES
-from a2mim.files import write_text
+from a2mim.files import delete_partials, partial_path, write_text
 
+_SLOWEST = 24 * 3600.0  # seconds that writing one shard may take
 _RECORD = "written.json"  # what was done to the images of each finished shard
 
 
@@ -87,6 +89,7 @@ def reshard(
         "quality": encoding.quality if encoding.short_side else None,
     }
     begin(out, manifest, names, dataset.class_names)
+    delete_partials(out, _SLOWEST)
     record = _recorded(out)
     missing = [k for k in range(len(divided)) if NAME.format(k) not in record or not (out / NAME.format(k)).exists()]
     parts = _parts(dataset, divided, missing, out, encoding, access) if missing else []
@@ -146,21 +149,24 @@ def _members_of(item: tuple[int, Shard, Access]) -> list[dict[str, Place]]:
 
 def write_part(part: Part) -> dict:
     """Writes one shard and gives it its name; returns counts of what was done to its images."""
-    done, before, unfinished = Counter(), 0, f"{part.path}.part"
+    done, before = Counter(), 0
     paths = {number: _path(shard, part.access) for number, shard in part.shards.items()}
-    with tarfile.open(unfinished, "w", format=tarfile.GNU_FORMAT) as archive:
-        for number, shard, places, label in part.samples:
-            for suffix, content in _contents(paths[shard], places):
-                if suffix == "cls":
-                    continue
-                if suffix in PICTURES + ARRAYS:
-                    before += len(content)
-                    suffix, content, kind = _encoded(suffix, content, part.encoding)
-                    done[kind] += 1
-                _add(archive, f"{number:09d}.{suffix}", content)
-            if label >= 0:
-                _add(archive, f"{number:09d}.cls", str(label).encode())
-    os.replace(unfinished, part.path)
+    try:
+        with partial_path(part.path) as unfinished, tarfile.open(unfinished, "w", format=tarfile.GNU_FORMAT) as archive:
+            for number, shard, places, label in part.samples:
+                for suffix, content in _contents(paths[shard], places):
+                    if suffix == "cls":
+                        continue
+                    if suffix in PICTURES + ARRAYS:
+                        before += len(content)
+                        suffix, content, kind = _encoded(suffix, content, part.encoding)
+                        done[kind] += 1
+                    _add(archive, f"{number:09d}.{suffix}", content)
+                if label >= 0:
+                    _add(archive, f"{number:09d}.cls", str(label).encode())
+    except OSError as error:
+        refuse_machine_faults(error, part.path)
+        raise
     return {"done": dict(done), "bytes_before": before, "bytes_after": os.path.getsize(part.path)}
 
 

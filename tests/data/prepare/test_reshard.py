@@ -1,3 +1,4 @@
+import errno
 import io
 import json
 import os
@@ -13,6 +14,8 @@ from small_images import encoded, picture, write_tar
 
 from a2mim.data import check_shards, open_dataset
 from a2mim.data.access import Access
+from a2mim.data.errors import MachineError
+from a2mim.data.prepare import reshard as module
 from a2mim.data.prepare.reencode import KEPT_KIND, KEPT_SMALL, KEPT_UNREADABLE, reencode
 from a2mim.data.prepare.reshard import Encoding, reshard
 from a2mim.data.shards.tarfiles import members
@@ -116,8 +119,10 @@ count = 0
 def each(work, parts, processes):
     for part in parts:
         if isinstance(part, reshard.Part) and part.path.endswith("2.tar"):
-            open(part.path + ".part", "w").write("half")
-            os.kill(os.getpid(), signal.SIGKILL)
+            with reshard.partial_path(part.path) as unfinished:
+                unfinished.write_bytes(b"half")
+                os.utime(unfinished, (0, 0))  # long ago: nobody is writing it any more
+                os.kill(os.getpid(), signal.SIGKILL)
         yield part, work(part)
 reshard.each = each
 reshard.reshard(sys.argv[1], sys.argv[2], reshard.Encoding(None), samples_per_shard=7)
@@ -143,7 +148,7 @@ def test_a_killed_run_goes_on_where_it_was_and_another_one_is_refused(shards, tm
     (out / "written.json").write_text(json.dumps(record))
     made = reshard(shards, out, AS_IS, samples_per_shard=7, access=ONE)
     assert (made["written"], made["done"]) == (1, {"kept": 40})
-    assert not list(out.glob("*.part")) and check_shards(made["pattern"]).ok
+    assert not list(out.glob(".*.partial")) and check_shards(made["pattern"]).ok
 
 
 def test_several_processes_write_the_same_shards(shards, tmp_path):
@@ -167,3 +172,22 @@ def test_settings_that_cannot_be_are_refused(shards, tmp_path):
         made = reshard(shards, tmp_path / "new", AS_IS, access=Access(skip_bad_shards=True, processes=1))
     manifest = json.loads((tmp_path / "new" / "manifest.json").read_text())
     assert made["images"] == 29 and "part-2.tar: byte" in manifest["skipped_shards"][0]
+
+
+def test_a_planted_link_is_not_followed_and_a_full_disk_leaves_nothing_half(shards, tmp_path, monkeypatch):
+    out, victim = tmp_path / "out", tmp_path / "victim"
+    victim.write_text("precious")
+    out.mkdir()
+    for name in ("shard-000000.tar.part", "written.json"):
+        (out / name).symlink_to(victim)
+
+    def full(archive, name, content):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "_add", full)
+        with pytest.raises(MachineError, match="no room is left on the disk"):
+            reshard(shards, out, access=Access(processes=1))
+    assert not list(out.glob(".*.partial")) and not list(out.glob("shard-*.tar"))
+    assert reshard(shards, out, access=Access(processes=1))["images"] == 40
+    assert victim.read_text() == "precious"
