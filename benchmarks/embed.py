@@ -57,13 +57,7 @@ def main() -> None:
         for suffix in chosen.formats:
             most, began, out = 0.0, time.monotonic(), Path(folder) / f"features{suffix}"
 
-            def blocks():
-                nonlocal most
-                for block in files.blocks_of(rows, work.embeddings, work.readable):
-                    most = max(most, anonymous() - before)
-                    yield block
-
-            files.write(out, blocks, len(rows), work.embeddings, {})
+            files.write(out, rows, work, {})
             most = max(most, anonymous() - before)
             size = out.stat().st_size / 2**20
             print(f"{suffix}: {time.monotonic() - began:.1f} s, {most:.0f} MB of memory for a file of {size:.0f} MB")

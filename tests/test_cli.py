@@ -42,7 +42,7 @@ def test_knn_of_a_random_network_is_calibrated_judged_and_written(folder, others
     assert (result["img_size"], result["resize"]) == ([32, 32], 37)
     printed = capsys.readouterr().out
     assert "48 images, once" in printed
-    row = next(line for line in printed.splitlines() if line.startswith("dino-knn"))
+    row = next(line for line in printed.splitlines() if line.startswith("dino-knn  "))
     assert "100.00" in row and "k 20" in row and "{" not in printed
     assert "temperature 0.07" in printed and "calibrated on 24 training images" in printed
 

@@ -5,6 +5,7 @@ row too, whose embedding is null (Parquet), not a number (npz) or empty (CSV). A
 """
 
 import csv
+import hashlib
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -41,10 +42,26 @@ def check_out(path: Path) -> None:
             ) from None
 
 
-def write(path: Path, blocks, rows: int, embeddings: np.ndarray, about: dict) -> None:
-    """Writes `path` from blocks() -> Iterator[Block]; embeddings: (N, D), memory-mapped; about: plain values."""
+def write(path: Path, dataset, work, about: dict) -> str:
+    """Writes `path` whole or not at all; returns its SHA-256, in hexadecimal digits.
+
+    Args:
+        dataset: an `a2mim.data.ImageDataset`.
+        work: `embeddings` (N, D) float32, memory-mapped, and `readable` (N,) bool.
+        about: plain values.
+    """
+
+    def blocks() -> Iterator[Block]:
+        return blocks_of(dataset, work.embeddings, work.readable)
+
     with partial_path(path) as partial:
-        WRITERS[path.suffix](partial, blocks, rows, embeddings, about)
+        WRITERS[path.suffix](partial, blocks, len(dataset), work.embeddings, about)
+        return sha256_of(partial)
+
+
+def sha256_of(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _parquet(path: Path, blocks, rows: int, embeddings: np.ndarray, about: dict) -> None:

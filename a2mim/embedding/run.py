@@ -1,5 +1,6 @@
 """From an encoder and images to a file of embeddings: streamed, and resumed where a killed run left off."""
 
+import json
 import shutil
 import time
 from pathlib import Path
@@ -13,14 +14,16 @@ from a2mim import __version__
 from a2mim.batchnorm import calibrate_batchnorm
 from a2mim.data import Access, EvalLoader, ImageDataset, Reading, open_dataset
 from a2mim.embedding import files
-from a2mim.embedding.unfinished import Unfinished
+from a2mim.embedding.unfinished import STATE, Unfinished
 from a2mim.evaluation.calibration import DESCRIPTION, calibration_batches, calibration_loader
 from a2mim.evaluation.context import RESIZE
 from a2mim.evaluation.encoder import Encoder
 from a2mim.evaluation.features import frozen, pooling_name, pooling_of, refuse_below_one
 from a2mim.evaluation.identity import stamp_of
-from a2mim.files import write_json
+from a2mim.files import telling_full_disk, write_json
 
+NOT_FINITE = "its embedding is not finite"
+FEW = 10  # images whose embedding may overflow before the run ends
 SAVE_EVERY = 10.0  # seconds of work that a kill may cost
 
 
@@ -58,8 +61,10 @@ def embed(
     out = Path(out)
     files.check_out(out)
     refuse_below_one(img_size=img_size, batch_size=batch_size)
-    if out.exists() and not overwrite:
-        raise ValueError(f"{out} is there already: choose another --out, or add --overwrite.")
+    folder, told = out.with_name(f"{out.name}.unfinished"), out.with_name(f"{out.name}.json")
+    if out.exists() and not overwrite and (told.exists() or not (folder / STATE).is_file()):
+        damage = ", and is damaged (its SHA-256 is another than in its .json)" if is_damaged(out) else ""
+        raise ValueError(f"{out} is there already{damage}: choose another --out, or add --overwrite.")
     encoder = Encoder(source, device, img_size, allow_partial)
     dataset = open_dataset(data, split, encoder.channels, access, **(reading or Reading()).arguments())
     calibrate = not encoder.clean_statistics if calibrate is None else calibrate
@@ -84,21 +89,30 @@ def embed(
         "batchnorm_calibrated_on": _calibrate(encoder, dataset, view, num_workers) if calibrate else 0,
         "device": encoder.device.type,
     }
-    folder = out.with_name(f"{out.name}.unfinished")
     identity = {key: value for key, value in about.items() if key not in ("loading", "encoder", "data")}
     identity |= {"data_stamp": stamp_of(dataset), "torch": torch.__version__, "calibration": DESCRIPTION}
     if overwrite and folder.exists():
         shutil.rmtree(folder)
-    work = Unfinished(folder, len(dataset), _width(run, encoder), identity)
-    _embed(work, dataset, run, loader, batch_size)
-    about |= {"a2mim": __version__, "torch": torch.__version__, **_outcome(work, dataset)}
-    work.embeddings[~work.readable] = np.nan
-    files.write(
-        out, lambda: files.blocks_of(dataset, work.embeddings, work.readable), len(dataset), work.embeddings, about
-    )
-    write_json(out.with_name(f"{out.name}.json"), about)
+    with telling_full_disk(out, f"make room; the rows made so far are safe in {folder}, and the same command goes on"):
+        work = Unfinished(folder, len(dataset), _width(run, encoder), identity)
+        _embed(work, dataset, run, loader, batch_size)
+        about |= {"a2mim": __version__, "torch": torch.__version__, **_outcome(work, dataset)}
+        work.finish()
+        told.unlink(missing_ok=True)  # an old one must not vouch for new embeddings
+        about["sha256"] = files.write(out, dataset, work, about)
+        write_json(told, about)
     work.remove()
     return about
+
+
+def is_damaged(out: str | Path) -> bool:
+    """Whether a file of embeddings has other bytes than its .json says; False where that says nothing."""
+    out = Path(out)
+    try:
+        told = json.loads(out.with_name(f"{out.name}.json").read_text(encoding="utf-8")).get("sha256")
+    except (OSError, ValueError, AttributeError):
+        return False
+    return told is not None and told != files.sha256_of(out)
 
 
 def _runner(encoder: Encoder, pooling: str):
@@ -136,6 +150,7 @@ def _embed(work: Unfinished, dataset: ImageDataset, run, loader, batch_size: int
                 start = next(starts)
             work.put(ids, run(batch["images"]).numpy())
             end = min(start + batch_size, len(dataset))
+            _refuse_not_finite(work, dataset)
             bar.update(end - bar.n)
             if time.monotonic() - saved > SAVE_EVERY:
                 work.save(end)
@@ -143,10 +158,27 @@ def _embed(work: Unfinished, dataset: ImageDataset, run, loader, batch_size: int
     work.save(len(dataset))
 
 
+def _refuse_not_finite(work: Unfinished, dataset: ImageDataset) -> None:
+    """Ends a run whose embeddings overflow; a few such images are only left empty and named, as unreadable ones are.
+
+    Raises:
+        ValueError: more than FEW images and more than 1 %, or all of them.
+    """
+    bad = work.not_finite
+    if bad and (bad > max(FEW, len(dataset) / 100) or bad == len(dataset)):
+        raise ValueError(
+            f"the embeddings of {bad} of {len(dataset)} images are not finite, the last of them"
+            f" {dataset.name(work.last_not_finite)}: the encoder has diverged, or its weights do not suit it"
+        )
+
+
 def _outcome(work: Unfinished, dataset: ImageDataset) -> dict:
     """How many images there are, and each that could not be read, with the reason."""
     unreadable = []
     for i in np.flatnonzero(~work.readable):
+        if work.overflowed[i]:
+            unreadable.append({"key": dataset.name(int(i)), "reason": NOT_FINITE})
+            continue
         try:
             dataset.read(int(i))
             reason = "could not be read when its turn came, and can be now"

@@ -231,7 +231,7 @@ class Entry:
         if part in self._trusted or part not in state.parts:
             return
         known = state.parts[part]
-        if known.rows and _checksum(self.path(part), known.size) != known.checksum:
+        if known.rows and checksum_of(self.path(part), known.size) != known.checksum:
             warnings.warn(f"{self.path(part)} is damaged (wrong checksum): these features are made again", stacklevel=3)
             del state.parts[part]
         self._trusted.add(part)
@@ -290,7 +290,7 @@ class _Pass:
         for part, array in self.maps.items():
             array.flush()
             before = self.state.parts.get(part, PartState())
-            self.state.parts[part] = _grown(self.entry.path(part), before, done, array)
+            self.state.parts[part] = grown(self.entry.path(part), before, done, array)
         if SHOWN in self.missing:
             counted = Counter(getattr(loader.faults, "unreadable", loader.faults))
             self.state.faults = dict(counted + known if self.start else counted)
@@ -312,16 +312,16 @@ def entry_part(path: Path, rows: int) -> PartState:
     """The state of a part that is whole up to a row."""
     if not rows:
         return PartState()
-    return _grown(path, PartState(), rows, np.load(path, mmap_mode="r"))
+    return grown(path, PartState(), rows, np.load(path, mmap_mode="r"))
 
 
-def _grown(path: Path, before: PartState, rows: int, array: np.memmap) -> PartState:
+def grown(path: Path, before: PartState, rows: int, array: np.memmap) -> PartState:
     """The state of a part when more rows are whole: only new bytes are read."""
     size = array.offset + rows * (array.nbytes // max(1, len(array)))
-    return PartState(rows, size, _checksum(path, size, before.size, before.checksum))
+    return PartState(rows, size, checksum_of(path, size, before.size, before.checksum))
 
 
-def _checksum(path: Path, end: int, start: int = 0, checksum: int = 0) -> int:
+def checksum_of(path: Path, end: int, start: int = 0, checksum: int = 0) -> int:
     """CRC-32 of a file's bytes before `end`, going on from that of those before `start`; -1: there are not as many."""
     try:
         with path.open("rb") as file:

@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Iterable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from a2mim.devices import choose_device
 from a2mim.evaluation.cells import LAST, MapReader, noise
@@ -14,6 +14,14 @@ from a2mim.evaluation.features import frozen, refuse_below_one
 from a2mim.evaluation.identity import hash_encoder
 from a2mim.evaluation.taps import is_cells, tap
 from a2mim.weights.loading import build_reported, read_source
+
+
+def not_finite(model: nn.Module) -> str | None:
+    """The name of the first weight or statistic that holds NaN or infinity."""
+    for name, value in model.state_dict().items():
+        if value.is_floating_point() and not bool(torch.isfinite(value).all()):
+            return name
+    return None
 
 
 class Encoder:
@@ -38,6 +46,11 @@ class Encoder:
         self.loading, self.loaded = report.as_dict(), str(report)
         if report.partial:
             warnings.warn(f"only a part was loaded, the rest is random: {self.loaded}", stacklevel=2)
+        if broken := not_finite(self.model):
+            raise ValueError(
+                f"the weights in {source} are not finite, first in {broken}: the encoder has diverged; take an earlier"
+                " checkpoint"
+            )
         self.model.to(self.device).eval()
         self.random, self.clean_statistics = found.tensors is None, found.calibrated
         self.img_size = self.pixels.img_size

@@ -69,6 +69,8 @@ def evaluate(
             results.append(result | {"overlap": overlap})
             if out is not None:
                 write_result(results[-1], out)
+    if not results:
+        raise ValueError("nothing is left to judge: no subset of labels has more than one image a class.")
     return results
 
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -113,7 +115,7 @@ def run_low_shot(context: EvalContext, protocol: Protocol, out: Path | None = No
     c = protocol.constants
     train, test = _sets(context, protocol)
     results = []
-    for size in c["subsets"]:
+    for size in telling_subsets(train.labels.numpy(), c["subsets"]):
         for seed in range(c["seed"], c["seed"] + c["tries"]):
             rows = draw_subset(train.labels.numpy(), size, seed)
             chosen = {"subset": size, "subset_seed": seed, "n_train": len(rows)}
@@ -123,6 +125,23 @@ def run_low_shot(context: EvalContext, protocol: Protocol, out: Path | None = No
             for classifier in c["classifiers"]:
                 results.append(_few(context, protocol, classifier, train, test, rows, chosen))
     return results
+
+
+def telling_subsets(labels: np.ndarray, sizes: list) -> list:
+    """The subsets that can tell something; a warning names the others.
+
+    A share of each class that comes to one image a class leaves none to choose by, and tells chance from chance. A
+    number of images a class is taken as it is asked for.
+    """
+    most = np.unique(labels, return_counts=True)[1].max()
+    few = [size for size in sizes if (share := parse_size(size)[0]) is not None and round(share * most) <= 1]
+    kept = [size for size in sizes if size not in few]
+    if few:
+        names = " and ".join(map(str, few))
+        said = f"low-shot leaves out {names} of labels: that is one image a class, which tells nothing"
+        advice = """for five a class add --set 'low-shot.subsets=["5"]'"""
+        warnings.warn(f"{said}; {advice}", stacklevel=3)
+    return kept
 
 
 def _few(context, protocol, classifier: str, train, test, rows, chosen: dict) -> dict:

@@ -1,7 +1,10 @@
 """Embeddings as data: what the encoder computes, a row an image, the same bits after a kill."""
 
 import csv
+import errno
+import hashlib
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -86,7 +89,9 @@ def test_an_unreadable_image_keeps_its_row_and_is_named(made, folder):
 def test_the_files_hold_the_same(made, weights, folder, tmp_path, monkeypatch):
     monkeypatch.setattr(files, "BLOCK", 5)  # so that there are several
     about, columns, out = made
-    assert json.loads(out.with_name("features.npz.json").read_text()) == about == json.loads(str(columns["about"]))
+    assert json.loads(out.with_name("features.npz.json").read_text()) == about
+    assert json.loads(str(columns["about"])) == {k: v for k, v in about.items() if k != "sha256"}
+    assert about["sha256"] == hashlib.sha256(out.read_bytes()).hexdigest()
     assert sorted(path.name for path in out.parent.iterdir()) == ["features.npz", "features.npz.json"]
     run(weights, folder, tmp_path / "f.csv")
     rows = list(csv.reader((tmp_path / "f.csv").read_text().splitlines()))
@@ -203,3 +208,98 @@ def test_shards_give_their_members_as_keys(weights, folder, tmp_path):
     found = np.load(tmp_path / "f.npz")
     assert len(set(found["key"].tolist())) == len(found["key"]) == made["images"]
     assert set(found["class"].tolist()) == {"cats", "dogs"}
+
+
+def flipped(path, place):
+    content = bytearray(path.read_bytes())
+    content[place] ^= 16
+    path.write_bytes(content)
+
+
+def test_a_flipped_byte_of_a_finished_file_is_noticed(made, weights, folder, tmp_path):
+    out = made[2]
+    for name in ("features.npz", "features.npz.json"):
+        (tmp_path / name).write_bytes((out.parent / name).read_bytes())
+    copy = tmp_path / "features.npz"
+    assert not embedding.is_damaged(copy)
+    flipped(copy, 1000)
+    assert embedding.is_damaged(copy)
+    with pytest.raises(ValueError, match="is there already, and is damaged"):
+        run(weights, folder, copy)
+
+
+@pytest.mark.parametrize("name", ["embedding.npy", "readable.npy", "overflowed.npy", "state.json"])
+def test_a_flipped_byte_of_unfinished_work_is_noticed_and_made_again(
+    made, weights, folder, tmp_path, monkeypatch, name
+):
+    stop_at(monkeypatch, 3)
+    out = tmp_path / "f.npz"
+    with pytest.raises(KeyboardInterrupt):
+        run(weights, folder, out)
+    monkeypatch.undo()
+    flipped(tmp_path / "f.npz.unfinished" / name, 130 if name.endswith("npy") else 20)
+    with pytest.warns(UserWarning, match=f"{name} is damaged"):
+        run(weights, folder, out)
+    np.testing.assert_array_equal(np.load(out)["embedding"], made[1]["embedding"])
+
+
+def stop_at(monkeypatch, batch):
+    """The process is interrupted at a batch, when all before it are saved."""
+    original, seen = embedding.run.Unfinished.put, []
+
+    def put(self, ids, embeddings):
+        seen.append(1)
+        if len(seen) == batch:
+            raise KeyboardInterrupt
+        original(self, ids, embeddings)
+
+    monkeypatch.setattr(sys.modules["a2mim.embedding.run"].Unfinished, "put", put)
+    monkeypatch.setattr(sys.modules["a2mim.embedding.run"], "SAVE_EVERY", -1.0)
+
+
+def test_a_kill_between_the_data_and_its_json_needs_no_overwrite(made, weights, folder, tmp_path, monkeypatch):
+    out = tmp_path / "f.npz"
+
+    def die(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(sys.modules["a2mim.embedding.run"], "write_json", die)
+    with pytest.raises(KeyboardInterrupt):
+        run(weights, folder, out)
+    monkeypatch.undo()
+    assert out.exists() and not (tmp_path / "f.npz.json").exists()
+    again = run(weights, folder, out)
+    assert again["unreadable"] == made[0]["unreadable"] and not embedding.is_damaged(out)
+    assert not (tmp_path / "f.npz.unfinished").exists()
+    np.testing.assert_array_equal(np.load(out)["embedding"], made[1]["embedding"])
+
+
+@pytest.mark.parametrize("when", ["rows", "file"])
+def test_a_full_disk_is_one_sentence_and_the_same_command_goes_on(made, weights, folder, tmp_path, monkeypatch, when):
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    out = tmp_path / "f.npz"
+    if when == "rows":
+        monkeypatch.setattr(os, "posix_fallocate", full)
+    else:
+        monkeypatch.setattr(np, "savez", full)
+    with pytest.raises(OSError, match=r"f.npz cannot be written, the disk is full: make room; .* goes on") as caught:
+        run(weights, folder, out)
+    assert "\n" not in str(caught.value) and not list(tmp_path.rglob("*.partial"))
+    monkeypatch.undo()
+    run(weights, folder, out)
+    np.testing.assert_array_equal(np.load(out)["embedding"], made[1]["embedding"])
+
+
+def test_weights_and_embeddings_that_are_not_finite_are_refused(folder, tmp_path):
+    state = timm.create_model("resnet10t", num_classes=0).state_dict()
+    large = {k: v * 1e9 + 1e9 if k.endswith(("bn1.weight", "bn2.weight")) else v for k, v in state.items()}
+    torch.save(large, tmp_path / "large.pth")
+    with pytest.raises(ValueError, match=r"embeddings of \d+ of 22 images are not finite"):
+        run(f"resnet10t:{tmp_path / 'large.pth'}", folder, tmp_path / "e.npz", img_size=SIZE, calibrate=False)
+    state["layer1.0.conv1.weight"][0] = torch.inf
+    torch.save(state, tmp_path / "inf.pth")
+    with pytest.raises(ValueError, match=r"the weights in .* are not finite, first in layer1.0.conv1.weight"):
+        run(f"resnet10t:{tmp_path / 'inf.pth'}", folder, tmp_path / "e.npz", img_size=SIZE)
+    assert not (tmp_path / "e.npz").exists()

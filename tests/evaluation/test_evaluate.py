@@ -24,6 +24,7 @@ FAST = {
     **{"dinov2-linear.epochs": 2, "dinov2-linear.epoch_length": 2, "mae-linear.warmup_epochs": 1},
     **{"efficient-probe.epochs": 2, "efficient-probe-published.epochs": 2},
     **{"efficient-probe-published.warmup_epochs": 1},
+    **{"low-shot.subsets": ["20%", "3"]},
     **{"dinov2-linear.batch_size": 8, "logreg.c_values": 3, "k": 3, "also_k": [1]},
 }
 
@@ -173,6 +174,7 @@ def test_imbalance_is_reported_with_the_mean_over_classes(tmp_path):
     assert result["balance"]["train"] == {"classes": 2, "least": 2, "most": 22}
 
 
+@pytest.mark.filterwarnings("ignore:low-shot leaves out")
 def test_every_protocol_takes_small_sets_two_classes_and_a_class_without_test_images(tmp_path):
     train = write_set(tmp_path / "train", {"cat": 3, "dog": 2, "fox": 1})
     test = write_set(tmp_path / "test", {"dog": 2, "fox": 1}, seed=1)
@@ -252,7 +254,7 @@ def test_the_old_commands_give_the_old_numbers_and_keys(sets, tmp_path, capsys):
         (["mae-finetune"], {}, "run a2mim finetune"),
         (["dino-knn"], {"overrides": {"temprature": 1}}, "nearest are temperature"),
         (["dino-knn"], {"overrides": {"logreg.c_values": 3}}, "logreg is not among the protocols"),
-        (["low-shot"], {"overrides": {"classifiers": ["dino-linear"]}}, "dino-linear is not"),
+        (["low-shot"], {"overrides": {"classifiers": ["dino-linear"], "subsets": ["5"]}}, "dino-linear is not"),
         ([], {}, "no protocol was named"),
     ],
 )
@@ -341,3 +343,15 @@ def test_too_small_a_cache_is_refused_before_the_first_image(sets, tmp_path, mon
     monkeypatch.setattr(context.ImageDataset, "read", None)  # whoever looks at an image fails
     with pytest.raises(ValueError, match=r"these features take .* raise --feature-cache-gb to"):
         run(["dino-knn"], sets, cache=Cache(tmp_path / "c", most_bytes=1000))
+
+
+def test_a_share_of_labels_that_is_one_image_a_class_is_left_out_with_a_word(sets):
+    overrides = {"subsets": ["10%", "20%", "1"], "classifiers": ["dino-knn"], "tries": 1, "k": 1}
+    with pytest.warns(UserWarning, match="leaves out 10% of labels: that is one image a class, which tells nothing"):
+        results = run(["low-shot"], sets, overrides=overrides)
+    assert [result["subset"] for result in results] == ["20%", "1"]
+    with (
+        pytest.warns(UserWarning, match="leaves out"),
+        pytest.raises(ValueError, match="no subset of labels has more than one image a class"),
+    ):
+        run(["low-shot"], sets, overrides=overrides | {"subsets": ["10%"]})

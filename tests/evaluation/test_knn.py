@@ -105,7 +105,9 @@ def test_blocks_of_queries_and_of_the_bank_change_nothing(k, monkeypatch):
     monkeypatch.setattr(MODULE, "_CHUNK", 8)
     in_blocks = nearest(bank, queries, k, block_bytes=4 * 8 * 5)
     torch.testing.assert_close(in_blocks[0], values)
-    assert torch.equal(in_blocks[1], rows)
+    # a block of another size may round a cosine otherwise, and so part what is equal: rows are compared up to rounding
+    torch.testing.assert_close((normal(queries) @ normal(bank).T).gather(1, in_blocks[1]), values)
+    assert all(len(set(line)) == k for line in in_blocks[1].tolist())
 
 
 def test_a_bank_sorted_by_class_is_merged_as_any_other(monkeypatch):
