@@ -15,7 +15,7 @@ from timm.loss import BinaryCrossEntropy, SoftTargetCrossEntropy
 from torch import Tensor, nn
 
 from a2mim.engine.finetune_settings import ClassLoss, Head
-from a2mim.evaluation.features import pooling_name
+from a2mim.evaluation.features import frozen, pooling_name
 from a2mim.evaluation.identity import hash_encoder
 from a2mim.pixels import normalize
 from a2mim.weights.loading import Source, build_reported
@@ -102,6 +102,41 @@ def rebuild_classified(arguments: dict, drop_path_rate: float) -> nn.Module:
     for name in told["frozen"]:
         built.model.get_parameter(name).requires_grad_(False)
     return built.model
+
+
+def at_size(model: nn.Module, size: int, in_chans: int) -> nn.Module:
+    """The model where it takes images of that size, else a copy with its positions resampled.
+
+    Raises:
+        ValueError: it takes images of its own size alone.
+    """
+    images = torch.zeros(2, in_chans, size, size, device=next(model.parameters()).device)
+    problem = _problem(model, images)
+    if problem is None:
+        return model
+    resized = copy.deepcopy(model)
+    if hasattr(resized, "set_input_size"):
+        try:
+            resized.set_input_size(img_size=(size, size))
+        except (AssertionError, RuntimeError, TypeError, ValueError) as error:
+            problem = str(error)
+        else:
+            if (problem := _problem(resized, images)) is None:
+                return resized
+    raise ValueError(
+        f"{type(model).__name__} cannot be judged on images of {size} px ({problem.splitlines()[0]}):"
+        " set data.test_size to data.img_size"
+    )
+
+
+def _problem(model: nn.Module, images: Tensor) -> str | None:
+    """Why a forward pass fails, or None."""
+    try:
+        with frozen(model):
+            model(images)
+    except (AssertionError, RuntimeError, ValueError) as error:
+        return str(error).strip() or type(error).__name__
+    return None
 
 
 def put_classifier(model: nn.Module, num_classes: int, chosen: Head) -> dict:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 
 import numpy as np
@@ -12,6 +13,7 @@ from timm.utils import distribute_bn
 
 from a2mim.batchnorm import calibrate_batchnorm, has_batchnorm
 from a2mim.data import EvalLoader
+from a2mim.engine.classifier import at_size
 from a2mim.evaluation.calibration import calibration_batches, calibration_loader
 from a2mim.evaluation.features import frozen
 
@@ -90,9 +92,18 @@ class EvaluationHook(Hook):
         batches = calibration_batches(loader, lambda images: model.normalize(runner.context.to_device(images)))
         calibrate_batchnorm(model.model, batches)
 
+    def judged(self, runner) -> torch.nn.Module:
+        """The classifier, with positions resampled where the network is of a fixed size and is judged at another."""
+        model = runner.averaged
+        network = at_size(model.model, self.view["img_size"], self.dataset.form.in_chans)
+        if network is not model.model:
+            model = copy.deepcopy(model)
+            model.model = network
+        return model
+
     def run(self, runner) -> tuple[torch.Tensor, float]:
         """((M,) how many classes score above the true one, -1 where one is not judged; mean cross-entropy)."""
-        model, ranks, total = runner.averaged, torch.full((len(self.dataset),), -1), torch.zeros(2, dtype=torch.float64)
+        model, ranks, total = self.judged(runner), torch.full((len(self.dataset),), -1), torch.zeros(2).double()
         with frozen(model):
             for batch in self.loader:
                 labels = batch["labels"].to(runner.context.device)

@@ -16,7 +16,7 @@ import a2mim
 from a2mim.batchnorm import unsynchronise
 from a2mim.data.augment import Augment
 from a2mim.engine.assembly import open_sets
-from a2mim.engine.classifier import Classifier, build_classified, rebuild_classified
+from a2mim.engine.classifier import Classifier, at_size, build_classified, rebuild_classified
 from a2mim.engine.config import changed
 from a2mim.engine.evaluating import EvaluationHook
 from a2mim.engine.finetune_protocol import protocol_in_force
@@ -79,6 +79,7 @@ class Finetuning:
         self.found = None
         self.model = Classifier(model, settings.loss, data.mean, data.std)
         self.network = self.model.model
+        at_size(self.network, data.test_size, data.in_chans)  # refuses before the first step, not after an epoch
         erasing, mix = settings.augment.erasing, settings.mix
         self.mixing = Mixing(self.num_classes, erasing, mix, settings.seed, self.device)
 

@@ -89,6 +89,13 @@ class TrainLoop(BaseLoop):
                 f"step {self.step + 1}: {error}; stopped before the weights changed, {runner.run.last_good()};"
                 " try a lower optimizer.base_lr, clip_grad=1.0 or amp=None"
             ) from error
+        except ValueError as error:
+            if "Expected more than 1 value per channel" not in str(error):
+                raise
+            raise ValueError(
+                f"a micro-batch of {len(batch['images']) // context.accumulate} image is too few for this network's"
+                " BatchNorm: lower accumulate, or raise global_batch_size"
+            ) from None
         self.step += 1
 
 

@@ -313,3 +313,21 @@ def test_averaged_weights_are_judged_and_handed_over_with_statistics_of_their_ow
     for key in statistics:
         torch.testing.assert_close(handed[key], model.state_dict()[key], rtol=1e-4, atol=1e-5)
     assert not any(torch.equal(handed[key], raw[f"module.model.{key}"]) for key in statistics)
+
+
+def test_a_network_of_fixed_size_is_judged_at_another_size_by_resampled_positions(run):
+    changes = {"data.test_size": 48, "classifier.norm": "default"}
+    _, summary = run("larger", "test_vit", **PLAIN, **SHORT, **changes)
+    assert summary["result"]["n_test"] == 12
+
+
+def test_a_test_size_that_the_network_cannot_take_is_refused_before_the_first_step(run, tmp_path):
+    with pytest.raises(ValueError, match=r"cannot be judged on images of 40 px .* set data.test_size to data.img_size"):
+        run("odd", "test_vit", **PLAIN, **SHORT, **{"data.test_size": 40, "classifier.norm": "default"})
+    assert not list((tmp_path / "odd").glob("checkpoints/*"))
+
+
+def test_a_micro_batch_of_one_image_is_one_sentence(run):
+    changes = {"accumulate": 8, "classifier.pooling": "default", "classifier.norm": "default"}
+    with pytest.raises(ValueError, match="a micro-batch of 1 image is too few for this network's BatchNorm"):
+        run("one", "resnet10t", **PLAIN, **SHORT, **changes)
