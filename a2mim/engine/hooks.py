@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import threading
 import warnings
 from collections import Counter
 from pathlib import Path
@@ -243,7 +244,8 @@ class SignalHook(Hook):
         self.previous: dict = {}
 
     def before_train(self, runner) -> None:
-        self.previous = {number: signal.signal(number, self.note) for number in self.numbers}
+        if threading.current_thread() is threading.main_thread():  # Python allows it nowhere else
+            self.previous = {number: signal.signal(number, self.note) for number in self.numbers}
 
     def note(self, number, frame) -> None:
         if self.received is not None:

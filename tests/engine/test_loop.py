@@ -12,6 +12,7 @@ from typing import ClassVar
 import pytest
 import torch
 
+import a2mim
 from a2mim.checkpoints import list_checkpoints
 from a2mim.data import open_dataset
 from a2mim.engine.config import changed, load_config
@@ -222,3 +223,13 @@ def test_two_processes_keep_equal_weights_draw_their_own_masks_and_resume_exactl
     for key, value in whole["state_dict"].items():
         if "running_" not in key:  # the other process's statistics are not saved, and no weight depends on them
             assert torch.equal(value, resumed["state_dict"][key]), key
+
+
+def test_a_run_in_a_thread_is_trained_without_signals(recipe, images, tmp_path):
+    """As notebooks' background cells and web servers start it."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    settings = {"schedule.epochs": 1, "schedule.warmup_epochs": 0}
+    with ThreadPoolExecutor(1) as pool:
+        run = pool.submit(a2mim.pretrain, recipe, images, tmp_path / "run", device="cpu", num_workers=0, **settings)
+        assert run.result()["status"] == "finished"
