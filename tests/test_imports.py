@@ -31,6 +31,7 @@ ALLOWED = {
     "check": {"encoder", "losses", "mim", "wiring"},
     "data": {"files"},
     "weights": {"checkpoints", "files", "pixels", "wiring"},
+    "loading": {"weights"},
     "evaluation": {"batchnorm", "data", "devices", "encoder", "files", "pixels", "weights", "wiring"},
     "export": {
         "batchnorm",
