@@ -94,9 +94,19 @@ def _opened(source, split: str, access: Access) -> ImageDataset:
             return open_folder(source, split)
         if is_list_of_images(source):
             return open_image_list(source)
+        _refuse_absent(source)
     from a2mim.data.shards.tar_shards import open_shards
 
     return open_shards(expand(source, access), source if isinstance(source, str) else f"{len(source)} sources", access)
+
+
+def _refuse_absent(source: str) -> None:
+    """A plain path that is not there and does not look like a shard is most likely a folder's."""
+    plain = not (is_remote(source) or scheme_of(source) or glob.has_magic(source) or "{" in source or "::" in source)
+    if plain and not os.path.exists(source) and not os.path.splitext(source)[1] and not source.endswith(">"):
+        raise FileNotFoundError(
+            f"no such folder: {os.path.abspath(source)}; give a folder, tar shards, a URL or 'photos'"
+        )
 
 
 def _only_shards(sources: list) -> list:

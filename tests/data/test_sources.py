@@ -149,3 +149,11 @@ def test_only_regular_files_of_a_sane_size_are_read(tmp_path, kind, name):
 def test_a_pattern_that_cannot_be_read_is_one_sentence(pattern):
     with pytest.raises((ValueError, FileNotFoundError)):
         open_dataset(pattern)
+
+
+def test_a_folder_that_is_not_there_is_said_to_be_no_folder(tmp_path):
+    for source in (tmp_path / "fotos", f"{tmp_path}/fotos/", [f"{tmp_path}/fotos"]):
+        with pytest.raises(FileNotFoundError, match=rf"no such folder: {tmp_path}/fotos; give a folder"):
+            open_dataset(source)
+    with pytest.raises(FileNotFoundError, match="1 of 1 shards missing"):
+        open_dataset(tmp_path / "fotos.tar")

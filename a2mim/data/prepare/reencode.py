@@ -3,6 +3,8 @@
 import io
 import warnings
 
+from a2mim.data.pillow_images import open_image
+
 MODES = ("L", "RGB", "YCbCr", "CMYK", "1", "P")  # of Pillow, that JPEG can stand for
 _ORIENTATION = 0x0112  # EXIF
 _MAX_PIXELS = 64_000_000
@@ -21,7 +23,7 @@ def reencode(data: bytes, short_side: int, quality: int) -> bytes | str:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # what Pillow warns about is decided here
-            with Image.open(io.BytesIO(data)) as image:
+            with open_image(data) as image:
                 if image.mode not in MODES or "transparency" in image.info or getattr(image, "n_frames", 1) > 1:
                     return KEPT_KIND
                 width, height = image.size
