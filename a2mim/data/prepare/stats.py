@@ -94,7 +94,8 @@ def measure_stats(dataset: ImageDataset, num_workers: int = 0) -> Stats:
             total.add(chunk)
             bar.update(min(CHUNK, bar.total - bar.n))
     if not total.images:
-        raise UnreadableData(f"none of {len(dataset)} images can be read: {dict(total.faults)}")
+        hint = "; NaN stands for no data? --nodata nan --fill VALUE replaces it" if total.faults["not finite"] else ""
+        raise UnreadableData(f"none of {len(dataset)} images can be read: {dict(total.faults)}{hint}")
     return total
 
 
