@@ -71,6 +71,7 @@ setup(
                 "aiohttp",
                 "scikit-learn>=1.5",
                 "playwright>=1.40",
+                "torchmetrics>=1.6",
             ),
             *("transformers>=5", "mmpretrain>=1.2"),
             *("s3fs>=2025.1", "moto[server]>=5"),  # a real S3 protocol on the loopback

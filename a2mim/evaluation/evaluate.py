@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from a2mim.evaluation import runners
+from a2mim.evaluation import copydays, davis, runners, seg_augmented, seg_knn, seg_linear
 from a2mim.evaluation.cache import Cache
 from a2mim.evaluation.context import VIEW, EvalContext
 from a2mim.evaluation.cost import ViewPass, estimate
 from a2mim.evaluation.protocols import Protocol, read_protocol
 from a2mim.evaluation.results import write_result
+from a2mim.evaluation.segmentation import open_task, result_of
 
-DENSE = ("davis", "copydays")  # they read folders of a form of their own
+DENSE = ("davis", "copydays", "segmentation")  # they read folders of a form of their own
 
 
 def evaluate(
@@ -49,7 +50,7 @@ def evaluate(
             raise ValueError(f"{protocol.name} trains the encoder: run a2mim finetune; evaluate judges frozen ones.")
         runners.check(protocol)
     if any(protocol.kind in DENSE for protocol in chosen):
-        return _dense(source, chosen, data, out, options)
+        return _dense(source, chosen, data, test_data, out, options)
     if test_data is None:
         raise ValueError(f"{chosen[0].name} needs labelled test images: give --test-data.")
     context = EvalContext(source, data, test_data, cache=cache, **options)
@@ -103,14 +104,23 @@ def _passes(chosen: list[Protocol], context: EvalContext) -> list[ViewPass]:
     return [ViewPass(dict(zip(VIEW, view, strict=True)), tuple(dict.fromkeys(p))) for view, p in wanted.items()]
 
 
-def _dense(source, chosen: list[Protocol], data, out: Path | None, options: dict) -> list[dict]:
-    from a2mim.evaluation import copydays, davis
-
+def _dense(source, chosen: list[Protocol], data, test_data, out: Path | None, options: dict) -> list[dict]:
     if others := [protocol.name for protocol in chosen if protocol.kind not in DENSE]:
         raise ValueError(f"{others[0]} and {chosen[0].name} read different data: run them one after the other.")
     runs, results = {"davis": davis.run, "copydays": copydays.run}, []
     for protocol in chosen:
-        results.append(runs[protocol.kind](source, protocol, data, **options))
+        if protocol.kind == "segmentation":
+            found = _segment(source, protocol, data, test_data, out, options)
+        else:
+            found = runs[protocol.kind](source, protocol, data, **options)
+        results.append(found)
         if out is not None:
             write_result(results[-1], out)
     return results
+
+
+def _segment(source, protocol: Protocol, data, test_data, out: Path | None, options: dict) -> dict:
+    task = open_task(source, protocol, data, test_data, **options)
+    heads = {"linear": seg_linear.run, "knn": seg_knn.run, "augmented": seg_augmented.run}
+    predictions, chosen = heads[protocol.constants["head"]](task, protocol.constants)
+    return result_of(task, protocol, predictions, chosen, out)

@@ -25,7 +25,10 @@ from a2mim.evaluation.protocols import Protocol, read_protocol
 from a2mim.evaluation.subsets import draw_subset, parse_size, write_list
 from a2mim.evaluation.taps import CELLS, dino_parts, grid_parts
 
-COUNTS = ("k", "epochs", "batch_size", "c_values", "max_iterations", "tries")
+COUNTS = (
+    *("k", "epochs", "batch_size", "c_values", "max_iterations", "tries", "queries", "reduction"),
+    *("least_steps", "batch_cells", "bank_cells", "crop", "steps", "warmup_steps"),
+)
 
 
 def check(protocol: Protocol) -> None:
@@ -39,6 +42,9 @@ def check(protocol: Protocol) -> None:
         raise ValueError(f"train_view={constants['train_view']!r} of {protocol.name} must be crops or center.")
     if not 0 < constants.get("held_out", 0.5) < 1:
         raise ValueError(f"held_out={constants['held_out']} of {protocol.name} must lie between 0 and 1.")
+    for key in ("k_values", "weight_decays"):
+        if not constants.get(key, [1]):
+            raise ValueError(f"{key} of {protocol.name} is empty: give at least one value.")
     if not constants.get("base_lrs", [1]):
         raise ValueError(f"base_lrs of {protocol.name} is empty: give at least one rate.")
     for size in constants.get("subsets", ()):

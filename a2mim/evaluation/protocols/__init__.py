@@ -24,6 +24,7 @@ KINDS = (
     "finetune",
     "davis",
     "copydays",
+    "segmentation",
 )
 _KEYS = {"kind", "summary", "sources", "reference", "constants", "variants"}
 

@@ -1,0 +1,229 @@
+"""Images with index masks: the class of every pixel, read as a number and never as a colour.
+
+A mask is a PNG of one channel: 8 bits, 16 bits, or a palette, of which the index counts. Its size is the image's.
+"""
+
+from __future__ import annotations
+
+import os
+import tarfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from a2mim.data import keyed
+from a2mim.data.decode import decode
+from a2mim.data.photos import half
+from a2mim.data.pixel_format import UnreadableImage
+from a2mim.data.plain_files import read_class_list, read_file
+from a2mim.data.remote.addresses import is_remote
+from a2mim.data.sources import expand
+from a2mim.data.walk import PICTURES
+
+_SINGLE = ("L", "P", "1", "I", "I;16", "I;16B", "I;16L")  # Pillow's modes of one channel of whole numbers
+_SPLITS = {"train": ("train", "training"), "test": ("test", "val", "validation")}
+_MASK_SUFFIXES = ("mask.png", "seg.png")  # of a sample in a shard, beside its image
+TEXTURES = ("brick.png", "grass.png", "gravel.png", "hubble_deep_field.jpg", "ihc.png")
+TEXTURE_IMAGES = {"train": 240, "test": 80}
+_SIDE, _CELLS, _SEED = 128, 5, 2025_0602
+
+
+@dataclass(frozen=True)
+class Masked:
+    """Images with the class of every pixel.
+
+    Args:
+        title: the source, as the user named it.
+        names: of the images, for people.
+        read: position -> ((H, W, 3) uint8, (H, W) int64 ids).
+        class_names: of the ids from 0 on, or None.
+        has_split: the source has a test set of its own.
+    """
+
+    title: str
+    names: list[str]
+    read: Callable[[int], tuple[np.ndarray, np.ndarray]]
+    class_names: list[str] | None = None
+    has_split: bool = False
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+
+def open_masked(source, split: str = "train") -> Masked:
+    """A folder with images/ and masks/ (also under train/ and test/), tar shards, or the built-in "textures".
+
+    Args:
+        source: in a shard, the mask of KEY.jpg is KEY.mask.png or KEY.seg.png.
+        split: "train" or "test", for sources that have both.
+
+    Raises:
+        FileNotFoundError: nothing is there. ValueError: images without masks, or nothing that can be used.
+    """
+    if isinstance(source, list | tuple) and len(source) == 1:
+        source = source[0]
+    if source == "textures":
+        return open_textures(split)
+    if isinstance(source, str | os.PathLike) and os.path.isdir(source):
+        return _open_folder(Path(source), split)
+    return _open_shards(source)
+
+
+def looks_masked(source) -> bool:
+    """Whether a source is a folder of images and masks, or the built-in one. Shards are not looked into."""
+    if isinstance(source, list | tuple) and len(source) == 1:
+        source = source[0]
+    if source == "textures":
+        return True
+    if not isinstance(source, str | os.PathLike):
+        return False
+    root = Path(source)
+    return any((place / "masks").is_dir() and (place / "images").is_dir() for place in (root, *_split_folders(root)))
+
+
+def read_mask(data: bytes, name: str) -> np.ndarray:
+    """(H, W) int64 ids.
+
+    Raises:
+        ValueError: more than one channel (colours are not ids), or no image.
+    """
+    try:
+        with Image.open(BytesIO(data)) as image:
+            mode = image.mode
+            if mode not in _SINGLE:
+                raise ValueError(
+                    f"the mask {name} has the channels {mode}: a mask is a PNG with one channel, 8 or 16 bits or a"
+                    " palette, that holds the number of the class; colours are not read as classes."
+                )
+            return np.asarray(image).astype(np.int64)
+    except (OSError, Image.DecompressionBombError, SyntaxError) as error:
+        raise ValueError(f"the mask {name} cannot be read: {error}.") from None
+
+
+def open_textures(split: str = "train") -> Masked:
+    """Five textures of the scikit-image wheel, set side by side: every pixel belongs to the nearest of five points, and
+    shows the texture of that point. Training images come from the left halves, test images from the right ones.
+
+    The halves are balanced to one mean colour, see `photos.half`, so that colour alone does not tell the class.
+    """
+    if split not in TEXTURE_IMAGES:
+        raise ValueError(f"split={split!r} of the built-in textures is unknown; choose train or test")
+    halves = [half(name, split) for name in TEXTURES]
+    names = [f"textures/{split}/{i}" for i in range(TEXTURE_IMAGES[split])]
+    keys = np.array([keyed.key_of(name) for name in names], np.uint64)
+    draws = keyed.uniforms(_SEED, 0, keys, 5 * _CELLS, keyed.PHOTOGRAPH).reshape(len(keys), _CELLS, 5)
+    class_names = [Path(name).stem for name in TEXTURES]
+    return Masked(f"textures ({split})", names, lambda i: _compose(draws[i], halves), class_names, True)
+
+
+def _compose(draws: np.ndarray, halves: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """One image of side 128 and its mask from (points, 5) draws: place, class, and where the texture is cut."""
+    rows, columns = np.mgrid[:_SIDE, :_SIDE]
+    points = draws[:, :2] * _SIDE
+    distances = (rows[..., None] - points[:, 0]) ** 2 + (columns[..., None] - points[:, 1]) ** 2
+    nearest = distances.argmin(axis=2)
+    classes = (draws[:, 2] * len(halves)).astype(np.int64)
+    image = np.empty((_SIDE, _SIDE, 3), np.uint8)
+    for k, (label, y, x) in enumerate(zip(classes, draws[:, 3], draws[:, 4], strict=True)):
+        texture = halves[label]
+        top, left = (int(u * (side - _SIDE + 1)) for u, side in zip((y, x), texture.shape[:2], strict=True))
+        where = nearest == k
+        image[where] = texture[top : top + _SIDE, left : left + _SIDE][where]
+    return image, classes[nearest]
+
+
+def _split_folders(root: Path) -> list[Path]:
+    return [root / name for names in _SPLITS.values() for name in names if (root / name).is_dir()]
+
+
+def _open_folder(root: Path, split: str) -> Masked:
+    found = {name: [root / p for p in places if (root / p / "images").is_dir()] for name, places in _SPLITS.items()}
+    has_split = all(found.values())
+    place = found[split][0] if has_split else root
+    images, masks = (_by_stem(place / kind, suffixes) for kind, suffixes in (("images", PICTURES), ("masks", ("png",))))
+    if not images:
+        raise FileNotFoundError(f"{place} holds no images/ folder with images: it needs images/ and masks/.")
+    if missing := sorted(set(images) - set(masks)):
+        raise ValueError(
+            f"{len(missing)} of {len(images)} images in {place / 'images'} have no mask of the same name in masks/,"
+            f" first {missing[0]}.png"
+        )
+    stems = sorted(images)
+
+    def read(i: int) -> tuple[np.ndarray, np.ndarray]:
+        paths = images[stems[i]], masks[stems[i]]
+        return _pair(*(read_file(path) for path in paths), *map(str, paths))
+
+    listed = next((path for path in (place / "classes.txt", root / "classes.txt") if path.is_file()), None)
+    return Masked(
+        str(place), [str(images[stem]) for stem in stems], read, read_class_list(listed) if listed else None, has_split
+    )
+
+
+def _by_stem(folder: Path, suffixes: tuple[str, ...]) -> dict[str, Path]:
+    """Files below a folder by their path without the suffix."""
+    if not folder.is_dir():
+        return {}
+    paths = (path for path in sorted(folder.rglob("*")) if path.suffix.lower().lstrip(".") in suffixes)
+    return {
+        path.relative_to(folder).with_suffix("").as_posix(): path for path in paths if not path.name.startswith(".")
+    }
+
+
+def _open_shards(source) -> Masked:
+    shards = expand(source)
+    if remote := [shard for shard in shards if is_remote(shard)]:
+        raise ValueError(f"{remote[0]} is remote: shards of images and masks are read from disk; copy them first.")
+    places: list[tuple[str, str, tuple[int, int], tuple[int, int]]] = []  # shard, key, image, mask
+    for shard in shards:
+        places += _pairs_of(shard)
+    if not places:
+        raise ValueError(f"no images with masks in {source}: the mask of KEY.jpg is KEY.mask.png beside it.")
+
+    def read(i: int) -> tuple[np.ndarray, np.ndarray]:
+        shard, key, *spans = places[i]
+        with open(shard, "rb") as file:
+            contents = []
+            for offset, size in spans:
+                file.seek(offset)
+                contents.append(file.read(size))
+        return _pair(*contents, f"{shard}:{key}", f"{shard}:{key}.mask.png")
+
+    listed = Path(shards[0]).parent / "classes.txt"
+    names = [f"{shard}:{key}" for shard, key, *_ in places]
+    return Masked(str(source), names, read, read_class_list(listed) if listed.is_file() else None)
+
+
+def _pairs_of(shard: str) -> list[tuple[str, str, tuple[int, int], tuple[int, int]]]:
+    images: dict[str, tuple[int, int]] = {}
+    masks: dict[str, tuple[int, int]] = {}
+    try:
+        with tarfile.open(shard) as tar:
+            for member in tar:
+                key, _, suffix = member.name.partition(".")
+                if member.isfile() and suffix.lower() in (*_MASK_SUFFIXES, *PICTURES):
+                    kind = masks if suffix.lower() in _MASK_SUFFIXES else images
+                    kind[key] = (member.offset_data, member.size)
+    except tarfile.TarError as error:
+        raise ValueError(f"{shard} is no tar file that can be read: {error}.") from None
+    if missing := sorted(set(images) - set(masks)):
+        raise ValueError(f"{len(missing)} images in {shard} have no mask, first {missing[0]}: name it KEY.mask.png.")
+    return [(shard, key, images[key], masks[key]) for key in images]
+
+
+def _pair(image: bytes, mask: bytes, image_name: str, mask_name: str) -> tuple[np.ndarray, np.ndarray]:
+    try:
+        pixels = decode(image)
+    except UnreadableImage as error:
+        raise ValueError(f"{image_name} cannot be read: {error}.") from None
+    ids = read_mask(mask, mask_name)
+    if ids.shape != pixels.shape[:2]:
+        raise ValueError(
+            f"{image_name} is {pixels.shape[1]} x {pixels.shape[0]} px and its mask {ids.shape[1]} x {ids.shape[0]}:"
+            " both must have one size."
+        )
+    return pixels, ids

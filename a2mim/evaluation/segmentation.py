@@ -1,0 +1,257 @@
+"""Semantic segmentation on frozen maps: what is common to its protocols, from images and masks to a result.
+
+The test set is looked at to report, never to choose.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from a2mim.batchnorm import calibrate_batchnorm, has_batchnorm
+from a2mim.data.masks import Masked, open_masked
+from a2mim.evaluation.calibration import BATCH, IMAGES
+from a2mim.evaluation.cells import MapReader, map_of, noise
+from a2mim.evaluation.dense import resized
+from a2mim.evaluation.encoder import Encoder
+from a2mim.evaluation.identity import hash_of
+from a2mim.evaluation.miou import confusion, interval, ious, scores
+from a2mim.evaluation.protocols import Protocol
+
+PICTURES = 8  # test images that are drawn with their prediction
+TILE = 192  # pixels of a side in these pictures
+_MOST_CLASSES = 4096
+
+
+@dataclass
+class SegmentationTask:
+    """A frozen encoder, training and test images with masks, and how ids are read.
+
+    Args:
+        encoder, reader: the network and its map.
+        size: (H, W) in pixels that images are squashed to.
+        train, test: images with masks; ids after `labels`.
+        n_classes: C.
+        ignore: id of pixels that do not count.
+        zero_is_ignored: 0 is ignored, and every other id is one too high.
+        interpolation: of the images.
+    """
+
+    encoder: Encoder
+    reader: MapReader
+    size: tuple[int, int]
+    train: Masked
+    test: Masked
+    n_classes: int
+    ignore: int
+    zero_is_ignored: bool
+    interpolation: str
+    batch_size: int = 64
+
+    def item(self, dataset: Masked, i: int) -> tuple[np.ndarray, np.ndarray]:
+        """((H, W, 3) uint8, (H, W) int64 in 0 … C-1 or `ignore`); ValueError with the name for an id out of range."""
+        image, ids = dataset.read(i)
+        labels = renumbered(ids, self.ignore, self.zero_is_ignored)
+        wrong = labels[(labels != self.ignore) & (labels >= self.n_classes)]
+        if len(wrong):
+            raise ValueError(
+                f"the mask of {dataset.names[i]} holds class {wrong[0]}, and the training set has the classes 0 to"
+                f" {self.n_classes - 1}; pixels that do not count have the id {self.ignore}"
+            )
+        return image, labels
+
+    def items(self, dataset: Masked, rows, what: str) -> Iterator[tuple[Tensor, list[np.ndarray]]]:
+        """((B, 3, S, S) uint8, masks in their own sizes), in order."""
+        parts = np.array_split(np.asarray(rows), max(1, -(-len(rows) // self.batch_size)))
+        for some in tqdm(parts, desc=what, unit="batch", leave=False):
+            pairs = [self.item(dataset, int(i)) for i in some]
+            images = torch.stack([resized(image, self.size, self.interpolation) for image, _ in pairs])
+            yield images, [mask for _, mask in pairs]
+
+    def maps(self, dataset: Masked, rows, what: str) -> Iterator[tuple[Tensor, np.ndarray]]:
+        """((h·w, D) float32 cells on the device, mask in its own size) of every image, in order."""
+        run = map_of(self.encoder.model, self.reader)
+        for images, masks in self.items(dataset, rows, what):
+            cells = run(self.encoder.normalized(images)).flatten(2).transpose(1, 2)
+            yield from zip(cells, masks, strict=True)
+
+
+def open_task(source, protocol: Protocol, data, test_data=None, img_size=None, **options) -> SegmentationTask:
+    """Opens everything that a segmentation protocol needs; BatchNorm is calibrated on training images.
+
+    Raises:
+        ValueError: no test set, a size that the stride does not divide, masks without classes.
+    """
+    c = protocol.constants
+    train = open_masked(data, "train")
+    if test_data is None and not train.has_split:
+        raise ValueError(
+            f"{protocol.name} needs test images with masks: give --test-data, or a folder with train/ and test/."
+        )
+    test = open_masked(data if test_data is None else test_data, "test")
+    size = c.get("crop") if img_size is None else img_size
+    encoder = Encoder(source, options.get("device"), size, options.get("allow_partial", False), options.get("seed", 0))
+    if encoder.channels != 3:
+        raise ValueError(f"{protocol.name} reads images of 3 channels; {source} takes {encoder.channels}.")
+    reader = MapReader(encoder.model, noise(3, encoder.img_size, encoder.device), c["map"])
+    for side, cells in zip(encoder.img_size, reader.grid, strict=True):
+        if side % cells:
+            stride = round(reader.stride)
+            raise ValueError(
+                f"images of {side} px do not divide into {cells} cells of {source}: give --img-size"
+                f" {max(1, round(side / stride)) * stride}"
+            )
+    task = SegmentationTask(
+        *(encoder, reader, encoder.img_size, train, test, _MOST_CLASSES, c["ignore"], c["zero_is_ignored"]),
+        interpolation=c["interpolation"],
+        batch_size=options.get("batch_size", 64),
+    )
+    task.n_classes = _count_classes(task)
+    if not encoder.clean_statistics and has_batchnorm(encoder.model):
+        rows = np.random.default_rng(0).permutation(len(train))[:IMAGES]
+        task.batch_size = BATCH
+        calibrate_batchnorm(encoder.model, (encoder.normalized(x) for x, _ in task.items(train, rows, "calibration")))
+        task.batch_size = options.get("batch_size", 64)
+    return task
+
+
+def renumbered(ids: np.ndarray, ignore: int, zero_is_ignored: bool) -> np.ndarray:
+    """Ids as classes from 0 on, or `ignore`."""
+    if not zero_is_ignored:
+        return ids
+    return np.where((ids == 0) | (ids == ignore), ignore, ids - 1)
+
+
+def _count_classes(task: SegmentationTask) -> int:
+    """As classes.txt lists them, else up to the largest id of the training masks."""
+    if task.train.class_names:
+        return len(task.train.class_names)
+    largest = -1
+    for i in range(len(task.train)):
+        labels = task.item(task.train, i)[1]
+        judged = labels[labels != task.ignore]
+        largest = max(largest, int(judged.max()) if len(judged) else -1)
+    if largest < 0:
+        raise ValueError(f"every pixel of {task.train.title} is ignored (id {task.ignore}): there is no class.")
+    return largest + 1
+
+
+def split_images(n: int, held_out: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """(rows that choose, rows to train on); with one image it does both."""
+    order = np.random.default_rng(seed).permutation(n)
+    held = max(1, round(n * held_out))
+    return (np.sort(order[:held]), np.sort(order[held:])) if n > 1 else (order, order)
+
+
+def shares(labels: np.ndarray, grid: tuple[int, int], n_classes: int, ignore: int) -> np.ndarray:
+    """(cells, C) float32: how much of each cell's pixels has each class; rows of cells without any are 0.
+
+    Args:
+        labels: (H, W) in their own size; the grid is laid over the image, and a pixel belongs to the cell there.
+    """
+    rows, columns = (np.arange(side) * cells // side for side, cells in zip(labels.shape, grid, strict=True))
+    cell = rows[:, None] * grid[1] + columns[None, :]
+    judged = labels != ignore
+    counts = np.bincount(cell[judged] * n_classes + labels[judged], minlength=grid[0] * grid[1] * n_classes)
+    counts = counts.reshape(-1, n_classes).astype(np.float32)
+    return counts / np.maximum(counts.sum(1, keepdims=True), 1)
+
+
+def oracle(labels: np.ndarray, grid: tuple[int, int], n_classes: int, ignore: int) -> np.ndarray:
+    """(H, W): the commonest class of each cell at all its pixels, the best that one class a cell can be."""
+    best = shares(labels, grid, n_classes, ignore).argmax(1).reshape(grid)
+    rows, columns = (np.arange(side) * cells // side for side, cells in zip(labels.shape, grid, strict=True))
+    return best[rows[:, None], columns[None, :]]
+
+
+def result_of(
+    task: SegmentationTask,
+    protocol: Protocol,
+    predicted: Iterable[np.ndarray],
+    chosen: dict,
+    out: Path | None,
+) -> dict:
+    """Judges every test image, in its own size, and gathers what `write_result` takes.
+
+    Args:
+        predicted: (H, W) classes of every test image in order, in the size of its mask.
+        chosen: what was chosen on held-out images, and other facts.
+        out: folder of the pictures; None draws none.
+    """
+    counts, best, tiles = [], [], []
+    drawn = set(np.linspace(0, len(task.test) - 1, min(PICTURES, len(task.test))).astype(int).tolist())
+    for i, guess in enumerate(predicted):
+        image, truth = task.item(task.test, i)
+        counts.append(confusion(guess, truth, task.n_classes, task.ignore))
+        ideal = oracle(truth, task.reader.grid, task.n_classes, task.ignore)
+        best.append(confusion(ideal, truth, task.n_classes, task.ignore))
+        if i in drawn:
+            tiles.append((image, truth, guess))
+    each, c = np.stack(counts), protocol.constants
+    found, height_width = scores(each.sum(0)), task.reader.grid
+    per_image = [float(np.nanmean(row)) if not np.isnan(row).all() else None for row in ious(each)]
+    result = {
+        "protocol": protocol.name,
+        "protocol_hash": protocol.hash,
+        "overridden": protocol.overridden,
+        "constants": c,
+        "sources": list(protocol.sources),
+        "metric": "mIoU %",
+        "top1_last": found["miou"],
+        "top1_best": None,
+        "interval": list(interval(each)),
+        **found,
+        "oracle": scores(np.sum(best, 0))["miou"],
+        "cells": list(height_width),
+        "stride": task.reader.stride,
+        "scores": {name: s for name, s in zip(task.test.names, per_image, strict=True) if s is not None},
+        "correct": "",
+        "n_test": len(each),
+        "n_train": len(task.train),
+        "n_classes": task.n_classes,
+        "class_names": task.train.class_names,
+        "encoder": task.encoder.name,
+        "encoder_hash": task.encoder.hash,
+        "loading": task.encoder.loading,
+        "loaded": task.encoder.loaded,
+        "data": task.train.title,
+        "test_data": task.test.title,
+        "data_fingerprint": hash_of([task.train.names, task.test.names]),
+        "img_size": list(task.size),
+        **chosen,
+    }
+    result["note"] = (
+        f"{protocol.name} has {height_width[0]}×{height_width[1]} cells an image; the right class for every cell gives"
+        f" mIoU {result['oracle']:.1f} (the oracle of the grid)"
+    )
+    if out is not None:
+        result["pictures"] = str(_draw(tiles, task, out / f"{protocol.name}-{task.encoder.hash}.png"))
+    return result
+
+
+def _draw(tiles: list[tuple], task: SegmentationTask, path: Path) -> Path:
+    """Rows of image, truth and prediction; ignored pixels are black."""
+    hues = (np.arange(task.n_classes) * 0.61803 % 1 * 179).astype(np.uint8)
+    value = np.where(np.arange(task.n_classes) % 2, 160, 230).astype(np.uint8)
+    colours = cv2.cvtColor(np.stack([hues, np.full_like(hues, 170), value], 1)[None], cv2.COLOR_HSV2BGR)[0]
+    rows = []
+    for image, truth, predicted in tiles:
+        shown = [cv2.resize(image[:, :, ::-1], (TILE, TILE), interpolation=cv2.INTER_AREA)]
+        for labels in (truth, predicted):
+            small = cv2.resize(labels.astype(np.float64), (TILE, TILE), interpolation=cv2.INTER_NEAREST).astype(
+                np.int64
+            )
+            painted = colours[np.minimum(small, task.n_classes - 1)]
+            painted[small == task.ignore] = 0
+            shown.append(painted)
+        rows.append(np.concatenate(shown, 1))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(cv2.imencode(".png", np.concatenate(rows))[1].tobytes())
+    return path

@@ -1,0 +1,100 @@
+"""Index masks: the number counts and never the colour; what is no mask is refused by name."""
+
+import io
+import tarfile
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from a2mim.data.masks import looks_masked, open_masked, read_mask
+
+
+def png(array, mode=None, palette=None):
+    image = Image.fromarray(array, mode) if mode else Image.fromarray(array)
+    if palette is not None:
+        image.putpalette(palette)
+    file = io.BytesIO()
+    image.save(file, "PNG")
+    return file.getvalue()
+
+
+IDS = np.arange(12, dtype=np.uint8).reshape(3, 4) * 20
+
+
+def test_a_palette_is_read_by_its_index():
+    colours = np.random.default_rng(0).integers(0, 256, 768).tolist()
+    image = Image.fromarray(IDS)
+    data = png(IDS, palette=colours)
+    assert Image.open(io.BytesIO(data)).mode == "P" and image.mode == "L"
+    assert (read_mask(data, "x") == IDS).all()
+    assert (np.asarray(Image.open(io.BytesIO(data)).convert("L")) != IDS).any()  # what colours would have given
+
+
+def test_8_and_16_bits_and_bilevel_are_read_whole():
+    deep = IDS.astype(np.uint16) * 300
+    assert (read_mask(png(IDS), "x") == IDS).all() and (read_mask(png(deep), "x") == deep).all()
+    assert set(np.unique(read_mask(png(IDS > 50), "x"))) == {0, 1}
+
+
+@pytest.mark.parametrize("channels", [2, 3, 4])
+def test_colours_are_refused(channels):
+    with pytest.raises(ValueError, match=r"mask m\.png has the channels .*one channel"):
+        read_mask(png(np.zeros((4, 4, channels), np.uint8)), "m.png")
+
+
+def test_what_is_no_image_is_refused_by_name():
+    with pytest.raises(ValueError, match=r"mask m\.png cannot be read"):
+        read_mask(b"nothing", "m.png")
+
+
+def write(root, masks, size=(8, 8)):
+    for kind in ("images", "masks"):
+        (root / kind).mkdir(parents=True)
+    for name, mask in masks.items():
+        Image.fromarray(np.zeros((*size, 3), np.uint8)).save(root / "images" / f"{name}.jpg")
+        Image.fromarray(mask).save(root / "masks" / f"{name}.png")
+    return root
+
+
+def test_a_folder_pairs_equal_names_and_knows_its_splits(tmp_path):
+    masks = {name: np.full((8, 8), i, np.uint8) for i, name in enumerate("ba")}
+    write(tmp_path / "d" / "train", masks)
+    write(tmp_path / "d" / "val", {"c": np.full((8, 8), 9, np.uint8)})
+    (tmp_path / "d" / "classes.txt").write_text("sky\nsea\n")
+    train, test = (open_masked(tmp_path / "d", split) for split in ("train", "test"))
+    assert [train.read(i)[1][0, 0] for i in range(2)] == [1, 0] and train.class_names == ["sky", "sea"]
+    assert test.read(0)[1][0, 0] == 9 and train.has_split and looks_masked(str(tmp_path / "d"))
+    assert not looks_masked(str(tmp_path)) and looks_masked("textures") and not looks_masked("photos")
+
+
+def test_an_image_without_a_mask_or_of_another_size_is_named(tmp_path):
+    root = write(tmp_path / "d", {"a": np.zeros((8, 9), np.uint8)})
+    with pytest.raises(ValueError, match=r"a\.jpg is 8 x 8 px and its mask 9 x 8"):
+        open_masked(root).read(0)
+    (root / "masks" / "a.png").unlink()
+    with pytest.raises(ValueError, match=r"1 of 1 images .* have no mask"):
+        open_masked(root)
+
+
+def test_shards_hold_images_and_masks(tmp_path):
+    with tarfile.open(tmp_path / "s-0.tar", "w") as tar:
+        for i in range(3):
+            for suffix, array in (("png", np.full((4, 4, 3), i, np.uint8)), ("mask.png", np.full((4, 4), i, np.uint8))):
+                info = tarfile.TarInfo(f"{i}.{suffix}")
+                data = png(array)
+                info.size = len(data)
+                tar.addfile(info, io.BytesIO(data))
+    found = open_masked(str(tmp_path / "s-{0..0}.tar"))
+    assert [(found.read(i)[0][0, 0, 0], found.read(i)[1][0, 0]) for i in range(3)] == [(0, 0), (1, 1), (2, 2)]
+
+
+def test_the_built_in_textures_have_exact_masks_from_disjoint_halves():
+    train, test = open_masked("textures", "train"), open_masked("textures", "test")
+    seen = set()
+    for i in range(12):
+        image, mask = train.read(i)
+        assert image.shape == (128, 128, 3) and mask.shape == (128, 128) and mask.max() < 5
+        seen |= set(np.unique(mask).tolist())
+        assert (train.read(i)[0] == image).all()
+    assert seen == set(range(5)) and (train.read(0)[0] != test.read(0)[0]).any() and len(test) == 80
