@@ -16,7 +16,8 @@ from torch import Tensor
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
-INTERPOLATIONS = ("bilinear", "bicubic", "nearest", "lanczos", "box", "hamming")  # the words that timm knows
+# the words that timm knows
+INTERPOLATIONS = ("bilinear", "bicubic", "nearest", "lanczos", "lanczos3", "box", "hamming", "random")
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,7 @@ class Preprocessing:
             stated.get("mean", IMAGENET_MEAN),
             stated.get("std", IMAGENET_STD),
             _height_width(size),
-            stated.get("interpolation", "bilinear"),
+            stated.get("interpolation") or "bilinear",
             stated.get("crop_pct"),
         )
 

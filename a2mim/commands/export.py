@@ -31,7 +31,7 @@ def add_export(commands) -> None:
         "--data", nargs="+", action="extend", help="images that BatchNorm is calibrated on (default: the run's own)"
     )
     p.add_argument("--no-calibration", action="store_true", help="leave BatchNorm's statistics as they are")
-    p.add_argument("--license", default="apache-2.0", help="of the weights, as model hubs spell it (apache-2.0)")
+    p.add_argument("--license", default="", help="of the weights, as model hubs spell it (default: none is stated)")
     p.add_argument("--python", default=sys.executable, help=PYTHON_HELP)
     add_reading(p)
     add_machine(p, num_workers=0)
@@ -60,7 +60,8 @@ def run_export(chosen) -> None:
 
 def add_verify(commands) -> None:
     p = commands.add_parser("verify", help="repeat the proof of an export", allow_abbrev=False)
-    p.add_argument("folder", help="an exported folder, or one that holds several; the lines of its README.md are run")
+    p.add_argument("folder", help="an exported folder, or one that holds several")
+    p.add_argument("--network", help="dotted path of a network of your own, which may then be imported")
     p.add_argument("--python", default=sys.executable, help=PYTHON_HELP)
     add_debug(p)
     p.set_defaults(run=run_verify)
@@ -69,12 +70,17 @@ def add_verify(commands) -> None:
 def run_verify(chosen) -> None:
     from a2mim.export.verify import verify
 
-    for found in verify(chosen.folder, chosen.python):
+    for found in verify(chosen.folder, chosen.python, chosen.network):
         print(tell(found))
 
 
 def tell(found: dict) -> str:
     """One line on one folder."""
+    if "withheld" in found:
+        return (
+            f"{found['folder']}: the tensors are those of the receipt; {found['withheld']} was not imported, since only"
+            " you may choose code to run: name it with --network to load it"
+        )
     if found["mode"] == "contract only":
         absent = ", ".join(found["not_installed"])
         return (

@@ -1,27 +1,29 @@
 """README.md of an export: the lines that load it, which the proof executes, and the model card that hubs read."""
 
 import json
+from html import escape
 from pathlib import Path
 
 from a2mim import __version__
 from a2mim.data.asked import public_asked
 from a2mim.export.target import Subject, Target, Written
 from a2mim.files import write_text
+from a2mim.text import code_span, one_line, public_name, yaml_value
 
 NAMED = 8  # frozen parameters that the card spells out
 
 
-def write_card(target: Target, subject: Subject, written: Written, batchnorm: dict, path: Path) -> None:
+def write_card(target: Target, subject: Subject, written: Written, lines: str, batchnorm: dict, path: Path) -> None:
     """The whole file."""
-    torch = ["torch"] if "import torch" in written.code else []
+    torch = ["torch"] if "import torch" in lines else []
     needs = ", ".join([*torch, *(name for name in written.packages if name != "a2mim")])
     ours = " and `import a2mim`, which makes the architecture known" if "a2mim" in written.packages else ""
     sections = [
         _front_matter(target, subject),
-        f"# {subject.name} for {target.name}",
+        f"# {one_line(subject.name)} for {target.name}",
         f"An image encoder without a classifier, exported for {target.name} by a2mim."
         f" Loading it needs {needs}{ours}. Run in this folder:",
-        f"```python\n{written.code.strip()}\n```",
+        f"```python\n{lines.strip()}\n```",
         written.notes.strip(),
         f"## Input\n\n{_input(subject)}",
         f"## Training\n\n{_training(subject, batchnorm)}",
@@ -37,7 +39,7 @@ the versions and the hashes, or that the target was not installed ("contract onl
 
 
 def _front_matter(target: Target, subject: Subject) -> str:
-    lines = ["---", f"license: {subject.license}"]
+    lines = ["---", *([f"license: {yaml_value(subject.license)}"] if subject.license else [])]
     if target.name in ("timm", "transformers"):
         lines += [f"library_name: {target.name}", "pipeline_tag: image-feature-extraction"]
     tags = ["image-feature-extraction", "masked-image-modeling", "a2mim", target.name]
@@ -56,9 +58,12 @@ def _input(subject: Subject) -> str:
 
 
 def _training(subject: Subject, batchnorm: dict) -> str:
-    sentences = [subject.trained or f"What it was trained on is not known: it was exported from `{subject.source}`."]
+    sentences = [
+        subject.trained
+        or f"What it was trained on is not known: it was exported from {code_span(public_name(subject.source))}."
+    ]
     if subject.frozen:
-        shown = ", ".join(f"`{name}`" for name in subject.frozen[:NAMED])
+        shown = ", ".join(code_span(name) for name in subject.frozen[:NAMED])
         more = f" and {len(subject.frozen) - NAMED} more, see `receipt.json`" if len(subject.frozen) > NAMED else ""
         sentences.append(
             f"Pre-training never reached these parameters, which are as they were initialised: {shown}{more}."
@@ -67,7 +72,13 @@ def _training(subject: Subject, batchnorm: dict) -> str:
         sentences.append(f"BatchNorm's statistics were taken anew from {batchnorm['images']} whole images.")
     elif not batchnorm.get("clean", True):
         sentences.append("BatchNorm's statistics are those of masked images: take them anew before features are used.")
+    if not subject.license:
+        sentences.append("No licence was chosen for these weights: state one before you publish them.")
     return "\n".join(sentences)
+
+
+def _data_name(data: str | list) -> str:
+    return ", ".join(map(public_name, data)) if isinstance(data, list) else public_name(data)
 
 
 def tell_training(source: str | Path) -> str:
@@ -78,14 +89,15 @@ def tell_training(source: str | Path) -> str:
             summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
             asked = public_asked(summary["asked"])
             recipe, data = asked["config"], asked["data"]
-        except (OSError, ValueError, LookupError, TypeError, AttributeError):
+        except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
             continue
         told = "Masked-image-modelling pre-training"
         if "source" in asked:
-            told = f"Fine-tuning of `{asked['source'] or 'random weights'}`"
-        version = summary.get("versions", {}).get("a2mim", __version__)
+            told = f"Fine-tuning of {code_span(public_name(asked['source'] or 'random weights'))}"
+        version = one_line(summary.get("versions", {}).get("a2mim", __version__))[:40]
         scale = " at laptop scale" if asked.get("laptop") else ""
-        images = "the built-in photographs" if data is None else f"`{data}`"
-        steps = f", {summary['steps']} steps" if "steps" in summary else ""
-        return f"{told} with a2mim {version}: the recipe `{recipe}`{scale}, on {images}{steps}."
+        images = "the built-in photographs" if data is None else code_span(_data_name(data))
+        steps = f", {summary['steps']} steps" if isinstance(summary.get("steps"), int) else ""
+        recipe = code_span(public_name(recipe))
+        return f"{told} with a2mim {escape(version)}: the recipe {recipe}{scale}, on {images}{steps}."
     return ""

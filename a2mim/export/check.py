@@ -1,7 +1,8 @@
-"""Does in a fresh process what an export's README.md says, and compares: python check.py < request.json
+"""Runs the lines that load an export in a fresh process, and compares: python check.py < request.json
 
-The request is {"folder": …} and what a receipt keeps under "check" and "tensors"; the answer is one line of JSON.
-Nothing of a2mim is imported here, and the README's lines cannot import it either unless the request allows it, so that
+The request is {"folder": …, "lines": …} and what a receipt keeps under "check" and "tensors"; the answer is one line of
+JSON. The lines are those of the request: nothing of README.md is ever run.
+Nothing of a2mim is imported here, and the lines cannot import it either unless the request allows it, so that
 this file also runs under another environment's interpreter, and so that an export that needs our code cannot pass
 without saying so. Most loaders log wrong keys and go on: keys and values are compared here, not by asking the loader.
 """
@@ -13,7 +14,6 @@ import json
 import os
 import pickle
 import platform
-import re
 import sys
 from pathlib import Path
 
@@ -25,7 +25,8 @@ def check(request: dict) -> dict:
     folder = Path(request["folder"])
     os.chdir(folder)
     outcome = {"mode": "loaded", "problem": "", "largest_difference": None, "keys": None}
-    absent = [name for name in request["packages"] if not is_installed(name)]
+    withheld = set(request.get("withheld", ()))  # what the user did not name is not imported, nor looked for
+    absent = [name for name in request["packages"] if name in withheld or not is_installed(name)]
     try:
         if request["weights"]:
             held = strip(read_weights(Path(request["weights"])), request["file_prefix"])
@@ -36,7 +37,7 @@ def check(request: dict) -> dict:
             return outcome | {"problem": f"{', '.join(absent)} is not installed, without which nothing can be checked"}
         if absent:
             return outcome | {"mode": "contract only", "not_installed": absent, "versions": versions([])}
-        found = run_readme(Path("README.md").read_text(encoding="utf-8"))
+        found = run_lines(request["lines"])
         return compare_loaded(request, outcome, found) | {"versions": versions(request["packages"])}
     except Exception as error:
         text = (str(error).strip() or "no message").splitlines()[0]
@@ -50,11 +51,10 @@ def is_installed(name: str) -> bool:
         return False
 
 
-def run_readme(text: str) -> dict:
-    """The variables that the README's Python lines leave behind."""
-    blocks = re.findall(r"^```python\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL)
-    found = {"__name__": "readme"}
-    exec(compile("\n".join(blocks), "README.md", "exec"), found)
+def run_lines(lines: str) -> dict:
+    """The variables that the lines leave behind."""
+    found: dict = {"__name__": "readme"}
+    exec(compile(lines, "README.md", "exec"), found)
     return found
 
 

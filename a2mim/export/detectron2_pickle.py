@@ -5,12 +5,13 @@ statistics. It loads what fits and only logs the rest. It is not in the package 
 held against its documented keys; where it is installed, it is loaded.
 """
 
+import itertools
 import pickle
 import re
 from pathlib import Path
 
 from a2mim.export.contracts import RESNETS
-from a2mim.export.target import Subject, Target, Written
+from a2mim.export.target import Facts, Subject, Target, Written
 from a2mim.export.torchvision_file import plain_resnet_only
 from a2mim.files import write_text
 
@@ -86,15 +87,9 @@ def write(subject: Subject, folder: Path) -> Written:
         "matching_heuristics": True,
     }
     (folder / "encoder.pkl").write_bytes(pickle.dumps(content, protocol=4))
-    _, bottleneck, groups, group_width = RESNETS[subject.name]
-    pixels = subject.preprocessing
-    mean, std = (", ".join(f"{255 * v:.6g}" for v in values) for values in (pixels.mean, pixels.std))
-    depth = re.search(r"\d+", subject.name)[0]
-    out = 256 if bottleneck else 64
-    text = YAML.format(mean=mean, std=std, depth=depth, groups=groups, width=group_width, out=out)
-    write_text(folder / "backbone.yaml", text)
+    for name, text in texts(Facts(subject.name, subject.preprocessing)).items():
+        write_text(folder / name, text)
     return Written(
-        CODE.format(size=", ".join(map(str, subject.input_size)), width=subject.model.num_features),
         {"unpooled": subject.outputs["unpooled"]},
         ("detectron2",),
         tensors,
@@ -104,4 +99,18 @@ def write(subject: Subject, folder: Path) -> Written:
     )
 
 
-TARGET = Target("detectron2", write, refuse)
+def texts(facts: Facts) -> dict[str, str]:
+    _, bottleneck, groups, group_width = RESNETS[facts.architecture]
+    pixels = facts.preprocessing
+    mean, std = (", ".join(f"{255 * v:.6g}" for v in values) for values in (pixels.mean, pixels.std))
+    depth = "".join(itertools.takewhile(str.isdigit, facts.architecture.lstrip("abcdefghijklmnopqrstuvwxyz_")))
+    out = 256 if bottleneck else 64
+    text = YAML.format(mean=mean, std=std, depth=depth, groups=groups, width=group_width, out=out)
+    return {"backbone.yaml": text}
+
+
+def lines(facts: Facts) -> str:
+    return CODE.format(size=facts.size, width=facts.width)
+
+
+TARGET = Target("detectron2", write, lines, refuse, texts)

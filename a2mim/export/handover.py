@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from a2mim.batchnorm import calibrate_batchnorm
 from a2mim.export.card import tell_training, write_card
+from a2mim.export.facts import compare_page, facts_of
 from a2mim.export.receipt import (
     TOLERANCE,
     hash_files,
@@ -25,6 +26,7 @@ from a2mim.export.targets import TARGETS, check_targets, possible
 from a2mim.export.verify import recheck
 from a2mim.files import write_json
 from a2mim.pixels import Preprocessing
+from a2mim.text import public_name
 from a2mim.weights import loading
 from a2mim.wiring.networks import OwnNetwork
 
@@ -36,7 +38,7 @@ def export(
     to: Iterable[str] = ("timm",),
     out_dir: str | Path | None = None,
     batches: Iterable[Tensor] | None = None,
-    license: str = "apache-2.0",
+    license: str = "",
     python: str = sys.executable,
     device: torch.device | str = "cpu",
 ) -> list[dict]:
@@ -47,7 +49,7 @@ def export(
         to: names from TARGETS, or "all" for every one that can take the encoder.
         out_dir: where the folders go; None: "export" in the run folder, or beside what the source is.
         batches: normalised float images (B, C, H, W) to calibrate BatchNorm on; None leaves its statistics alone.
-        license: of the weights, as model hubs spell it.
+        license: of the weights, as model hubs spell it; "": none was chosen, and the card says so.
         python: the interpreter that loads what was written, where that shall be another environment's.
         device: where BatchNorm is calibrated; all else is done on the CPU.
 
@@ -76,7 +78,7 @@ def export_timm_folder(
     out_dir: str | Path,
     batches: Iterable[Tensor] | None = None,
     source: str = "",
-    license: str = "apache-2.0",
+    license: str = "",
     calibrated: bool = False,
 ) -> dict:
     """Writes the timm target, or that for a network of the user's own, into `out_dir`, once it is proven; returns the
@@ -88,7 +90,7 @@ def export_timm_folder(
         preprocessing: the record, or a dictionary such as its `to_dict` gives and `load_encoder` returns.
         batches: normalised float images (B, C, H, W): the model's BatchNorm is calibrated on them, and stays so.
         source: for the receipt.
-        license: of the weights, as model hubs spell it.
+        license: of the weights, as model hubs spell it; "": none was chosen, and the card says so.
         calibrated: the statistics that `model` comes with are those of whole images.
 
     Raises:
@@ -112,15 +114,18 @@ def prove(target: Target, subject: Subject, out_dir: Path, batchnorm: dict, pyth
         staging.chmod(0o777 & ~_umask())  # mkdtemp keeps it to its owner
         written = target.write(subject, staging)
         _write_reference(subject, written, staging / "reference.npz")
-        write_card(target, subject, written, batchnorm, staging / "README.md")
         proof = {"check": _request(subject, written), "tensors": state_tensors(written.tensors)}
-        outcome = recheck(staging, proof, python)
+        own = subject.name  # the caller's own network, which is loaded already
+        facts = facts_of(target.name, subject.name, written.details, proof["check"], staging, own)
+        lines = target.lines(facts)
+        write_card(target, subject, written, lines, batchnorm, staging / "README.md")
+        compare_page(target, facts, staging)
+        outcome = recheck(staging, proof, lines, python)
         if problem := outcome.pop("problem"):
             raise ExportError(f"{target.name} does not get back the {subject.name} that was exported: {problem}.")
         receipt = {
             "target": target.name,
-            "folder": str(out_dir),
-            "source": subject.source,
+            "source": public_name(subject.source),
             "architecture": subject.name,
             "tolerance": TOLERANCE,
             **outcome,
@@ -136,7 +141,7 @@ def prove(target: Target, subject: Subject, out_dir: Path, batchnorm: dict, pyth
         _replace(staging, out_dir)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
-    return {key: value for key, value in receipt.items() if key not in proof}
+    return {"folder": str(out_dir)} | {key: value for key, value in receipt.items() if key not in proof}
 
 
 def _request(subject: Subject, written: Written) -> dict:

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from a2mim.export import graphs
-from a2mim.export.target import Subject, Target, Written
+from a2mim.export.target import Facts, Subject, Target, Written
 
 CODE = """\
 import json
@@ -44,9 +44,7 @@ def write(subject: Subject, folder: Path) -> Written:
         )
     _tidy(made.model, graphs.preprocessing_json(subject))
     made.save(str(folder / "encoder.onnx"))
-    size = ", ".join(map(str, subject.input_size))
     return Written(
-        CODE.format(size=size, width=told["outputs"]["embedding"][1], wide=WIDE if free_size else ""),
         graphs.expectations(graph, subject, free_size),
         ("onnxruntime",),
         notes=graphs.notes(told["outputs"], free_size, NOTES),
@@ -74,4 +72,8 @@ def _tidy(model, preprocessing: str) -> None:
         value.metadata_props.clear()
 
 
-TARGET = Target("onnx", write, refuse)
+def lines(facts: Facts) -> str:
+    return CODE.format(size=facts.size, width=facts.width, wide=WIDE if facts.free_size else "")
+
+
+TARGET = Target("onnx", write, lines, refuse)

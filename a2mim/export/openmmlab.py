@@ -5,6 +5,7 @@ Their loader raises only where the prefix matches nothing at all; any other wron
 
 import copy
 import pprint
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import torch
 
 from a2mim.export import openmmlab_native, timm_folder
 from a2mim.export.openmmlab_native import Native
-from a2mim.export.target import Subject, Target, Written
+from a2mim.export.target import Facts, Subject, Target, Written
 from a2mim.files import write_text
 
 PREFIX = "backbone."
@@ -68,13 +69,11 @@ def write(subject: Subject, folder: Path, library: str) -> Written:
     state = {PREFIX + key: value for key, value in found.tensors.items()}
     torch.save({"state_dict": state, "meta": {}}, folder / "encoder.pth")
     write_text(folder / "encoder.py", configuration(found, subject, library))
-    whole = found.config["type"] == "TimmClassifier"
-    lines, last = (CLASSIFIER, "pooled") if whole else (BACKBONE, "last")
+    last = "pooled" if found.config["type"] == "TimmClassifier" else "last"
     own = found.config["type"].split(".")
     how = f"The class is {own[-1]}{', of mmpretrain' if own[:-1] else ''}."
     pipeline = ", and `test_pipeline` with the resize and the crop" if library == "mmpretrain" else ""
     return Written(
-        CODE.format(library=library, size=", ".join(map(str, subject.input_size)), **lines),
         {"maps": found.maps} if len(found.maps) > 1 else {last: found.maps[0]},
         (library, *(["mmpretrain"] if own[:-1] else []), *timm_folder.ours(subject)),
         found.tensors,
@@ -156,6 +155,14 @@ def configuration(found: Native, subject: Subject, library: str) -> str:
     return "\n".join(['"""An encoder exported by a2mim: weights, input and class, as a base."""\n', *lines])
 
 
-MMPRETRAIN = Target("mmpretrain", partial(write, library="mmpretrain"))
-MMDET = Target("mmdet", partial(write, library="mmdet"), partial(refuse_dense, library="mmdet"))
-MMSEG = Target("mmseg", partial(write, library="mmseg"), partial(refuse_dense, library="mmseg"))
+def fill(library: str, facts: Facts) -> str:
+    return CODE.format(library=library, size=facts.size, **(CLASSIFIER if facts.classifier else BACKBONE))
+
+
+def row(library: str, refuse: Callable[[Subject], str]) -> Target:
+    return Target(library, partial(write, library=library), partial(fill, library), refuse)
+
+
+MMPRETRAIN = row("mmpretrain", lambda subject: "")
+MMDET = row("mmdet", partial(refuse_dense, library="mmdet"))
+MMSEG = row("mmseg", partial(refuse_dense, library="mmseg"))

@@ -7,10 +7,10 @@ from torch import Tensor, nn
 
 from a2mim.evaluation.features import frozen
 from a2mim.export import graphs
-from a2mim.export.target import Subject, Target, Written
+from a2mim.export.target import Facts, Subject, Target, Written
 from a2mim.files import write_json
 from a2mim.wiring.layout import leaves
-from a2mim.wiring.networks import OwnNetwork, is_configured
+from a2mim.wiring.networks import OwnNetwork
 
 CODE = """\
 import numpy as np
@@ -48,15 +48,10 @@ def write(subject: Subject, folder: Path) -> Written:
     }
     write_json(folder / "config.json", config)
     (folder / "model.safetensors").write_bytes(save(subject.tensors, metadata={"format": "pt"}))
-    module, _, name = architecture.rpartition(".")
-    arguments = ", ".join(f"{key}={value!r}" for key, value in subject.model_args.items())
-    if is_configured(type(network)):
-        arguments = f"{name}.config_class({arguments})"
-    code = CODE.format(module=module, name=name, arguments=arguments, size=", ".join(map(str, size)))
-    packages = ("safetensors", module.partition(".")[0])
+    packages = ("safetensors", architecture.partition(".")[0])
     expected = {"output": _output(network, subject.images)}
     return Written(
-        code, expected, packages, subject.tensors, "model.safetensors", notes=NOTES.format(architecture=architecture)
+        expected, packages, subject.tensors, "model.safetensors", notes=NOTES.format(architecture=architecture)
     )
 
 
@@ -76,4 +71,12 @@ def refuse(subject: Subject, target: Target) -> str:
     return "it is timm's, choose timm" if target is TARGET else target.refuse(subject)
 
 
-TARGET = Target("network", write)
+def lines(facts: Facts) -> str:
+    module, _, name = facts.architecture.rpartition(".")
+    arguments = ", ".join(f"{key}={value!r}" for key, value in facts.arguments.items())
+    if facts.configured:
+        arguments = f"{name}.config_class({arguments})"
+    return CODE.format(module=module, name=name, arguments=arguments, size=facts.size)
+
+
+TARGET = Target("network", write, lines)

@@ -1,4 +1,4 @@
-"""The proof of an export: its README's lines are run in a fresh process, compared, and written down with hashes."""
+"""The proof of an export: the lines that load it are run in a fresh process, compared, and written down with hashes."""
 
 import hashlib
 import importlib.util
@@ -21,14 +21,15 @@ TOLERANCE = 1e-5  # of the largest feature; float32 on another number of threads
 OFFLINE = {"HF_HUB_OFFLINE": "1", "YOLO_OFFLINE": "true", "CUDA_VISIBLE_DEVICES": ""}
 
 
-def check_in_fresh_process(folder: Path, proof: dict, python: str = sys.executable) -> dict:
+def check_in_fresh_process(folder: Path, proof: dict, lines: str, python: str = sys.executable) -> dict:
     """The outcome of check.py; a process that dies is a problem too. No network is used.
 
     Args:
         proof: what a receipt keeps under "check", and its "tensors".
+        lines: what is run; a template of a2mim's, never a text from the folder.
         python: the interpreter, which may be that of an environment without a2mim.
     """
-    asked = json.dumps({"folder": str(Path(folder).resolve()), **proof})
+    asked = json.dumps(proof | {"folder": str(Path(folder).resolve()), "lines": lines})
     try:
         process = subprocess.run(
             [python, check.__file__],
@@ -48,7 +49,8 @@ def check_in_fresh_process(folder: Path, proof: dict, python: str = sys.executab
 
 def _paths_of(proof: dict) -> dict[str, str]:
     """PYTHONPATH with the folders of packages that are not installed but found here: a user's own network."""
-    specs = [importlib.util.find_spec(name) for name in proof.get("packages", ()) if name != "a2mim"]
+    names = set(proof.get("packages", ())) - {"a2mim", *proof.get("withheld", ())}
+    specs = [importlib.util.find_spec(name) for name in sorted(names) if name.isidentifier()]
     files = [Path(spec.origin) for spec in specs if spec is not None and spec.origin]
     own = [file.parents[file.name == "__init__.py"] for file in files if "site-packages" not in file.parts]
     return {"PYTHONPATH": os.pathsep.join(dict.fromkeys(map(str, own)))} if own else {}

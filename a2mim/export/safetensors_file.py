@@ -1,6 +1,7 @@
 """safetensors: one file of tensors by timm's keys, whose header says which architecture they are of."""
 
 import json
+from functools import partial
 from pathlib import Path
 
 from safetensors.torch import save
@@ -36,7 +37,6 @@ def write(subject: Subject, folder: Path) -> Written:
     # not save_file, which gives the file to its owner alone whatever the umask
     (folder / "encoder.safetensors").write_bytes(save(subject.tensors, metadata=header))
     return Written(
-        timm_folder.fill(CODE, subject),
         subject.outputs,
         ("safetensors", "timm", *timm_folder.ours(subject)),
         subject.tensors,
@@ -46,4 +46,4 @@ def write(subject: Subject, folder: Path) -> Written:
     )
 
 
-TARGET = Target("safetensors", write)
+TARGET = Target("safetensors", write, partial(timm_folder.fill, CODE))

@@ -1,7 +1,8 @@
 """What a target is, what it is given, and what it gives back: the interface of every file in this room.
 
-A target writes files and the lines that load them. Those lines stand in the folder's README.md, and the proof is that
-they, and nothing else, are executed in a fresh process (`check.py`).
+A target writes files, and has the lines that load them as a template. The lines are filled with checked values only
+(`Facts`), executed in a fresh process (`check.py`), and shown in the folder's README.md. Nothing that is executed is
+ever read from the page.
 """
 
 import copy
@@ -33,7 +34,7 @@ class Subject:
         model_args: what rebuilds it beyond its name and num_classes=0.
         frozen: parameters that pre-training never reached.
         trained: what it was trained on, in sentences for the model card; "" where nobody knows.
-        license: of the weights, as model hubs spell it.
+        license: of the weights, as model hubs spell it; "": none was chosen.
     """
 
     model: nn.Module
@@ -42,7 +43,7 @@ class Subject:
     frozen: list[str] = field(default_factory=list)
     source: str = ""
     trained: str = ""
-    license: str = "apache-2.0"
+    license: str = ""
 
     def __post_init__(self):
         weight = next(self.model.parameters())
@@ -90,12 +91,8 @@ class Written:
     """What a target did in its folder, and what its check needs.
 
     Args:
-        code: the lines of the README that load the export and compute the `expected` variables from
-            reference.npz, run with the folder as working directory. For targets with tensors they set `model`.
-            They may set `preprocess`, which maps a PIL image to the model's input (or to a dictionary with
-            "pixel_values"): then mean, deviation and size are checked too.
-        expected: variable name -> its value; nested lists, tuples and dictionaries of tensors are compared
-            tensor by tensor. Not empty.
+        expected: variable that the target's lines set -> its value; nested lists, tuples and dictionaries of tensors
+            are compared tensor by tensor. Not empty.
         packages: what the lines import beyond torch and numpy; where one is not installed, the check is
             "contract only". "a2mim" only where the target cannot do without.
         tensors: what the target's files hold, by the target's keys; empty for a graph.
@@ -107,7 +104,6 @@ class Written:
         details: plain values that the receipt states as well.
     """
 
-    code: str
     expected: dict
     packages: tuple[str, ...] = ()
     tensors: dict[str, Tensor] = field(default_factory=dict)
@@ -121,19 +117,55 @@ class Written:
 
 
 @dataclass(frozen=True)
+class Facts:
+    """What the lines of a README are filled with; see facts.py, which reads them from a folder and checks them.
+
+    Args:
+        architecture: timm's name, or the dotted path of a network of the user's own.
+        width: D of the embedding; 0 where the lines do not name it.
+        import_a2mim: timm knows the architecture only after `import a2mim`.
+        free_size: height and width of a graph's input are free.
+        classifier: OpenMMLab's TimmClassifier, not a backbone.
+        arguments: of a network of the user's own.
+        configured: that network is built from its `config_class`.
+    """
+
+    architecture: str
+    preprocessing: Preprocessing
+    width: int = 0
+    import_a2mim: bool = False
+    free_size: bool = False
+    classifier: bool = False
+    arguments: dict = field(default_factory=dict)
+    configured: bool = False
+
+    @property
+    def size(self) -> str:
+        """C, H, W as they stand in a comment."""
+        return ", ".join(map(str, (self.preprocessing.channels, *self.preprocessing.img_size)))
+
+
+@dataclass(frozen=True)
 class Target:
     """One row of the table in targets.py.
 
     Args:
+        lines: the lines that load the export and compute the `expected` variables from reference.npz, run with the
+            folder as working directory. For targets with tensors they set `model`. They may set `preprocess`, which
+            maps a PIL image to the model's input (or to a dictionary with "pixel_values"): then mean, deviation and
+            size are checked too.
         write: puts the target's files into an empty folder. README.md, reference.npz and receipt.json are not its
             business. Imports its library inside; raises ValueError where it must have one that is not installed.
         refuse: why this encoder cannot be exported so, in one sentence that starts with a small letter and says which
             architectures can; "" where it can.
+        texts: file name -> its whole text, for small files that the lines read and that are a template too.
     """
 
     name: str
     write: Callable[[Subject, Path], Written]
+    lines: Callable[[Facts], str]
     refuse: Callable[[Subject], str] = lambda subject: ""
+    texts: Callable[[Facts], dict[str, str]] = lambda facts: {}
 
 
 def flatten(name: str, value) -> dict[str, Tensor]:

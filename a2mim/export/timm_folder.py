@@ -5,12 +5,13 @@ The same two files are what a model hub takes for `timm.create_model("hf-hub:…
 
 import math
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 
 from safetensors.torch import save
 from torch import nn
 
-from a2mim.export.target import Subject, Target, Written
+from a2mim.export.target import Facts, Subject, Target, Written
 from a2mim.files import write_json
 from a2mim.pixels import Preprocessing
 from a2mim.wiring.timm_models import on_meta
@@ -37,7 +38,6 @@ def write(subject: Subject, folder: Path) -> Written:
     arguments = {"name": subject.name, "model_args": subject.model_args, "frozen": subject.frozen}
     config = write_timm_folder(subject.model, arguments, subject.preprocessing, folder, subject.license)
     return Written(
-        fill(CODE, subject),
         subject.outputs,
         ("timm", "safetensors", *ours(subject)),
         subject.tensors,
@@ -47,10 +47,9 @@ def write(subject: Subject, folder: Path) -> Written:
     )
 
 
-def fill(code: str, subject: Subject) -> str:
+def fill(code: str, facts: Facts) -> str:
     """The lines with the input's size and the width; they import a2mim only where timm needs it to know the name."""
-    size = ", ".join(map(str, subject.input_size))
-    return code.format(size=size, width=subject.model.num_features, import_a2mim=OURS if subject.ours else "")
+    return code.format(size=facts.size, width=facts.width, import_a2mim=OURS if facts.import_a2mim else "")
 
 
 def ours(subject: Subject) -> tuple[str, ...]:
@@ -62,7 +61,7 @@ NOTES = """\
 Any of timm's own arguments goes with it: `num_classes=10` for a new classifier, `features_only=True`, `in_chans=1`,
 `img_size=…` where the architecture takes one. Mind that timm only logs a warning about keys that do not fit.
 """
-TARGET = Target("timm", write)
+TARGET = Target("timm", write, partial(fill, CODE))
 
 
 def write_timm_folder(
@@ -92,7 +91,7 @@ def write_timm_folder(
             "num_classes": 0,
             "pool_size": _pool_size(cfg, size),
             "custom_load": False,
-            "license": license,
+            "license": license or None,
         },
     }
     write_json(folder / "config.json", config)

@@ -1,13 +1,14 @@
 """torch-export and torchscript: graphs that torch alone computes, with the preprocessing inside and beside them."""
 
 import warnings
+from functools import partial
 from pathlib import Path
 
 import torch
 
 from a2mim.evaluation.features import frozen
 from a2mim.export import graphs
-from a2mim.export.target import Subject, Target, Written
+from a2mim.export.target import Facts, Subject, Target, Written
 from a2mim.files import write_text
 
 FILE = "preprocessing.json"
@@ -34,7 +35,7 @@ NOTES = (
 def write_export(subject: Subject, folder: Path) -> Written:
     graph, program, free_size = graphs.capture(subject)
     torch.export.save(program, folder / "encoder.pt2", extra_files={FILE: graphs.preprocessing_json(subject)})
-    return _written(EXPORT_CODE, graph, subject, free_size, folder)
+    return _written(graph, subject, free_size, folder)
 
 
 def write_script(subject: Subject, folder: Path) -> Written:
@@ -45,7 +46,7 @@ def write_script(subject: Subject, folder: Path) -> Written:
         script = torch.jit.trace(graph, (subject.images,), strict=False, check_trace=False)
         free_size = graphs.accepts(graph, subject) and _computes_wide(script, graph, subject)
         torch.jit.save(script, folder / "encoder.ts", _extra_files={FILE: graphs.preprocessing_json(subject)})
-    return _written(SCRIPT_CODE, graph, subject, free_size, folder)
+    return _written(graph, subject, free_size, folder)
 
 
 def _computes_wide(script, graph: graphs.Graph, subject: Subject) -> bool:
@@ -55,17 +56,19 @@ def _computes_wide(script, graph: graphs.Graph, subject: Subject) -> bool:
         return False
 
 
-def _written(code: str, graph: graphs.Graph, subject: Subject, free_size: bool, folder: Path) -> Written:
+def _written(graph: graphs.Graph, subject: Subject, free_size: bool, folder: Path) -> Written:
     write_text(folder / FILE, graphs.preprocessing_json(subject) + "\n")
     told = graphs.details(graph, subject, free_size)
-    size = ", ".join(map(str, subject.input_size))
     return Written(
-        code.format(size=size, width=told["outputs"]["embedding"][1], wide=WIDE if free_size else ""),
         graphs.expectations(graph, subject, free_size),
         notes=graphs.notes(told["outputs"], free_size, NOTES),
         details=told,
     )
 
 
-EXPORT = Target("torch-export", write_export)
-SCRIPT = Target("torchscript", write_script)
+def fill(code: str, facts: Facts) -> str:
+    return code.format(size=facts.size, width=facts.width, wide=WIDE if facts.free_size else "")
+
+
+EXPORT = Target("torch-export", write_export, partial(fill, EXPORT_CODE))
+SCRIPT = Target("torchscript", write_script, partial(fill, SCRIPT_CODE))

@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 
 from a2mim.export.contracts import RESNETS
-from a2mim.export.target import Subject, Target, Written
+from a2mim.export.target import Facts, Subject, Target, Written
 from a2mim.export.timm_folder import CROP_PCT
 
 CODE = """\
@@ -55,20 +55,7 @@ def plain_resnet_only(subject: Subject, whose: str, channels: bool = True) -> st
 
 def write(subject: Subject, folder: Path) -> Written:
     torch.save(subject.tensors, folder / f"{subject.name}.pth")
-    (_, height, width), facts = subject.input_size, subject.preprocessing
-    resize = [round(side / CROP_PCT) for side in (height, width)]
-    code = CODE.format(
-        name=subject.name,
-        size=", ".join(map(str, subject.input_size)),
-        resize=resize[0] if height == width else tuple(resize),
-        crop=(height, width),
-        interpolation=facts.interpolation.upper(),
-        mean=list(facts.mean),
-        std=list(facts.std),
-        width=subject.model.num_features,
-    )
     return Written(
-        code,
         subject.outputs,
         ("torchvision",),
         subject.tensors,
@@ -78,4 +65,20 @@ def write(subject: Subject, folder: Path) -> Written:
     )
 
 
-TARGET = Target("torchvision", write, refuse)
+def lines(facts: Facts) -> str:
+    pixels = facts.preprocessing
+    height, width = pixels.img_size
+    resize = [round(side / CROP_PCT) for side in (height, width)]
+    return CODE.format(
+        name=facts.architecture,
+        size=facts.size,
+        resize=resize[0] if height == width else tuple(resize),
+        crop=(height, width),
+        interpolation=pixels.interpolation.upper(),
+        mean=list(pixels.mean),
+        std=list(pixels.std),
+        width=facts.width,
+    )
+
+
+TARGET = Target("torchvision", write, lines, refuse)

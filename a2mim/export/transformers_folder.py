@@ -4,6 +4,7 @@ The trap: transformers gives the number of classes to timm itself, so that confi
 """
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from a2mim.export import timm_folder
@@ -33,11 +34,10 @@ def write(subject: Subject, folder: Path) -> Written:
     written = timm_folder.write(subject, folder)
     return replace(
         written,
-        code=timm_folder.fill(CODE, subject),
         packages=("transformers", *written.packages),
         model_prefix="timm_model.",
         notes=NOTES,
     )
 
 
-TARGET = Target("transformers", write)
+TARGET = Target("transformers", write, partial(timm_folder.fill, CODE))

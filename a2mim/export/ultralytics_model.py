@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from a2mim.export.contracts import RESNETS, ULTRALYTICS_CHILDREN
-from a2mim.export.target import Subject, Target, Written
+from a2mim.export.target import Facts, Subject, Target, Written
 from a2mim.export.torchvision_file import plain_resnet_only
 from a2mim.files import write_text
 from a2mim.pixels import Preprocessing
@@ -63,11 +63,9 @@ def refuse(subject: Subject) -> str:
 def write(subject: Subject, folder: Path) -> Written:
     tensors = normalization(subject.preprocessing) | encoder(subject)
     torch.save({"model": tree(tensors)}, folder / "encoder.pt")
-    width, facts = subject.model.num_features, subject.preprocessing
-    write_text(folder / "encoder.yaml", YAML.format(name=subject.name, width=width))
-    side, size = max(facts.img_size), ", ".join(map(str, subject.input_size))
+    for name, text in texts(Facts(subject.name, subject.preprocessing, subject.model.num_features)).items():
+        write_text(folder / name, text)
     return Written(
-        CODE.format(size=size, mean=list(facts.mean), std=list(facts.std), side=side, width=width),
         {"unpooled": subject.outputs["unpooled"]},
         ("ultralytics",),
         tensors,
@@ -111,4 +109,14 @@ def tree(tensors: dict[str, Tensor]) -> nn.Module:
     return root
 
 
-TARGET = Target("ultralytics", write, refuse)
+def texts(facts: Facts) -> dict[str, str]:
+    return {"encoder.yaml": YAML.format(name=facts.architecture, width=facts.width)}
+
+
+def lines(facts: Facts) -> str:
+    pixels = facts.preprocessing
+    mean, std, side = list(pixels.mean), list(pixels.std), max(pixels.img_size)
+    return CODE.format(size=facts.size, mean=mean, std=std, side=side, width=facts.width)
+
+
+TARGET = Target("ultralytics", write, lines, refuse, texts)

@@ -5,18 +5,24 @@ import sys
 from pathlib import Path
 
 from a2mim.export.contracts import check_contract
+from a2mim.export.facts import NETWORK, check_contents, compare_page, facts_of
 from a2mim.export.receipt import check_in_fresh_process, hash_files
 from a2mim.export.target import ExportError
+from a2mim.export.targets import TARGETS
+from a2mim.text import one_line
 
 NEEDED = ("target", "architecture", "sha256", "tensors", "check")
 
 
-def verify(folder: str | Path, python: str = sys.executable) -> list[dict]:
+def verify(folder: str | Path, python: str = sys.executable, network: str | None = None) -> list[dict]:
     """Repeats the proof of one exported folder, or of every one directly below; returns what was found for each.
 
-    The lines of its README.md are run, as its user would run them: verify what you trust.
+    What is run are a2mim's own lines for the target, filled with checked values. README.md is only compared with them.
+    Names and arguments in the folder's files are looked up in closed tables first. A folder of torch-export or
+    torchscript is a program all the same: docs/security.md says what loading it may do.
 
     Args:
+        network: dotted path of a network of your own, which may then be imported; a folder alone may not choose that.
         python: the interpreter that loads the export; its environment need not have a2mim.
 
     Returns:
@@ -33,17 +39,27 @@ def verify(folder: str | Path, python: str = sys.executable) -> list[dict]:
     ]
     if not folders:
         raise FileNotFoundError(f"{folder} holds no receipt.json: give a folder that `a2mim export` has written.")
-    return [_verify_one(path, python) for path in folders]
+    return [_verify_one(path, python, network) for path in folders]
 
 
-def _verify_one(folder: Path, python: str) -> dict:
+def _verify_one(folder: Path, python: str, network: str | None) -> dict:
     receipt = read_receipt(folder)
     found = hash_files(folder)
     wrong = [name for name, digest in receipt["sha256"].items() if found.get(name) != digest]
     if wrong:
         states = ", ".join(f"{name} is {'not the same' if name in found else 'missing'}" for name in wrong)
         raise ExportError(f"{folder} is not what its receipt was written for: {states}.")
-    outcome = recheck(folder, receipt, python)
+    target = TARGETS[receipt["target"]]
+    request = receipt["check"]
+    facts = facts_of(target.name, receipt["architecture"], receipt, request, folder, network)
+    check_contents(target, facts, request, folder)
+    withheld = target.name == NETWORK and network != facts.architecture
+    lines = "" if withheld else compare_page(target, facts, folder)
+    if withheld:
+        receipt["check"]["withheld"] = [facts.architecture.partition(".")[0]]
+    outcome = recheck(folder, receipt, lines, python)
+    if withheld:
+        outcome["withheld"] = facts.architecture
     if problem := outcome.pop("problem"):
         raise ExportError(f"{folder} does not give {receipt['target']} the {receipt['architecture']}: {problem}.")
     return {"folder": str(folder), "target": receipt["target"], "architecture": receipt["architecture"], **outcome}
@@ -55,15 +71,17 @@ def read_receipt(folder: Path) -> dict:
     try:
         receipt = json.loads(path.read_text(encoding="utf-8"))
         lacking = [key for key in NEEDED if key not in receipt]
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, RecursionError):
         raise ValueError(f"{path} cannot be read: export the encoder again.") from None
     if lacking:
         raise ValueError(f"{path} lacks {', '.join(lacking)}: it is of an older a2mim, export the encoder again.")
+    if receipt["target"] not in TARGETS:
+        raise ValueError(f"{path} is for {one_line(receipt['target'])!r}, which is none of {', '.join(TARGETS)}.")
     return receipt
 
 
-def recheck(folder: Path, proof: dict, python: str = sys.executable) -> dict:
+def recheck(folder: Path, proof: dict, lines: str, python: str = sys.executable) -> dict:
     """The outcome of check.py, with "problem" from it, or else from the target's contract."""
-    outcome = check_in_fresh_process(folder, proof["check"] | {"tensors": proof["tensors"]}, python)
+    outcome = check_in_fresh_process(folder, proof["check"] | {"tensors": proof["tensors"]}, lines, python)
     outcome["problem"] = outcome["problem"] or check_contract(proof["check"]["contract"], proof["tensors"])
     return outcome
