@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import sys
 import warnings
@@ -19,6 +20,7 @@ from a2mim.commands.report import add_report
 from a2mim.commands.settings import add_settings
 from a2mim.commands.shards import add_shards
 from a2mim.data.remote.addresses import public_name
+from a2mim.text import PrintableStream, one_line
 
 # OpenMP's threads spin while they wait for one another. Long spinning is fastest on an idle machine and ruinous beside
 # any other busy process, sleeping at once is slow on both; this short spin is near the best of each
@@ -39,13 +41,14 @@ def main(arguments: list[str] | None = None) -> int:
     chosen = parser.parse_args(arguments)
     before = warnings.formatwarning
     if not chosen.debug:
-        warnings.formatwarning = lambda message, *_, **__: f"warning: {public_name(str(message))}\n"
+        warnings.formatwarning = lambda message, *_, **__: f"warning: {one_line(public_name(str(message)))}\n"
     try:
-        return chosen.run(chosen) or 0
+        with contextlib.redirect_stdout(PrintableStream(sys.stdout)):
+            return chosen.run(chosen) or 0
     except USER_ERRORS as error:
         if chosen.debug:
             raise
-        print(f"error: {public_name(str(error))}", file=sys.stderr)
+        print(f"error: {one_line(public_name(str(error)))}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("interrupted outside training; checkpoints that were written are whole", file=sys.stderr)

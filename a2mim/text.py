@@ -4,9 +4,10 @@ Invariant: what these functions return is one line of printable characters. A na
 begin a line of its own, nor turn the direction of reading, nor end the quotes that it stands in.
 """
 
+import io
 import json
 import re
-from pathlib import PurePath
+from typing import IO
 
 LONGEST = 300  # characters of a name on a page
 _PLAIN = re.compile(r"[A-Za-z][A-Za-z0-9.+-]*")
@@ -19,6 +20,31 @@ def one_line(text: object) -> str:
     if text.isprintable():
         return text
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+class PrintableStream(io.TextIOBase):
+    """A text stream that escapes what a terminal would act upon; line breaks and tabs pass.
+
+    Args:
+        stream: where the text goes.
+    """
+
+    def __init__(self, stream: IO[str]):
+        self.stream = stream
+
+    def write(self, text: str) -> int:
+        if not text.isprintable():
+            text = "".join(c if c in "\n\t" else one_line(c) for c in text)
+        return self.stream.write(text)
+
+    def flush(self) -> None:
+        self.stream.flush()
+
+    def fileno(self) -> int:
+        return self.stream.fileno()
+
+    def isatty(self) -> bool:
+        return self.stream.isatty()
 
 
 def shortened(text: object) -> str:
@@ -41,16 +67,3 @@ def yaml_value(text: object) -> str:
     line = shortened(text)
     plain = _PLAIN.fullmatch(line) and line.lower() not in _YAML_WORDS
     return line if plain else json.dumps(line)
-
-
-def public_name(place: object) -> str:
-    """A path or URL as it may be published: a path's last part; a URL without user, password, query and fragment."""
-    text = str(place)
-    scheme, found, rest = text.partition("://")
-    if found and re.fullmatch(r"[A-Za-z][A-Za-z0-9+.:-]*", scheme):
-        rest = re.split(r"[?#]", rest, maxsplit=1)[0]
-        host, slash, path = rest.partition("/")
-        return f"{scheme}://{host.rpartition('@')[2]}{slash}{path}"
-    if re.match(r"pipe:", text):
-        return "pipe:…"
-    return PurePath(text).name or text

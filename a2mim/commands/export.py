@@ -14,6 +14,7 @@ from a2mim.commands.arguments import (
     one_or_list,
     reading_of,
 )
+from a2mim.text import one_line
 
 TARGETS_HELP = (
     "targets, separated by commas: timm, transformers, torchvision, mmpretrain, mmdet, mmseg, detectron2, ultralytics,"
@@ -55,7 +56,7 @@ def run_export(chosen) -> None:
         python=chosen.python,
     )
     for receipt in receipts:
-        print(tell(receipt))
+        print(one_line(tell(receipt)))
 
 
 def add_verify(commands) -> None:
@@ -71,7 +72,7 @@ def run_verify(chosen) -> None:
     from a2mim.export.verify import verify
 
     for found in verify(chosen.folder, chosen.python, chosen.network):
-        print(tell(found))
+        print(one_line(tell(found)))
 
 
 def tell(found: dict) -> str:

@@ -18,6 +18,7 @@ from a2mim.data.asked import public_asked
 from a2mim.data.decode import LENIENT, REDUCED
 from a2mim.data.faults import Faults
 from a2mim.engine.hooks import LogHook, faults_of_all
+from a2mim.text import one_line
 
 
 def say(*lines: str) -> None:
@@ -25,7 +26,7 @@ def say(*lines: str) -> None:
     if not is_main_process():
         return
     try:
-        print("\n".join(lines), flush=True)
+        print("\n".join(map(one_line, lines)), flush=True)
     except BrokenPipeError:
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115  for the rest of the process
 

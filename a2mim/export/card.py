@@ -2,13 +2,14 @@
 
 import json
 from html import escape
-from pathlib import Path
+from pathlib import Path, PurePath
 
 from a2mim import __version__
 from a2mim.data.asked import public_asked
+from a2mim.data.remote.addresses import is_remote, public_name
 from a2mim.export.target import Subject, Target, Written
 from a2mim.files import write_text
-from a2mim.text import code_span, one_line, public_name, yaml_value
+from a2mim.text import code_span, one_line, yaml_value
 
 NAMED = 8  # frozen parameters that the card spells out
 
@@ -60,7 +61,7 @@ def _input(subject: Subject) -> str:
 def _training(subject: Subject, batchnorm: dict) -> str:
     sentences = [
         subject.trained
-        or f"What it was trained on is not known: it was exported from {code_span(public_name(subject.source))}."
+        or f"What it was trained on is not known: it was exported from {code_span(published(subject.source))}."
     ]
     if subject.frozen:
         shown = ", ".join(code_span(name) for name in subject.frozen[:NAMED])
@@ -77,8 +78,14 @@ def _training(subject: Subject, batchnorm: dict) -> str:
     return "\n".join(sentences)
 
 
+def published(place: object) -> str:
+    """A path or address as a page or receipt may show it: a path's last part, an address without its secrets."""
+    text = str(place)
+    return public_name(text) if is_remote(text) or "://" in text else PurePath(text).name or text
+
+
 def _data_name(data: str | list) -> str:
-    return ", ".join(map(public_name, data)) if isinstance(data, list) else public_name(data)
+    return ", ".join(map(published, data)) if isinstance(data, list) else published(data)
 
 
 def tell_training(source: str | Path) -> str:
@@ -93,11 +100,11 @@ def tell_training(source: str | Path) -> str:
             continue
         told = "Masked-image-modelling pre-training"
         if "source" in asked:
-            told = f"Fine-tuning of {code_span(public_name(asked['source'] or 'random weights'))}"
+            told = f"Fine-tuning of {code_span(published(asked['source'] or 'random weights'))}"
         version = one_line(summary.get("versions", {}).get("a2mim", __version__))[:40]
         scale = " at laptop scale" if asked.get("laptop") else ""
         images = "the built-in photographs" if data is None else code_span(_data_name(data))
         steps = f", {summary['steps']} steps" if isinstance(summary.get("steps"), int) else ""
-        recipe = code_span(public_name(recipe))
+        recipe = code_span(published(recipe))
         return f"{told} with a2mim {escape(version)}: the recipe {recipe}{scale}, on {images}{steps}."
     return ""

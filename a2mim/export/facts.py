@@ -7,6 +7,7 @@ a closed table; it never becomes code, an import or an address.
 import ast
 import json
 import keyword
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ import numpy as np
 import timm
 from safetensors import safe_open
 
+from a2mim.export.graphs import FORMATS
+from a2mim.export.receipt import TOLERANCE
 from a2mim.export.target import ExportError, Facts, Target
 from a2mim.pixels import Preprocessing
 from a2mim.text import one_line
@@ -37,6 +40,7 @@ TYPES = {
     *("TIMMBackbone", "TimmClassifier", "Pretrained", "DetDataPreprocessor", "SegDataPreProcessor"),
     *("LoadImageFromFile", "ResizeEdge", "CenterCrop", "PackInputs", "LN", "BN", "GELU", "DropPath"),
 }
+MOST_BYTES = 4 << 30  # of reference.npz, unpacked
 LARGEST, DEEPEST = 65536, 8  # of numbers and of nesting in a contract's arguments
 NETWORK = "network"  # the target of networks of the user's own
 
@@ -53,12 +57,16 @@ def facts_of(target: str, architecture: str, told: dict, request: dict, folder: 
         ValueError: what the folder says is not plain, or not known.
     """
     own = target == NETWORK
+    if not isinstance(architecture, str):
+        raise ValueError(f"{folder} names no architecture.")
     if own:
         if not all(part.isidentifier() and not keyword.iskeyword(part) for part in architecture.split(".")):
             raise ValueError(f"{folder} names the network {architecture!r}, which is no dotted path.")
-    elif not (isinstance(architecture, str) and ":" not in architecture and timm.is_model(architecture)):
+    elif target not in FORMATS and not (":" not in architecture and timm.is_model(architecture)):
         raise ValueError(f"{folder} names the architecture {one_line(architecture)!r}, which timm does not know.")
     packages = set(request["packages"]) - ({architecture.partition(".")[0]} if own else set())
+    if not request["tolerance"] <= TOLERANCE:
+        raise ValueError(f"{folder} asks for a tolerance of {request['tolerance']}, more than {TOLERANCE}.")
     if packages - PACKAGES:
         raise ValueError(f"{folder} asks for {sorted(packages - PACKAGES)}, which no target needs.")
     arguments = _json(folder / "config.json").get("model_args", {}) if own else {}
@@ -78,6 +86,9 @@ def facts_of(target: str, architecture: str, told: dict, request: dict, folder: 
 
 def _width(path: Path) -> int:
     """D of the embedding, or of the last map where there is no embedding; 0 where neither has a name of its own."""
+    with zipfile.ZipFile(path) as archive:
+        if (size := sum(part.file_size for part in archive.infolist())) > MOST_BYTES:
+            raise ValueError(f"{path} unpacks to {size:,} bytes, more than {MOST_BYTES:,}.")
     with np.load(path, allow_pickle=False) as arrays:
         for name in ("pooled", "one", "unpooled"):
             if name in arrays.files and arrays[name].ndim > 1:

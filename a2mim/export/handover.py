@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from a2mim.batchnorm import calibrate_batchnorm
-from a2mim.export.card import tell_training, write_card
+from a2mim.export.card import published, tell_training, write_card
 from a2mim.export.facts import compare_page, facts_of
 from a2mim.export.receipt import (
     TOLERANCE,
@@ -26,7 +26,6 @@ from a2mim.export.targets import TARGETS, check_targets, possible
 from a2mim.export.verify import recheck
 from a2mim.files import write_json
 from a2mim.pixels import Preprocessing
-from a2mim.text import public_name
 from a2mim.weights import loading
 from a2mim.wiring.networks import OwnNetwork
 
@@ -125,7 +124,7 @@ def prove(target: Target, subject: Subject, out_dir: Path, batchnorm: dict, pyth
             raise ExportError(f"{target.name} does not get back the {subject.name} that was exported: {problem}.")
         receipt = {
             "target": target.name,
-            "source": public_name(subject.source),
+            "source": published(subject.source),
             "architecture": subject.name,
             "tolerance": TOLERANCE,
             **outcome,

@@ -30,12 +30,21 @@ WIDE = """\
 NOTES = (
     f"`{FILE}`, which is also inside the file, says how images are made ready: `mean`, `std`, `img_size` ([H, W]) …\n"
 )
+EXPORT_DEVICE = """
+The graph is written for the CPU, and `.to(…)` alone does not move it to another device. These lines do, to a GPU say:
+`from torch.export.passes import move_to_device_pass`, then
+`model = move_to_device_pass(torch.export.load("encoder.pt2"), "cuda").module()`. Only the CPU was proven.
+"""
+SCRIPT_DEVICE = """
+The graph is written for the CPU. `torch.jit.load("encoder.ts", map_location="cuda")` moves the weights to a GPU; what a
+trace made on the CPU, such as tables of positions, may stay there. Only the CPU was proven.
+"""
 
 
 def write_export(subject: Subject, folder: Path) -> Written:
     graph, program, free_size = graphs.capture(subject)
     torch.export.save(program, folder / "encoder.pt2", extra_files={FILE: graphs.preprocessing_json(subject)})
-    return _written(graph, subject, free_size, folder)
+    return _written(graph, subject, free_size, folder, EXPORT_DEVICE)
 
 
 def write_script(subject: Subject, folder: Path) -> Written:
@@ -46,7 +55,7 @@ def write_script(subject: Subject, folder: Path) -> Written:
         script = torch.jit.trace(graph, (subject.images,), strict=False, check_trace=False)
         free_size = graphs.accepts(graph, subject) and _computes_wide(script, graph, subject)
         torch.jit.save(script, folder / "encoder.ts", _extra_files={FILE: graphs.preprocessing_json(subject)})
-    return _written(graph, subject, free_size, folder)
+    return _written(graph, subject, free_size, folder, SCRIPT_DEVICE)
 
 
 def _computes_wide(script, graph: graphs.Graph, subject: Subject) -> bool:
@@ -56,13 +65,13 @@ def _computes_wide(script, graph: graphs.Graph, subject: Subject) -> bool:
         return False
 
 
-def _written(graph: graphs.Graph, subject: Subject, free_size: bool, folder: Path) -> Written:
+def _written(graph: graphs.Graph, subject: Subject, free_size: bool, folder: Path, device: str) -> Written:
     write_text(folder / FILE, graphs.preprocessing_json(subject) + "\n")
     told = graphs.details(graph, subject, free_size)
     return Written(
         graphs.expectations(graph, subject, free_size),
-        notes=graphs.notes(told["outputs"], free_size, NOTES),
-        details=told,
+        notes=graphs.notes(told["outputs"], free_size, NOTES + device),
+        details={**told, "devices": ["cpu"]},
     )
 
 

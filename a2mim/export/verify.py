@@ -49,20 +49,32 @@ def _verify_one(folder: Path, python: str, network: str | None) -> dict:
     if wrong:
         states = ", ".join(f"{name} is {'not the same' if name in found else 'missing'}" for name in wrong)
         raise ExportError(f"{folder} is not what its receipt was written for: {states}.")
-    target = TARGETS[receipt["target"]]
-    request = receipt["check"]
-    facts = facts_of(target.name, receipt["architecture"], receipt, request, folder, network)
-    check_contents(target, facts, request, folder)
-    withheld = target.name == NETWORK and network != facts.architecture
-    lines = "" if withheld else compare_page(target, facts, folder)
-    if withheld:
-        receipt["check"]["withheld"] = [facts.architecture.partition(".")[0]]
-    outcome = recheck(folder, receipt, lines, python)
-    if withheld:
-        outcome["withheld"] = facts.architecture
+    lines = lines_of(folder, receipt, network)
+    if receipt["target"] == NETWORK and network != receipt["architecture"]:
+        withheld = [receipt["architecture"].partition(".")[0]]  # its tensors are compared, but it is not imported
+        proof = receipt | {"check": receipt["check"] | {"withheld": withheld, "packages": withheld}}
+        outcome = recheck(folder, proof, "", python) | {"withheld": receipt["architecture"]}
+    else:
+        outcome = recheck(folder, receipt, lines, python)
     if problem := outcome.pop("problem"):
         raise ExportError(f"{folder} does not give {receipt['target']} the {receipt['architecture']}: {problem}.")
     return {"folder": str(folder), "target": receipt["target"], "architecture": receipt["architecture"], **outcome}
+
+
+def lines_of(folder: Path, receipt: dict, network: str | None = None) -> str:
+    """The lines that load the folder, once everything in it that they would act upon is checked; "" for a network of
+    somebody's own that the user did not name.
+
+    Raises:
+        ExportError: README.md shows other lines.
+        ValueError: a file names what it may not name.
+    """
+    target, request = TARGETS[receipt["target"]], receipt["check"]
+    facts = facts_of(target.name, receipt["architecture"], receipt, request, folder, network)
+    check_contents(target, facts, request, folder)
+    if target.name == NETWORK and network != facts.architecture:
+        return ""  # whether it is built from a configuration is not known without importing it
+    return compare_page(target, facts, folder)
 
 
 def read_receipt(folder: Path) -> dict:

@@ -7,13 +7,14 @@ import zipfile
 import pytest
 import timm
 import torch
+from torch.export.passes import move_to_device_pass
 
 from a2mim.export import ExportError, graphs, onnx_graph, torch_graphs
 from a2mim.export.check import check
 from a2mim.export.handover import prove
 from a2mim.export.target import Subject
 from a2mim.export.targets import possible
-from a2mim.export.verify import read_receipt, recheck, verify
+from a2mim.export.verify import lines_of, read_receipt, recheck, verify
 from a2mim.pixels import Preprocessing
 from a2mim.wiring.networks import build_model
 
@@ -201,6 +202,12 @@ def proven_onnx(tmp_path_factory):
     return folder, (folder / "encoder.onnx").read_bytes()
 
 
+def again(folder):
+    """The check as export makes it, without the hashes of the files."""
+    receipt = read_receipt(folder)
+    return recheck(folder, receipt, lines_of(folder, receipt))
+
+
 @pytest.mark.parametrize("change", [rename, drop, reshape, perturb])
 def test_one_wrong_tensor_in_the_onnx_file_fails_verify_and_the_check_alone(proven_onnx, change):
     folder, content = proven_onnx
@@ -208,7 +215,7 @@ def test_one_wrong_tensor_in_the_onnx_file_fails_verify_and_the_check_alone(prov
     change_onnx(folder / "encoder.onnx", change)
     with pytest.raises(ExportError, match=r"encoder\.onnx is not the same"):
         verify(folder)
-    problem = recheck(folder, read_receipt(folder))["problem"]  # as export sees it, without the file's hash
+    problem = again(folder)["problem"]  # as export sees it, without the file's hash
     assert problem and "\n" not in problem
     assert ("features differ" in problem) == (change is perturb)
 
@@ -233,6 +240,14 @@ def test_an_exported_program_names_no_file_of_this_machine_and_holds_its_preproc
     with zipfile.ZipFile(tmp_path / "encoder.pt2") as archive:
         text = b"".join(archive.read(name) for name in archive.namelist() if name.endswith(".json"))
     assert b"site-packages" not in text and b'"img_size": [64, 64]' in text
+
+
+def test_an_exported_program_moves_to_another_device_by_the_lines_of_its_page(tmp_path):
+    written = torch_graphs.write_export(subject_of("xcit_nano_12_p16_224"), tmp_path)
+    assert written.details["devices"] == ["cpu"]
+    assert 'move_to_device_pass(torch.export.load("encoder.pt2"), "cuda").module()' in written.notes
+    moved = move_to_device_pass(torch.export.load(tmp_path / "encoder.pt2"), "meta").module()
+    assert moved(torch.zeros(2, 3, 64, 64, device="meta"))["embedding"].device.type == "meta"
 
 
 def test_onnx_without_its_packages_is_refused_in_one_sentence(monkeypatch):
@@ -260,7 +275,7 @@ def test_one_wrong_tensor_in_the_exported_program_fails_the_check(tmp_path, chan
     torch.export.save(program, folder / "encoder.pt2")
     with pytest.raises(ExportError, match=r"encoder\.pt2 is not the same"):
         verify(folder)
-    assert recheck(folder, read_receipt(folder))["problem"]
+    assert again(folder)["problem"]
 
 
 @pytest.mark.parametrize("proven", ["torchscript"], indirect=True)
@@ -274,7 +289,8 @@ def test_one_wrong_tensor_in_the_script_fails_verify_and_the_check_alone(proven,
         verify(folder)
     monkeypatch.chdir(folder)  # check() goes there
     receipt = read_receipt(folder)
-    problem = check({"folder": str(folder), **receipt["check"], "tensors": receipt["tensors"]})["problem"]
+    request = {"folder": str(folder), "lines": lines_of(folder, receipt), **receipt["check"]}
+    problem = check(request | {"tensors": receipt["tensors"]})["problem"]
     assert "features differ" in problem
 
 
