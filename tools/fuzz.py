@@ -21,6 +21,7 @@ from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that a checkout runs without being installed
 
+from a2mim.checkpoints import FORMAT
 from a2mim.data import Access, EvalLoader, open_dataset
 from a2mim.encoder import MaskedEncoder
 from a2mim.export import export_timm_folder
@@ -69,7 +70,7 @@ def make_checkpoint(folder: Path) -> tuple[list[Path], Callable[[], object]]:
     meta = {"encoder": encoder.arguments(), "pixels": {"mean": [0.5] * 3, "std": [0.2] * 3}}
     state = {f"encoder.model.{key}": value for key, value in encoder.model.state_dict().items()}
     path = folder / "step_000001.pth"
-    torch.save({"state_dict": state, "meta": meta}, path)
+    torch.save({"format": FORMAT, "state_dict": state, "meta": meta}, path)
     return [path], lambda: load_encoder(path)
 
 
