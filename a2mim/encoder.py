@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from a2mim.hiding import HIDING, Dropping, Sparse, hiding_faults
+from a2mim.masking import expand_mask
 from a2mim.registry import MODELS
 from a2mim.wiring.layout import Layout, leaves, replace_leaves
 from a2mim.wiring.networks import build_model, can_rebuild
@@ -106,6 +108,13 @@ class MaskedEncoder(nn.Module):
             ConvNeXt does.
         visible_stats: leave hidden tokens out of the sums over tokens of XCiT, X-ViT and LinGlo, in every block; see
             `a2mim.wiring.visible_stats`. ValueError for an architecture without such sums.
+        hide: how hidden cells are kept from the network. "token": a learned token enters at `site`. "drop": hidden
+            patches leave the sequence (MAE; plain transformers). "sparse": hidden cells are 0 in every feature map
+            and statistics pass over them (SparK; CNNs). With the last two there is no token here, `site` and `token`
+            mean nothing, the maps are 0 in hidden cells, and the decoder fills them.
+
+    Raises:
+        ValueError: the network cannot be hidden from in that way; the sentence says why.
 
     Attributes:
         model: timm's, with num_classes=0, or `OwnNetwork`.
@@ -141,9 +150,15 @@ class MaskedEncoder(nn.Module):
         visible_stats: bool = False,
         maps: str | Sequence[str] = "auto",
         model_args: dict | None = None,
+        hide: str = "token",
     ):
         super().__init__()
         check_mode(token)
+        if hide not in HIDING:
+            raise ValueError(f"hide={hide!r} is not one of {', '.join(map(repr, HIDING))}")
+        if hide != "token" and site != "auto":
+            raise ValueError(f"hide={hide!r} puts no token into the encoder, so leave site={site!r} out")
+        self.hide = hide
         self.token_mode = token
         built = build_model(name, img_size, in_chans, drop_path_rate, pretrained, model_args)
         self.name, self.model, self.img_size = built.name, built.model, built.img_size
@@ -151,6 +166,8 @@ class MaskedEncoder(nn.Module):
         self.in_chans = self.model_args.get("in_chans", in_chans)
         found = _study(self.model, self.img_size, self.in_chans, site, mask_patch_size, maps)
 
+        if hide != "token":
+            found.sites.clear()
         self.found = found  # for the certificate
         self.site = found.sites[0].name if len(found.sites) == 1 else tuple(s.name for s in found.sites)
         self.sites, self.outputs = _map_tensors(found.sites), _map_tensors(found.finals)
@@ -184,22 +201,50 @@ class MaskedEncoder(nn.Module):
             self.model.get_submodule(module).register_forward_pre_hook(self._refill)
         if visible_stats:
             sum_over_visible(self.model, self.name, self.img_size, self._hidden_share)
+        self._hide_cells(mask_patch_size)
 
-    def forward(self, images: Tensor, mask: Tensor | None = None) -> list[Tensor]:
-        """images: (B, C, H, W) float; mask: (B, rows, cols) bool, True = hidden. Returns maps, each (B, D, h, w)."""
+    def _hide_cells(self, mask_patch_size: int) -> None:
+        """Prepares "drop" and "sparse", and proves on noise that hidden pixels change nothing."""
+        grid = self.outputs[0].layout.grid
+        self.dropping = Dropping(self.model, self.name, grid, self._current_mask) if self.hide == "drop" else None
+        self.sparse = Sparse(self._current_mask) if self.hide == "sparse" else None
+        if self.hide != "token" and not next(self.model.parameters()).is_meta:
+            hiding_faults(self, mask_patch_size)
+
+    def forward(
+        self, images: Tensor, mask: Tensor | None = None, with_prefix: bool = False
+    ) -> list[Tensor] | tuple[list[Tensor], Tensor | None]:
+        """images: (B, C, H, W) float; mask: (B, rows, cols) bool, True = hidden. Returns maps, each (B, D, h, w);
+        with_prefix also the class and register tokens (B, P, D) in front of the last map's, or None.
+        """
         if tuple(images.shape[2:]) != self.img_size:
             given, built = (" x ".join(str(side) for side in size) for size in (images.shape[2:], self.img_size))
             raise ValueError(
                 f"images of {given} px given to an encoder built for {built} px; build it with that img_size."
             )
+        if self.sparse is not None and mask is not None:
+            self.sparse.install(self.model)
+            images = images.masked_fill(expand_mask(mask, *self.img_size), 0.0)
         self._images, self._mask, self._inserting = images, mask, True
         try:
-            output = self.model.forward_features(images)
+            dropping = self.dropping is not None and mask is not None
+            output = self.dropping.run(self.model, images) if dropping else self.model.forward_features(images)
         finally:
             self._images, self._inserting = None, False
         outputs, self._tapped = (self._tapped if self.tapping else {0: output}), {}
         tensors = {path: tensor for i, one in outputs.items() for path, tensor in leaves(one, (i,))}
-        return [place.layout.to_map(tensors[place.path]) for place in self.outputs]
+        maps = [self._to_map(tensors[place.path], place.layout, mask) for place in self.outputs]
+        last = self.outputs[-1]
+        return (maps, last.layout.prefix(tensors[last.path])) if with_prefix else maps
+
+    def _to_map(self, tensor: Tensor, layout: Layout, mask: Tensor | None) -> Tensor:
+        """(B, D, h, w); hidden cells are 0 where they were dropped or run sparse."""
+        if self.dropping is not None and mask is not None:
+            tensor = self.dropping.restore(tensor, layout, mask)
+        features = layout.to_map(tensor)
+        if self.sparse is not None and mask is not None:
+            features = features.masked_fill(~self.sparse.visible(layout.grid, mask)[:, None], 0.0)
+        return features
 
     def arguments(self) -> dict:
         """Plain values; `build_model` rebuilds `model` from name, img_size, in_chans and model_args, as

@@ -15,8 +15,6 @@ from a2mim.targets.held import Held
 from a2mim.weights.loading import initialise
 from a2mim.weights.sources import read_source
 
-_IMAGENET = (("mean", IMAGENET_MEAN), ("std", IMAGENET_STD))
-
 
 @MODELS.register_module()
 class FrozenFeatures(Held):
@@ -57,8 +55,8 @@ class FrozenFeatures(Held):
         self.source, self.maps, self.norm, self.allow_partial = source, maps, norm, allow_partial
         self.asked_stride, self.asked_size = stride, (img_size, img_size) if isinstance(img_size, int) else img_size
         self.found = read_source(source)
-        pixels = self.found.preprocessing or {}
-        self.own_mean, self.own_std = (tuple(pixels.get(key, default)) for key, default in _IMAGENET)
+        pixels = self.found.preprocessing
+        self.own_mean, self.own_std = (pixels.mean, pixels.std) if pixels else (IMAGENET_MEAN, IMAGENET_STD)
         self.mean, self.std = self.own_mean, self.own_std
         self.seen: tuple[int, int] | None = None  # (H, W) of the student's image
         self._stride = stride
@@ -98,7 +96,7 @@ class FrozenFeatures(Held):
 
     def _encoder(self, size: tuple[int, int] | None, in_chans: int) -> MaskedEncoder:
         arguments = {k: v for k, v in self.found.model_args.items() if k not in ("img_size", "in_chans")}
-        size = size or (self.found.preprocessing or {}).get("img_size")
+        size = size or (self.found.preprocessing and self.found.preprocessing.img_size)
         with torch.enable_grad():
             return MaskedEncoder(
                 self.found.name, img_size=size and tuple(size), in_chans=in_chans, maps=self.maps, model_args=arguments

@@ -90,6 +90,12 @@ class Layout(nn.Module):
             flat = flat[:, :, self.cells]
         return rearrange(flat, "b d (h w) -> b d h w", h=self.grid[0])
 
+    def prefix(self, features: Tensor) -> Tensor | None:
+        """The tokens in front of the first cell (class token, registers), (B, P, D); None where there are none."""
+        if len(self.shape) != 1 or not self.raster or not self.first:
+            return None
+        return features.movedim(self.channel, 2)[:, : self.first]
+
     def spread(self, values: Tensor) -> Tensor:
         """(B, h, w) -> the same values where the tensor holds these cells, 0 elsewhere; broadcasts over channels."""
         flat = values.flatten(1)

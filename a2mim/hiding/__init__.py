@@ -1,0 +1,12 @@
+"""How hidden cells are kept from a network other than by a token: left out of the sequence, or held at 0.
+
+Invariant: the network keeps its own keys, and without a mask it computes what it computed before, bit for bit.
+"""
+
+from a2mim.hiding.drop import Dropping
+from a2mim.hiding.proof import hiding_faults, leak_of
+from a2mim.hiding.sparse import Sparse
+
+HIDING = ("token", "drop", "sparse")
+
+__all__ = ["HIDING", "Dropping", "Sparse", "hiding_faults", "leak_of"]
