@@ -6,12 +6,14 @@ import cv2
 import mmcv
 import numpy as np
 import torch
+import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
 from a2mim.pixels import denormalize
 
 COLUMNS = ("image", "masked", "reconstruction", "hidden part filled in")
+FEATURES = ("image", "masked", "prediction", "target")
 _GAP, _HEADER, _SIDE = 4, 24, 160  # pixels: between panels, above them, and the side that small panels are enlarged to
 
 
@@ -19,24 +21,54 @@ def draw(shown: dict[str, Tensor], mean, std) -> np.ndarray:
     """MIM's mode "predict" -> (H, W, 3) uint8 RGB.
 
     Args:
-        shown: "target", "masked", "recon": (B, C, h, w) normalised; "hidden": (B, 1, h, w) bool. More than three
-            channels show their first three, one channel is shown grey.
+        shown: "target", "recon": (B, C, h, w) normalised; "hidden": (B, 1, h, w) bool. More than three channels show
+            their first three, one channel is shown grey. Where "images" (B, C, H, W) have another shape, the target is
+            no picture: its three main directions are shown as colours.
         mean, std: of the normalisation.
     """
-    grey = mid_grey(shown["target"], mean, std)
-    panels = (
-        shown["target"],
-        torch.where(shown["hidden"], grey, shown["target"]),
-        shown["recon"],
-        torch.where(shown["hidden"], shown["recon"], shown["target"]),
-    )
-    stacked = torch.stack([denormalize(panel, mean, std) for panel in panels])[:, :, :3]
+    if shown["target"].shape != shown.get("images", shown["target"]).shape:
+        titles, stacked = FEATURES, torch.stack(_feature_panels(shown, mean, std))
+    else:
+        titles = COLUMNS
+        stacked = torch.stack([denormalize(panel, mean, std) for panel in _pixel_panels(shown, mean, std)])[:, :, :3]
     if stacked.shape[2] < 3:
         stacked = stacked[:, :, :1].expand(-1, -1, 3, -1, -1)
     pixels = rearrange(stacked.cpu(), "column b c h w -> b column h w c").numpy()
     zoom = max(1, round(_SIDE / pixels.shape[2]))
     rows = [_join([_enlarge(panel, zoom) for panel in row], axis=1) for row in pixels]
-    return np.concatenate([_header(rows[0].shape[1], len(COLUMNS)), _join(rows, axis=0)])
+    return np.concatenate([_header(rows[0].shape[1], titles), _join(rows, axis=0)])
+
+
+def _pixel_panels(shown: dict[str, Tensor], mean, std) -> tuple[Tensor, ...]:
+    """Image, masked image, answer, and the answer in the hidden part alone; each (B, C, H, W) normalised."""
+    grey = mid_grey(shown["target"], mean, std)
+    return (
+        shown["target"],
+        torch.where(shown["hidden"], grey, shown["target"]),
+        shown["recon"],
+        torch.where(shown["hidden"], shown["recon"], shown["target"]),
+    )
+
+
+def _feature_panels(shown: dict[str, Tensor], mean, std) -> list[Tensor]:
+    """Image, masked image, and the three directions in which the target differs most, of the answer and of the target;
+    each (B, 3, H, W) uint8.
+    """
+    images, size = shown["images"], tuple(shown["images"].shape[-2:])
+    hidden = F.interpolate(shown["hidden"].float(), size, mode="nearest-exact") > 0
+    pixels = [denormalize(x, mean, std) for x in (images, torch.where(hidden, mid_grey(images, mean, std), images))]
+    pixels = [x[:, :3] if x.shape[1] >= 3 else x[:, :1].expand(-1, 3, -1, -1) for x in pixels]
+    cells = shown["target"].float().movedim(1, -1).flatten(0, 2)
+    centre = cells.mean(0)
+    directions = torch.linalg.svd(cells - centre, full_matrices=False)[2][:3]  # (3, C), in order of variance
+    deviation = ((cells - centre) @ directions.T).std(0).clamp_min(1e-6)
+    panels = []
+    for features in (shown["recon"], shown["target"]):
+        coordinates = ((features.float().movedim(1, -1) - centre) @ directions.T) / deviation
+        colours = ((coordinates.movedim(-1, 1) / 4 + 0.5) * 255).round().clamp(0, 255).to(torch.uint8)
+        colours = F.pad(colours, (0, 0, 0, 0, 0, 3 - colours.shape[1]))
+        panels.append(F.interpolate(colours, size, mode="nearest-exact"))
+    return [*pixels, *panels]
 
 
 def mid_grey(like: Tensor, mean, std) -> Tensor:
@@ -64,9 +96,9 @@ def _join(parts: list[np.ndarray], axis: int) -> np.ndarray:
     return np.concatenate([piece for part in parts for piece in (part, gap)][:-1], axis=axis)
 
 
-def _header(width: int, columns: int) -> np.ndarray:
+def _header(width: int, titles: tuple[str, ...]) -> np.ndarray:
     strip = np.full((_HEADER, width, 3), 255, np.uint8)
-    for i, title in enumerate(COLUMNS[:columns]):
-        left = i * (width + _GAP) // columns + 2
+    for i, title in enumerate(titles):
+        left = i * (width + _GAP) // len(titles) + 2
         cv2.putText(strip, title, (left, _HEADER - 8), cv2.FONT_HERSHEY_SIMPLEX, 0.45, (0, 0, 0), 1, cv2.LINE_AA)
     return strip

@@ -18,6 +18,7 @@ from a2mim.checkpoints import list_checkpoints
 from a2mim.data import Access, StreamLoader, TrainLoader, match_labels, open_dataset
 from a2mim.data.asked import public_asked
 from a2mim.engine import hooks
+from a2mim.engine.averaging import AveragedTensors
 from a2mim.engine.finetune_settings import FinetuneData
 from a2mim.engine.optim import StepWrapper, build_schedule
 from a2mim.engine.pretrain_settings import PretrainData, PretrainSettings
@@ -172,7 +173,7 @@ def build_runner(run: Run, resume_from: ResumePoint | None) -> TrainRunner:
     }
     if settings.ema:
         # buffers are averaged with the weights: the raw network's BatchNorm statistics do not fit averaged weights
-        named["ema"] = EMAHook(momentum=settings.ema, update_buffers=True)
+        named["ema"] = EMAHook(AveragedTensors, momentum=settings.ema, update_buffers=True)
     context = StepContext(
         device,
         settings.seed,

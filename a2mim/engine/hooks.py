@@ -194,6 +194,15 @@ class PictureHook(Hook):
         save(draw(shown, model.mean, model.std), path)
 
 
+class PartsHook(Hook):
+    """Lets the parts of a method act after each step (`MIM.after_step`), before anything is logged or saved."""
+
+    priority = "HIGH"
+
+    def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None) -> None:
+        runner.inner_model.after_step(runner.iter, runner.max_iters)
+
+
 class CheckpointHook(Hook):
     """Saves every few steps or epochs and at the end, then deletes what is too old.
 

@@ -15,7 +15,10 @@ from a2mim.engine.setting_groups import Schedule
 from a2mim.names import nearest
 
 AMP_TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
-NO_DECAY = ("pos_embed", "cls_token", "dist_token", "reg_token", "temperature", "relative_position_bias_table")
+NO_DECAY = (
+    *("pos_embed", "cls_token", "dist_token", "reg_token", "mask_token"),
+    *("temperature", "relative_position_bias_table"),
+)
 
 
 def parameter_groups(model: nn.Module, weight_decay: float, lr: float, token_lr_scale: float) -> list[dict]:

@@ -17,7 +17,7 @@ from a2mim.batchnorm import unsynchronise
 from a2mim.data import EvalLoader
 from a2mim.engine import judging
 from a2mim.engine.assembly import build_mim, open_sets
-from a2mim.engine.hooks import PictureHook
+from a2mim.engine.hooks import PartsHook, PictureHook
 from a2mim.engine.online import OnlineKNN
 from a2mim.engine.optim import build_optimizer
 from a2mim.engine.pretrain_settings import PretrainSettings
@@ -25,6 +25,7 @@ from a2mim.engine.records import Request, StepContext
 from a2mim.engine.report import command_line, sentence, words
 from a2mim.export import export_timm_folder
 from a2mim.pixels import Preprocessing
+from a2mim.targets import Pixels
 from a2mim.weights.loading import describe_report, initialise
 
 
@@ -45,6 +46,7 @@ class Pretraining:
         self.model = build_mim(self.settings)
         self.network = self.model.encoder
         self.start = self._initialise()
+        self.model.attach_target()  # a teacher that follows the student starts from the weights just loaded
         self.untrained = copy.deepcopy(self.model.encoder)  # judged at the end, so that training starts at once
 
     def _initialise(self) -> dict | None:
@@ -70,7 +72,7 @@ class Pretraining:
     def hooks(self) -> dict[str, Hook]:
         settings = self.settings
         images = first_images(self.test_set or self.train_set, settings)
-        hooks: dict[str, Hook] = {"pictures": PictureHook(images, settings.log.pictures)}
+        hooks: dict[str, Hook] = {"parts": PartsHook(), "pictures": PictureHook(images, settings.log.pictures)}
         if settings.judge.every_epochs and self.test_set is not None and not self.train_set.stream:
             sets = self.train_set, self.test_set
             self.online = OnlineKNN(*sets, settings.judge, settings.data, settings.seed)
@@ -91,7 +93,12 @@ class Pretraining:
         return {"baseline": torch.stack(losses).mean().item()}
 
     def caption(self, line: dict) -> str:
-        return f"(mean colour {line['baseline']:.4f})"
+        return f"({self.yardstick} {line['baseline']:.4f})"
+
+    @property
+    def yardstick(self) -> str:
+        """What the loss is compared with: an answer that takes no learning."""
+        return "mean colour" if isinstance(self.model.target, Pixels) else "target's mean"
 
     def meta(self) -> dict:
         """What rebuilds the encoder."""
@@ -104,8 +111,12 @@ class Pretraining:
         frozen = sum(encoder.model.get_parameter(name).numel() for name in encoder.frozen)
         total = sum(p.numel() for p in encoder.model.parameters())
         sites = [encoder.site] if isinstance(encoder.site, str) else encoder.site
-        places = " and ".join(map(repr, sites))
-        lines = [f"  encoder  {encoder.name} at {size} px, {total / 1e6:.2f} M parameters, mask token at {places}"]
+        hidden = {
+            "token": f"mask token at {' and '.join(map(repr, sites))}",
+            "drop": "hidden patches left out",
+            "sparse": "hidden cells held at 0",
+        }[encoder.hide]
+        lines = [f"  encoder  {encoder.name} at {size} px, {total / 1e6:.2f} M parameters, {hidden}"]
         if self.start:
             lines.append(f"  start    {describe_report(self.start)}")
         if frozen:
@@ -142,7 +153,7 @@ class Pretraining:
         loss, asked = summary["loss"], summary["asked"]
         lines = []
         if loss["first"] is not None:
-            baseline = f"always answering the image's mean colour: {loss['mean_colour']:.4f}"
+            baseline = f"always answering each image's {self.yardstick}: {loss['mean_colour']:.4f}"
             lines.append(f"  loss     {loss['first']:.4f} -> {loss['last']:.4f} ({baseline})")
         pictures = sorted((folder / "reconstructions").glob("*.png"))
         lines += judged_lines(summary["judged"])

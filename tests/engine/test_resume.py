@@ -370,3 +370,72 @@ def test_other_data_begin_the_next_epoch_when_that_is_asked_for(run, tmp_path, i
 def test_beginning_the_next_epoch_without_resuming_is_refused(run):
     with pytest.raises(ValueError, match="--next-epoch says how to go on"):
         run("whole", next_epoch=True)
+
+
+STATEFUL = {
+    "moving average": {
+        "model.target": {"type": "MovingAverage", "maps": ["blocks.9", "blocks.11"]},
+        "model.losses": [{"type": "MaskedSmoothL1"}],
+    },
+    "frozen teacher, averaged weights": {
+        "model.target": {"type": "FrozenFeatures", "source": "resnet18"},
+        "model.losses": [{"type": "MaskedCosine"}],
+        "ema": 0.1,
+    },
+    "random teacher": {
+        "model.target": {"type": "RandomFeatures", "channels": 16, "depth": 2},
+        "model.losses": [{"type": "PatchDiscrimination"}],
+        "model.masking": {"type": "InverseBlock", "mask_patch_size": 16, "mask_ratio": 0.5},
+    },
+    "sparse": {
+        "model.encoder": {"name": "resnet18", "hide": "sparse", "maps": ["layer1", "layer2", "layer3", "layer4"]},
+        "model.decoder": {"type": "LightDecoder", "width": 64},
+        "data.img_size": 64,
+        "model.masking": {"type": "BlockMask", "mask_patch_size": 32, "mask_ratio": 0.5},
+    },
+    "drop": {
+        "model.encoder": {"name": "vit_tiny_patch16_224", "hide": "drop"},
+        "model.decoder": {"type": "TransformerDecoder", "embed_dim": 32, "depth": 1, "num_heads": 4},
+        "model.target": {"type": "NormalizedPatches", "channels": "together"},
+        "model.losses": [{"type": "MaskedL2"}],
+    },
+}
+
+
+def flat_state(state, prefix=""):
+    """{path: value} of nested dictionaries."""
+    found = {}
+    for key, value in state.items():
+        found |= flat_state(value, f"{prefix}{key}/") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", STATEFUL)
+def test_a_run_with_a_state_of_its_own_is_killed_and_goes_on_bit_for_bit(recipe, images, tmp_path, name):
+    """kill -9 in the middle, in a process of its own, then --resume."""
+    overrides = STATEFUL[name] | {"export": []}
+    call = f"import a2mim; a2mim.pretrain({str(recipe)!r}, data={str(images)!r}, num_workers=0, device='cpu'"
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    folders = [tmp_path / "whole", tmp_path / "killed"]
+    commands = [f"{call}, work_dir={str(folder)!r}, **{overrides!r})" for folder in folders]
+    subprocess.run([sys.executable, "-c", commands[0]], check=True, env=environment, capture_output=True, timeout=300)
+    with subprocess.Popen(
+        [sys.executable, "-c", commands[1]], env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    ) as process:
+        deadline = time.time() + 240
+        while len(list_checkpoints(folders[1] / "checkpoints")) < 4 and time.time() < deadline:
+            time.sleep(0.01)
+        process.kill()
+    for path in list_checkpoints(folders[1] / "checkpoints")[4:]:
+        path.unlink()
+    again = f"{call}, work_dir={str(folders[1])!r}, resume=True)"
+    subprocess.run([sys.executable, "-c", again], check=True, env=environment, capture_output=True, timeout=300)
+    assert log_of(folders[0]) == log_of(folders[1])
+    states = [flat_state(weights_of(folder)) for folder in folders]
+    assert states[0].keys() == states[1].keys()
+    for key, value in states[0].items():
+        if isinstance(value, torch.Tensor):
+            assert torch.equal(value, states[1][key]), key
+    held = [key for key in states[0] if "_extra_state/networks" in key]
+    assert bool(held) == ("teacher" in name or "average" in name)
