@@ -52,6 +52,7 @@ setup(
         "numpy>=1.26",
         "scipy>=1.11",
         "tqdm>=4.66",
+        "shtab>=1.6",  # completion in shells
         "jinja2>=3.1",
         "matplotlib>=3.8",  # mmengine brings it; also named because it is used by name
         "setuptools",  # mmengine imports distutils, which Python 3.12 took out

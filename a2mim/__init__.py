@@ -5,26 +5,44 @@ the names below are resolved when they are first used, and our backbones join ti
 """
 
 from importlib import import_module
+from typing import Any
 
 from a2mim import compat
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 _PUBLIC = {
     "Access": "a2mim.data.access",
     "MIM": "a2mim.mim",
     "MaskedEncoder": "a2mim.encoder",
-    "open_dataset": "a2mim.data",
+    "compare": "a2mim.evaluation",
+    "embed": "a2mim.embedding",
+    "evaluate": "a2mim.evaluation",
     "finetune": "a2mim.engine.run",
+    "knn": "a2mim.evaluation",
+    "linear_probe": "a2mim.evaluation",
+    "load_encoder": "a2mim.loading",
+    "open_dataset": "a2mim.data",
     "pretrain": "a2mim.engine.run",
+    "write_report": "a2mim.report",
 }
-__all__ = ["MIM", "Access", "MaskedEncoder", "finetune", "open_dataset", "pretrain"]
+_ROOMS = ("export",)  # packages that can be called: a2mim.export(run, to=["timm"], out_dir="exported")
+__all__ = [
+    *("MIM", "Access", "MaskedEncoder", "compare", "embed", "evaluate", "export", "finetune", "knn", "linear_probe"),
+    *("load_encoder", "open_dataset", "pretrain", "write_report"),
+]
 
 compat.mend_torchvision_when_imported()
 compat.after_import("timm", lambda: import_module("a2mim.backbones"))
 
 
-def __getattr__(name: str):
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
+def __getattr__(name: str) -> Any:
     if name in _PUBLIC:
         return getattr(import_module(_PUBLIC[name]), name)
+    if name in _ROOMS:
+        return import_module(f"a2mim.{name}")
     raise AttributeError(f"module 'a2mim' has no attribute {name!r}")

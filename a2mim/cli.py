@@ -8,6 +8,8 @@ import os
 import sys
 import warnings
 
+import shtab
+
 from a2mim.commands.data import add_bench_data, add_measure_stats
 from a2mim.commands.embed import add_embed
 from a2mim.commands.evaluate import add_compare, add_evaluate, add_knn, add_linear_probe
@@ -19,6 +21,7 @@ from a2mim.commands.recipes import add_recipes
 from a2mim.commands.report import add_report
 from a2mim.commands.settings import add_settings
 from a2mim.commands.shards import add_shards
+from a2mim.commands.version import version_text
 from a2mim.data.remote.addresses import public_name
 from a2mim.text import PrintableStream, one_line
 
@@ -57,10 +60,23 @@ def main(arguments: list[str] | None = None) -> int:
         warnings.formatwarning = before  # a program that calls this function keeps its own
 
 
+class PrintVersion(argparse.Action):
+    """Collects the versions only when they are asked for."""
+
+    def __init__(self, option_strings, dest, help=None):
+        super().__init__(option_strings, dest=argparse.SUPPRESS, default=argparse.SUPPRESS, nargs=0, help=help)
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        print(version_text())
+        parser.exit()
+
+
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="a2mim", description="Masked-image-modelling pre-training for any architecture."
     )
+    parser.add_argument("--version", action=PrintVersion, help="versions and machine, for a bug report")
+    shtab.add_argument_to(parser, "--print-completion", help="what bash, zsh or tcsh need to complete a2mim's commands")
     commands = parser.add_subparsers(metavar="command", required=True)
     for add in COMMANDS:
         add(commands)

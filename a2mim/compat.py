@@ -19,7 +19,7 @@ _SCHEMAS = {
     "nms": "nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
     "qnms": "qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
 }
-_libraries = []  # torch forgets a declaration when its Library object is collected
+_libraries: list = []  # torch forgets a declaration when its Library object is collected
 
 
 class _TorchvisionFinder:
@@ -70,6 +70,11 @@ def after_import(name: str, action: Callable[[], object]) -> None:
         action()
     else:
         sys.meta_path.insert(0, _AfterImport(name, action))
+
+
+def torchvision_needs_mending() -> bool:
+    """Whether plain `import timm` would die here: torchvision was imported, and its operators had to be declared."""
+    return bool(_libraries)
 
 
 def declare_missing_operators() -> None:

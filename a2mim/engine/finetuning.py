@@ -25,6 +25,7 @@ from a2mim.engine.finetune_settings import FinetuneSettings, Labels
 from a2mim.engine.mixing import Mixing
 from a2mim.engine.optim import build_layered_optimizer
 from a2mim.engine.records import Request, StepContext
+from a2mim.engine.report import timm_lines
 from a2mim.evaluation.results import write_result
 from a2mim.evaluation.subsets import draw_subset, subset_of, write_list
 from a2mim.pixels import Preprocessing
@@ -179,7 +180,7 @@ class Finetuning:
             lines += [
                 f"  encoder  {folder / 'encoder'}",
                 "next:",
-                f'  timm.create_model("local-dir:{summary["classifier_folder"]}", pretrained=True)',
+                *timm_lines(Path(summary["classifier_folder"])),
             ]
         return lines
 

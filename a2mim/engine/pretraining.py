@@ -22,7 +22,7 @@ from a2mim.engine.online import OnlineKNN
 from a2mim.engine.optim import build_optimizer
 from a2mim.engine.pretrain_settings import PretrainSettings
 from a2mim.engine.records import Request, StepContext
-from a2mim.engine.report import command_line, sentence, words
+from a2mim.engine.report import command_line, sentence, timm_lines, words
 from a2mim.export import export_timm_folder
 from a2mim.pixels import Preprocessing
 from a2mim.targets import Pixels
@@ -169,9 +169,7 @@ class Pretraining:
             *lines,
             f"  encoder  {encoder}",
             "next:",
-            f"  how to load it stands in {encoder / 'README.md'}"
-            if own
-            else f'  timm.create_model("local-dir:{encoder}", pretrained=True, num_classes=0)',
+            *([f"  how to load it stands in {encoder / 'README.md'}"] if own else timm_lines(encoder, classes=0)),
             "  " + shlex.join([*command_line("linear-probe"), source, *sets]),
             "  " + shlex.join([*command_line("knn"), source, *sets]),
         ]

@@ -14,6 +14,7 @@ import torch
 from mmengine.dist import is_main_process
 
 import a2mim
+from a2mim.compat import torchvision_needs_mending
 from a2mim.data.asked import public_asked
 from a2mim.data.decode import LENIENT, REDUCED
 from a2mim.data.faults import Faults
@@ -123,6 +124,24 @@ def command_line(command: str) -> list[str]:
     if program.name == "cli.py" and program.parent.name == "a2mim":
         return ["python", "-m", "a2mim.cli", command]
     return ["a2mim", command]
+
+
+def timm_lines(folder: Path, classes: int | None = None) -> list[str]:
+    """Lines of Python that load a folder in this environment, and a word where plain timm cannot be imported in it.
+
+    Args:
+        classes: of a new classifier; None: the folder's own.
+    """
+    new = "" if classes is None else f", num_classes={classes}"
+    mended = torchvision_needs_mending()
+    modules, name = "a2mim, timm" if mended else "timm", f"local-dir:{folder}"
+    lines = [f"  import {modules}; timm.create_model({name!r}, pretrained=True{new})"]
+    if mended:
+        lines.append(
+            "  (plain `import timm` fails in this environment: its torchvision was built for another torch. Import"
+            " a2mim first, as above, or install the matching torchvision: docs/install.md)"
+        )
+    return lines
 
 
 def sentence(results: dict) -> str:
