@@ -27,23 +27,27 @@ def add_evaluate(commands) -> None:
         allow_abbrev=False,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         description="Judges an encoder by one or more protocols, from one pass over the images.\n\n"
+        "  a2mim evaluate RUN DATA\n"
         "  a2mim evaluate RUN --protocol dino-knn,logreg --data TRAIN --test-data TEST --out results\n\n"
+        "Without --protocol it takes those that suit the images: with labels, with masks, or with neither. Without\n"
+        "--test-data it takes the test part of DATA, or splits one off and writes which images these are.\n"
         "`a2mim evaluate --list` names the protocols; docs/evaluation.md says what they are.",
     )
     p.add_argument("source", nargs="?", help=SOURCE_HELP)
+    p.add_argument("words", nargs="*", metavar="DATA", help="the images, as with --data")
     p.add_argument("--list", action="store_true", help="name the protocols and leave")
     p.add_argument(
         "--protocol",
         action=CommaList,
-        default=["dino-knn"],
+        default=[],
         metavar="NAMES",
-        help="names or TOML files, with commas between (dino-knn)",
+        help="names or TOML files, with commas between (default: those that suit the images)",
     )
     p.add_argument(
         "--data",
         nargs="+",
         action="extend",
-        help=f"labelled training images: {DATA_HELP}; the folder of davis, copydays",
+        help=f"training images: {DATA_HELP}; the folder of davis, copydays; images/ and masks/, or textures, of seg-*",
     )
     p.add_argument("--test-data", nargs="+", action="extend", help="labelled test images")
     p.add_argument("--out", help="folder for results.json and results.csv, which grows")
@@ -107,19 +111,26 @@ def run_evaluate(chosen) -> None:
         for name in protocol_names():
             print(f"{name:18} {read_protocol(name).summary}")
         return
-    if chosen.source is None or chosen.data is None:
-        raise ValueError("evaluate needs an encoder and --data; --list names the protocols.")
+    data = [*chosen.words, *(chosen.data or ())]
+    if chosen.source is None or not data:
+        raise ValueError(
+            "evaluate needs SOURCE and DATA, an encoder and images; --list names the protocols."
+        )
     from a2mim.evaluation.cache import Cache
-    from a2mim.evaluation.evaluate import evaluate
+    from a2mim.evaluation.evaluate import evaluate, sensible_protocols
     from a2mim.evaluation.table import table
 
+    protocols = chosen.protocol
+    if not protocols:
+        protocols, why = sensible_protocols(one_or_list(data), access_of(chosen))
+        _say(f"protocols for what is there: {why}")
     cache = None if chosen.no_feature_cache else Cache(most_bytes=1e9 * chosen.feature_cache_gb)
     if chosen.feature_cache and cache:
         cache.root = chosen.feature_cache
     results = evaluate(
         chosen.source,
-        chosen.protocol,
-        one_or_list(chosen.data),
+        protocols,
+        one_or_list(data),
         one_or_list(chosen.test_data),
         out=chosen.out,
         overrides=_pairs(chosen.set),

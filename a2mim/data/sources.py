@@ -5,6 +5,8 @@ import itertools
 import os
 import re
 
+import numpy as np
+
 from a2mim.data.access import DEFAULT, Access
 from a2mim.data.dataset import ImageDataset
 from a2mim.data.image_lists import is_list_of_images, open_image_list
@@ -69,6 +71,11 @@ def open_dataset(
         return dataset
     dataset.take_form(in_chans, bits, bool(exif), value_range, nodata, fill)
     return dataset
+
+
+def labels_of(source, access: Access | None = None) -> np.ndarray:
+    """(N,) int64 labels of the training images, -1 = none; no image is read."""
+    return _opened(source, "train", access or DEFAULT).labels
 
 
 def _opened(source, split: str, access: Access) -> ImageDataset:

@@ -20,12 +20,14 @@ from a2mim.evaluation.encoder import Encoder
 from a2mim.evaluation.features import pooling_name, refuse_below_one
 from a2mim.evaluation.identity import hash_of, stamp_of
 from a2mim.evaluation.intervals import bootstrap_interval
+from a2mim.evaluation.linear import hold_out
 from a2mim.evaluation.overlap import find_contradictions, find_overlap, overlap_sentence
 from a2mim.evaluation.passes import CentralViews, RandomViews, TrainingPass, crop_batches
 from a2mim.evaluation.probe import Labelled
 from a2mim.evaluation.subsets import subset_of
 
 RESIZE = 256 / 224  # short side before the crop, in crops: Resize(256), CenterCrop(224)
+SPLIT_OFF = 0.2  # of each class, to test on where there is no test set
 VIEW = ("resize", "interpolation")  # constants that decide a test view
 PROBED = 8  # images of noise that tell sizes and time
 IMBALANCE = 10  # times as many images of the commonest class as of the rarest: then it is said
@@ -37,7 +39,8 @@ class EvalContext:
 
     Args:
         source, device, img_size, allow_partial: see `Encoder`.
-        data, test_data: labelled sets, see `open_dataset`.
+        data, test_data: labelled sets, see `open_dataset`. Without test_data the test part of `data` is taken; where it
+            has none, a fifth of each class is split off: `split_rows` of `whole`.
         batch_size: images a forward pass.
         num_workers: data processes.
         calibrate: take BatchNorm's statistics anew from training images first. None does so unless an exported folder
@@ -76,7 +79,16 @@ class EvalContext:
         self.cache = Cache(root=None) if cache is None else cache
         form = {"in_chans": self.encoder.channels, "access": access, **(reading or Reading()).arguments()}
         self.train = labelled(open_dataset(data, "train", **form), data)
-        test = labelled(open_dataset(test_data, "test", **form), test_data)
+        self.whole, self.split_rows = self.train, None
+        if test_data is None and "test" not in self.train.splits:
+            self.split_rows = hold_out(torch.from_numpy(np.asarray(self.train.labels)), SPLIT_OFF, 0).numpy()
+            if not len(self.split_rows):
+                raise ValueError(f"no class of {self.train.title} has two images: give --test-data to test on.")
+            kept = np.setdiff1d(np.arange(len(self.train)), self.split_rows)
+            self.train, test = (subset_of(self.whole, rows) for rows in (kept, self.split_rows))
+        else:
+            source = data if test_data is None else test_data
+            test = labelled(open_dataset(source, "test", **form), source)
         self.test = match_labels(self.train, test)
         self.allow_contradictions = allow_contradictions
         self.calibrate = not self.encoder.clean_statistics if calibrate is None else calibrate

@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
-from a2mim.evaluation import copydays, davis, runners, seg_augmented, seg_knn, seg_linear
+from a2mim.data import Access
+from a2mim.data.masks import looks_masked
+from a2mim.data.sources import labels_of
+from a2mim.evaluation import copydays, davis, label_free_run, runners, seg_augmented, seg_knn, seg_linear
 from a2mim.evaluation.cache import Cache
 from a2mim.evaluation.context import VIEW, EvalContext
 from a2mim.evaluation.cost import ViewPass, estimate
 from a2mim.evaluation.protocols import Protocol, read_protocol
 from a2mim.evaluation.results import write_result
 from a2mim.evaluation.segmentation import open_task, result_of
+from a2mim.evaluation.subsets import write_list
 
 DENSE = ("davis", "copydays", "segmentation")  # they read folders of a form of their own
+UNLABELLED = ("label-free",)  # they look at no label
+# what is run where no protocol is named
+FOR_LABELS = ("dino-knn", "linear-cached", "efficient-probe")
+FOR_MASKS = ("seg-knn", "seg-linear")
+FOR_IMAGES = ("label-free",)
 
 
 def evaluate(
@@ -32,7 +42,8 @@ def evaluate(
     Args:
         source: what `load_encoder` takes.
         protocols: names, or paths of TOML files.
-        data, test_data: labelled sets, see `open_dataset`; a dense protocol takes its folder as `data` alone.
+        data, test_data: labelled sets, see `open_dataset`; a dense protocol takes its folder as `data` alone. Without
+            test_data the test part of `data` is used; where it has none, a fifth of each class is split off and listed.
         out: folder of results.json and results.csv.
         overrides: constants by name, for every protocol that has them, or "protocol.name" for one; see `read_protocol`.
         cache: where features are kept; None keeps them for this call only.
@@ -51,9 +62,18 @@ def evaluate(
         runners.check(protocol)
     if any(protocol.kind in DENSE for protocol in chosen):
         return _dense(source, chosen, data, test_data, out, options)
-    if test_data is None:
-        raise ValueError(f"{chosen[0].name} needs labelled test images: give --test-data.")
+    unlabelled = [p for p in chosen if p.kind in UNLABELLED]
+    free = [r for p in unlabelled for r in label_free_run.run(source, p, data, **options)]
+    if out is not None:
+        for result in free:
+            write_result(result, out)
+    chosen = [p for p in chosen if p.kind not in UNLABELLED]
+    if not chosen:
+        return free
     context = EvalContext(source, data, test_data, cache=cache, **options)
+    if context.split_rows is not None:
+        sentence = _write_split(context, out)
+        (say or warnings.warn)(sentence)
     passes = _passes(chosen, context)
     cost = estimate(context, chosen, passes)
     if cost.images:
@@ -72,7 +92,30 @@ def evaluate(
                 write_result(results[-1], out)
     if not results:
         raise ValueError("nothing is left to judge: no subset of labels has more than one image a class.")
-    return results
+    return results + free
+
+
+def sensible_protocols(data, access: Access | None = None) -> tuple[list[str], str]:
+    """(protocols for what is there: masks, labels or neither; a sentence that says why)."""
+    if looks_masked(data):
+        return list(FOR_MASKS), f"the images have masks: {', '.join(FOR_MASKS)}"
+    labels = labels_of(data, access)
+    if len(labels) and (labels >= 0).all():
+        return list(FOR_LABELS), f"the images have labels: {', '.join(FOR_LABELS)}"
+    missing = f"{int((labels < 0).sum())} of {len(labels)} images have no label"
+    return list(FOR_IMAGES), f"{missing}: {', '.join(FOR_IMAGES)}, which says nothing of classes"
+
+
+def _write_split(context: EvalContext, out: Path | None) -> str:
+    """Writes which images are tested, where the context had to split them off; a sentence about it."""
+    rows, whole = context.split_rows, context.whole
+    path = (out or Path()) / f"test-split-{whole.fingerprint}.tsv"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_list(whole, rows, path)
+    return (
+        f"no test set was given: {len(rows):,} of the {len(whole):,} images, a fifth of each class, are split off to"
+        f" test on; they are listed in {path}"
+    )
 
 
 def read_protocols(names, overrides: dict) -> list[Protocol]:

@@ -14,6 +14,7 @@ from a2mim.cli import main
 from a2mim.data import open_dataset
 from a2mim.evaluation import context, encoder, evaluate, read_results
 from a2mim.evaluation.cache import Cache
+from a2mim.evaluation.evaluate import sensible_protocols
 from a2mim.evaluation.protocols import read_protocol
 from a2mim.evaluation.results import unpack
 from a2mim.pixels import Preprocessing
@@ -262,9 +263,6 @@ def test_mistakes_are_one_sentence(sets, protocols, options, words):
     with pytest.raises(ValueError, match=words) as caught:
         evaluate("resnet18", protocols, *sets, device="cpu", img_size=SIZE, **options)
     assert "\n" not in str(caught.value)
-    with pytest.raises(ValueError, match="give --test-data"):
-        evaluate("resnet18", ["dino-knn"], sets[0], device="cpu")
-
 
 def test_encoders_that_have_diverged_or_collapsed_are_refused_in_one_sentence(sets, tmp_path, monkeypatch):
     import timm
@@ -355,3 +353,40 @@ def test_a_share_of_labels_that_is_one_image_a_class_is_left_out_with_a_word(set
         pytest.raises(ValueError, match="no subset of labels has more than one image a class"),
     ):
         run(["low-shot"], sets, overrides=overrides | {"subsets": ["10%"]})
+
+
+def test_source_and_data_are_enough_with_labels(sets, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    arguments = ["evaluate", "test_resnet", sets[0], "--img-size", "32", "--device", "cpu", "--no-feature-cache"]
+    assert main([*arguments, "--set", "k=3", "linear-cached.epochs=2", "efficient-probe.epochs=2"]) == 0
+    told = capsys.readouterr().out
+    for name in ("dino-knn", "linear-cached", "efficient-probe"):
+        assert re.search(rf"^{name} .*\d–\d", told, re.MULTILINE)
+    (path,) = tmp_path.glob("test-split-*.tsv")
+    rows = [line.split("\t") for line in path.read_text().splitlines()]
+    assert path.name in told and sorted(label for _, label, _ in rows) == list("001122")
+    dataset = open_dataset(sets[0], "train")
+    assert all(dataset.name(int(row)) == name for row, _, name in rows)
+
+
+def test_source_and_data_are_enough_without_labels_and_with_masks(tmp_path, capsys):
+    generator = np.random.default_rng(0)
+    for i in range(24):
+        Image.fromarray(generator.integers(0, 256, (40, 40, 3), np.uint8)).save(tmp_path / f"{i}.png")
+    arguments = ["--img-size", "64", "--device", "cpu"]
+    assert main(["evaluate", "test_resnet", str(tmp_path), *arguments, "--set", "lidar_images=4"]) == 0
+    told = capsys.readouterr().out
+    assert "24 of 24 images have no label" in told and "label-free/effective-rank" in told
+    assert sensible_protocols("textures")[0] == ["seg-knn", "seg-linear"]
+
+
+def test_the_test_part_of_a_folder_is_taken_and_nothing_is_split_off(sets, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (result,) = run(["dino-knn"], (str(tmp_path),))
+    assert result["n_test"] == 12 and not list(tmp_path.glob("*.tsv"))
+
+
+def test_a_set_of_single_images_cannot_be_split(tmp_path):
+    train = write_set(tmp_path / "one", {"cat": 1, "dog": 1})
+    with pytest.raises(ValueError, match="give --test-data"):
+        run(["dino-knn"], (train,))

@@ -25,6 +25,7 @@ KINDS = (
     "davis",
     "copydays",
     "segmentation",
+    "label-free",
 )
 _KEYS = {"kind", "summary", "sources", "reference", "constants", "variants"}
 
