@@ -78,6 +78,11 @@ class Encoder:
 
         return frozen_run
 
+    def pooled(self, part: str, images: Tensor) -> Tensor:
+        """One part of normalised images, frozen."""
+        with frozen(self.model):
+            return tap(self.model, (part,))(images)[part]
+
     def reader(self, part: str) -> MapReader:
         """Of the map that the part "cells" or "cells:NAME" is made of."""
         if part not in self._readers:

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from a2mim.evaluation import robustness_run
 from a2mim.evaluation.attentive_probe import attentive_stack, queries_of
 from a2mim.evaluation.cache import FeatureSet
 from a2mim.evaluation.cells import LAST
@@ -27,7 +28,7 @@ from a2mim.evaluation.taps import CELLS, dino_parts, grid_parts
 
 COUNTS = (
     *("k", "epochs", "batch_size", "c_values", "max_iterations", "tries", "queries", "reduction"),
-    *("least_steps", "batch_cells", "bank_cells", "crop", "steps", "warmup_steps"),
+    *("least_steps", "batch_cells", "bank_cells", "crop", "steps", "warmup_steps", "images"),
 )
 
 
@@ -114,6 +115,11 @@ def run_linear(context: EvalContext, protocol: Protocol, out: Path | None = None
         note = f"one rate, as published, not swept; {note}" if note else "one rate, as published, not swept"
     notes = "; ".join(filter(None, (found.pop("note", ""), note)))
     return [_result(context, protocol, found | ({"note": notes} if notes else {}), train, test, training.loader)]
+
+
+def run_robustness(context: EvalContext, protocol: Protocol, out: Path | None = None) -> list[dict]:
+    """A linear probe of clean images under damage."""
+    return robustness_run.run(context, protocol)
 
 
 def run_low_shot(context: EvalContext, protocol: Protocol, out: Path | None = None) -> list[dict]:
@@ -258,6 +264,7 @@ RUNNERS = {
     "linear": run_linear,
     "mae-linear": run_linear,
     "attentive": run_linear,
+    "robustness": run_robustness,
     "linear-cached": run_linear_cached,
     "logreg": run_logreg,
     "low-shot": run_low_shot,

@@ -264,6 +264,7 @@ def test_mistakes_are_one_sentence(sets, protocols, options, words):
         evaluate("resnet18", protocols, *sets, device="cpu", img_size=SIZE, **options)
     assert "\n" not in str(caught.value)
 
+
 def test_encoders_that_have_diverged_or_collapsed_are_refused_in_one_sentence(sets, tmp_path, monkeypatch):
     import timm
 

@@ -26,6 +26,7 @@ KINDS = (
     "copydays",
     "segmentation",
     "label-free",
+    "robustness",
 )
 _KEYS = {"kind", "summary", "sources", "reference", "constants", "variants"}
 
