@@ -51,7 +51,7 @@ ALLOWED = {
     "analysis": {"data", "files", "encoder", "evaluation", "pixels", "weights"},
     "engine": {
         *("analysis", "batchnorm", "checkpoints", "data", "devices", "encoder", "evaluation", "export", "files"),
-        *("compat", "mim", "names", "pixels", "registry", "targets", "text", "weights", "wiring"),
+        *("compat", "mim", "names", "pixels", "registry", "report", "targets", "text", "weights", "wiring"),
     },
     "report": {"files"},
     "embedding": {"batchnorm", "data", "evaluation", "files"},

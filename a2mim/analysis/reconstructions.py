@@ -17,6 +17,15 @@ FEATURES = ("image", "masked", "prediction", "target")
 _GAP, _HEADER, _SIDE = 4, 24, 160  # pixels: between panels, above them, and the side that small panels are enlarged to
 
 
+def layout(shown: dict[str, Tensor]) -> dict:
+    """Where the panels of the sheet of `draw` lie, for those who cut it: "columns" (their titles), "tile" (width,
+    height of a panel), "gap" between panels and "header" above them, in pixels of the sheet.
+    """
+    height, width = shown.get("images", shown["target"]).shape[-2:]
+    zoom, titles = _zoom(width), COLUMNS if _is_picture(shown) else FEATURES
+    return {"columns": list(titles), "tile": [width * zoom, height * zoom], "gap": _GAP, "header": _HEADER}
+
+
 def draw(shown: dict[str, Tensor], mean, std) -> np.ndarray:
     """MIM's mode "predict" -> (H, W, 3) uint8 RGB.
 
@@ -26,7 +35,7 @@ def draw(shown: dict[str, Tensor], mean, std) -> np.ndarray:
             no picture: its three main directions are shown as colours.
         mean, std: of the normalisation.
     """
-    if shown["target"].shape != shown.get("images", shown["target"]).shape:
+    if not _is_picture(shown):
         titles, stacked = FEATURES, torch.stack(_feature_panels(shown, mean, std))
     else:
         titles = COLUMNS
@@ -34,9 +43,14 @@ def draw(shown: dict[str, Tensor], mean, std) -> np.ndarray:
     if stacked.shape[2] < 3:
         stacked = stacked[:, :, :1].expand(-1, -1, 3, -1, -1)
     pixels = rearrange(stacked.cpu(), "column b c h w -> b column h w c").numpy()
-    zoom = max(1, round(_SIDE / pixels.shape[2]))
+    zoom = _zoom(pixels.shape[3])
     rows = [_join([_enlarge(panel, zoom) for panel in row], axis=1) for row in pixels]
     return np.concatenate([_header(rows[0].shape[1], titles), _join(rows, axis=0)])
+
+
+def _is_picture(shown: dict[str, Tensor]) -> bool:
+    """Whether the target is an image, rather than features of one."""
+    return shown["target"].shape == shown.get("images", shown["target"]).shape
 
 
 def _pixel_panels(shown: dict[str, Tensor], mean, std) -> tuple[Tensor, ...]:
@@ -83,6 +97,11 @@ def save(picture: np.ndarray, path: Path) -> None:
     """Writes (H, W, 3) uint8 RGB as PNG."""
     path.parent.mkdir(parents=True, exist_ok=True)
     mmcv.imwrite(mmcv.rgb2bgr(picture), str(path))
+
+
+def _zoom(width: int) -> int:
+    """How often a pixel is repeated along each axis."""
+    return max(1, round(_SIDE / width))
 
 
 def _enlarge(panel: np.ndarray, zoom: int) -> np.ndarray:

@@ -23,6 +23,7 @@ from a2mim.engine.finetune_settings import FinetuneData
 from a2mim.engine.optim import StepWrapper, build_schedule
 from a2mim.engine.pretrain_settings import PretrainData, PretrainSettings
 from a2mim.engine.records import Request, ResumePoint, StepContext
+from a2mim.engine.report_hook import ReportHook
 from a2mim.engine.runner import TrainRunner
 from a2mim.engine.setting_groups import Settings
 from a2mim.engine.task import Task
@@ -42,6 +43,7 @@ class Run:
     task: Task
     num_workers: int = 0
     changes: list[dict] = field(default_factory=list)  # what each resume changed: its step and sentences
+    origins: dict[str, str] = field(default_factory=dict)  # dotted setting -> where it comes from
 
     @property
     def checkpoints(self) -> Path:
@@ -168,6 +170,7 @@ def build_runner(run: Run, resume_from: ResumePoint | None) -> TrainRunner:
         "schedule": hooks.ScheduleHook(schedule),
         "log": hooks.LogHook(settings.log.every_steps),
         **task.hooks(),
+        "report": ReportHook(),
         "checkpoint": hooks.CheckpointHook(settings.checkpoint),
         "signals": hooks.SignalHook(),
     }

@@ -16,6 +16,7 @@ from pydantic import ValidationError
 
 from a2mim.engine.finetune_protocol import protocol_settings, recipe_of_name
 from a2mim.engine.finetune_settings import FinetuneSettings
+from a2mim.engine.origins import dotted_keys, origins_of
 from a2mim.engine.pretrain_settings import PretrainSettings
 from a2mim.engine.recipe import import_modules, read
 from a2mim.engine.setting_groups import Settings
@@ -45,12 +46,25 @@ def load_config(
     Raises:
         FileNotFoundError, ValueError: in one sentence.
     """
+    return load_with_origins(path, options, laptop, kind, note)[0]
+
+
+def load_with_origins(
+    path: str | PathLike,
+    options: dict | None,
+    laptop: bool,
+    kind: type[Kind],
+    note: Callable[[str], object] | None = None,
+) -> tuple[Kind, dict[str, str]]:
+    """What `load_config` returns, and the origin of each dotted setting."""
     given = recipe_of_name(str(path)) if kind is FinetuneSettings else None
     if given is None:
         given = own_settings(path)
     settings = settle(given, path, options, laptop, kind, note)
     import_modules(settings.custom_imports, path)
-    return settings
+    layers = [("protocol", settings_below(given, options or {}, kind)), ("recipe", dotted_keys(given))]
+    layers += [("recipe, laptop scale", settings.laptop if laptop else ()), ("command line", options or ())]
+    return settings, origins_of(settings.model_dump(), layers)
 
 
 def own_settings(path: str | PathLike) -> dict:

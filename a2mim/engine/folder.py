@@ -90,13 +90,18 @@ def release() -> None:
         _locks.pop().close()
 
 
-def remember(folder: Path, settings: Settings, request: Request, changes: list[dict]) -> None:
-    """Writes what `--resume` needs: every setting in force, as data and as a recipe, and what was asked for."""
+def remember(
+    folder: Path, settings: Settings, request: Request, changes: list[dict], facts: dict | None = None
+) -> None:
+    """Writes what `--resume` needs: every setting in force, as data and as a recipe, and what was asked for.
+
+    facts: what else summary.json says of a run that has only begun.
+    """
     if is_main_process():
         keep_private(folder, request.given())
         write_json(
             folder / "summary.json",
-            {"status": "running", "asked": public_asked(request.given()), "changes": changes},
+            {"status": "running", "asked": public_asked(request.given()), "changes": changes, **(facts or {})},
         )
         write_settings(folder, settings, changes)
 

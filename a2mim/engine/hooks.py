@@ -15,14 +15,15 @@ from mmengine.dist import is_main_process
 from mmengine.hooks import Hook
 from tqdm import tqdm
 
-from a2mim.analysis.reconstructions import draw, save
+from a2mim.analysis.reconstructions import draw, layout, save
 from a2mim.checkpoints import checkpoint_path, keep_newest, write_checkpoint
+from a2mim.engine.facts import starting_facts
 from a2mim.engine.folder import remember
 from a2mim.engine.records import Request, step_seed
 from a2mim.engine.setting_groups import Checkpoint, Settings
 from a2mim.engine.state import first_broken, state_of
 from a2mim.engine.stored import read_log
-from a2mim.files import write_text
+from a2mim.files import write_json, write_text
 
 
 class RecordHook(Hook):
@@ -34,7 +35,8 @@ class RecordHook(Hook):
         self.settings, self.request = settings, request
 
     def before_train(self, runner) -> None:
-        remember(runner.run.folder, self.settings, self.request, runner.run.changes)
+        facts = {"of_steps": runner.max_iters, **starting_facts(runner.run, runner.world_size)}
+        remember(runner.run.folder, self.settings, self.request, runner.run.changes, facts)
 
 
 class ScheduleHook(Hook):
@@ -69,6 +71,7 @@ class LogHook(Hook):
         if is_main_process():
             kept = keep_lines_until(self.path, runner.iter)
             self.append(*(change for change in runner.run.changes if change not in kept))
+            self.append(*resume_event(runner))
             lines = [line for line in kept if "loss" in line]
             self.first, self.last = (lines[0], lines[-1]) if lines else (None, {})
         self.logged = runner.iter
@@ -135,6 +138,15 @@ class LogHook(Hook):
         self.bar.close()
 
 
+def resume_event(runner) -> list[dict]:
+    """The log's line about where a run goes on; none for a run that begins."""
+    if runner.resume_point is None or runner.iter == runner.max_iters:
+        return []
+    changed = [each["changed"] for each in runner.run.changes if each["step"] == runner.iter]
+    told = f"; changed: {'; '.join(changed[-1])}" if changed else ""
+    return [{"step": runner.iter, "event": "resume", "says": f"The run was resumed after step {runner.iter:,}{told}."}]
+
+
 def faults_of_all(runner) -> Counter:
     """Damaged images by reason, over all processes: each sees its own part of the data."""
     counts = Counter(runner.run.loader.faults)
@@ -170,6 +182,7 @@ class PictureHook(Hook):
 
     def __init__(self, images: torch.Tensor, how_many: int):
         self.images, self.how_many = images, how_many
+        self.drawn: int | None = None  # the step of the last picture
 
     def before_train(self, runner) -> None:
         between = self.how_many - 1
@@ -190,8 +203,10 @@ class PictureHook(Hook):
         with torch.no_grad():
             shown = model(runner.context.to_device(self.images), mode="predict", generator=generator)
         model.train()
-        path = runner.run.folder / "reconstructions" / f"step_{runner.iter:08d}.png"
-        save(draw(shown, model.mean, model.std), path)
+        folder = runner.run.folder / "reconstructions"
+        save(draw(shown, model.mean, model.std), folder / f"step_{runner.iter:08d}.png")
+        write_json(folder / "layout.json", layout(shown))
+        self.drawn = runner.iter
 
 
 class PartsHook(Hook):

@@ -8,9 +8,6 @@ import sys
 import time
 from pathlib import Path
 
-import mmengine
-import timm
-import torch
 from mmengine.dist import is_main_process
 
 import a2mim
@@ -18,6 +15,7 @@ from a2mim.compat import torchvision_needs_mending
 from a2mim.data.asked import public_asked
 from a2mim.data.decode import LENIENT, REDUCED
 from a2mim.data.faults import Faults
+from a2mim.engine.facts import data_facts, run_facts
 from a2mim.engine.hooks import LogHook, faults_of_all
 from a2mim.text import one_line
 
@@ -70,10 +68,7 @@ def describe_run(runner, started: float) -> dict:
         "loss": {"first": first.get("loss"), "last": last.get("loss"), **facts.pop("loss", {})},
         "images_per_second": last.get("images_per_second"),
         "data": {
-            "source": task.train_set.describe(),
-            "images": task.train_set.images,
-            "fingerprint": task.train_set.fingerprint,
-            "left_out_each_epoch": run.loader.left_out,
+            **data_facts(run),
             "unreadable": dict(faults.unreadable),
             "damaged_but_decoded": faults[LENIENT],
             "reduced_to_8_bits": faults[REDUCED],
@@ -83,27 +78,30 @@ def describe_run(runner, started: float) -> dict:
             "skipped_shards": list(task.train_set.skipped),
         },
         **facts,
-        "device": str(run.device),
-        "processes": runner.world_size,
-        "versions": {m.__name__: m.__version__ for m in (a2mim, torch, timm, mmengine)},
-        "seed": run.settings.seed,
+        **run_facts(run, runner.world_size),
     }
 
 
-def report(summary: dict, runner) -> None:
-    """The last lines on the screen."""
+def report(summary: dict, runner, page: Path | None) -> None:
+    """The last lines on the screen; the page comes first."""
     folder = runner.run.folder
     if summary["status"] == "stopped":
-        say(*stopped_lines(summary, runner.run.task.command, folder))
+        say(*stopped_lines(summary, runner.run.task.command, folder, page))
     else:
         taken = f"finished {summary['steps']} steps in {summary['seconds']:.0f} s"
-        say(taken, *runner.run.task.closing(summary, folder))
+        say(taken, *page_line(page), *runner.run.task.closing(summary, folder))
 
 
-def stopped_lines(summary: dict, command: str, folder: Path) -> list[str]:
+def page_line(page: Path | None) -> list[str]:
+    """Where the page lies, or nothing where it was not written."""
+    return [] if page is None else [f"  report   {page}"]
+
+
+def stopped_lines(summary: dict, command: str, folder: Path, page: Path | None = None) -> list[str]:
     again = [*command_line(command), summary["asked"]["config"], "--work-dir", str(folder), "--resume"]
     return [
         f"stopped by a signal after step {summary['steps']} of {summary['of_steps']}, saved in {summary['checkpoint']}",
+        *page_line(page),
         f"go on with: {shlex.join(again)}",
     ]
 

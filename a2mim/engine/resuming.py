@@ -29,6 +29,7 @@ class Resumed:
         settings: those in force.
         changed: sentences about what differs from the checkpoint.
         changes: what earlier resumes changed, as summary.json keeps it.
+        origins: dotted setting -> where it comes from.
     """
 
     folder: Path
@@ -37,6 +38,7 @@ class Resumed:
     settings: Any
     changed: list[str]
     changes: list[dict]
+    origins: dict[str, str]
 
 
 def take_up(kind: type[Settings], request: Request, launch: Launch) -> Resumed:
@@ -63,7 +65,8 @@ def take_up(kind: type[Settings], request: Request, launch: Launch) -> Resumed:
     changed += differences(before.model_dump(), settings.model_dump())
     changed += _moved_data(saved.get("request"), filled)
     import_again(filled.config, settings, kind)
-    return Resumed(where, point, filled, settings, changed, list(summary.get("changes") or []))
+    origins = dict(summary.get("origins") or {}) | dict.fromkeys(launch.overrides, "resume")
+    return Resumed(where, point, filled, settings, changed, list(summary.get("changes") or []), origins)
 
 
 def refuse_lost_checkpoints(where: Path, settings: Settings) -> None:

@@ -13,13 +13,14 @@ from a2mim.checkpoints import list_checkpoints
 from a2mim.data import Access
 from a2mim.engine import folder
 from a2mim.engine.assembly import Run, build_loader, build_runner, choose_workers
-from a2mim.engine.config import load_config
+from a2mim.engine.config import load_with_origins
 from a2mim.engine.finetuning import Finetuning
 from a2mim.engine.hooks import SignalHook
 from a2mim.engine.optim import check_optimizer
 from a2mim.engine.pretraining import Pretraining
 from a2mim.engine.records import Launch, Request, ResumePoint
 from a2mim.engine.report import announce, describe_run, report, say
+from a2mim.engine.report_hook import write_page
 from a2mim.engine.resuming import take_up
 from a2mim.engine.runner import leave_together, start_processes, stop_processes
 from a2mim.engine.state import with_own_faults
@@ -129,7 +130,7 @@ def carry_out(task_class: type[Pretraining | Finetuning], request: Request, laun
                 summary |= run.task.hand_over(runner.averaged, run.folder)
         if is_main_process():
             write_json(run.folder / "summary.json", summary)
-            report(summary, runner)
+            report(summary, runner, write_page(run.folder))
         del runner  # holds the process group, whose threads must end before the interpreter does
         leave_together()
     finally:
@@ -145,14 +146,14 @@ def prepare(
     resumed = None
     if launch.resume:
         resumed = take_up(task_class.settings_class, request, launch)
-        request, settings = resumed.request, resumed.settings
+        request, settings, origins = resumed.request, resumed.settings, resumed.origins
     elif launch.next_epoch:
         raise ValueError("--next-epoch says how to go on with a run: add --resume, or leave it out")
     else:
         folder.refuse_used(launch.work_dir)
         if request.laptop is None:
             request = replace(request, laptop=request.data is None)
-        settings = load_config(
+        settings, origins = load_with_origins(
             request.config, launch.overrides, bool(request.laptop), task_class.settings_class, say_note
         )
     check_optimizer(settings.optimizer.type)
@@ -172,6 +173,7 @@ def prepare(
     task.build()
     where = resumed.folder if resumed else launch.work_dir and Path(launch.work_dir)
     run = Run(task.settings, where, request, device, loader, task, choose_workers(launch.num_workers, device))
+    run.origins = origins
     if resumed and point:
         run.changes = [*resumed.changes, *([{"step": point.step, "changed": changed}] if changed else [])]
     announce(run)

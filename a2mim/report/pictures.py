@@ -67,14 +67,17 @@ def reconstruction_rows(pictures: Sequence[Picture]) -> list[list[Tile]]:
         cut = [(picture.step, _cut(sheet, picture.layout)) for picture, sheet in sheets]
     except (KeyError, TypeError, ValueError):
         return []
-    last = cut[-1][1]
+    titles = [str(title) for title in chosen[-1].layout["columns"]]
+    answer = titles.index("prediction") if "prediction" in titles else -1  # features have no hidden part to fill in
     rows = []
-    for i, (image, masked, *_, filled) in enumerate(last):
-        tiles = [inline(image, f"image {i + 1}", "image"), inline(masked, f"visible part of image {i + 1}", "visible")]
+    for i, (image, masked, *_, right) in enumerate(cut[-1][1]):
+        name = f"image {i + 1}"
+        tiles = [inline(image, name, "image"), inline(masked, f"visible part of {name}", "visible")]
+        if answer != -1:
+            tiles.append(inline(right, f"{name}: the features to predict, as colours", "target"))
         for step, sheet in cut:
-            filled = sheet[i][-1]
-            caption = f"step {step:,}"
-            tiles.append(inline(filled, f"image {i + 1}, hidden part reconstructed after {step:,} steps", caption))
+            told = "hidden part reconstructed" if answer == -1 else "features predicted"
+            tiles.append(inline(sheet[i][answer], f"{name}, {told} after {step:,} steps", f"step {step:,}"))
         rows.append(tiles)
     return rows
 

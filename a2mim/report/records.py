@@ -92,6 +92,12 @@ class RunRecord:
         return self.folder.resolve().name
 
     @property
+    def command(self) -> str:
+        """ "pretrain" or "finetune"."""
+        told = self.summary.get("command") or ("finetune" if (self.summary.get("asked") or {}).get("source") else "")
+        return str(told or "pretrain")
+
+    @property
     def steps(self) -> tuple[int, int | None]:
         """Steps taken, and of how many."""
         last = self.lines[-1]["step"] if self.lines else 0

@@ -76,19 +76,21 @@ def where_and_how(run: RunRecord) -> tuple[list[tuple[str, str]], list[str]]:
     versions = summary.get("versions")
     rows += [(str(k), str(v)) for k, v in versions.items()] if isinstance(versions, dict) else []
     rows += [(str(k), str(v)) for k, v in (summary.get("machine") or {}).items()]
-    request = summary.get("request") or summary.get("asked") or {}
+    request = summary.get("asked") or {}
     recipe, folder = request.get("config"), str(run.folder)
     commands = []
     if isinstance(recipe, str):
-        again = ["a2mim", "finetune" if request.get("source") else "pretrain", recipe]
+        again = ["a2mim", run.command, recipe]
         again += [str(request["source"])] if request.get("source") else []
         again += ["--data", *_words(request["data"])] if request.get("data") else []
         again += ["--laptop"] if request.get("laptop") and request.get("data") else []
+        again += ["--test-data", *_words(request["test_data"])] if request.get("test_data") else []
         again += ["--seed", str(summary["seed"])] if "seed" in summary else []
+        again += _typed(run)
         commands.append(shlex.join(again))
         if run.status != "finished":
-            commands.append(shlex.join(["a2mim", "pretrain", recipe, "--work-dir", folder, "--resume"]))
-    if run.status == "finished":
+            commands.append(shlex.join(["a2mim", run.command, recipe, "--work-dir", folder, "--resume"]))
+    if run.status == "finished" and run.command == "pretrain":
         commands += [shlex.join(["a2mim", "evaluate", folder]), shlex.join(["a2mim", "export", folder, "--to", "timm"])]
     return rows, commands
 
@@ -100,6 +102,16 @@ def flatten(settings: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, A
             yield from flatten(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value
+
+
+def _typed(run: RunRecord) -> list[str]:
+    """--cfg-options with every setting that was typed on the command line, at the start or at a resume."""
+    typed = {"command line", "resume"}
+    origins = run.summary.get("origins")
+    keys = [key for key, origin in origins.items() if origin in typed] if isinstance(origins, dict) else []
+    known = dict(flatten(run.settings or {}))
+    options = [f"{key}={known[key]}" for key in keys if key in known and key != "seed"]
+    return ["--cfg-options", *options] if options else []
 
 
 def _short(value: Any) -> str:

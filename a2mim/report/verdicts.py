@@ -26,15 +26,27 @@ def headline(run: RunRecord) -> str:
     steps, of = run.steps
     taken = f"{steps:,} of {of:,} steps" if of and steps != of else f"{steps:,} steps"
     images = run.summary.get("data", {}).get("images")
-    what = f"{architecture(run)} was pre-trained" + (f" on {images:,} images" if images else "")
+    done = "fine-tuned" if run.command == "finetune" else "pre-trained"
+    what, where = f"{architecture(run)} was {done}", f" on {images:,} images" if images else ""
     if run.status == "finished":
-        return f"{what} for {duration(run)} ({taken}). {helped(run.differences)}"
+        outcome = tested(run) if run.command == "finetune" else helped(run.differences)
+        return f"{what}{where} for {duration(run)} ({taken}). {outcome}"
     state = {
         "running": "The run is still going on",
         "stopped": "The run was stopped by a signal and has saved its state",
         "killed": "The run did not finish: it was killed, or it is still running elsewhere",
     }.get(run.status, f"The run is {run.status}")
-    return f"{state}, after {taken}. {what.replace('was pre-trained', 'is being pre-trained')}."
+    return f"{state}, after {taken}: {architecture(run)}, {done}{where}."
+
+
+def tested(run: RunRecord) -> str:
+    """How well a fine-tuned classifier does on the test images."""
+    result = run.summary.get("result")
+    if not isinstance(result, dict) or not isinstance(result.get("top1_last"), int | float):
+        return "Its accuracy on test images was not measured."
+    low, high = result["interval"]
+    images = f" of {result['n_test']:,} images" if result.get("n_test") else ""
+    return f"It answers {result['top1_last']:.1f} %{images} rightly (95 % interval {low:.1f} to {high:.1f})."
 
 
 def helped(differences: list[Difference]) -> str:
@@ -57,7 +69,8 @@ def helped(differences: list[Difference]) -> str:
 
 
 def architecture(run: RunRecord) -> str:
-    name = run.summary.get("encoder", {}).get("name") or run.setting("model.encoder.name")
+    made = run.summary.get("encoder") or run.summary.get("classifier") or {}
+    name = made.get("name") or run.setting("model.encoder.name")
     return str(name or run.name)
 
 

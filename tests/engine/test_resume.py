@@ -20,7 +20,7 @@ from a2mim.engine.hooks import keep_lines_until
 def log_of(folder):
     """Everything but the speeds, and what resuming changed."""
     lines = [json.loads(text) for text in (folder / "log.jsonl").read_text().splitlines()]
-    lines = [line for line in lines if "changed" not in line]
+    lines = [line for line in lines if "changed" not in line and "event" not in line]
     return [{k: v for k, v in line.items() if k not in ("images_per_second", "data_share")} for line in lines]
 
 
@@ -219,7 +219,8 @@ def test_settings_that_somebody_changed_in_the_folder_are_said_and_recorded(run,
     assert summary["changes"] == [change] and json.loads((resumed / "summary.json").read_text())["changes"] == [change]
     assert (resumed / "config.py").read_text().startswith(f"# changed at step 4: {'; '.join(sentences)}\n")
     logged = [json.loads(text) for text in (resumed / "log.jsonl").read_text().splitlines()]
-    assert logged[4] == change and len(logged) == 10
+    assert logged[4] == change and len(logged) == 11
+    assert logged[5]["event"] == "resume" and "clip_grad: 5.0 -> 4.0" in logged[5]["says"]
 
 
 def test_resuming_with_other_data_or_another_batch_is_refused_by_name(run, tmp_path, images):

@@ -7,6 +7,7 @@ import pytest
 from report_runs import judged, make_run
 
 from a2mim.report import read_run
+from a2mim.report.tables import where_and_how
 
 
 def test_a_whole_run_is_read(tmp_path):
@@ -54,3 +55,10 @@ def test_reading_and_drawing_need_no_torch(tmp_path):
     code = "import sys; from a2mim.report import write_report as w; w([sys.argv[1]], sys.argv[2]); "
     code += "sys.exit('torch' in sys.modules or 'timm' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code, str(folder), str(tmp_path / "r.html")]).returncode == 0
+
+
+def test_the_commands_repeat_what_was_typed(tmp_path):
+    asked = {"config": "r.py", "data": "my images", "test_data": "t", "laptop": False}
+    run = make_run(tmp_path / "a", asked=asked, origins={"data.img_size": "command line", "seed": "command line"})
+    first = where_and_how(read_run(run))[1][0]
+    assert first == "a2mim pretrain r.py --data 'my images' --test-data t --seed 0 --cfg-options data.img_size=64"

@@ -58,3 +58,10 @@ def test_a_healthy_run_is_good_throughout(tmp_path):
 )
 def test_each_fault_turns_its_own_line(tmp_path, changed, about, level):
     assert levels(make_run(tmp_path / "a", **changed))[about] == level
+
+
+def test_a_fine_tuned_run_is_told_by_its_test_images(tmp_path):
+    result = {"top1_last": 81.25, "interval": [79.0, 83.0], "n_test": 1024}
+    told = headline(read_run(make_run(tmp_path / "a", command="finetune", result=result)))
+    assert "was fine-tuned on 4,096 images" in told
+    assert "81.2 % of 1,024 images rightly (95 % interval 79.0 to 83.0)" in told
