@@ -14,6 +14,7 @@ from report_runs import judged, make_run
 from a2mim.cli import main
 from a2mim.report import read_run, render, write_report
 from a2mim.report.page import MOST_BYTES
+from a2mim.report.pictures import reconstruction_rows
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 ATTACKS = ("<script>alert(1)</script>", '"><img src=x onerror=alert(1)>', "$\\frac{1}{2}$ & {{ 7 * 7 }}")
@@ -139,3 +140,13 @@ def test_a_real_browser_shows_it_whole_and_asks_nobody(tmp_path):
                 assert "<script>alert(1)</script>" in page.inner_text("body")
                 page.close()
         browser.close()
+
+
+def test_sheets_of_features_show_the_prediction_of_each_step_beside_the_target(tmp_path):
+    run = make_run(tmp_path / "a")
+    layout = json.loads((run / "reconstructions" / "layout.json").read_text())
+    layout["columns"] = ["image", "masked", "prediction", "target"]
+    (run / "reconstructions" / "layout.json").write_text(json.dumps(layout))
+    first = reconstruction_rows(read_run(run).pictures)[0]
+    assert [tile.caption for tile in first] == ["image", "visible", "target", "step 0", "step 60"]
+    assert "features predicted after 60 steps" in first[-1].text
