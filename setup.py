@@ -29,7 +29,7 @@ setup(
     python_requires=">=3.11",
     cmdclass={"build_py": BuildWithRecipes},
     packages=find_packages(include=["a2mim", "a2mim.*"]),
-    package_data={"a2mim.evaluation.protocols": ["*.toml"], "a2mim.report": ["templates/*"]},
+    package_data={"a2mim": ["py.typed"], "a2mim.evaluation.protocols": ["*.toml"], "a2mim.report": ["templates/*"]},
     install_requires=[
         "torch>=2.6",
         "torchvision>=0.21",
@@ -74,6 +74,7 @@ setup(
                 "playwright>=1.40",
                 "torchmetrics>=1.6",
             ),
+            *("mypy>=1.15", "types-PyYAML"),
             *("transformers>=5", "mmpretrain>=1.2"),
             *("s3fs>=2025.1", "moto[server]>=5"),  # a real S3 protocol on the loopback
             *("mkdocs-material>=9.5", "mkdocstrings[python]>=0.26", "build>=1.2", "wheel>=0.43"),

@@ -26,8 +26,8 @@ def checkpoint_path(folder: Path, step: int) -> Path:
 
 def list_checkpoints(folder: Path) -> list[Path]:
     """Complete checkpoints, oldest first; what a kill left half-written has another name."""
-    found = [path for path in Path(folder).glob("step_*.pth") if _NAME.fullmatch(path.name)]
-    return sorted(found, key=lambda path: int(_NAME.fullmatch(path.name)[1]))
+    found = [(match, path) for path in Path(folder).glob("step_*.pth") if (match := _NAME.fullmatch(path.name))]
+    return [path for _, path in sorted(found, key=lambda pair: int(pair[0][1]))]
 
 
 def write_checkpoint(path: Path, checkpoint: dict) -> None:

@@ -53,7 +53,9 @@ class MIM(BaseModel):
         self.encoder: MaskedEncoder = _part(encoder)
         self.target = _named(target, TARGETS, "target")
         self.fill = _named(fill, FILLS, "fill")
-        self.losses, self.weights, self.loss_names = nn.ModuleList(), [], []
+        self.losses = nn.ModuleList()
+        self.weights: list[float] = []
+        self.loss_names: list[str] = []
         for loss in losses:
             self._add_loss(loss)
         self.register_buffer("mean", torch.tensor(mean).view(-1, 1, 1), persistent=False)

@@ -16,6 +16,7 @@ import pickle
 import platform
 import sys
 from pathlib import Path
+from typing import Any
 
 NAMED = 3  # keys that a problem spells out
 
@@ -24,7 +25,7 @@ def check(request: dict) -> dict:
     """The outcome as plain values; "problem" is empty where all is well."""
     folder = Path(request["folder"])
     os.chdir(folder)
-    outcome = {"mode": "loaded", "problem": "", "largest_difference": None, "keys": None}
+    outcome: dict = {"mode": "loaded", "problem": "", "largest_difference": None, "keys": None}
     withheld = set(request.get("withheld", ()))  # what the user did not name is not imported, nor looked for
     absent = [name for name in request["packages"] if name in withheld or not is_installed(name)]
     try:
@@ -232,13 +233,15 @@ def prepare(request: dict) -> None:
     here = Path(__file__).resolve().parent
     sys.path[:] = [entry for entry in sys.path if Path(entry or ".").resolve() != here]
     spec = importlib.util.spec_from_file_location("compat", here.parent / "compat.py")
+    assert spec is not None and spec.loader is not None
     compat = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(compat)
     compat.mend_torchvision_when_imported()
     if "a2mim" in request["packages"]:
         sys.path.append(str(here.parents[1]))
     else:
-        sys.modules["a2mim"] = None
+        forbidden: Any = None  # Python's own way to forbid an import
+        sys.modules["a2mim"] = forbidden
 
 
 if __name__ == "__main__":

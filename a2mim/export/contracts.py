@@ -38,7 +38,7 @@ def of_timm(architecture: str, model_args: dict) -> Shapes:
 
 def of_torchvision(name: str, in_channels: int = 3) -> Shapes:
     """A ResNet without its fc."""
-    shapes = {"conv1.weight": (64, in_channels, 7, 7), **_batchnorm("bn1", 64)}
+    shapes: Shapes = {"conv1.weight": (64, in_channels, 7, 7), **_batchnorm("bn1", 64)}
     for stage, place, convolutions, shortcut in resnet_blocks(name):
         at = f"layer{stage}.{place}"
         for i, shape in enumerate(convolutions, 1):
@@ -60,9 +60,9 @@ def of_ultralytics(name: str) -> Shapes:
 
 def of_detectron2(name: str) -> Shapes:
     """A backbone built by build_resnet_backbone, with any NORM that has running statistics."""
-    shapes = {"stem.conv1.weight": (64, 3, 7, 7), **_batchnorm("stem.conv1.norm", 64)}
+    shapes: Shapes = {"stem.conv1.weight": (64, 3, 7, 7), **_batchnorm("stem.conv1.norm", 64)}
     for stage, place, convolutions, shortcut in resnet_blocks(name):
-        parts = {f"conv{i}": shape for i, shape in enumerate(convolutions, 1)}
+        parts: Shapes = {f"conv{i}": shape for i, shape in enumerate(convolutions, 1)}
         for part, shape in (parts | ({"shortcut": shortcut} if shortcut else {})).items():
             at = f"res{stage + 1}.{place}.{part}"
             shapes |= {f"{at}.weight": shape, **_batchnorm(f"{at}.norm", shape[0])}
@@ -108,7 +108,7 @@ def of_mm_vit(arch, img_size, patch_size, qkv_bias, out_type, final_norm, in_cha
     """VisionTransformer with a class token."""
     width, hidden = arch["embed_dims"], arch["feedforward_channels"]
     tokens = (img_size[0] // patch_size) * (img_size[1] // patch_size) + 1
-    shapes = {"cls_token": (1, 1, width), "pos_embed": (1, tokens, width)}
+    shapes: Shapes = {"cls_token": (1, 1, width), "pos_embed": (1, tokens, width)}
     shapes |= _layer("patch_embed.projection", width, in_channels, patch_size, patch_size)
     for i in range(arch["num_layers"]):
         at = f"layers.{i}"
@@ -125,7 +125,8 @@ def of_mm_xcit(
 ) -> Shapes:
     """XCiT with qkv_bias."""
     width, hidden = embed_dims, int(embed_dims * mlp_ratio)
-    shapes, before, steps = {"cls_token": (1, 1, width)}, in_channels, {16: 4, 8: 3}[patch_size]
+    shapes: Shapes = {"cls_token": (1, 1, width)}
+    before, steps = in_channels, {16: 4, 8: 3}[patch_size]
     for i in range(steps):
         out = width // 2 ** (steps - 1 - i)
         at = f"patch_embed.proj.{i}"

@@ -4,6 +4,7 @@ Invariant: a graph computes without timm and without a2mim, whatever the archite
 """
 
 import json
+from typing import Any
 
 import torch
 from einops import rearrange
@@ -25,7 +26,9 @@ class Graph(nn.Module):
         images: (B, C, H, W), on which it is seen which outputs the model can give.
     """
 
-    def __init__(self, model: nn.Module, images: Tensor):
+    model: Any  # a timm model
+
+    def __init__(self, model: Any, images: Tensor):
         super().__init__()
         self.model, self.indices = model, _stage_indices(model)
         if self.indices:
@@ -47,7 +50,7 @@ class Graph(nn.Module):
         return self.model.forward_intermediates(images, indices=self.indices, output_fmt="NCHW")
 
 
-def _stage_indices(model: nn.Module) -> list[int]:
+def _stage_indices(model: Any) -> list[int]:
     """Of timm's feature_info: every stage of a hierarchical network, four depths of an isotropic one, none without."""
     info = getattr(model, "feature_info", None)
     if not hasattr(model, "forward_intermediates") or not info:
@@ -102,9 +105,9 @@ def accepts(graph: nn.Module, subject: Subject) -> bool:
 
 
 def is_same(found: nn.Module, graph: Graph, images: Tensor) -> bool:
-    expected, found = graph(images), found(images)
+    expected, given = graph(images), found(images)
     return all(
-        found[name].shape == value.shape and torch.allclose(found[name], value, rtol=1e-4, atol=1e-5)
+        given[name].shape == value.shape and torch.allclose(given[name], value, rtol=1e-4, atol=1e-5)
         for name, value in expected.items()
     )
 

@@ -6,6 +6,7 @@ import sys
 import tempfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -162,7 +163,7 @@ def _write_reference(subject: Subject, written: Written, path: Path) -> None:
     tensors = {key: tensor for name, value in written.expected.items() for key, tensor in flatten(name, value).items()}
     if not all(tensor.isfinite().all() for tensor in tensors.values()):
         raise ExportError("the features of the encoder are not finite: it has diverged and is not exported.")
-    arrays = {name: tensor.numpy() for name, tensor in {"images": subject.images, **tensors}.items()}
+    arrays: dict[str, Any] = {name: tensor.numpy() for name, tensor in {"images": subject.images, **tensors}.items()}
     with path.open("wb") as file:
         np.savez_compressed(file, **arrays)
 

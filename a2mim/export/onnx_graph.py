@@ -42,6 +42,7 @@ def write(subject: Subject, folder: Path) -> Written:
         made = torch.onnx.export(
             program, dynamo=True, input_names=["input"], output_names=list(told["outputs"]), verbose=False
         )
+    assert made is not None  # as it is with dynamo=True
     _tidy(made.model, graphs.preprocessing_json(subject))
     made.save(str(folder / "encoder.onnx"))
     return Written(

@@ -8,6 +8,7 @@ import pprint
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -111,7 +112,8 @@ def through_timm(subject: Subject) -> Native:
 def dense(found: Native, subject: Subject, library: str) -> tuple[Native, tuple[str, ...]]:
     """With all four maps, by mmdet's and mmseg's arguments; and the keys of the layers that are new with them."""
     config, stages = dict(found.config) | {"out_indices": (0, 1, 2, 3)}, range(3)
-    maps, left_random = found.maps, ()
+    maps = found.maps
+    left_random: tuple[str, ...] = ()
     if config["type"] == "ResNeXt":
         config["base_width"] = config.pop("width_per_group")
     if config["type"] in ("SwinTransformer", "ConvNeXt"):
@@ -135,7 +137,7 @@ def configuration(found: Native, subject: Subject, library: str) -> str:
     network = {**found.config, "init_cfg": checkpoint}
     if network["type"] != "TimmClassifier":
         network = {"backbone": network}
-    parts = {"model": {"data_preprocessor": {**kind[library], **scale, **swap}, **network}}
+    parts: dict[str, Any] = {"model": {"data_preprocessor": {**kind[library], **scale, **swap}, **network}}
     imports = ["mmpretrain.models"] if found.config["type"].startswith("mmpretrain.") else []
     imports += ["a2mim"] if subject.ours else []
     if imports:

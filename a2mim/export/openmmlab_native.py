@@ -31,7 +31,7 @@ def resnet(subject: Subject) -> Native | None:
     name = subject.name
     if name not in RESNETS or name.startswith("wide") or plain_resnet_only(subject, "", channels=False):
         return None
-    config = {"type": "ResNet", "depth": int(re.search(r"\d+", name)[0]), "style": "pytorch"}
+    config = {"type": "ResNet", "depth": int(re.findall(r"\d+", name)[0]), "style": "pytorch"}
     if name.startswith("resnext"):
         _, _, groups, width = RESNETS[name]
         config |= {"type": "ResNeXt", "groups": groups, "width_per_group": width}

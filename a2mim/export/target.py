@@ -10,9 +10,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from a2mim.evaluation.features import frozen
 from a2mim.pixels import Preprocessing
@@ -37,7 +38,7 @@ class Subject:
         license: of the weights, as model hubs spell it; "": none was chosen.
     """
 
-    model: nn.Module
+    model: Any  # a timm model; torch knows the attributes of modules as Tensor | Module only
     model_args: dict
     preprocessing: Preprocessing
     frozen: list[str] = field(default_factory=list)
@@ -80,7 +81,7 @@ class Subject:
         return ((levels / 255 - mean) / std).float()
 
     @cached_property
-    def outputs(self) -> dict[str, Tensor | list | tuple | dict]:
+    def outputs(self) -> dict[str, Any]:
         """ "pooled": (2, D), the embedding of the images; "unpooled": what timm's forward_features gives."""
         with frozen(self.model):
             return {"pooled": self.model(self.images), "unpooled": self.model.forward_features(self.images)}

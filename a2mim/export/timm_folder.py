@@ -7,9 +7,9 @@ import math
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from safetensors.torch import save
-from torch import nn
 
 from a2mim.export.target import Facts, Subject, Target, Written
 from a2mim.files import write_json
@@ -65,7 +65,7 @@ TARGET = Target("timm", write, partial(fill, CODE))
 
 
 def write_timm_folder(
-    model: nn.Module, arguments: dict, preprocessing: Preprocessing | Mapping, folder: Path, license: str
+    model: Any, arguments: dict, preprocessing: Preprocessing | Mapping, folder: Path, license: str
 ) -> dict:
     """Writes both files and returns the config; for the arguments see `export_timm_folder`."""
     tensors = {key: value.detach().cpu().contiguous().clone() for key, value in model.state_dict().items()}
@@ -98,7 +98,7 @@ def write_timm_folder(
     return config
 
 
-def full_model_args(model: nn.Module, model_args: dict, channels: int) -> dict:
+def full_model_args(model: Any, model_args: dict, channels: int) -> dict:
     """What timm.create_model needs beyond the name; never num_classes: transformers forbids it there."""
     args = {key: value for key, value in model_args.items() if key != "num_classes"}
     if channels != 3:
@@ -113,7 +113,7 @@ def full_model_args(model: nn.Module, model_args: dict, channels: int) -> dict:
     return args | {"global_pool": pool}
 
 
-def _global_pool(model: nn.Module) -> str:
+def _global_pool(model: Any) -> str:
     """timm's name of the pooling before the classifier, "" where it has none."""
     for owner in (model, getattr(model, "head", None)):
         pool = getattr(owner, "global_pool", None)

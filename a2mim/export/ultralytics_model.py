@@ -100,11 +100,11 @@ def tree(tensors: dict[str, Tensor]) -> nn.Module:
     root = nn.Module()
     for key, value in tensors.items():
         *path, last = key.split(".")
-        module = root
+        module: nn.Module = root
         for i, part in enumerate(path):
             if part not in module._modules:  # "model" is indexed by ultralytics' loader
                 module.add_module(part, nn.Sequential() if i == 0 else nn.Module())
-            module = module._modules[part]
+            module = module.get_submodule(part)
         module.register_buffer(last, value)
     return root
 
