@@ -113,9 +113,7 @@ def run_evaluate(chosen) -> None:
         return
     data = [*chosen.words, *(chosen.data or ())]
     if chosen.source is None or not data:
-        raise ValueError(
-            "evaluate needs SOURCE and DATA, an encoder and images; --list names the protocols."
-        )
+        raise ValueError("evaluate needs SOURCE and DATA, an encoder and images; --list names the protocols.")
     from a2mim.evaluation.cache import Cache
     from a2mim.evaluation.evaluate import evaluate, sensible_protocols
     from a2mim.evaluation.table import table
