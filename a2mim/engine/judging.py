@@ -59,6 +59,7 @@ class Judge:
         self.pixels = Preprocessing(settings.data.mean, settings.data.std, size)
         self.img_size, self.seed = settings.data.img_size, settings.seed
         self.train_set = train_set
+        self._calibrated: dict[int, tuple] = {}
         self.train = self.loader(train_set, self.settings.train_images)
         self.test = None if test_set is None else NotingLoader(self.loader(test_set, self.settings.test_images))
 
@@ -75,14 +76,20 @@ class Judge:
         loader = calibration.calibration_loader(self.train_set, self.img_size, None, "bicubic")
         return calibration.calibration_batches(loader, lambda x: self.pixels.normalize(x.to(self.device)))
 
+    def calibrated(self, encoder):
+        """A copy of the `MaskedEncoder` on the device, with BatchNorm calibrated; made once for each encoder."""
+        if id(encoder) not in self._calibrated:
+            copied = copy.deepcopy(encoder).to(self.device)
+            calibrate_batchnorm(copied.model, self.calibration_batches())
+            self._calibrated[id(encoder)] = encoder, copied  # the first keeps the number from being given away
+        return self._calibrated[id(encoder)][1]
+
     def __call__(self, encoder, when: str) -> dict | None:
         """Results of `a2mim.evaluation.judge`, or None where there is nothing to judge on."""
         if self.test is None:
             return None
-        model = copy.deepcopy(encoder.model).to(self.device)
-        calibrate_batchnorm(model, self.calibration_batches())
         results = judge(
-            model,
+            self.calibrated(encoder).model,
             self.train,
             self.test,
             k=self.settings.k,

@@ -20,6 +20,7 @@ from a2mim.engine.assembly import build_mim, open_sets
 from a2mim.engine.hooks import PartsHook, PictureHook
 from a2mim.engine.online import OnlineKNN
 from a2mim.engine.optim import build_optimizer
+from a2mim.engine.portrait import draw_portrait
 from a2mim.engine.pretrain_settings import PretrainSettings
 from a2mim.engine.records import Request, StepContext
 from a2mim.engine.report import command_line, sentence, timm_lines, words
@@ -146,6 +147,8 @@ class Pretraining:
             )
         before, after = judge(self.untrained, "before"), judge(trained, "after")
         judging.write_results(judge, after, trained, folder)
+        encoders = {"before": judge.calibrated(self.untrained), "after": judge.calibrated(trained)}
+        draw_portrait(judge, encoders, averaged, folder)
         judged = judging.compare(before, after)
         return {"export": receipt, "judged": judged}
 

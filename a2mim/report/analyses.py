@@ -13,15 +13,25 @@ def analysis_plots(runs: Sequence[RunRecord]) -> list[Plot]:
     """One plot for each figure that an analysis wrote.
 
     A file of an analysis holds "figures": each with "title", "x_label", "y_label", "message" and "lines", and each
-    line with "label", "x", "y" and, where there is one, an interval "low" and "high".
+    line with "label", "x", "y" and, where there is one, an interval "low" and "high". "log": true asks for a
+    logarithmic axis.
     """
-    plots = []
-    for run in runs:
-        for result in run.analyses.values():
-            for figure in result.get("figures", ()):
-                plot = _plot(figure, run.name if len(runs) > 1 else "")
-                plots += [plot] if plot else []
-    return plots
+    return [plot for run in runs for result in run.analyses.values() for plot in _plots(result, _name(runs, run))]
+
+
+def feature_plots(runs: Sequence[RunRecord]) -> list[Plot]:
+    """The figures that each run drew of its features; the format is that of an analysis."""
+    return [plot for run in runs for plot in _plots(run.representation or {}, _name(runs, run))]
+
+
+def _name(runs: Sequence[RunRecord], run: RunRecord) -> str:
+    return run.name if len(runs) > 1 else ""
+
+
+def _plots(result: dict[str, Any], name: str) -> list[Plot]:
+    figures = result.get("figures")
+    found = [_plot(figure, name) for figure in figures] if isinstance(figures, list) else []
+    return [plot for plot in found if plot]
 
 
 def _plot(figure: Any, name: str) -> Plot | None:
@@ -36,7 +46,7 @@ def _plot(figure: Any, name: str) -> Plot | None:
         title = f"{name}: {figure['title']}" if name else str(figure["title"])
         labels = str(figure["x_label"]), str(figure["y_label"])
         ok = bool(lines) and all(len(line.x) == len(line.y) > 0 for line in lines)
-        return Plot(title, *labels, lines, str(figure["message"])) if ok else None
+        return Plot(title, *labels, lines, str(figure["message"]), log=bool(figure.get("log"))) if ok else None
     except (KeyError, TypeError, ValueError):
         return None
 

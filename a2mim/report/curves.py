@@ -56,20 +56,14 @@ def _parts(runs: Sequence[RunRecord]) -> list[Plot]:
 
 
 def _online(runs: Sequence[RunRecord]) -> list[Plot]:
-    lines = [
-        Line(
-            _label(runs, run, "k-NN"), [line["step"] for line in run.online], [line["knn_top1"] for line in run.online]
-        )
-        for run in runs
-        if run.online
-    ]
+    lines = [line for run in runs if (line := _line(run, _label(runs, run, "k-NN"), "knn_top1"))]
     if not lines:
         return []
     return [Plot("k-NN on the way", "step", "top-1, %", lines, _message("k-NN on few images", lines, "%"))]
 
 
 def _line(run: RunRecord, label: str, key: str) -> Line | None:
-    points = [(line["step"], line[key]) for line in run.lines if _is_number(line.get(key))]
+    points = [(line["step"], line[key]) for line in (*run.lines, *run.online) if _is_number(line.get(key))]
     return Line(label, *map(list, zip(*points, strict=True))) if points else None
 
 

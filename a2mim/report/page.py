@@ -11,7 +11,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from a2mim.files import write_text
-from a2mim.report.analyses import analysis_plots
+from a2mim.report.analyses import analysis_plots, feature_plots
 from a2mim.report.curves import curves
 from a2mim.report.figures import Plot, svg
 from a2mim.report.pictures import Tile, inline, open_picture, reconstruction_rows, whole_sheets
@@ -20,6 +20,7 @@ from a2mim.report.tables import data_rows, differing, export_rows, setting_rows,
 from a2mim.report.verdicts import Verdict, headline, verdicts
 
 MOST_BYTES = 5 << 20
+_MOST_ROWS, _MOST_TILES = 12, 12  # of a part about the features
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ class RunSection:
     verdicts: list[Verdict]
     reconstructions: list[list[Tile]]
     sheets: list[Tile]
-    representation: list[tuple[str, str, list[Tile]]]
+    representation: list[tuple[str, str, list[list[Tile]]]]
     data: list[tuple[str, str]]
     exports: list[dict[str, str]]
     settings: list[tuple[str, str, str]]
@@ -81,6 +82,7 @@ def render(runs: Sequence[RunRecord]) -> str:
         style=Markup(environment.get_template("style.css").render()),
         sections=[_section(run) for run in runs],
         curves=[_drawn(plot) for plot in curves(runs)],
+        features=[_drawn(plot) for plot in feature_plots(runs)],
         analyses=[_drawn(plot) for plot in analysis_plots(runs)],
         differing=differing(runs),
         pairs=_pairs(runs),
@@ -110,20 +112,32 @@ def _section(run: RunRecord) -> RunSection:
     )
 
 
-def _representation(run: RunRecord) -> list[tuple[str, str, list[Tile]]]:
-    """(title, explanation, tiles) of the pictures that the run drew of its features; files are named relatively."""
+def _representation(run: RunRecord) -> list[tuple[str, str, list[list[Tile]]]]:
+    """(title, explanation, rows of tiles) of the pictures that the run drew of its features."""
     found = []
-    folder = run.folder / "representation"
-    for part in (run.representation or {}).get("parts", ()):
-        tiles = []
-        for entry in part.get("pictures", ()):
-            name = str(entry.get("file", ""))
-            image = open_picture(folder / name) if name and Path(name).name == name else None
-            if image is not None:
-                tiles.append(inline(image, str(entry.get("text", "")), str(entry.get("caption", ""))))
-        if tiles:
-            found.append((str(part.get("title", "")), str(part.get("says", "")), tiles))
+    for part in _list((run.representation or {}).get("parts")):
+        if not isinstance(part, dict):
+            continue
+        rows = [_row(run.folder / "representation", row) for row in _list(part.get("rows"))[:_MOST_ROWS]]
+        rows = [row for row in rows if row]
+        if rows:
+            found.append((str(part.get("title", "")), str(part.get("says", "")), rows))
     return found
+
+
+def _row(folder: Path, entries: Any) -> list[Tile]:
+    """The pictures of a row; a file outside the folder is none of them."""
+    tiles = []
+    for entry in _list(entries)[:_MOST_TILES]:
+        name = str(entry.get("file", "")) if isinstance(entry, dict) else ""
+        image = open_picture(folder / name) if name and Path(name).name == name else None
+        if image is not None:
+            tiles.append(inline(image, str(entry.get("text", "")), str(entry.get("caption", ""))))
+    return tiles
+
+
+def _list(value: Any) -> list:
+    return value if isinstance(value, list) else []
 
 
 def _notes(run: RunRecord) -> list[str]:

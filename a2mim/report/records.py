@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+_ON_THE_WAY = ("knn_top1", "effective_rank", "feature_std")  # keys of lines about the features
 _STEP = re.compile(r"step_(\d+)\.png")
 _MOST_BYTES = 64 << 20  # of one JSON file; a longer one was not written by a run
 
@@ -63,7 +64,7 @@ class RunRecord:
         summary: of summary.json; an empty dictionary where there is none.
         settings: every setting in force, nested; None: the run is older than settings.json.
         lines: of log.jsonl that hold a loss, in order of steps.
-        online: lines of the log that hold a k-NN on the way.
+        online: lines of the log that hold a k-NN on the way, or numbers of the features.
         events: lines of the log that hold neither, such as resumes and warnings of the health checks.
         bad_lines: how many lines of the log could not be read.
         differences: what the judges say before and after.
@@ -139,8 +140,8 @@ def read_run(folder: str | Path, running: bool = False) -> RunRecord:
         summary=summary,
         settings=_json(folder / "settings.json"),
         lines=[line for line in lines if _number(line.get("loss"))],
-        online=[line for line in lines if _number(line.get("knn_top1"))],
-        events=[line for line in lines if "loss" not in line and "knn_top1" not in line],
+        online=[line for line in lines if any(_number(line.get(key)) for key in _ON_THE_WAY)],
+        events=[line for line in lines if "says" in line],
         bad_lines=bad,
         differences=list(_differences(summary.get("judged"))),
         pictures=_pictures(folder / "reconstructions"),

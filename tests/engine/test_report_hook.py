@@ -79,3 +79,19 @@ def test_pages_on_the_way_stay_within_their_share_of_the_time(monkeypatch, tmp_p
         hook.write(tmp_path)
     assert len(written) == 3 and 3 * len(written) <= 0.01 * clock.now
     assert written[0] == 200  # the first page is guessed to take two seconds
+
+
+def test_a_run_shows_its_features_before_and_after(run, labelled):
+    quick = {"judge.train_images": 24, "judge.test_images": 12, "judge.k": 3}
+    folder, _ = run("whole", data=labelled, **SHORT, **quick)
+    told = json.loads((folder / "representation" / "representation.json").read_text())
+    assert [part["title"] for part in told["parts"]] == ["Feature maps", "Nearest neighbours"]
+    assert [len(part["rows"]) for part in told["parts"]] == [6, 8]
+    text = (folder / "report.html").read_text(encoding="utf-8")
+    assert "feature map of image 1 after pre-training" in text and "Spectrum of the reconstruction" in text
+
+
+def test_without_labels_the_features_are_shown_all_the_same(run):
+    folder, _ = run("whole", **SHORT)
+    told = json.loads((folder / "representation" / "representation.json").read_text())
+    assert [len(part["rows"]) for part in told["parts"]] == [6, 8]

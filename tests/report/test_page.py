@@ -98,7 +98,7 @@ def test_pictures_of_the_features_are_taken_from_the_run_and_from_nowhere_else(t
     Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(tmp_path / "secret.png")
     pictures = [{"file": name, "text": f"shows {name}"} for name in ("pca.png", "../secret.png", "../../secret.png")]
     (run / "representation" / "representation.json").write_text(
-        json.dumps({"parts": [{"title": "Feature maps", "says": "three components", "pictures": pictures}]})
+        json.dumps({"parts": [{"title": "Feature maps", "says": "three components", "rows": [pictures]}]})
     )
     text = render([read_run(run)])
     assert "shows pca.png" in text and "secret" not in text
