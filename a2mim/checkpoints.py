@@ -1,6 +1,6 @@
-"""Checkpoints as files: their names, written whole or not at all, read back with every byte checked.
+"""Checkpoint files: their names, atomic writes, and reads that check every byte.
 
-Needs torch alone, so that whoever loads an encoder reads what the engine wrote and nothing else of the engine.
+This module needs only torch, so that code that loads an encoder does not import the engine.
 """
 
 import re
@@ -25,51 +25,48 @@ def checkpoint_path(folder: Path, step: int) -> Path:
 
 
 def list_checkpoints(folder: Path) -> list[Path]:
-    """Complete checkpoints, oldest first; what a kill left half-written has another name."""
-    found = [(match, path) for path in Path(folder).glob("step_*.pth") if (match := _NAME.fullmatch(path.name))]
-    return [path for _, path in sorted(found, key=lambda pair: int(pair[0][1]))]
+    """Complete checkpoints, oldest first. Half-written files of a killed process have other names."""
+    names = [(match, path) for path in Path(folder).glob("step_*.pth") if (match := _NAME.fullmatch(path.name))]
+    return [path for _, path in sorted(names, key=lambda pair: int(pair[0][1]))]
 
 
 def write_checkpoint(path: Path, checkpoint: dict) -> None:
-    """Atomic: the name appears when every byte is on disk, or not at all."""
+    """Writes atomically: the name appears when every byte is on disk, or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path, "wb") as file:
         torch.save(checkpoint, file)
 
 
 def keep_newest(folder: Path, keep: int) -> None:
-    """Deletes all but the newest `keep`; called after a save, never before."""
+    """Deletes all checkpoints except the newest `keep`; call it only after a save."""
     for path in list_checkpoints(folder)[:-keep]:
         path.unlink()
 
 
 def read_newest(folder: Path) -> tuple[Path, dict] | None:
-    """The newest checkpoint that can be read, with a warning for each newer one that cannot; None where there is none
-    at all.
+    """The newest readable checkpoint, with a warning for each newer one that is not readable; None if there is none.
 
     Raises:
-        ValueError: there are checkpoints and none of them is readable.
+        ValueError: there are checkpoints, but none of them is readable.
     """
     paths = list_checkpoints(folder)
     for path in reversed(paths):
         try:
             return path, read_checkpoint(path)
-        except Exception as error:  # a damaged file may fail in any way; each is reported, the last resort raises
+        except Exception as error:  # a damaged file may fail in any way; each is reported, and the last one raises
             problem = f"{path} cannot be read ({first_line(error)})"
         if path != paths[0]:
             warnings.warn(f"{problem}; trying the one before it", stacklevel=2)
     if paths:
         raise ValueError(
-            f"none of the {len(paths)} checkpoints in {folder} can be read; train anew in another --work-dir"
+            f"none of the {len(paths)} checkpoints in {folder} can be read; train again in another --work-dir"
             f" (the last one tried: {problem})"
         )
     return None
 
 
 def read_checkpoint(path: Path) -> dict:
-    """The content of one file, every byte checked: torch.load itself does not look at the checksums that torch.save
-    wrote.
-    """
+    """The content of one file. Checks the checksums that torch.save wrote, because torch.load does not."""
     with zipfile.ZipFile(path) as archive:
         damaged = archive.testzip()
     if damaged:
@@ -84,6 +81,6 @@ def read_checkpoint(path: Path) -> dict:
 
 
 def first_line(error: Exception) -> str:
-    """What an exception says, as one line of at most 200 characters."""
+    """The message of an exception as one line of at most 200 characters."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return " ".join(lines[:2])[:200] if lines else type(error).__name__

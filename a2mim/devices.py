@@ -1,10 +1,10 @@
-"""The device that a user named, or the best there is."""
+"""The device that a user named, or the default one."""
 
 import torch
 
 
 def choose_device(name: str | None = None) -> torch.device:
-    """The device of that name; None takes CUDA where available, else the CPU.
+    """The device with that name; None is CUDA if available, else the CPU.
 
     Raises:
         ValueError: torch knows no such device, or this machine has none.
@@ -24,14 +24,14 @@ def choose_device(name: str | None = None) -> torch.device:
 
 def _refuse_missing_gpu(name: str, device: torch.device) -> None:
     if not torch.cuda.is_available():
-        raise ValueError(f"device {name!r} was asked for and torch finds no CUDA GPU here; give cpu, or leave it out")
+        raise ValueError(f"device {name!r} was requested, but torch finds no CUDA GPU; give cpu, or leave it out")
     count = torch.cuda.device_count()
     if device.index is not None and device.index >= count:
-        raise ValueError(f"device {name!r} was asked for and there are {count} GPUs; they are numbered from cuda:0")
+        raise ValueError(f"device {name!r} was requested, but there are {count} GPUs, numbered from cuda:0")
 
 
 def _refuse_unusable(name: str, device: torch.device) -> None:
-    """Other kinds are taken where torch can put a number there and take it back."""
+    """Accepts another kind of device if torch can store a number on it and read it back."""
     try:
         torch.ones(1, device=device).item()
     except Exception:  # what a missing backend raises depends on the backend

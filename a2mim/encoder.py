@@ -1,6 +1,6 @@
-"""Any timm model as feature maps (B, D, h, w), with the mask token put in at a chosen map.
+"""Any timm model as feature maps (B, D, h, w), with the mask token inserted at a chosen map.
 
-Invariant: the timm model stays timm's, key for key; without a mask the features equal plain timm's bit for bit.
+Invariant: the timm model keeps timm's keys. Without a mask, its features equal plain timm's bit for bit.
 """
 
 from collections.abc import Sequence
@@ -25,12 +25,12 @@ TOKEN_MODES = ("add", "replace", "scaled")
 def insert_token(
     features: Tensor, token: Tensor, mask: Tensor, mode: str = "add", gamma: Tensor | None = None
 ) -> Tensor:
-    """Puts the mask token on the hidden cells of a feature map.
+    """Inserts the mask token at the hidden cells of a feature map.
 
     Args:
         features: (B, D, h, w).
         token: (D,) or (1, D, 1, 1).
-        mask: (B, h, w) bool, True = hidden; or float, the hidden fraction of each cell in [0, 1], which blends.
+        mask: (B, h, w) bool, True = hidden; or float, the hidden fraction of each cell in [0, 1], which blends the two.
         mode: "add": z + token; "replace": token (SimMIM); "scaled": gamma * z + token (A²MIM's CNNs).
         gamma: as `token`; "scaled" only.
 
@@ -44,7 +44,7 @@ def insert_token(
 
 
 def _mix(features: Tensor, token: Tensor, hidden: Tensor, mode: str, gamma: Tensor | None) -> Tensor:
-    """`insert_token` in any layout: token, hidden and gamma broadcast over `features`, whose dtype the result keeps."""
+    """`insert_token` in any layout. token, hidden and gamma broadcast over `features`; the result has its dtype."""
     inside = token.to(features.dtype)
     if mode == "add":
         inside = features + inside
@@ -57,16 +57,16 @@ def _mix(features: Tensor, token: Tensor, hidden: Tensor, mode: str, gamma: Tens
 
 def check_mode(mode: str) -> None:
     if mode not in TOKEN_MODES:
-        raise ValueError(f"token {mode!r} is no mode of the mask token; choose one of {', '.join(TOKEN_MODES)}.")
+        raise ValueError(f"token {mode!r} is not a mode of the mask token; choose one of {', '.join(TOKEN_MODES)}.")
 
 
 @dataclass(frozen=True)
 class MapTensor:
-    """One feature map among the tensors that hooked modules hand on.
+    """One feature map among the output tensors of hooked modules.
 
     Attributes:
         path: the number of the module in the encoder's list, then the path in its output.
-        layout: where the cells are.
+        layout: positions of the cells.
         strides: pixels per cell (vertical, horizontal).
         channels: D.
     """
@@ -87,24 +87,24 @@ def _map_tensors(modules: list[FeatureMaps]) -> tuple[MapTensor, ...]:
 
 @MODELS.register_module()
 class MaskedEncoder(nn.Module):
-    """A network whose hidden cells carry a learned token from a chosen feature map on.
+    """A network whose hidden cells carry a learned token, from a chosen feature map on.
 
     Args:
         name: any name that timm.create_model takes; or a network of your own, as an nn.Module or by its dotted path
             ("torchvision.models.resnet18", "my_package.MyNet"), see `a2mim.wiring.networks`.
-        site: the module whose output takes the token, e.g. "layer3", "blocks.5", "patch_embed"; "auto" is the last map
-            of half the final stride in a hierarchical network, the middle block of an isotropic one. Several names put
-            a token of its own at each.
+        site: the module whose output takes the token, e.g. "layer3", "blocks.5", "patch_embed". "auto" is the last map
+            with half the final stride in a hierarchical network, and the middle block of an isotropic one. With several
+            names, each site has its own token.
         token: "add", "replace" or "scaled", see `insert_token`.
         img_size: pixels, one number or (height, width); None is the model's own size.
         in_chans: channels of the images.
         mask_patch_size: side of a hidden square in pixels; "auto" prefers a site whose cells are no larger.
-        maps: the modules whose outputs are returned, each for a decoder of its own; "auto" is what `forward_features`
-            returns, or the last map where it returns none. What lies behind the last of them is frozen.
+        maps: the modules whose outputs are returned, each for its own decoder; "auto" is the maps that
+            `forward_features` returns, or the last map if it returns none. Parameters after the last map are frozen.
         model_args: further arguments of timm.create_model, or of your own network; plain values.
         drop_path_rate: stochastic depth in pre-training.
         pretrained: start from timm's published weights, which it downloads.
-        token_std: of the truncated normal that the token starts from; 0 starts it at exactly 0, as the reference's
+        token_std: of the truncated normal that initialises the token; 0 starts it at exactly 0, as the reference's
             ConvNeXt does.
         visible_stats: leave hidden tokens out of the sums over tokens of XCiT, X-ViT and LinGlo, in every block; see
             `a2mim.wiring.visible_stats`. ValueError for an architecture without such sums.
@@ -119,21 +119,21 @@ class MaskedEncoder(nn.Module):
     Attributes:
         model: timm's, with num_classes=0, or `OwnNetwork`.
         site: name of the module that takes the token, or a tuple of several.
-        channels, strides: of each map that forward returns; strides in pixels, a float where the cells do not divide
-            the image (CrossViT's second branch sees 240 px as 224).
+        channels, strides: of each map that forward returns; strides in pixels, a float if the cells do not divide the
+            image (CrossViT's second branch sees 240 px as 224).
         img_size: (H, W) in pixels.
-        frozen: parameters of `model` that no loss on the maps reaches (class attention, a head's norm). They ask for no
-            gradient, so that weight decay does not shrink them and DistributedDataParallel does not wait for them.
+        frozen: parameters of `model` that no loss on the maps reaches (class attention, the norm of a head). They
+            require no gradient: weight decay does not shrink them and DistributedDataParallel does not wait for them.
         sites, outputs: the map tensors that take a token, and those that forward returns.
         tokens, gammas: one vector (D,) for each of `sites`.
 
-    A network may resize the image before it embeds it (CrossViT does for its second branch). Interpolation would let
-    what is visible bleed into hidden cells; they are filled again after the resize, with the colours that `images`
-    holds there.
+    A network may resize the image before it embeds it (CrossViT does for its second branch). Interpolation would mix
+    visible pixels into hidden cells. So the hidden cells are filled again after the resize, with the colours that
+    `images` has there.
 
-    Gradient checkpointing runs the site a second time, in backward. The mask of the last forward is kept for that and
-    used only inside a backward pass: `encoder.model(images)` alone never sees a token. So with checkpointing on,
-    backward must come before the next forward, as it does in any training step and in gradient accumulation.
+    Gradient checkpointing runs the site a second time, in backward. For this, the mask of the last forward is kept. It
+    is used only inside a backward pass: `encoder.model(images)` alone never inserts a token. So with checkpointing,
+    backward must come before the next forward, as in any training step and in gradient accumulation.
     """
 
     def __init__(
@@ -171,7 +171,7 @@ class MaskedEncoder(nn.Module):
         self.found = found  # for the certificate
         self.site = found.sites[0].name if len(found.sites) == 1 else tuple(s.name for s in found.sites)
         self.sites, self.outputs = _map_tensors(found.sites), _map_tensors(found.finals)
-        # The layouts as modules, so that their tables move to the encoder's device.
+        # The layouts are registered as modules, so that their tables move to the encoder's device.
         self.layouts = nn.ModuleList(place.layout for place in (*self.sites, *self.outputs))
         self.channels = [place.channels for place in self.outputs]
         self.strides = [max(place.strides) for place in self.outputs]
@@ -190,7 +190,7 @@ class MaskedEncoder(nn.Module):
             self.model.reset_classifier(0, found.pool)
             self.model_args["global_pool"] = found.pool
 
-        # Bound methods, so that a deep copy of the encoder (EMA) hooks its own model to its own tokens.
+        # Bound methods, so that a deep copy of the encoder (EMA) connects its own model to its own tokens.
         self._images, self._mask, self._inserting, self._tapped = None, None, False, {}
         for i, place in enumerate(found.sites):
             self.model.get_submodule(place.module).register_forward_hook(partial(self._insert, i))
@@ -247,8 +247,8 @@ class MaskedEncoder(nn.Module):
         return features
 
     def arguments(self) -> dict:
-        """Plain values; `build_model` rebuilds `model` from name, img_size, in_chans and model_args, as
-        timm.create_model(name, num_classes=0, **model_args) does where it is timm's.
+        """Plain values. `build_model` rebuilds `model` from name, img_size, in_chans and model_args. For a timm model,
+        timm.create_model(name, num_classes=0, **model_args) does the same.
         """
         return {
             "name": self.name,
@@ -260,14 +260,14 @@ class MaskedEncoder(nn.Module):
         }
 
     def _current_mask(self) -> Tensor | None:
-        """The mask of the forward that runs, or that checkpointing runs again in backward; None without one."""
-        # torch.utils.checkpoint asks the same function whether it runs inside a backward pass.
+        """The mask of the running forward, or of the forward that checkpointing repeats in backward; else None."""
+        # torch.utils.checkpoint uses the same function to find out whether it runs inside a backward pass.
         if not self._inserting and (torch.compiler.is_compiling() or torch._C._current_graph_task_id() == -1):
             return None
         return self._mask
 
     def _hidden_share(self, grid: tuple[int, int], strides: tuple[float, float]) -> Tensor | None:
-        """The current mask on a grid, see `pool_mask`; None without one."""
+        """The current mask on a grid, see `pool_mask`; None without a mask."""
         mask = self._current_mask()
         return None if mask is None else pool_mask(mask, grid, strides, self.img_size)
 
@@ -293,7 +293,7 @@ class MaskedEncoder(nn.Module):
             self._tapped[number] = output
 
     def _refill(self, module, inputs):
-        """Forward pre-hook of a module that gets the image resized: hidden pixels are those of the image again."""
+        """Forward pre-hook of a module that receives the image resized: fills its hidden pixels from the image."""
         if self._mask is None or not self._inserting:
             return None
         resized, *others = inputs
@@ -303,11 +303,11 @@ class MaskedEncoder(nn.Module):
 
 
 def pool_mask(mask: Tensor, grid: tuple[int, int], strides: tuple[float, float], img_size: tuple[int, int]) -> Tensor:
-    """(B, rows, cols) bool mask -> (B, h, w): bool where cells and grid align, else the hidden share of each cell.
+    """(B, rows, cols) bool mask -> (B, h, w): bool if cells and grid align, else the hidden share of each cell.
 
     Args:
-        strides: pixels per feature cell (vertical, horizontal); the last cell may reach over the edge of the image.
-        img_size: (H, W) in pixels, tiled by the cells of the mask.
+        strides: pixels per feature cell (vertical, horizontal); the last cell may extend beyond the image.
+        img_size: (H, W) in pixels; the cells of the mask tile it.
     """
     sides = [size / cells for size, cells in zip(img_size, mask.shape[1:], strict=True)]
     repeats = [side / stride for side, stride in zip(sides, strides, strict=True)]
@@ -331,7 +331,7 @@ def _overlap(size: int, stride: float, cells: int, side: float, number: int, dev
 
 
 def _study(model: nn.Module, img_size: tuple[int, int], in_chans: int, site, mask_patch_size: int, maps):
-    """`a2mim.wiring.sites.study` on noise images from a stream of their own."""
+    """`a2mim.wiring.sites.study` on noise images, drawn from a generator of their own."""
     generator = torch.Generator().manual_seed(0)
     images = torch.randn(2, in_chans, *img_size, generator=generator, device="cpu").to(next(model.parameters()))
     return study(model, images, site, mask_patch_size, maps)

@@ -1,8 +1,7 @@
 """Files that appear whole or not at all.
 
 A file is written under a random name in the same folder, flushed to disk, and renamed. So a reader never sees half of
-it, a kill leaves the old file in place, and a link that somebody planted under the final name is replaced,
-not followed.
+it, a kill leaves the old file in place, and a link that somebody put under the final name is replaced and not followed.
 """
 
 import contextlib
@@ -21,25 +20,25 @@ try:
 except ImportError:  # Windows
     fcntl = None
 
-_NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP}  # answers of file systems without locks
-PARTIAL = ".partial"  # the end of the name of a file that is not finished
+_NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP}  # errors of file systems without locks
+PARTIAL = ".partial"  # suffix of an unfinished file
 
 
 @contextlib.contextmanager
 def partial_path(path: str | os.PathLike, private: bool = False) -> Iterator[Path]:
-    """The path of a new, empty file beside `path`; it becomes `path` when the block ends, and is deleted on an error.
+    """The path of a new, empty file beside `path`. It becomes `path` when the block ends, and is deleted on an error.
 
     Args:
         private: only the owner may read and write it.
 
     Raises:
-        OSError: the folder does not exist or cannot be written to; or whatever the block raises, such as a full disk.
+        OSError: the folder does not exist or cannot be written to. Errors of the block, such as a full disk, pass on.
     """
     path = Path(path)
     descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=PARTIAL)
     partial = Path(name)
     try:
-        if not private:  # as mkstemp makes it
+        if not private:  # mkstemp makes a private file
             os.fchmod(descriptor, 0o666 & ~_umask())
         os.close(descriptor)
         yield partial
@@ -82,12 +81,12 @@ def write_json(path: str | os.PathLike, content: Any, indent: int | None = 2) ->
 
 
 class DiskFull(OSError):
-    """There is no room for a file; the message is one sentence with its name."""
+    """The disk is full; the message is one sentence with the name of the file."""
 
 
 @contextlib.contextmanager
 def telling_full_disk(path: str | os.PathLike, advice: str) -> Iterator[None]:
-    """Turns a full disk, met while `path` is written, into one sentence that ends with `advice`."""
+    """Turns a full disk, found while `path` is written, into one sentence that ends with `advice`."""
     try:
         yield
     except DiskFull:
@@ -99,13 +98,12 @@ def telling_full_disk(path: str | os.PathLike, advice: str) -> Iterator[None]:
 
 
 def reserve(file: IO[Any], size: int) -> None:
-    """Takes `size` bytes of disk for a file, open to read and write, which keeps its content.
+    """Reserves `size` bytes of disk for a file that is open to read and write; its content does not change.
 
-    A memory-mapped file without its bytes on disk ends the process with a bus error at the first write beyond the room
-    that is left. After this it cannot.
+    Without this, a memory-mapped file can end the process with a bus error, when it is written and the disk is full.
 
     Raises:
-        OSError: ENOSPC, there is no room.
+        OSError: ENOSPC, the disk is full.
     """
     if hasattr(os, "posix_fallocate"):
         try:
@@ -118,7 +116,7 @@ def reserve(file: IO[Any], size: int) -> None:
 
 
 def _rewrite(file: IO[Any], size: int) -> None:
-    """For systems that cannot reserve: what is read of a sparse file, zeros included, is written back."""
+    """For systems that cannot reserve: reads a sparse file, zeros included, and writes it back."""
     for start in range(0, size, 2**20):
         length = min(2**20, size - start)
         file.seek(start)
@@ -129,11 +127,11 @@ def _rewrite(file: IO[Any], size: int) -> None:
 
 
 def delete_partials(folder: str | os.PathLike, older_than: float = 0.0, name: str = "*") -> None:
-    """Deletes what killed writers left in a folder.
+    """Deletes partial files that killed writers left in a folder.
 
     Args:
-        older_than: seconds since the last change; where others may be writing at the same time, give the time in which
-            any of them is done.
+        older_than: seconds since the last change. If other processes may be writing, give the longest time that one of
+            them can take.
         name: only partial files of this name; a glob pattern.
     """
     for path in Path(folder).glob(f".{name}.*{PARTIAL}"):
@@ -143,24 +141,24 @@ def delete_partials(folder: str | os.PathLike, older_than: float = 0.0, name: st
 
 
 def open_lock(path: str | os.PathLike, wait: bool = True, shared: bool = False) -> IO[Any]:
-    """An open file with a lock, which ends when the file is closed or the process dies.
+    """An open file with a lock. The lock ends when the file is closed or the process dies.
 
-    Where the system or the file system has no locks, a warning says so and the file is returned all the same.
+    If the system or the file system has no locks, a warning says so, and the file is returned without one.
 
     Args:
-        wait: for a process that holds the lock.
-        shared: several may hold it together, while nobody holds it alone.
+        wait: wait for a process that holds the lock.
+        shared: several holders may share the lock, if none holds it alone.
 
     Raises:
-        BlockingIOError: `wait` is False and another process, or another open file of this one, holds the lock.
-        OSError: the file cannot be made, or a link stands in its place, which is not followed.
+        BlockingIOError: `wait` is False, and another process or another open file of this one holds the lock.
+        OSError: the file cannot be made, or a link is in its place, which is not followed.
     """
     flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NOFOLLOW", 0)
     try:
         file = os.fdopen(os.open(path, flags, 0o666), "r+b", buffering=0)
     except OSError as error:
         if error.errno == errno.ELOOP:
-            raise OSError(errno.ELOOP, "a link stands in place of the lock file; remove it", os.fspath(path)) from None
+            raise OSError(errno.ELOOP, "a link is in the place of the lock file; remove it", os.fspath(path)) from None
         raise
     try:
         _lock(file, wait, shared)
@@ -169,8 +167,8 @@ def open_lock(path: str | os.PathLike, wait: bool = True, shared: bool = False) 
             file.close()
             raise
         warnings.warn(
-            f"{os.path.dirname(os.path.abspath(path))}: no locks here ({error.strerror}); see to it yourself that two"
-            " processes do not write there at the same time",
+            f"{os.path.dirname(os.path.abspath(path))}: no locks here ({error.strerror}); make sure that no two"
+            " processes write there at the same time",
             stacklevel=2,
         )
     return file

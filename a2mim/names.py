@@ -1,4 +1,4 @@
-"""The nearest right names for a mistyped one. Imports neither torch nor mmengine, so that mistakes are told at once."""
+"""The nearest right names for a mistyped one. It imports neither torch nor mmengine, to report mistakes at once."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from difflib import get_close_matches
 
 
 def nearest(name: object, allowed: Iterable[str], most: int = 3) -> str:
-    """The tail of an error sentence: the closest allowed names, or all of them where none is close.
+    """The end of an error sentence: the closest allowed names, or all of them if none is close.
 
     Args:
-        name: what was given.
+        name: what the user gave.
         allowed: every right name.
-        most: how many close names to show.
+        most: greatest number of close names.
     """
     known = list(allowed)
     close = get_close_matches(str(name), known, n=most)

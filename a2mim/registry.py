@@ -1,4 +1,4 @@
-"""One mmengine scope, "a2mim": the parts that a config names by `type`, looked up and checked in one place."""
+"""The mmengine scope "a2mim": parts that a config names by `type`, looked up and checked in one place."""
 
 import inspect
 
@@ -11,9 +11,7 @@ SCOPE = "a2mim"
 
 
 def build_part(cfg: dict, registry: Registry, default_args: dict | None = None):
-    """Builds `cfg["type"]` with the other keys as arguments; a wrong one is one sentence with the nearest right
-    ones.
-    """
+    """Builds `cfg["type"]` with the other keys as arguments. ValueError, with the nearest names, for a wrong one."""
     arguments = {**(default_args or {}), **cfg}
     name = arguments.pop("type", None)
     part = registry.get(name) if name else None
@@ -30,11 +28,11 @@ def build_part(cfg: dict, registry: Registry, default_args: dict | None = None):
     return part(**arguments)
 
 
-# the modules that register parts, imported when a part is first asked for
+# modules that register parts; they are imported when a part is first needed
 _PARTS = [f"a2mim.{module}" for module in ("decoders", "losses", "masking", "mim", "targets")]
 MODELS = Registry("model", build_func=build_part, parent=roots.MODELS, scope=SCOPE, locations=_PARTS)
 
-# mmengine's Runner asks every root registry for a child in the current scope and warns once for each that has none.
+# mmengine's Runner asks every root registry for a child in the current scope, and warns if there is none.
 _OTHERS = {
     name: Registry(root.name, parent=root, scope=SCOPE)
     for name, root in vars(roots).items()

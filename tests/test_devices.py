@@ -22,5 +22,5 @@ def test_a_device_that_is_not_there_is_one_sentence_with_what_to_give(name):
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_a_gpu_where_there_is_none_says_so():
-    with pytest.raises(ValueError, match="'cuda' was asked for and torch finds no CUDA GPU here"):
+    with pytest.raises(ValueError, match="'cuda' was requested, but torch finds no CUDA GPU"):
         choose_device("cuda")

@@ -107,7 +107,7 @@ def test_other_errors_of_locking_are_raised(tmp_path, monkeypatch):
 def test_a_link_in_place_of_a_lock_file_is_not_followed(tmp_path):
     (tmp_path / "victim").write_text("precious")
     (tmp_path / ".lock").symlink_to(tmp_path / "victim")
-    with pytest.raises(OSError, match="a link stands in place of the lock file"):
+    with pytest.raises(OSError, match="a link is in the place of the lock file"):
         open_lock(tmp_path / ".lock")
     assert (tmp_path / "victim").read_text() == "precious"
 

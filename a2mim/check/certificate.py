@@ -1,6 +1,6 @@
-"""What a2mim finds out about a network before it is trained, in one page: where the token goes and what was proven.
+"""A one-page certificate of a network before training: where the mask token enters, and what was proven.
 
-Invariant: every line is measured on the network that was asked for, with random weights and random images.
+Invariant: every line is measured on this network, with random weights and random images.
 """
 
 import copy
@@ -15,12 +15,12 @@ from a2mim.wiring.layout import Layout, leaves
 from a2mim.wiring.networks import OwnNetwork, build_model
 from a2mim.wiring.rates import Rates, measure_rates
 
-SIZES = (64, 96, 128, 160, 192, 224, 256, 384, (224, 160))  # pixels, tried beside half of, once and twice its own
+SIZES = (64, 96, 128, 160, 192, 224, 256, 384, (224, 160))  # pixels, tried besides half, once and twice its own size
 
 
 @dataclass
 class MapLine:
-    """A map that takes a token or is decoded; see the fields of `a2mim.wiring.sites.FeatureMaps`."""
+    """A map that takes a token or is decoded; the fields are those of `a2mim.wiring.sites.FeatureMaps`."""
 
     name: str  # "" is what forward_features returns
     layout: str
@@ -47,14 +47,14 @@ class Certificate:
     frozen_parameters: int
     resized: list[str]
     checkpointing: bool
-    rates: Rates  # stochastic depth and dropout in force while it trains
-    difference: float  # of the features after a strict reload into the plain network
+    rates: Rates  # stochastic depth and dropout in training
+    difference: float  # of the features after strict loading into the plain network
     sizes: list = field(default_factory=list)
     refused: list = field(default_factory=list)
 
     @property
     def frozen_share(self) -> float:
-        """Of all parameters, in [0, 1]."""
+        """Share of all parameters, in [0, 1]."""
         return self.frozen_parameters / max(1, self.parameters)
 
     def __str__(self) -> str:
@@ -73,11 +73,11 @@ class Certificate:
             ("token", f"{self.token_parameters:,} parameters (twice as many in mode scaled)"),
             ("frozen", f"{frozen}: {', '.join(parts[:8])}{', …' if len(parts) > 8 else ''}" if parts else "nothing"),
             *(
-                ("refilled", f"{name}: gets the image resized, its hidden pixels are filled again")
+                ("refilled", f"{name}: receives the image resized, and its hidden pixels are filled again")
                 for name in self.resized
             ),
             ("drops", str(self.rates)),
-            ("checkpointing", "yes, with the same token again" if self.checkpointing else "the network has none"),
+            ("checkpointing", "yes, with the same token gradient" if self.checkpointing else "the network has none"),
             (
                 "sizes",
                 ", ".join(map(_size, self.sizes))
@@ -96,12 +96,11 @@ def certify(
     sizes: Sequence = SIZES,
     **arguments,
 ) -> Certificate:
-    """The certificate of one network, random weights.
+    """The certificate of one network with random weights.
 
     Args:
-        name, img_size, in_chans, site, arguments: as `MaskedEncoder` takes them.
-        sizes: image sizes to try, on the meta device; of a network that does not run there its own size is all that is
-            said.
+        name, img_size, in_chans, site, arguments: see `MaskedEncoder`.
+        sizes: image sizes to try on the meta device. If the network does not run there, only its own size is listed.
 
     Raises:
         ValueError: the network cannot be built, has no place for the token, or does not load its own weights.
@@ -115,7 +114,7 @@ def certify(
     )
     tried = sorted(dict.fromkeys((own, *others, *sizes)), key=_area)
     tried = {size: takes(name, size, in_chans, arguments.get("model_args")) for size in tried}
-    if not tried[own]:  # which it does take: the meta device tells nothing of this network
+    if not tried[own]:  # the network accepts its own size, so the meta device says nothing about it
         tried = {own: True}
     return Certificate(
         name=encoder.name,
@@ -139,19 +138,19 @@ def certify(
 
 
 def takes(name: str, size, in_chans: int = 3, model_args: dict | None = None) -> bool:
-    """Whether a network can be built for images of `size` and runs on them; on the meta device."""
+    """True if a network can be built for images of `size` and runs on them, on the meta device."""
     try:
         with torch.device("meta"), torch.no_grad():
             built = build_model(name, size, in_chans, model_args=model_args)
             built.model.eval().forward_features(torch.empty(1, in_chans, *built.img_size))
-    except Exception:  # each network refuses in its own way
+    except Exception:  # networks refuse with any error
         return False
     return True
 
 
 def reload_difference(encoder: MaskedEncoder, images: Tensor) -> float:
-    """The largest difference between the encoder's features and those of the plain network that loads its weights,
-    strictly, as a share of the largest feature.
+    """The largest difference between the encoder's features and those of the plain network after strict loading of its
+    weights, as a share of the largest feature.
     """
     plain = rebuild(encoder)
     plain.load_state_dict(encoder.model.state_dict(), strict=True)
@@ -165,29 +164,29 @@ def reload_difference(encoder: MaskedEncoder, images: Tensor) -> float:
 
 
 def rebuild(encoder: MaskedEncoder) -> nn.Module:
-    """The network again, from the encoder's plain `arguments()` alone."""
+    """The plain network, built only from the encoder's `arguments()`."""
     told = encoder.arguments()
     size = tuple(told["img_size"]) if isinstance(encoder.model, OwnNetwork) else None
     return build_model(told["name"], size, told["in_chans"], model_args=told["model_args"]).model
 
 
 def checkpoints_alike(encoder: MaskedEncoder, images: Tensor) -> bool:
-    """Whether the network has gradient checkpointing, under which the token then gets the same gradient.
+    """True if the network has gradient checkpointing; the token then gets the same gradient with it.
 
     Raises:
-        ValueError: it has, and the gradient is another one.
+        ValueError: the gradient differs with gradient checkpointing.
     """
     gradients, mask = [], torch.zeros(len(images), 2, 2, dtype=torch.bool)
     mask[:, 0] = True
     for checkpointing in (False, True):
-        trial = copy.deepcopy(encoder).train()  # in evaluation some keep what they computed once (EfficientViT)
+        trial = copy.deepcopy(encoder).train()  # in evaluation mode some networks cache results (EfficientViT)
         if checkpointing:
             try:
                 trial.model.set_grad_checkpointing(True)
             except (AttributeError, AssertionError, NotImplementedError, ValueError):
                 return False
         with torch.random.fork_rng():
-            torch.manual_seed(0)  # the same paths are dropped
+            torch.manual_seed(0)  # drops the same paths
             maps = trial(images.clone().requires_grad_(), mask)
         sum(m.square().mean() for m in maps).backward()
         found = [torch.zeros_like(p) if p.grad is None else p.grad for p in trial.tokens]

@@ -1,7 +1,7 @@
-"""Every architecture that timm builds, tried: wiring of all names on the meta device, the real thing for each family.
+"""Tries every architecture that timm builds: wires all names on the meta device, and proves one of each family.
 
 A family is a module of timm.models. Its smallest member is certified with real weights and takes two training steps.
-Records are lines of JSON, so that a survey which was stopped goes on; docs/backbones.md is written from them.
+Records are lines of JSON, so that a stopped survey can continue. docs/backbones.md is generated from them.
 """
 
 import json
@@ -24,7 +24,7 @@ OWN = ("xvit", "linglo")  # the modules that a2mim adds to timm
 
 
 def wire(name: str) -> dict:
-    """One name on the meta device: where the token goes and what comes out, or the error."""
+    """Wires one name on the meta device: where the token enters and the maps that come out. Errors are raised."""
     record = {"name": name}
     with torch.device("meta"), torch.no_grad():
         with torch.enable_grad():
@@ -57,7 +57,7 @@ def mim_of(name: str, img_size=None) -> MIM:
 
 
 def cell_mask(img_size: tuple[int, int]):
-    """A mask that fits any image: the number of cells that tile it with sides nearest to 32 px."""
+    """A masking function for any image size: the cells tile the image, with sides nearest to 32 px."""
     rows, cols = (min((n for n in range(1, s + 1) if s % n == 0), key=lambda n: abs(s / n - 32)) for s in img_size)
 
     def draw(batch_size, height, width, generator=None, device=None) -> Tensor:
@@ -68,7 +68,7 @@ def cell_mask(img_size: tuple[int, int]):
 
 
 def prove(name: str, img_size=None) -> dict:
-    """One name with real weights: its certificate, and what two training steps showed."""
+    """Proves one name with real weights: its certificate, and the faults of two training steps."""
     seen = certify(name, img_size)
     return {
         "name": name,
@@ -89,12 +89,11 @@ def prove(name: str, img_size=None) -> dict:
 
 
 def faults_of_training(model: MIM, in_chans: int = 3) -> list[str]:
-    """What is wrong after two steps on random images; nothing, for a network that is wired right.
+    """Faults after two training steps on random images; [] for a network that is wired correctly.
 
-    Looked at: the loss is finite both times; the token, the decoders and every live parameter of the encoder get a
-    gradient that is not zero in one of the steps at least; no frozen parameter gets one; the token changes hidden
-    positions only. A bias is let off where its weight moves: in front of BatchNorm (ReXNet) its gradient is zero by
-    arithmetic, and what evaluation mode makes of it is not.
+    Checked: the loss is finite in both steps; the token, the decoders and every live parameter of the encoder get a
+    gradient that is not zero in at least one step; no frozen parameter gets one; the token changes hidden positions
+    only. A bias whose weight gets a gradient is not checked: in front of BatchNorm (ReXNet) its gradient is zero.
     """
     encoder, faults = model.encoder, []
     generator = torch.Generator().manual_seed(0)
@@ -119,15 +118,15 @@ def faults_of_training(model: MIM, in_chans: int = 3) -> list[str]:
 
 @torch.no_grad()
 def faults_of_token(encoder: MaskedEncoder, images: Tensor) -> list[str]:
-    """Hides one quarter of the first image and compares which positions of each site's output follow the token with
-    those that its layout says are hidden.
+    """Hides one quarter of the first image, and compares the positions of each site's output that change with the token
+    to those that the layout says are hidden.
     """
     mask = torch.zeros(len(images), 2, 2, dtype=torch.bool)
     mask[0, 0, 1] = True
     faults = []
     for i, place in enumerate(encoder.found.sites):
         outputs = []
-        for shift in (0, 1):  # what differs then is this site's token alone
+        for shift in (0, 1):  # the two outputs differ only by this site's token
             tokens = [t for t, at in zip(encoder.tokens, encoder.sites, strict=True) if at.path[0] == i]
             for token in tokens:
                 token += shift
@@ -141,12 +140,12 @@ def faults_of_token(encoder: MaskedEncoder, images: Tensor) -> list[str]:
             if (moved & ~hidden).any():
                 faults.append(f"the token moves visible positions of {place.name}")
             if (hidden & ~moved).any():
-                faults.append(f"the token leaves hidden positions of {place.name} as they are")
+                faults.append(f"the token does not change hidden positions of {place.name}")
     return faults
 
 
 def _touched(mask: Tensor, grid: tuple[int, int], encoder: MaskedEncoder) -> Tensor:
-    """(B, h, w) bool of the cells that hold a hidden pixel, pixel by pixel."""
+    """(B, h, w) bool: cells that contain a hidden pixel, computed pixel by pixel."""
     strides = next(place.strides for place in encoder.sites if place.layout.grid == grid)
     hidden = torch.zeros(len(mask), *grid, dtype=torch.bool)
     height, width = encoder.img_size
@@ -159,7 +158,7 @@ def _touched(mask: Tensor, grid: tuple[int, int], encoder: MaskedEncoder) -> Ten
 
 
 def output_of(encoder: MaskedEncoder, module: str, images: Tensor, mask: Tensor, number: int) -> dict[tuple, Tensor]:
-    """(number, path) -> what a module hands on in a forward, the token included."""
+    """(number, path) -> the output tensors of a module in a forward, with the token added."""
     seen = {}
 
     def note(module, inputs, output):
@@ -174,14 +173,14 @@ def output_of(encoder: MaskedEncoder, module: str, images: Tensor, mask: Tensor,
 
 
 def survey(path: Path, names: Iterable[str], examine: Callable[[str], dict]) -> dict[str, dict]:
-    """Examines every name that `path` has no record of, one line each; returns all records by name."""
+    """Examines every name that `path` has no record of, and appends one line each; returns all records by name."""
     known, names = read_records(path), list(names)
     with path.open("a", encoding="utf-8") as file:
         for name in tqdm([n for n in names if n not in known], desc=path.stem, unit="model"):
             started = time.time()
             try:
                 known[name] = examine(name)
-            except Exception as error:  # a survey goes on, and tells
+            except Exception as error:  # recorded; the survey continues
                 known[name] = {"name": name, "error": f"{type(error).__name__}: {error}".splitlines()[0][:300]}
             known[name]["seconds"] = round(time.time() - started, 2)
             file.write(json.dumps(known[name]) + "\n")
@@ -190,7 +189,7 @@ def survey(path: Path, names: Iterable[str], examine: Callable[[str], dict]) -> 
 
 
 def read_records(path: Path) -> dict[str, dict]:
-    """The records of a file, the last one of each name; without a file, none."""
+    """The records of a file, the last one of each name; {} without a file."""
     if not path.is_file():
         return {}
     lines = path.read_text(encoding="utf-8").splitlines()
@@ -204,8 +203,8 @@ def families() -> dict[str, list[str]]:
 
 
 def survey_all(folder: Path, wire_names: bool = True) -> tuple[dict[str, dict], dict[str, dict]]:
-    """(records of all names on the meta device, those of each family's smallest member with real weights); both go on
-    from the files in `folder`.
+    """(records of all names on the meta device, records of each family's smallest member with real weights). Both
+    continue from the files in `folder`.
     """
     folder.mkdir(parents=True, exist_ok=True)
     found, wired = families(), read_records(folder / "wired.jsonl")
@@ -218,5 +217,5 @@ def survey_all(folder: Path, wire_names: bool = True) -> tuple[dict[str, dict], 
 
 
 def prove_small(name: str) -> dict:
-    """`prove` at 128 px where the network takes that, which costs a third."""
+    """`prove` at 128 px if the network accepts that; it takes a third of the time."""
     return prove(name, 128 if takes(name, 128) else None)

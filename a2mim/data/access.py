@@ -1,4 +1,4 @@
-"""How data is reached: what the user allows, where copies are kept, how long a silent server is waited for."""
+"""How data is reached: permissions, the cache for remote data, time-outs and credentials."""
 
 import os
 from dataclasses import dataclass, field
@@ -10,21 +10,21 @@ REMOTE = ("auto", "shards", "ranges")
 
 @dataclass(frozen=True)
 class Access:
-    """Choices that change where bytes come from and never which image is which.
+    """Where bytes come from. These choices never change which images are used or their order.
 
     Args:
-        allow_pipe: run the command of a `pipe:` source in a shell.
-        skip_bad_shards: leave out shards that are missing or damaged, counted and named, instead of refusing to start.
-        cache_dir: where remote shards and their indices are kept; None: a2mim/ in the user's cache folder.
-        cache_bytes: of remote shards kept there, at most; the one unused for longest goes first.
-        remote: "shards" fetches whole shards into the cache, "ranges" asks for each image by its byte range, "auto" is
-            "shards" when all of them fit into the cache together.
-        timeout: seconds without a byte, or at less than 1 kB a second, after which a transfer is given up.
-        tries: attempts at whatever waiting may mend.
-        first_wait: seconds before the second attempt; doubled for each further one, at most 30.
-        processes: that index, check and write shards; None: one for each core.
-        storage_options: what fsspec's file system takes, such as key, secret, token and endpoint_url for s3://; kept in
-            memory only, never printed or written.
+        allow_pipe: allow a `pipe:` source to run its command in a shell.
+        skip_bad_shards: leave out shards that are missing or damaged, and report them. False: refuse to start.
+        cache_dir: folder for copies of remote shards and for indices; None: a2mim/ in the user's cache folder.
+        cache_bytes: greatest size of the cached shards in bytes. Shards that were unused for longest are removed first.
+        remote: "shards" downloads whole shards into the cache; "ranges" requests each image by its byte range; "auto"
+            is "shards" when all shards fit into the cache together, else "ranges".
+        timeout: seconds after which a transfer is given up when no byte arrived, or less than 1 kB per second.
+        tries: attempts after errors that may be temporary.
+        first_wait: seconds before the second attempt; doubled for each further attempt, at most 30.
+        processes: number of processes that index, check and write shards; None: one for each core.
+        storage_options: options of fsspec's file system, such as key, secret, token and endpoint_url for s3://. They
+            stay in memory and are never printed or written.
     """
 
     allow_pipe: bool = False
@@ -49,13 +49,13 @@ class Access:
 
     @property
     def folder(self) -> Path:
-        """Where copies of remote shards, and indices that cannot lie beside their shard, are kept."""
+        """Folder for copies of remote shards, and for indices that cannot be written beside their shard."""
         return Path(self.cache_dir) if self.cache_dir else cache_folder()
 
     @property
     def workers(self) -> int:
-        """Processes that index, check and write shards."""
-        usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()  # not on a Mac
+        """Number of processes that index, check and write shards."""
+        usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()  # macOS has none
         return self.processes or max(1, usable // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
 
 

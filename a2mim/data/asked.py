@@ -1,8 +1,8 @@
-"""What a run was asked for, as its folder keeps it: public in summary.json, whole in a file of the owner's alone.
+"""The request that started a run, as the run's folder stores it.
 
-A URL may hold a password or a signature. summary.json and all that is made from it show the public part;
-`--resume` and the calibration of an export need the whole, which lies in `.asked.json` with the mode 0600, and only
-where the two differ.
+A URL may hold a password or a signature. summary.json and everything made from it show only the public part.
+`--resume` and the calibration of an export need the whole URL. It is stored in `.asked.json`, which only the owner can
+read (mode 0600), and only where it differs from the public part.
 """
 
 import json
@@ -16,12 +16,12 @@ PRIVATE = ".asked.json"
 
 
 def public_asked(asked: dict[str, Any]) -> dict[str, Any]:
-    """The same without passwords and queries of URLs; what is neither plain nor a path leaves the name of its type."""
+    """The request without passwords and queries of URLs. An object from Python is replaced by the name of its type."""
     return {key: _public(value) for key, value in _recordable(asked).items()}
 
 
 def keep_private(folder: Path, asked: dict[str, Any]) -> None:
-    """Writes the whole of what was asked for, where summary.json cannot hold it."""
+    """Writes the whole request to a private file when summary.json does not hold all of it."""
     whole = _recordable(asked)
     if whole != public_asked(asked):
         write_private(folder / PRIVATE, json.dumps(whole, indent=2, ensure_ascii=False) + "\n")
@@ -30,7 +30,7 @@ def keep_private(folder: Path, asked: dict[str, Any]) -> None:
 
 
 def recall(folder: Path) -> dict[str, Any]:
-    """What was asked for when the run was started: config, data, test_data, laptop, …; {} where nothing says so."""
+    """The request that started the run: config, data, test_data, laptop, …; {} if the folder does not record it."""
     asked = _read(folder / "summary.json").get("asked")
     asked = asked if isinstance(asked, dict) else {}
     whole = _read(folder / PRIVATE)

@@ -1,7 +1,7 @@
-"""timm's and torchvision's photometric augmentations, of a finished crop; an optional path, imported when asked for.
+"""Photometric augmentations of timm and torchvision, applied to a finished crop. Imported only when a recipe uses them.
 
-They draw from Python's, numpy's and torch's global generators, which are seeded from the sample's key around each call:
-so the number of workers and the moment of a resume change nothing.
+The augmentations draw from the global generators of Python, numpy and torch. These are seeded from the sample's key
+before each call, so that neither the number of workers nor a resume changes the result.
 """
 
 import numpy as np
@@ -11,19 +11,19 @@ from a2mim.data.transforms import TransformError, seeded
 
 
 class Augment:
-    """RandAugment and its like, or colour jitter.
+    """RandAugment and similar policies, or colour jitter.
 
     Args:
-        auto_augment: timm's words, e.g. "rand-m9-mstd0.5-inc1" or "original"; "trivial" is torchvision's
-            TrivialAugmentWide; "" none.
-        color_jitter: strength of brightness, contrast and saturation, at least 0; as in timm it is left out where there
-            is auto_augment.
-        img_size: of the crop, in pixels; timm's translations are relative to it.
-        mean: per channel, in units of 0..1: the colour of what a rotation uncovers.
+        auto_augment: a policy as timm writes it, e.g. "rand-m9-mstd0.5-inc1" or "original"; "trivial" is torchvision's
+            TrivialAugmentWide; "" is none.
+        color_jitter: strength of brightness, contrast and saturation, at least 0. As in timm, it is not used together
+            with auto_augment.
+        img_size: side of the crop in pixels; timm's translations are relative to it.
+        mean: colour of the corners that a rotation leaves empty, per channel, in 0..1.
         interpolation: "bilinear" or "bicubic".
 
     Raises:
-        TransformError: words that timm does not understand.
+        TransformError: timm does not know the policy.
     """
 
     def __init__(self, auto_augment: str, color_jitter: float, img_size: int, mean, interpolation: str):
@@ -40,10 +40,10 @@ class Augment:
             raise TransformError(
                 f"auto_augment={auto_augment!r} is not understood by timm ({error}); write e.g. 'rand-m9-mstd0.5-inc1'"
             ) from None
-        self.transform = parts[1]  # between the crop with its flip, and normalisation
+        self.transform = parts[1]  # timm's list is: crop and flip, augmentation, normalisation
 
     def __call__(self, image: torch.Tensor, seed: int) -> torch.Tensor:
-        """(3, H, W) uint8 -> the same, changed; `seed` is the sample's, below 2 ** 63."""
+        """(3, H, W) uint8 -> augmented image of the same shape. `seed` belongs to the sample, below 2 ** 63."""
         from PIL import Image
 
         picture = Image.fromarray(image.permute(1, 2, 0).contiguous().numpy())

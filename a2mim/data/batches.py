@@ -1,7 +1,7 @@
-"""What runs in a worker: from the ids of a batch to one finished batch, and nothing kept from one to the next.
+"""The work of a data worker: it turns the ids of a batch into a finished batch, and keeps no state between batches.
 
-In training an image that cannot be read is replaced by another, chosen by (seed, epoch, its key, attempt) and so the
-same in every run; in evaluation it is left out. Either way the fault travels with the batch to be counted.
+In training, an image that cannot be read is replaced by another one. The choice depends only on (seed, epoch, key,
+attempt), so it is the same in every run. In evaluation the image is left out. The fault is reported with the batch.
 """
 
 import copy
@@ -20,7 +20,7 @@ from a2mim.data.faults import UnreadableData
 from a2mim.data.records import Request, WorkerBatch
 from a2mim.data.transforms import TransformError, Transforms
 
-MAX_IN_A_ROW = 9  # unreadable images, each drawn to replace the one before: then the data is broken, not an image
+MAX_IN_A_ROW = 9  # unreadable images, each the replacement of the one before; then the data set itself is broken
 
 
 @dataclass
@@ -28,7 +28,7 @@ class RandomCrops:
     """Training: transforms on the whole image, RandomResizedCrop, flip; keyed by (seed, epoch, sample).
 
     Args:
-        size: (H, W) in pixels; scale, ratio, hflip, interpolation, augment: as TrainLoader's.
+        size: (H, W) in pixels; scale, ratio, hflip, interpolation, augment: see `LoaderOptions`.
     """
 
     size: tuple[int, int]
@@ -40,10 +40,10 @@ class RandomCrops:
     seed: int
     augment: Callable[[torch.Tensor, int], torch.Tensor] | None = None
     draws = DRAWS + 1  # uniforms per sample; the last one seeds the transforms
-    replaces = True  # an unreadable image, so that every batch is full
+    replaces = True  # unreadable images, so that every batch is full
 
     def __call__(self, pixels: np.ndarray, u: np.ndarray) -> np.ndarray:
-        """(H, W, C) and (draws,) uniforms of the sample -> (C, *size), of the same dtype."""
+        """(H, W, C) image and (draws,) uniforms of the sample -> (C, *size) of the same dtype."""
         seed = int(u[-1] * 2**53)
         pixels = self.transforms(pixels, seed)
         image = random_crop(pixels, u[:DRAWS], self.size, self.scale, self.ratio, self.hflip, self.interpolation)
@@ -61,7 +61,7 @@ class CenterCrops:
     interpolation: str
     seed: int = 0
     draws = 0
-    replaces = False  # no image may answer for another
+    replaces = False  # each result must belong to its own image
 
     def __call__(self, pixels: np.ndarray, u: np.ndarray) -> np.ndarray:
         """(H, W, C) -> (C, *size), of the same dtype."""
@@ -69,13 +69,13 @@ class CenterCrops:
 
 
 class Batches:
-    """A map-style data set whose items are whole batches, asked for by a `Request`.
+    """A map-style data set whose items are whole batches. The index is a `Request`.
 
     Args:
         dataset: the images.
         crop: RandomCrops or CenterCrops.
 
-    `ring` (slots, B, C, H, W) in shared memory, where it is given, takes the images.
+    If `ring`, (slots, B, C, H, W) in shared memory, is set, the images are written into it.
     """
 
     ring: torch.Tensor | None = None
@@ -85,7 +85,7 @@ class Batches:
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """Of one image: (C, H, W)."""
+        """Shape of one image: (C, H, W)."""
         return self.dataset.form.in_chans, *self.crop.size
 
     @property
@@ -93,7 +93,7 @@ class Batches:
         return torch.uint8 if self.dataset.form.bits == 8 else torch.uint16
 
     def __getitem__(self, request: Request) -> WorkerBatch:
-        """The batch, or the error that ends the run."""
+        """The finished batch, or a batch with the error that ends the run."""
         epoch, ids, slot = request.epoch, request.ids, request.slot
         self.dataset.will_need(request.ahead)
         images = torch.empty((len(ids), *self.shape), dtype=self.dtype) if self.ring is None else self.ring[slot]
@@ -106,7 +106,7 @@ class Batches:
             except UnreadableImage:
                 continue
             except (UnreadableData, TransformError, ShardError, MachineError) as error:
-                return WorkerBatch(faults=tuple(faults), error=copy.copy(error))  # has no traceback
+                return WorkerBatch(faults=tuple(faults), error=copy.copy(error))  # the copy has no traceback
             rows[len(shown)] = image
             shown.append(i)
         seen = np.array(shown, np.int64)
@@ -114,7 +114,7 @@ class Batches:
         return WorkerBatch(here, slot, self.dataset.labels[seen], seen, tuple(faults))
 
     def _image(self, epoch: int, i: int, u: np.ndarray, faults: list) -> tuple[np.ndarray, int]:
-        """The crop and the id of image i, or, in training, of the first readable one of its replacements.
+        """The crop and the id of image i. In training, an unreadable image is replaced by a readable one.
 
         The replacement uses the crop that was drawn for the unreadable image.
         """
@@ -130,7 +130,7 @@ class Batches:
         raise UnreadableData(f"{MAX_IN_A_ROW} images in a row cannot be read, first: {names}")
 
     def _crop(self, i: int, u: np.ndarray, faults: list) -> np.ndarray:
-        """The crop of image i; what was wrong with it is added to `faults`, also when it raises UnreadableImage."""
+        """The crop of image i. Faults of the image are added to `faults`, also when it raises UnreadableImage."""
         notes = []
         try:
             pixels = self.dataset.read(i, notes)

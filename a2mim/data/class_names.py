@@ -1,4 +1,4 @@
-"""One numbering of classes for a pair of sets: label 3 of the one must mean what it means in the other."""
+"""Gives the training set and the test set one numbering of classes, so that label 3 means the same in both."""
 
 import copy
 import warnings
@@ -10,16 +10,15 @@ from a2mim.data.decode import UnreadableImage
 
 
 def match_labels(train: ImageDataset, test: ImageDataset) -> ImageDataset:
-    """The test set with the training set's label for each class name.
+    """The test set, relabelled with the training set's number for each class name.
 
-    Where one set has names and the other only numbers, labels are matched by number, and a warning states the mapping.
-    A test class that the training set lacks gets a number behind those of the training set, with a warning: no
-    classifier can answer it, so its images are counted and never right. A warning also says when both sets are the
-    same images.
+    If only one set has class names, labels are matched by number, and a warning states the mapping. A test class that
+    the training set lacks gets a new number, with a warning: its images count, but no prediction can be right. A
+    warning also says when both sets hold the same images.
 
     Raises:
-        ValueError: a set without any label or with labels that are no classes, names that stand for two classes, or no
-            class in common.
+        ValueError: a set has no labels, or has labels that are no classes; one name belongs to two classes; or the two
+            sets have no class in common.
     """
     for dataset in (train, test):
         dataset.read_labels()
@@ -48,12 +47,12 @@ def match_labels(train: ImageDataset, test: ImageDataset) -> ImageDataset:
         return test
     matched = copy.copy(test)
     matched.labels, matched.class_names = _renumbered(train, test)
-    matched.__dict__.pop("fingerprint", None)  # it was of the other labels
+    matched.__dict__.pop("fingerprint", None)  # computed with the old labels
     return matched
 
 
 def _tell_mapping(train: ImageDataset, test: ImageDataset) -> None:
-    """Warns where only one of the sets has class names: label 3 of the other may mean another class."""
+    """Warns when only one of the sets has class names: label 3 of the other set may mean another class."""
     if bool(train.class_names) == bool(test.class_names):
         return
     named, numbered = (train, test) if train.class_names else (test, train)
@@ -69,7 +68,7 @@ def _tell_mapping(train: ImageDataset, test: ImageDataset) -> None:
 
 
 def _renumbered(train: ImageDataset, test: ImageDataset) -> tuple[np.ndarray, list[str]]:
-    """((N,) labels of the test set in the training set's numbers, the names of these numbers)."""
+    """((N,) labels of the test set in the training set's numbers, the class names in that order)."""
     used = [test.class_names[label] for label in np.unique(test.labels[test.labels >= 0])]
     unknown = [name for name in dict.fromkeys(used) if name not in train.class_names]
     if len(unknown) == len(set(used)):
@@ -96,7 +95,7 @@ def _renumbered(train: ImageDataset, test: ImageDataset) -> tuple[np.ndarray, li
 
 
 def _same_images(train: ImageDataset, test: ImageDataset) -> bool:
-    """Equal fingerprints come from the names, which another set of images may share: one image is looked at too."""
+    """Fingerprints depend on names, and two sets can share names: the pixels of the first image are compared too."""
     if train.fingerprint != test.fingerprint:
         return False
     try:

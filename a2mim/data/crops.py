@@ -1,4 +1,4 @@
-"""From a decoded image to a square: keyed random crops for training, the centre for evaluation, in uint8 or uint16."""
+"""From a decoded image to a crop: keyed random crops for training, centre crops for evaluation; uint8 or uint16."""
 
 import math
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ INTERPOLATIONS = ("bilinear", "bicubic")
 
 
 def height_and_width(img_size: int | Sequence[int]) -> tuple[int, int]:
-    """One number as both sides, two as height and width, in pixels; ValueError for anything else."""
+    """(height, width) in pixels, from one number or from two; ValueError for anything else."""
     size = (img_size, img_size) if isinstance(img_size, int) else tuple(img_size)
     if len(size) != 2 or min(size) < 1:
         raise ValueError(f"img_size={img_size} must be a positive number of pixels, or (height, width)")
@@ -21,7 +21,7 @@ def height_and_width(img_size: int | Sequence[int]) -> tuple[int, int]:
 
 
 def check_interpolation(name: str) -> None:
-    """ValueError for a name that no crop knows."""
+    """ValueError unless the name is in INTERPOLATIONS."""
     if name not in INTERPOLATIONS:
         raise ValueError(f"interpolation={name!r} is unknown; choose {' or '.join(INTERPOLATIONS)}")
 
@@ -30,7 +30,7 @@ def random_box(u: np.ndarray, width: int, height: int, scale, ratio) -> tuple[in
     """RandomResizedCrop's box (x, y, width, height) in pixels.
 
     Args:
-        u: (DRAWS,) uniforms; a number is taken by its position, so that the number of tries shifts no later one.
+        u: (DRAWS,) uniforms. Each number has a fixed position, so the number of tries does not shift the later ones.
         scale: least and greatest share of the area.
         ratio: least and greatest width / height.
 
@@ -52,7 +52,7 @@ def random_box(u: np.ndarray, width: int, height: int, scale, ratio) -> tuple[in
 
 
 def random_crop(pixels: np.ndarray, u: np.ndarray, size, scale, ratio, hflip: float, interpolation: str) -> np.ndarray:
-    """(H, W, C) -> (C, *size), of the same dtype; a view, to be copied to where it is wanted."""
+    """(H, W, C) -> (C, *size) of the same dtype. The result is a view; the caller copies it."""
     x, y, w, h = random_box(u, pixels.shape[1], pixels.shape[0], scale, ratio)
     crop = resize(pixels[y : y + h, x : x + w], size, interpolation)
     return crop[..., ::-1] if u[-1] < hflip else crop
@@ -72,41 +72,43 @@ def center_crop(pixels: np.ndarray, size, short_side: int, interpolation: str) -
 
 
 def _without_far_ends(pixels: np.ndarray) -> np.ndarray:
-    """The middle of a panorama, at most 8:1: the rest would be resized, at any cost in memory, to be cut off."""
+    """The middle of an image longer than 8:1. A resize of the ends, which are cut off, could fill the memory."""
     height, width = pixels.shape[:2]
     top, left = max(0, height - 8 * width) // 2, max(0, width - 8 * height) // 2
     return pixels[top : height - top, left : width - left]
 
 
 def resize(pixels: np.ndarray, size, interpolation: str) -> np.ndarray:
-    """Antialiased, as Pillow's: (H, W, C) -> (C, *size), of the same dtype; in uint8 nearly always within 1 of 255 of
-    Pillow (8 of 1.4e9 values were 2 away).
+    """Resizes with antialiasing, as Pillow does: (H, W, C) -> (C, *size), of the same dtype.
 
-    Bicubic of uint8 is left to Pillow, five times slower: its weights overshoot at edges, and what is clipped after the
-    first pass depends on which axis that was. torch begins with the rows; Pillow 13 decides by the shape, in a way that
-    we could not tell from outside, and then the two differ by up to 31 of 255 (by 1 or 2 where the order is the same).
-    torch takes its fast uint8 path only for channels-last memory, which a one-image batch does not tell by itself:
-    the strides are spelt out.
+    Bilinear uint8 differs from Pillow by at most 1 of 255 nearly always (8 of 1.4e9 values differed by 2).
+
+    Bicubic uint8 uses Pillow, which is five times slower. Its weights overshoot at edges, and the clipping after the
+    first pass depends on which axis comes first. torch always begins with the rows. Pillow 13 chooses by the shape; we
+    could not find its rule. Where the order differs, results differ by up to 31 of 255, else by 1 or 2.
+
+    torch uses its fast uint8 path only for channels-last memory. A batch of one image does not show its memory format,
+    so the strides are given explicitly.
     """
     if pixels.dtype == np.uint16:
         return _resize_deep(pixels, size, interpolation)
     if interpolation == "bicubic":
         return _resize_bicubic(pixels, size)
-    pixels = np.array(pixels, order="C")  # a copy: torch wants writable, gapless memory
+    pixels = np.array(pixels, order="C")  # a copy: torch needs writable, contiguous memory
     h, w, c = pixels.shape
     image = torch.from_numpy(pixels).permute(2, 0, 1)[None].as_strided((1, c, h, w), (h * w * c, 1, w * c, c))
     return interpolate(image, size=tuple(size), mode=interpolation, antialias=True, align_corners=False)[0].numpy()
 
 
 def _resize_deep(pixels: np.ndarray, size, interpolation: str) -> np.ndarray:
-    """In float32, whose 24 bits hold 16-bit values with room for the weights."""
+    """Resizes in float32: its 24 bits hold 16-bit values with enough precision for the weights."""
     image = torch.from_numpy(pixels.astype(np.float32)).permute(2, 0, 1)[None]
     resized = interpolate(image, size=tuple(size), mode=interpolation, antialias=True, align_corners=False)[0]
     return resized.round_().clamp_(0, 65535).numpy().astype(np.uint16)
 
 
 def _resize_bicubic(pixels: np.ndarray, size) -> np.ndarray:
-    """Pillow knows RGB and single bands."""
+    """Resizes RGB in one call and other images band by band, because Pillow resizes only these two."""
     from PIL import Image
 
     bands = [pixels] if pixels.shape[2] == 3 else pixels.transpose(2, 0, 1)

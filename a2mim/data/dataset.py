@@ -1,8 +1,8 @@
-"""Indexed images: the one type that loaders read, whatever the images are stored in.
+"""Indexed images: the one type that loaders read, wherever the images are stored.
 
-A store knows where images lie and answers two questions, `content(i)` and `name(i)`; what the bytes mean is decided
-here. It must survive pickling (spawned workers) and forking. Everything that the order and the randomness depend on
-stands here, as arrays.
+A store knows where the images are. It has two methods, `content(i)` and `name(i)`. The data set decodes the bytes. A
+store must survive pickling (spawned workers) and forking. The data set holds, as arrays, everything that the order and
+the random draws depend on.
 """
 
 import contextlib
@@ -18,20 +18,20 @@ from a2mim.data.decode import REDUCED, decode, depth_of, quick_depth_of
 from a2mim.data.names import escaped
 from a2mim.data.pixel_format import BITS, PixelFormat, Unfit, UnreadableImage, fit_depth, fit_picture, fit_range
 
-LOOKED_AT = 4  # images, when the first ones cannot be read
-MORE_LOOKED_AT = 8  # images, for their depth
+LOOKED_AT = 4  # images that are tried for the depth until one can be read
+MORE_LOOKED_AT = 8  # further images whose depth is compared
 
 
 class Store(Protocol):
-    """Where the images are. A store may also have `will_need(ids)`, told before ids (N,) int64 are asked for."""
+    """Where the images are. A store may also have `will_need(ids)`; it is called before these ids (N,) are read."""
 
     def content(self, i: int) -> bytes | np.ndarray:
-        """The encoded image, or its pixels (H, W, C) where these are what is stored; raises UnreadableImage when this
-        one image is at fault.
+        """The encoded image, or its pixels (H, W, C) if the store holds pixels. Raises UnreadableImage if only this
+        image is at fault.
         """
 
     def name(self, i: int) -> str:
-        """What a person would look for: a path, or shard and member."""
+        """A name that helps a person to find the image: a path, or shard and member."""
 
 
 class ImageDataset:
@@ -40,15 +40,16 @@ class ImageDataset:
     Args:
         store: where the pixels are.
         title: the source, as the user named it.
-        keys: (N,) uint64, one per image, independent of where the data lies: what random crops are keyed by.
+        keys: (N,) uint64, one per image, independent of the location of the data. Random crops depend on them.
         labels: (N,) int64, -1 = none.
         shard_sizes: images in each shard, in order; a folder is one shard.
         class_names: name of label 0, 1, ..., or None.
-        splits: the splits that the source has; empty when there is but one set, returned for every split.
-        duplicates: images left out because an earlier one has their key.
+        splits: the splits that the source has; empty if it has one set, which is then used for every split.
+        duplicates: images left out because an earlier image has the same key.
 
-    `form` says what the pixels are brought to; `open_dataset` sets it. `skipped` names the shards that the user chose
-    to go on without, `incomplete` counts samples without an image, `unchecked` shards indexed by DALI's word.
+    `form` says how pixels are converted; `open_dataset` sets it. `skipped` names the bad shards that the user chose to
+    skip. `incomplete` counts samples without an image. `unchecked` counts shards whose index came from DALI and was not
+    verified.
     """
 
     form = PixelFormat()
@@ -57,8 +58,8 @@ class ImageDataset:
     label_fault = ""
     passed_over = depths_differ = ""
     label_reader: Callable[[], tuple[np.ndarray, list[str] | None, int]] | None = None  # labels, names, odd ones
-    promise = ""  # what does not hold for it, in the user's words; see own_data.py
-    stream = None  # what is trained on, when the images here are only its first ones; see streams.py
+    promise = ""  # which guarantees do not hold, as text for the user; see own_data.py
+    stream = None  # the training stream, when this set holds only its first images; see streams.py
 
     def __init__(self, store: Store, title: str, keys, labels, shard_sizes, class_names=None, splits=(), duplicates=0):
         self.store, self.title = store, title
@@ -71,11 +72,11 @@ class ImageDataset:
         return len(self.keys)
 
     def read(self, i: int, notes: list[str] | None = None) -> np.ndarray:
-        """(H, W, C) as `form` says; raises UnreadableImage; what is worth counting is appended to notes."""
+        """(H, W, C) in the data set's format; raises UnreadableImage. Faults to be counted are appended to `notes`."""
         return self.decode(self.store.content(int(i)), notes)
 
     def decode(self, content: bytes | np.ndarray, notes: list[str] | None = None) -> np.ndarray:
-        """What a store has of an image -> (H, W, C) as `form` says."""
+        """Converts what a store returns to (H, W, C) in the data set's format."""
         if not isinstance(content, np.ndarray):
             return decode(content, notes, self.form)
         pixels = fit_picture(fit_range(content, self.form), self.form.in_chans)
@@ -84,7 +85,7 @@ class ImageDataset:
         return fit_depth(pixels, self.form.bits)
 
     def will_need(self, ids: np.ndarray) -> None:
-        """Lets the store read ahead, where it can."""
+        """Lets the store read ahead, if it can."""
         if hasattr(self.store, "will_need"):
             self.store.will_need(ids)
 
@@ -101,10 +102,10 @@ class ImageDataset:
         nodata: float | str | None = None,
         fill: float | None = None,
     ) -> None:
-        """Sets `form`, see pixel_format.py. Without `bits` several images are looked at: 16 where one has 16.
+        """Sets `form`, see pixel_format.py. Without `bits`, several images are read, and one with 16 bits makes it 16.
 
         Raises:
-            ValueError: the first image that can be read does not suit.
+            ValueError: the first readable image does not fit.
         """
         nodata = None if nodata is None else float(nodata)
         self.form = PixelFormat(in_chans, bits or 16, exif, value_range and tuple(value_range), nodata, fill)
@@ -117,7 +118,7 @@ class ImageDataset:
         self.__dict__.pop("fingerprint", None)
 
     def _depth_of_first(self) -> list[int]:
-        """The bits a value of the first image that can be read; ValueError when it does not suit."""
+        """Bits per value of the first readable image; [] if there is none; ValueError if the image does not fit."""
         for i in range(min(LOOKED_AT, len(self))):
             try:
                 return [self._depth(i, depth_of)]
@@ -128,7 +129,7 @@ class ImageDataset:
         return []
 
     def _depths_of_others(self) -> list[int]:
-        """The bits a value of some more images, spread over those that are quickly read."""
+        """Bits per value of some more images, spread over those that can be read quickly."""
         near = min(len(self), getattr(self.store, "nearby", len(self)))
         depths = []
         for i in np.unique(np.linspace(0, near - 1, MORE_LOOKED_AT + 1).astype(np.int64))[1:].tolist():
@@ -143,30 +144,30 @@ class ImageDataset:
         return of_encoded(content, self.form)
 
     def read_labels(self) -> None:
-        """Reads labels that only the items have, once; whoever judges by labels calls it."""
+        """Reads labels that only the items have, once. Code that needs labels calls it."""
         if self.label_reader is not None:
-            _ = self.fingerprint  # stays that of the set without them: a run may be resumed without a judge
+            _ = self.fingerprint  # computed before the labels: a run may be resumed without reading them
             self.labels, names, self.odd_labels = self.label_reader()
             self.class_names, self.label_reader = self.class_names or names, None
 
     def name(self, i: int) -> str:
-        """On one line that any file and terminal takes; for names that are UTF-8, what the store calls the image."""
+        """The store's name of the image, on one line, with bytes that are not UTF-8 escaped."""
         return escaped(self.store.name(int(i)))
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        """Changes when images come, go, change their order, name, shard or label, or are read in another way; not when
-        the data moves.
+        """Hash of what the order depends on. It changes when images are added or removed, or when their order, name,
+        shard, label or pixel format changes. It does not change when the data is moved.
         """
         columns = [column.tobytes() for column in (self.shard_sizes, self.keys, self.labels)]
         values = dataclasses.astuple(self.form)
-        values = values[:4] if self.form.nodata is None else values  # as before there was `nodata`
+        values = values[:4] if self.form.nodata is None else values  # keeps fingerprints from before `nodata` existed
         form = [] if self.form == PixelFormat() else [repr(values).encode()]
         return hashlib.blake2b(b"".join(columns + form), digest_size=8).hexdigest()
 
     @property
     def images(self) -> int:
-        """In an epoch: those of a stream, of which only the first are here, or all."""
+        """Number of images in an epoch; of a stream, the number that the user stated."""
         return self.stream.images_per_epoch if self.stream else len(self)
 
     def describe(self) -> str:

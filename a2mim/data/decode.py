@@ -1,8 +1,8 @@
-"""Bytes to pixels: JPEG through simplejpeg, the rest through Pillow, but for what Pillow does not read in full
-(rasters.py, tiffs.py).
+"""Bytes to pixels.
 
-The first two agree bit for bit on JPEG. EXIF orientation is applied on request only, alike for every format; of an
-animation or of several pages the first counts. Whatever a decoder raises is one image's fault, an UnreadableImage.
+JPEG is decoded by simplejpeg and the rest by Pillow; both give the same bits for JPEG. rasters.py and tiffs.py decode
+what Pillow does not read in full. EXIF orientation is applied only on request, for every format. Of animations and of
+files with several pages, the first image is used. Whatever a decoder raises becomes UnreadableImage: one image's fault.
 """
 
 import warnings
@@ -18,19 +18,19 @@ from a2mim.data.rasters import refuse_bomb
 
 __all__ = ["LENIENT", "REDUCED", "PixelFormat", "Unfit", "UnreadableImage", "decode", "depth_of"]
 
-LENIENT = "damaged, decoded all the same"  # counted like a reason, but the image is shown
-REDUCED = "16 bits reduced to 8"  # likewise
+LENIENT = "damaged, decoded all the same"  # counted like a fault, but the image is used
+REDUCED = "16 bits reduced to 8"  # counted like a fault, but the image is used
 FOREIGN, DAMAGED = "foreign", "damaged"
 _JPEG = b"\xff\xd8"
-_EIGHT_BITS = (b"GIF8", b"BM")  # what begins so has no other depth
+_EIGHT_BITS = (b"GIF8", b"BM")  # the first bytes of formats that always have 8 bits
 RGB = PixelFormat()
 
 
 def decode(data: bytes, notes: list[str] | None = None, form: PixelFormat = RGB) -> np.ndarray:
-    """Encoded image -> (H, W, form.in_chans) of form.dtype, writable and without gaps; raises UnreadableImage.
+    """Encoded image -> (H, W, form.in_chans) of form.dtype, writable and contiguous; raises UnreadableImage.
 
     Args:
-        notes: gets LENIENT appended when a damaged image was decoded all the same, REDUCED when bits were lost.
+        notes: receives LENIENT if a damaged image was decoded all the same, and REDUCED if bits were lost.
     """
     notes = [] if notes is None else notes
     pixels, turned = _decode(data, notes, form)
@@ -41,12 +41,12 @@ def decode(data: bytes, notes: list[str] | None = None, form: PixelFormat = RGB)
 
 
 def depth_of(data: bytes, form: PixelFormat = RGB) -> int:
-    """8 or 16: the bits a value of one encoded image; raises UnreadableImage, as Unfit where the form does not suit."""
+    """Bits per value of one encoded image: 8 or 16. Raises UnreadableImage, or Unfit if the format does not fit."""
     return _depth_by_header(data) if form.in_chans <= 4 and _depth_by_header(data) else _depth_by_decoding(data, form)
 
 
 def quick_depth_of(data: bytes, form: PixelFormat = RGB) -> int:
-    """`depth_of`, without decoding a PNG: whether it suits is not looked at."""
+    """`depth_of` from the header alone for PNG; it does not check whether the image fits."""
     if rasters.is_png(data):
         return 16 if rasters.is_deep_png(data) else 8
     return depth_of(data, form)
@@ -61,14 +61,14 @@ def _depth_by_decoding(data: bytes, form: PixelFormat) -> int:
 
 
 def _decode(data: bytes, notes: list[str], form: PixelFormat) -> tuple[np.ndarray, bool]:
-    """((H, W, form.in_chans) uint8 or uint16, whether its orientation is already handled); raises UnreadableImage."""
+    """((H, W, form.in_chans) uint8 or uint16, whether the orientation is already applied); raises UnreadableImage."""
     if not data:
         raise UnreadableImage("empty")
     if len(data) > MAX_BYTES:
         raise UnreadableImage("too large", f"{len(data):,} bytes, at most {MAX_BYTES:,} are read")
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # decoders warn about what is checked, converted or counted here anyway
+            warnings.simplefilter("ignore")  # what decoders warn about is checked, converted or counted here
             pixels, turned = _decode_by_kind(data, notes, form)
     except UnreadableImage:
         raise
@@ -101,7 +101,7 @@ def _decode_by_kind(data: bytes, notes: list[str], form: PixelFormat) -> tuple[n
 
 
 def _decode_jpeg(data: bytes, in_chans: int) -> np.ndarray | str:
-    """Pixels, or why Pillow has to decide: FOREIGN (CMYK, odd colour spaces), or DAMAGED (libjpeg only warns)."""
+    """Pixels, or why Pillow must decode: FOREIGN (CMYK, unusual colour spaces) or DAMAGED (libjpeg only warns)."""
     import simplejpeg
 
     try:
@@ -110,7 +110,7 @@ def _decode_jpeg(data: bytes, in_chans: int) -> np.ndarray | str:
         if in_chans > 4:
             raise Unfit("other channels", f"a picture of {1 if space == 'Gray' else 3}, and in_chans={in_chans}")
         if space not in ("YCbCr", "RGB", "Gray"):
-            simplejpeg.decode_jpeg(data, "CMYK")  # strict, where Pillow is not: damage is counted in these too
+            simplejpeg.decode_jpeg(data, "CMYK")  # strict, unlike Pillow: it finds damage in these images too
             return FOREIGN
         return simplejpeg.decode_jpeg(data, "GRAY" if space == "Gray" and in_chans < 3 else "RGB")
     except UnreadableImage:

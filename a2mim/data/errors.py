@@ -1,9 +1,9 @@
-"""Four classes of faults, kept separate.
+"""Four kinds of faults, kept separate.
 
-A sample is at fault (`UnreadableImage`, decode.py): it is replaced or left out, and counted. A shard is at fault
-(`ShardError`): the run ends, or goes on without the shard where the user chose that. The machine is at
-fault (`MachineError`): the run ends, whatever the user chose about shards. The request is at fault (ValueError,
-FileNotFoundError): nothing begins.
+- A sample is at fault (`UnreadableImage`, pixel_format.py): it is replaced or left out, and counted.
+- A shard is at fault (`ShardError`): the run ends, or goes on without the shard if the user chose that.
+- The machine is at fault (`MachineError`): the run ends, whatever the user chose about shards.
+- The request is at fault (ValueError, FileNotFoundError): nothing starts.
 """
 
 import errno
@@ -18,14 +18,14 @@ class ShardError(OSError):
 
 
 class MachineError(OSError):
-    """Too few open files, no room on a disk, no memory: neither an image nor a shard is to blame."""
+    """Too many open files, a full disk or no memory: neither an image nor a shard is at fault."""
 
 
 def refuse_machine_faults(error: OSError, path: str | os.PathLike | None = None) -> None:
-    """Raises MachineError, in one sentence with the remedy, when that is what an OSError is about.
+    """Raises MachineError, with the remedy, if an OSError says that the machine lacks files, disk space or memory.
 
     Args:
-        path: the file that was being read or written, where the error does not name it.
+        path: the file that was read or written, if the error does not name it.
     """
     if isinstance(error, MachineError):
         raise error
@@ -43,7 +43,7 @@ def refuse_machine_faults(error: OSError, path: str | os.PathLike | None = None)
 
 
 def make_cache_folder(folder: Path) -> None:
-    """Makes a folder of the cache; MachineError when it cannot be made."""
+    """Makes a folder of the cache; MachineError if that fails."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

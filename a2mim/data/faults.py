@@ -1,4 +1,4 @@
-"""Images that could not be read, or only in part: counted by reason, and too many of them end the run."""
+"""Counts images that could not be read, or only in part, by reason. Too many of them end the run."""
 
 import copy
 from collections import Counter
@@ -7,9 +7,9 @@ from collections.abc import Iterable
 from a2mim.data.decode import LENIENT, REDUCED
 from a2mim.data.records import Batch, Fault, WorkerBatch
 
-SHOWN = (LENIENT, REDUCED)  # counted with the faults, but the image is there
-NAMED = 3  # images that are named in an error
-FEW_FAULTS, FAULT_SHARE = 10, 0.01  # more unreadable images than both, of those handed out, end the run
+SHOWN = (LENIENT, REDUCED)  # counted with the faults, but the image is used
+NAMED = 3  # images that an error names
+FEW_FAULTS, FAULT_SHARE = 10, 0.01  # a run ends when more images are unreadable than this number and this share
 
 
 class UnreadableData(ValueError):
@@ -17,7 +17,7 @@ class UnreadableData(ValueError):
 
 
 class Faults(Counter):
-    """How many images were damaged, by reason; `names` has the first few that could not be read, and why."""
+    """Counts of damaged images by reason; `names` holds the first few unreadable images, with the reason."""
 
     def __init__(self, counts=()):
         super().__init__(counts)
@@ -25,27 +25,27 @@ class Faults(Counter):
 
     @property
     def unreadable(self) -> dict[str, int]:
-        """Without those that were shown all the same."""
+        """Counts without images that were used all the same."""
         return {reason: count for reason, count in self.items() if reason not in SHOWN}
 
     def add(self, faults: Iterable[Fault]) -> None:
-        """Counts faults and keeps the names of the first."""
+        """Counts faults and keeps the first names."""
         faults = list(faults)
         self.update(reason for reason, _ in faults)
         self.names += [sentence for reason, sentence in faults if reason not in SHOWN][: NAMED - len(self.names)]
 
     def receive(self, made: WorkerBatch, images: int) -> Batch:
-        """The batch of a worker's answer, its faults counted.
+        """Counts the faults of a worker's answer and returns its batch.
 
         Args:
-            images: how many have been handed out so far, this batch counted.
+            images: number of images handed out so far, this batch included.
 
         Raises:
-            UnreadableData: there are too many unreadable ones among them; or whatever error the worker hands over.
+            UnreadableData: too many of these images are unreadable. An error from the worker is raised as it is.
         """
         self.add(made.faults)
         if made.error is not None:
-            raise copy.copy(made.error)  # not itself: in a cycle with this frame, workers end 5 s later
+            raise copy.copy(made.error)  # a copy: a cycle with this frame would delay the workers' shutdown by 5 s
         if made.faults and sum(self.unreadable.values()) > max(FEW_FAULTS, FAULT_SHARE * images):
             counts = ", ".join(f"{count} {reason}" for reason, count in self.unreadable.items())
             raise UnreadableData(

@@ -1,4 +1,4 @@
-"""A folder of images, nested as it likes: one shard, in sorted order, labelled by its first-level folders."""
+"""A folder of images, nested to any depth: one shard in sorted order; the first-level folders are the labels."""
 
 import os
 import warnings
@@ -28,7 +28,7 @@ class FolderStore:
             raise UnreadableImage("missing", "the file has gone since the folder was listed") from None
         except NotPlain as error:
             raise UnreadableImage("no image file", error.strerror) from None
-        except OSError as error:  # not permitted, a damaged disk: of this file, until too many say so
+        except OSError as error:  # no permission, a damaged disk: one image's fault until there are too many
             raise UnreadableImage("cannot be opened", error.strerror) from None
 
     def name(self, i: int) -> str:
@@ -36,7 +36,7 @@ class FolderStore:
 
 
 def open_folder(folder: str | os.PathLike, split: str = "train") -> ImageDataset:
-    """All images under a folder, or under the folder of its split when it has two, see splits.py."""
+    """All images under a folder, or under the folder of `split` if the folder has two splits; see splits.py."""
     root, parts = Path(folder), find_splits(folder)
     if parts:
         if split not in parts:
@@ -68,14 +68,14 @@ def open_folder(folder: str | os.PathLike, split: str = "train") -> ImageDataset
 
 
 def inner(folder: Path) -> Path:
-    """The folder itself, or train/train/ where an archive was unpacked into a folder of its own name."""
+    """The folder itself, or train/train/ if an archive was unpacked into a folder with its own name."""
     inside = folder / folder.name
     alone = [entry.name for entry in list_folder(folder) if not entry.name.startswith(".")] == [folder.name]
     return inside if alone and inside.is_dir() else folder
 
 
 def labels_from_paths(paths: list[str]) -> tuple[np.ndarray, list[str] | None]:
-    """Labels by first-level folder when every image lies in one and there are at least two; else -1 and None."""
+    """Labels by first-level folder if every image is in one and there are at least two; else -1 and None."""
     first = [path.partition("/")[0] if "/" in path else None for path in paths]
     name_of = {folder: class_name(folder) for folder in set(first) - {None}}
     names = sorted(set(name_of.values()))
@@ -86,7 +86,7 @@ def labels_from_paths(paths: list[str]) -> tuple[np.ndarray, list[str] | None]:
 
 
 def what_is_there(root: Path, found: Walk) -> str:
-    """What to say of a folder without images."""
+    """A phrase that describes a folder without images."""
     tars = sorted(root.glob("*.tar"))
     if tars:
         return f"it holds {len(tars)} tar files; give them as '{root}/*.tar'"

@@ -1,7 +1,8 @@
-"""Lists of images: a text file with the path of an image a line, and its label where there is one.
+"""Lists of images: a text file with one image path per line, optionally with a label.
 
-As mmpretrain, Caffe and timm write them: "cat/0.jpg", "cat/0.jpg 3", "cat/0.jpg,cat" or a tab between; a first line of
-column names is passed over, and so are empty lines and remarks behind "#". Paths count from the list's folder.
+The formats of mmpretrain, Caffe and timm are read: "cat/0.jpg", "cat/0.jpg 3", "cat/0.jpg,cat", or a tab between. A
+first line with column names is skipped, and so are empty lines and comments after "#". Paths are relative to the
+list's folder.
 """
 
 import os
@@ -24,7 +25,7 @@ _LOOKED_AT = 20  # lines
 
 
 def is_list_of_images(path: str) -> bool:
-    """Whether one of the first lines of a text file names an image."""
+    """True if one of the first lines of a text file names an image."""
     if not path.lower().endswith(LIST_SUFFIXES) or not os.path.isfile(path):
         return False
     return any(_entry(line) is not None for line in _lines(path)[:_LOOKED_AT])
@@ -34,7 +35,7 @@ def open_image_list(path: str) -> ImageDataset:
     """The images of a list, in its order.
 
     Raises:
-        ValueError: a line that names no image, or an image that is named twice.
+        ValueError: a line names no image, or an image is named twice.
         FileNotFoundError: the first image is not where the list says.
     """
     entries = []
@@ -67,7 +68,7 @@ def _lines(path: str) -> list[str]:
 
 
 def _entry(line: str) -> tuple[str, str | None] | None:
-    """(path, label or None) of a line; None where it names no image. A path may have blanks in it."""
+    """(path, label or None) of a line; None if the line names no image. A path may contain blanks."""
     if _is_image(line):
         return line, None
     name, *others = _FIELDS.split(line)

@@ -1,8 +1,9 @@
 """One item of a user's own data set or pipeline: its image and its label.
 
-An item is an image, a tuple (image, label, …), or a dictionary with an image under "image", "img" or a suffix such as
-"jpg", and a label under "label", "cls", "target" or "json". An image is encoded bytes, a Pillow image of any mode, or
-uint8 or uint16: an array (H, W) or (H, W, C), or a tensor (C, H, W). Give it as it is, without ToTensor or Normalize.
+An item is an image, a tuple (image, label, …), or a dictionary. A dictionary has the image under "image", "img" or a
+suffix such as "jpg", and the label under "label", "cls", "target" or "json". An image is encoded bytes, a Pillow image
+of any mode, or uint8 or uint16 pixels: an array (H, W) or (H, W, C), or a tensor (C, H, W). Do not apply ToTensor or
+Normalize to it.
 """
 
 from collections.abc import Mapping
@@ -20,13 +21,13 @@ _LABELS = ("label", "cls", "target")
 
 
 def image_and_label(item: object) -> tuple[bytes | np.ndarray, int]:
-    """What a store gives of an item's image, and its label or -1; ValueError naming what was found instead."""
+    """An item's image, as a store returns it, and its label or -1; ValueError says what the item holds instead."""
     image, label = parts_of(item)
     return _content(image), label_number(label)
 
 
 def parts_of(item: object) -> tuple[object, object]:
-    """(image, label or None) of an item, as they are."""
+    """(image, label or None) of an item, not converted."""
     image, label = item, None
     if isinstance(item, Mapping):
         image = next((item[name] for name in _IMAGES if name in item), None)
@@ -56,7 +57,7 @@ def _content(image) -> bytes | np.ndarray:
 
 
 def _of_pillow(image) -> np.ndarray:
-    """Pixels of a Pillow image, which may be read from its file only now."""
+    """Pixels of a Pillow image. Pillow may read the file only now."""
     refuse_bomb(*image.size)
     try:
         return pixels_of(image)
@@ -69,6 +70,6 @@ def _with_channels(pixels: np.ndarray) -> np.ndarray:
 
 
 def label_number(label: object) -> int:
-    """A whole number, also as bytes, text or a tensor of one; -1 for anything else: captions, shares and the like."""
+    """The label as a number from an int, bytes, text or a tensor of one; -1 for anything else, such as a caption."""
     number = int(label) if isinstance(label, bool | np.bool_) else whole_number(label)
     return -1 if number is None or number < 0 else number

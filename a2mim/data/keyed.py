@@ -1,16 +1,15 @@
 """Randomness without state: every number is a pure function of (seed, epoch, sample key, draw).
 
-Nothing to save, nothing to share between processes: the number of workers, their start method and the moment of a
-resume cannot change what a sample looks like. The hash is splitmix64 (Steele et al., 2014,
-https://doi.org/10.1145/2714064.2660195), written out here because numpy does not promise that its generators
-give the same numbers in its next version.
+There is no state to save or to share between processes. The number of workers, their start method and a resume cannot
+change a sample. The hash is splitmix64 (Steele et al., 2014, https://doi.org/10.1145/2714064.2660195). It is written
+out here because numpy does not promise that its generators give the same numbers in the next version.
 """
 
 import hashlib
 
 import numpy as np
 
-# Streams keep draws for different purposes apart.
+# Each purpose has a stream of its own, so that its draws are independent of the others.
 CROP, REPLACEMENT, ORDER, PHOTOGRAPH, COPY, ERASING = range(6)
 
 
@@ -30,7 +29,7 @@ def hashes(seed: int, epoch: int, keys: np.ndarray, draws: int, stream: int = CR
 
 
 def key_of(name: str) -> int:
-    """The key of a sample: 64 bits of BLAKE2b of its name, which stays the same when the data moves."""
+    """The key of a sample: 64 bits of BLAKE2b of its name. It does not change when the data is moved."""
     return int.from_bytes(hashlib.blake2b(name.encode("utf-8", "surrogateescape"), digest_size=8).digest(), "little")
 
 

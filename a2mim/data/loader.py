@@ -1,7 +1,7 @@
-"""Batches in an order that can be taken up anywhere: TrainLoader for training, EvalLoader for features.
+"""Batches in an order that can be resumed anywhere: TrainLoader for training, EvalLoader for features.
 
-Workers change how fast batches come and nothing else: ids are sent out, finished batches come back, and every number in
-them is a function of the ids, the epoch and the seed. A position is therefore one integer.
+Workers change the speed and nothing else: a request holds ids, and every number in a batch is a function of the ids,
+the epoch and the seed. A position is therefore one integer.
 """
 
 from collections.abc import Iterator
@@ -21,15 +21,15 @@ from a2mim.data.workers import Workers
 
 
 class TrainLoader(Progress):
-    """Random crops, shuffled; can be resumed at any batch.
+    """Random crops in shuffled order; can be resumed at any batch.
 
     Args:
         dataset: from open_dataset.
         img_size, global_batch_size: see `LoaderOptions`.
         options: further fields of `LoaderOptions`.
 
-    Iterating goes from the current position to the end of its epoch. `position` counts the batches handed out since
-    the first epoch. Each batch is a `Batch`.
+    An iterator yields each `Batch` from the current position to the end of the epoch. `position` is the number of
+    batches yielded since epoch 0.
     """
 
     def __init__(self, dataset: ImageDataset, img_size, global_batch_size: int, **options):
@@ -46,32 +46,32 @@ class TrainLoader(Progress):
         self._workers = Workers(Batches(shown, self.crop), chosen.batch_size, *how)
 
     def __len__(self) -> int:
-        """Steps of a whole epoch, wherever the position is."""
+        """Steps in a whole epoch, whatever the position is."""
         return self.plan.steps
 
     @property
     def left_out(self) -> int:
-        """Images that an epoch does not show, because they fill no batch; others in each epoch."""
+        """Images that an epoch leaves out because they do not fill a batch; each epoch leaves out others."""
         return self.plan.left_out
 
     def __iter__(self) -> Iterator[Batch]:
         epoch, step = self._place()
         share = self.rank, self.world_size, self.repeats
         for made in self._workers.run(_planned(self.plan, epoch, range(step, len(self)), share)):
-            self.position += 1  # before the batch is used: a state saved during its step is the state after it
+            self.position += 1  # before the step: a state saved during the step is the state after it
             rank_images = self.position * (self.plan.global_batch_size // self.world_size)
             yield self.faults.receive(made, rank_images)
 
     def state_dict(self) -> dict:
-        """Plain values: the position, and what must be the same for it to mean the same."""
+        """Plain values: the position, and the settings that a position depends on."""
         return {**self._identity(), **self._position(), "faults": dict(self.faults)}
 
     def load_state_dict(self, state: dict, next_epoch: bool = False) -> list[str]:
-        """Sets the position of a saved state; returns what changed, in words. Reads no data.
+        """Restores the position of a saved state without reading data. Returns the changes, as sentences.
 
         Args:
-            next_epoch: where data, batch or plan are others than when the state was saved, begin the next epoch with
-                what is now; its positions count on from the state's. Without this they are refused by ValueError.
+            next_epoch: if data, batch size or plan changed since the state was saved, start the next epoch with the new
+                ones; positions count on from the state's. False: a change raises ValueError.
         """
         said = self._take_up(state, next_epoch)
         self.faults = Faults(state["faults"])
@@ -90,14 +90,14 @@ class TrainLoader(Progress):
 
 
 class EvalLoader:
-    """The whole set once, in order, central crops; images that cannot be read are left out and counted in `faults`.
+    """The whole set once, in order, as centre crops. Unreadable images are left out and counted in `faults`.
 
     Args:
         dataset: from open_dataset.
         img_size: side of the crop in pixels, or (H, W).
-        resize: short side before the crop, in pixels; None: no larger than the crop.
+        resize: short side before the crop, in pixels; None: the longer side of the crop.
         interpolation: "bilinear" or "bicubic", antialiased.
-        batch_size: images per batch; the last may have fewer, as has one with unreadable images.
+        batch_size: images per batch. The last batch, and a batch with unreadable images, may have fewer.
         num_workers, start_method, pin_memory: see data/workers.py.
         indices: the images to show, in this order; None: all.
     """

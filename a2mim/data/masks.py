@@ -1,6 +1,7 @@
-"""Images with index masks: the class of every pixel, read as a number and never as a colour.
+"""Images with index masks: each pixel of a mask is the number of its class, never a colour.
 
-A mask is a PNG of one channel: 8 bits, 16 bits, or a palette, of which the index counts. Its size is the image's.
+A mask is a PNG of one channel: 8 bits, 16 bits, or a palette, whose indices are the classes. It has the size of its
+image.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from a2mim.data.walk import PICTURES
 
 _SINGLE = ("L", "P", "1", "I", "I;16", "I;16B", "I;16L")  # Pillow's modes of one channel of whole numbers
 _SPLITS = {"train": ("train", "training"), "test": ("test", "val", "validation")}
-_MASK_SUFFIXES = ("mask.png", "seg.png")  # of a sample in a shard, beside its image
+_MASK_SUFFIXES = ("mask.png", "seg.png")  # of the mask of a sample in a shard
 TEXTURES = ("brick.png", "grass.png", "gravel.png", "hubble_deep_field.jpg", "ihc.png")
 TEXTURE_IMAGES = {"train": 240, "test": 80}
 _SIDE, _CELLS, _SEED = 128, 5, 2025_0602
@@ -74,7 +75,7 @@ def open_masked(source, split: str = "train") -> Masked:
 
 
 def looks_masked(source) -> bool:
-    """Whether a source is a folder of images and masks, or the built-in one. Shards are not looked into."""
+    """True for a folder of images and masks, and for the built-in one. Shards are not opened."""
     if isinstance(source, list | tuple) and len(source) == 1:
         source = source[0]
     if source == "textures":
@@ -89,7 +90,7 @@ def read_mask(data: bytes, name: str) -> np.ndarray:
     """(H, W) int64 ids.
 
     Raises:
-        ValueError: more than one channel (colours are not ids), or no image.
+        ValueError: it has more than one channel (colours are not ids), or is no image.
     """
     try:
         with Image.open(BytesIO(data)) as image:
@@ -105,8 +106,8 @@ def read_mask(data: bytes, name: str) -> np.ndarray:
 
 
 def open_textures(split: str = "train") -> Masked:
-    """Five textures of the scikit-image wheel, set side by side: every pixel belongs to the nearest of five points, and
-    shows the texture of that point. Training images come from the left halves, test images from the right ones.
+    """Five textures of the scikit-image wheel in one image: each pixel belongs to the nearest of five points and shows
+    that point's texture. Training images come from the left halves of the textures, test images from the right halves.
 
     The halves are balanced to one mean colour, see `photos.half`, so that colour alone does not tell the class.
     """
@@ -121,7 +122,7 @@ def open_textures(split: str = "train") -> Masked:
 
 
 def _compose(draws: np.ndarray, halves: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-    """One image of side 128 and its mask from (points, 5) draws: place, class, and where the texture is cut."""
+    """One image of side 128 and its mask, from (points, 5) draws: position (y, x), class, and origin in the texture."""
     rows, columns = np.mgrid[:_SIDE, :_SIDE]
     points = draws[:, :2] * _SIDE
     distances = (rows[..., None] - points[:, 0]) ** 2 + (columns[..., None] - points[:, 1]) ** 2
@@ -165,7 +166,7 @@ def _open_folder(root: Path, split: str) -> Masked:
 
 
 def _by_stem(folder: Path, suffixes: tuple[str, ...]) -> dict[str, Path]:
-    """Files below a folder by their path without the suffix."""
+    """Files under a folder, by their relative path without the suffix."""
     if not folder.is_dir():
         return {}
     paths = (path for path in sorted(folder.rglob("*")) if path.suffix.lower().lstrip(".") in suffixes)
@@ -178,7 +179,7 @@ def _open_shards(source) -> Masked:
     shards = expand(source)
     if remote := [shard for shard in shards if is_remote(shard)]:
         raise ValueError(f"{remote[0]} is remote: shards of images and masks are read from disk; copy them first.")
-    places: list[tuple[str, str, tuple[int, int], tuple[int, int]]] = []  # shard, key, image, mask
+    places: list[tuple[str, str, tuple[int, int], tuple[int, int]]] = []  # shard, key, (offset, size) of image and mask
     for shard in shards:
         places += _pairs_of(shard)
     if not places:

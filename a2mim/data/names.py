@@ -1,4 +1,4 @@
-"""Names and numbers that come with data: file names of old disks, class names of other systems, labels of any kind."""
+"""Names and labels that come with data: file names that are not UTF-8, class names, labels of any type."""
 
 import re
 import unicodedata
@@ -9,9 +9,9 @@ _INT64 = 1 << 63
 
 
 def escaped(text: str) -> str:
-    r"""A name on one line that any UTF-8 file and terminal takes: line breaks become \n, bytes that are no UTF-8 \xe9.
+    r"""A name on one line that any UTF-8 file takes: a line break becomes \n, a byte that is not UTF-8 \xe9.
 
-    A name without such characters stays as it is, backslashes too.
+    A name without such characters is not changed, not even its backslashes.
     """
     return text if text.isprintable() else "".join(map(_shown, text))
 
@@ -19,18 +19,18 @@ def escaped(text: str) -> str:
 def _shown(character: str) -> str:
     if character.isprintable() or unicodedata.category(character) == "Zs":  # spaces of any width
         return character
-    if "\udc80" <= character <= "\udcff":  # Python's stand-in for a byte that is no UTF-8
+    if "\udc80" <= character <= "\udcff":  # Python's surrogate for a byte that is not UTF-8
         return f"\\x{ord(character) - 0xDC00:02x}"
     return character.encode("unicode_escape").decode()
 
 
 def class_name(text: str) -> str:
-    """The name of a class: composed (NFC), because a Mac decomposes what Linux composes, and printable."""
+    """The printable name of a class, in composed form (NFC): macOS decomposes characters that Linux composes."""
     return unicodedata.normalize("NFC", escaped(text))
 
 
 def is_class_name(text: str) -> bool:
-    """Whether a text may be the name of a class: one printable line of 1 to 200 bytes, and no number."""
+    """True if a text may be the name of a class: one printable line of 1 to 200 bytes, and no number."""
     return (
         text != ""
         and escaped(text) == text  # one line, and no lone surrogate
@@ -40,9 +40,9 @@ def is_class_name(text: str) -> bool:
 
 
 def whole_number(value: object) -> int | None:
-    """A number of 64 bits, from an int, a whole float, a text or bytes of digits, or an array or tensor of one.
+    """A 64-bit integer from an int, a whole float, text or bytes of digits, or an array or tensor of one.
 
-    None for everything else: shares, truth values, lists, numbers with more digits.
+    None for everything else: fractions, truth values, lists, longer numbers.
     """
     if hasattr(value, "item") and not isinstance(value, int | float):
         try:

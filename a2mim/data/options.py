@@ -1,4 +1,4 @@
-"""The arguments that training loaders share, checked once."""
+"""The arguments that all training loaders share, checked once."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -16,22 +16,22 @@ class LoaderOptions:
 
     Args:
         img_size: side of a crop in pixels, or (height, width).
-        global_batch_size: images in a step over all processes; a batch here holds global_batch_size / world_size.
+        global_batch_size: images in a step over all processes. Each process has global_batch_size / world_size.
         scale: least and greatest share of the image's area in a crop.
         ratio: least and greatest width / height of a crop.
-        hflip: chance of a left-right flip, in [0, 1].
+        hflip: probability of a left-right flip, in [0, 1].
         interpolation: "bilinear" or "bicubic", antialiased.
         transforms: see data/transforms.py; applied to the whole image before the crop.
-        seed: of order and crops.
-        rank, world_size: this process and how many there are.
-        num_workers: processes that prepare batches; 0: this one. Does not change the batches of an indexed set.
+        seed: of the order and the crops.
+        rank, world_size: number of this process, and of all processes.
+        num_workers: processes that prepare batches; 0: this one. It does not change the batches of an indexed set.
         lanes, block: how the order is shuffled, see data/plan.py.
         prefetch, start_method, pin_memory: see data/workers.py.
-        augment: of the finished crop, called with it and a seed; see data/augment.py.
-        repeats: copies of an image in a batch, each cropped anew; see data/repeated.py.
+        augment: called with the finished crop and a seed; see data/augment.py.
+        repeats: copies of each image in a batch, each with its own crop; see data/repeated.py.
 
     Raises:
-        ValueError: naming the argument and what it may be.
+        ValueError: names the argument and the allowed values.
     """
 
     img_size: int | tuple[int, int]
@@ -65,7 +65,7 @@ class LoaderOptions:
         return self.global_batch_size // self.world_size
 
     def crops(self) -> RandomCrops:
-        """What makes a crop of an image."""
+        """The function that crops one image."""
         return RandomCrops(
             size=height_and_width(self.img_size),
             scale=tuple(self.scale),

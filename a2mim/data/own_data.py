@@ -1,11 +1,11 @@
-"""Data sets and pipelines that a user has written, with fewer promises than for what is opened by name.
+"""Data sets and pipelines that a user has written. They come with fewer guarantees than sources opened by name.
 
-- **Anything with `len` and `[i]`** (a torch map-style Dataset): order, resume and the number of workers are exact as
-  long as item i is the same image each time. What it is made of is not seen: the fingerprint knows its length and
-  labels only, so a changed set of the same length is not refused. Random transforms of its own are not replayed.
-- **Anything that can only be iterated** (`webdataset.WebDataset`, an IterableDataset): see data/streams.py.
+- **Objects with `len` and `[i]`** (a map-style Dataset of torch): order, resume and the number of workers are exact, if
+  item i is the same image each time. The content is not checked: the fingerprint covers only the length and the
+  labels, so a changed set of the same length is accepted. The set's own random transforms are not replayed.
+- **Objects that can only be iterated** (`webdataset.WebDataset`, an IterableDataset): see data/streams.py.
 
-What an item may be stands in data/items.py.
+data/items.py says what an item may be.
 """
 
 import functools
@@ -25,7 +25,7 @@ PROMISE = "your own data set, whose images are taken to be the same each time"
 
 
 def open_own(source) -> ImageDataset:
-    """Opens an object; ValueError when it is none of the above."""
+    """Opens a user's object; ValueError if it is neither of the two kinds above."""
     if not isinstance(source, IterableDataset) and hasattr(source, "__getitem__") and isinstance(source, Sized):
         return _open_items(source)
     if hasattr(source, "__iter__"):
@@ -39,7 +39,7 @@ def _open_items(source) -> ImageDataset:
     if not len(source):
         raise ValueError(f"the {type(source).__name__} has no items")
     image, label = parts_of(source[0])
-    image_and_label(image)  # a mistake in its form is told before anything starts
+    image_and_label(image)  # raises now if the item has a wrong type, before anything starts
     keys = np.array([key_of(f"own/{i}") for i in range(len(source))], np.uint64)
     found = labels_outside(source)
     labels, names, odd = numbered(found) if found is not None else (np.full(len(source), -1, np.int64), None, 0)
@@ -52,7 +52,7 @@ def _open_items(source) -> ImageDataset:
 
 
 class ItemStore:
-    """Images that a user's data set makes."""
+    """Images from a user's data set."""
 
     def __init__(self, source):
         self.source = source
@@ -60,7 +60,7 @@ class ItemStore:
     def content(self, i: int) -> bytes | np.ndarray:
         try:
             item = self.source[i]
-        except Exception as error:  # whatever their code may raise
+        except Exception as error:  # the user's code may raise anything
             raise UnreadableImage("no item", f"{type(error).__name__}: {error}") from None
         return image_and_label(item)[0]
 

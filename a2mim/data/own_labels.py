@@ -1,4 +1,4 @@
-"""Labels of a data set that a user has written: from beside its items where they are there, else from the items."""
+"""Labels of a user's data set: from an attribute if there is one, else from the items."""
 
 from collections.abc import Sequence, Sized
 from typing import Any
@@ -9,14 +9,14 @@ from tqdm import tqdm
 from a2mim.data.items import label_number, parts_of
 from a2mim.data.names import class_name, is_class_name
 
-_BESIDE = ("targets", "labels")  # as torchvision's data sets have them
-_COLUMNS = ("label", "labels", "cls", "target")  # of Hugging Face's
+_BESIDE = ("targets", "labels")  # attributes of torchvision's data sets
+_COLUMNS = ("label", "labels", "cls", "target")  # columns of Hugging Face's data sets
 
 
 def labels_outside(source: Any) -> Sequence[object] | None:
-    """The labels of all items without reading the items; None where they are not to be had.
+    """The labels of all items without reading the items; None if the data set does not offer them.
 
-    Looks into torch's Subset and ConcatDataset, and takes the column of a Hugging Face data set.
+    Looks into torch's Subset and ConcatDataset, and reads the label column of a Hugging Face data set.
     """
     for name in _BESIDE:
         found = getattr(source, name, None)
@@ -33,7 +33,7 @@ def labels_outside(source: Any) -> Sequence[object] | None:
 
 
 def class_names_of(source: Any) -> list[str] | None:
-    """`classes` of the data set, or of the one that it is a subset of; a Hugging Face data set's names."""
+    """`classes` of the data set, or of the set that a Subset is part of; or the names of a Hugging Face data set."""
     classes = getattr(source, "classes", None)
     if isinstance(classes, list | tuple):
         return [class_name(str(name)) for name in classes]
@@ -47,7 +47,7 @@ def class_names_of(source: Any) -> list[str] | None:
 
 
 def read_labels(source: Any) -> tuple[np.ndarray, list[str] | None, int]:
-    """`numbered`, of labels that only the items have: each item is made once, image and all."""
+    """`numbered` for labels that only the items have: reads each item once, with its image."""
     labels = []
     for i in tqdm(range(len(source)), "reading labels", unit="item", leave=False, disable=len(source) < 1000 or None):
         try:
@@ -58,7 +58,7 @@ def read_labels(source: Any) -> tuple[np.ndarray, list[str] | None, int]:
 
 
 def numbered(found: Sequence[object]) -> tuple[np.ndarray, list[str] | None, int]:
-    """((N,) int64 labels, -1 = none; class names where labels are names; labels that are no class)."""
+    """((N,) int64 labels, -1 = none; class names if the labels are names; number of labels that are no class)."""
     names = {label for label in found if isinstance(label, str)}
     if names and all(map(is_class_name, names)) and all(isinstance(label, str | None) for label in found):
         known = sorted(set(map(class_name, names)))

@@ -1,7 +1,8 @@
-"""Work over shards in fresh processes.
+"""Runs work over shards in fresh processes.
 
-Forked processes inherit threads' locks, and spawned ones run the user's script again; these are started as
-`python -m a2mim.data.parallel` instead, know nothing but the function they are told, and answer through a pipe.
+A forked process inherits the locks of threads, and a spawned one runs the user's script again. These processes are
+started as `python -m a2mim.data.parallel` instead. They import only the function they are given, and answer through a
+pipe.
 """
 
 import contextlib
@@ -20,13 +21,13 @@ _END = object()
 
 
 def each(work: Callable, items: Iterable, processes: int) -> Iterator[tuple]:
-    """(item, result or exception) of `work(item)` for every item, in the order of completion.
+    """Yields (item, result or exception) of `work(item)` for every item, in the order of completion.
 
     Args:
-        work: a function at the top of a module; with one process, or one item, it is called here.
-        items: picklable, as are results.
+        work: a function at the top level of a module. With one process or one item, it is called in this process.
+        items: picklable, as are the results.
 
-    An item whose process dies is done again here, where its error is seen.
+    If a process dies, its item is done again in this process, where the error is visible.
     """
     items = list(items)
     if min(processes, len(items)) < 2:
@@ -56,7 +57,7 @@ def each(work: Callable, items: Iterable, processes: int) -> Iterator[tuple]:
 
 
 def _feed(work: Callable, waiting, done, running: list) -> None:
-    """One process, given item after item."""
+    """Starts one process and gives it item after item."""
     environment = {
         **os.environ,
         "OMP_NUM_THREADS": "1",
@@ -90,7 +91,7 @@ def _outcome(work: Callable, item):
 
 
 def _serve(name: str) -> None:
-    """Answers on the pipe that stdout was; what libraries print goes to stderr."""
+    """Answers on the pipe that was stdout. What libraries print goes to stderr."""
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
     module, _, function = name.partition(":")

@@ -1,12 +1,12 @@
-"""The built-in photographs: real ones, from the scikit-image wheel, so that everything runs without data.
+"""The built-in photographs, from the scikit-image wheel, so that every command runs without data.
 
-Each photograph is cut down the middle: training crops come from its left half and test crops from its right half, so
-no pixel is shared. The label of a crop is the photograph. Crops are cut when they are read, at places keyed by their
-number, from halves that are held in memory.
+Each photograph is cut in the middle: training crops come from the left half and test crops from the right half, so that
+they share no pixel. The label of a crop is its photograph. Crops are cut when they are read. Their positions are keyed
+by their number. The halves stay in memory.
 
-Straight from the files this would be a test of colour: the nearest neighbour by mean colour names the photograph of
-66 % of the test crops. So every half is balanced by itself, each channel multiplied to the same mean (the gray-world
-rule of cameras, Buchsbaum 1980, https://doi.org/10.1016/0016-0032(80)90058-7). By mean colour it is 42 % then, and
+Without a correction this would be a test of colour: the nearest neighbour by mean colour finds the right photograph for
+66 % of the test crops. So each half is balanced: each channel is multiplied to reach the same mean (the gray-world
+rule of cameras, Buchsbaum 1980, https://doi.org/10.1016/0016-0032(80)90058-7). Then mean colour reaches 42 %, and
 features of networks with random weights reach 47 % (XCiT-nano) and 57 % (ResNet-18), by 20-NN at 64 px.
 """
 
@@ -19,15 +19,15 @@ import numpy as np
 from a2mim.data import keyed
 from a2mim.data.dataset import ImageDataset
 
-# Left out: drawings and diagrams, the other eye of the motorcycle, and what is mostly blank (cell, clock_motion).
+# Left out: drawings and diagrams, the second view of the motorcycle, and images that are mostly blank.
 PHOTOGRAPHS = (
     *("astronaut.png", "brick.png", "camera.png", "chelsea.png", "coffee.png", "coins.png", "grass.png", "gravel.png"),
     *("hubble_deep_field.jpg", "ihc.png", "moon.png", "motorcycle_left.png", "retina.jpg", "rocket.jpg"),
 )
 SIZES = {"train": 4096, "test": 1024}
-MEAN = 110  # of each channel of each half, of 255
-SIDES = (80, 144)  # of a crop, in pixels of the photograph
-_SEED = 2205_13943  # of the places, for ever the same
+MEAN = 110  # target mean of each channel of each half, of 255
+SIDES = (80, 144)  # least and greatest side of a crop, in pixels of the photograph
+_SEED = 2205_13943  # of the positions; it never changes
 
 
 class PhotoStore:
@@ -46,7 +46,7 @@ class PhotoStore:
 
 
 def open_photos(split: str = "train") -> ImageDataset:
-    """4,096 crops of the left halves to train on, 1,024 of the right halves to test on, as many of each photograph."""
+    """4,096 training crops of the left halves or 1,024 test crops of the right halves, equally many per photograph."""
     if split not in SIZES:
         raise ValueError(f"split={split!r} of the built-in photographs is unknown; choose train or test")
     names = [Path(photo).stem for photo in PHOTOGRAPHS]
@@ -80,7 +80,7 @@ def _cut(keys: np.ndarray, labels: np.ndarray, halves: list[np.ndarray]) -> np.n
 
 @functools.cache
 def _photograph(photo: str) -> np.ndarray:
-    """(H, W, 3) uint8; found in the installed wheel without importing scikit-image, which takes a second."""
+    """(H, W, 3) uint8. The file is found without importing scikit-image, because that takes a second."""
     from PIL import Image
 
     spec = importlib.util.find_spec("skimage")

@@ -1,4 +1,4 @@
-"""Pillow images as pixels: one way for files, for items of a user's data set, and for what re-encodes."""
+"""Pillow images as pixels: one path for files, for items of a user's data set, and for re-encoding."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from a2mim.data.rasters import refuse_bomb
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-# A closed list: Pillow knows formats that start other programs (EPS: Ghostscript) or read other files.
+# A closed list: some of Pillow's formats start other programs (EPS: Ghostscript) or read other files.
 FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "BMP", "DIB", "GIF", "TIFF", "PPM", "JPEG2000", "AVIF")
 ORIENTATION = 274  # the EXIF tag
 _PNG = b"\x89PNG\r\n\x1a\n"
-_PNG_TEXT = (b"iCCP", b"tEXt", b"zTXt", b"iTXt")  # chunks that say nothing about pixels
+_PNG_TEXT = (b"iCCP", b"tEXt", b"zTXt", b"iTXt")  # chunks that do not change pixels
 
 
 @functools.cache
@@ -32,7 +32,7 @@ def _known_formats() -> list[str]:
 
 
 def open_image(data: bytes) -> Image:
-    """The image of an encoded file in one of FORMATS, not yet decoded; whatever Pillow raises."""
+    """Opens an encoded file in one of FORMATS without decoding it; raises what Pillow raises."""
     from PIL import Image
 
     return Image.open(io.BytesIO(data), formats=_known_formats())
@@ -48,7 +48,7 @@ def decode_by_pillow(data: bytes, in_chans: int) -> np.ndarray:
             if in_chans > 4:
                 raise Unfit("other channels", f"a picture of {len(image.getbands())}, and in_chans={in_chans}")
             orientation = image.getexif().get(ORIENTATION, 1) if image.format == "TIFF" else 1
-            return turn(pixels_of(image), orientation, back=True)  # Pillow turns TIFFs when it loads them
+            return turn(pixels_of(image), orientation, back=True)  # Pillow applies the orientation of TIFFs itself
     except UnreadableImage:
         raise
     except UnidentifiedImageError:
@@ -57,14 +57,14 @@ def decode_by_pillow(data: bytes, in_chans: int) -> np.ndarray:
         raise UnreadableImage("too large", str(error)) from None
     except Exception as error:  # Pillow's decoders raise nearly anything on damaged data
         plain = without_text(data)
-        if plain is not None:  # Pillow refuses whole images for more than 1 MiB of text or colour profile
+        if plain is not None:  # Pillow refuses an image with more than 1 MiB of text or colour profile
             return decode_by_pillow(plain, in_chans)
         raise UnreadableImage("damaged", escaped(f"{type(error).__name__}: {error}")) from None
 
 
 def pixels_of(image: Image) -> np.ndarray:
-    """A Pillow image of any mode as (H, W, 1 to 4), nothing rounded: uint8; uint16; or int32 and float32 as they are,
-    for `value_range`.
+    """A Pillow image of any mode as (H, W, 1 to 4) without rounding: uint8 or uint16; int32 and float32 are not
+    converted, because `value_range` scales them later.
     """
     mode = image.mode
     if mode.startswith("I") or mode == "F":
@@ -80,18 +80,18 @@ def pixels_of(image: Image) -> np.ndarray:
 
 
 def orientation_of(data: bytes) -> int:
-    """The EXIF orientation, 1 where there is none that can be read."""
+    """The EXIF orientation; 1 if there is none or it cannot be read."""
     for content in (data, without_text(data)):
         try:
             with open_image(content or b"") as image:
                 return image.getexif().get(ORIENTATION, 1)
-        except Exception:  # the pixels are there; what says how to hold them is not
+        except Exception:  # only the orientation is damaged; the pixels can be used
             continue
     return 1
 
 
 def without_text(data: bytes) -> bytes | None:
-    """A PNG without its texts and its colour profile; None where there are none, or it is no PNG."""
+    """A PNG without its texts and its colour profile; None if it has none, or is no PNG."""
     if not data.startswith(_PNG):
         return None
     kept, start = [_PNG], len(_PNG)

@@ -1,7 +1,7 @@
-"""What every image of a data set is brought to before it is cropped: channels, depth and orientation.
+"""The pixel format of a data set: channels, depth and orientation of each image before it is cropped.
 
-Stored values become uint8 or uint16, whose whole range stands for 0..1; mean and std are in units of that range.
-Nothing is rounded to fewer bits on the way to the device unless the data set is of 8 bits, and then it is counted.
+Stored values become uint8 or uint16. Their whole range stands for 0..1; mean and std are in units of that range. Values
+are rounded to 8 bits only if the data set has 8 bits, and then the image is counted.
 """
 
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ _UNTURNED = {6: 8, 8: 6}  # EXIF orientations that are not their own inverse
 
 
 class UnreadableImage(ValueError):
-    """One image cannot be decoded. `reason` is one of few words, fit for counting; the message has the details."""
+    """One image cannot be decoded. `reason` is a short phrase for counting; the message has the details."""
 
     def __init__(self, reason: str, detail: str = ""):
         super().__init__(reason + (f": {detail}" if detail else ""))
@@ -26,7 +26,7 @@ class UnreadableImage(ValueError):
 
 
 class Unfit(UnreadableImage):
-    """An image that is whole, but not of the kind that was asked for."""
+    """The image is not damaged, but does not fit the pixel format."""
 
     def __reduce__(self):
         return Unfit, (self.reason, self.detail)
@@ -37,16 +37,15 @@ class PixelFormat:
     """How the images of a data set leave the decoder.
 
     Args:
-        in_chans: channels. Pictures are converted to 1 (grey), 2 (grey, alpha), 3 (RGB) or 4 (RGB, alpha); arrays and
-            TIFFs of more bands must have as many.
-        bits: 8 or 16 a value.
-        exif: turn each image as its EXIF orientation says, whatever its file format.
-        value_range: (least, greatest) value of arrays and TIFFs that are neither uint8 nor uint16: scaled from there to
-            16 bits and clipped. None refuses them.
-        nodata: the value of pixels where nothing was measured, in arrays, TIFFs and other images as stored; NaN for
-            NaN. None: there is no such value, and images with NaN are refused.
-        fill: what stands in their place, in stored units; None: the least value of `value_range`, 0 where there is
-            none.
+        in_chans: channels. Pictures are converted to 1 (grey), 2 (grey, alpha), 3 (RGB) or 4 (RGB, alpha). Arrays and
+            TIFFs with other bands must have exactly this number.
+        bits: bits per value, 8 or 16.
+        exif: apply each image's EXIF orientation, whatever its file format.
+        value_range: (least, greatest) value of arrays and TIFFs that are neither uint8 nor uint16. Values are scaled
+            from this range to 16 bits and clipped. None refuses such images.
+        nodata: the stored value of pixels without a measurement, in arrays, TIFFs and other images; NaN stands for NaN.
+            None: there is no such value, and images with NaN are refused.
+        fill: replaces `nodata`, in stored units. None: the least value of `value_range`, or 0 without a range.
     """
 
     in_chans: int = 3
@@ -66,7 +65,7 @@ class PixelFormat:
         ):
             raise ValueError(f"value_range={self.value_range} must be (least, greatest), finite and least first")
         if self.fill is not None and self.nodata is None:
-            raise ValueError(f"fill={self.fill} needs nodata, the value that it takes the place of")
+            raise ValueError(f"fill={self.fill} needs nodata, the value that it replaces")
         if self.fill is not None and not np.isfinite(self.fill):
             raise ValueError(f"fill={self.fill} must be finite")
 
@@ -76,7 +75,7 @@ class PixelFormat:
 
 
 def fit_depth(pixels: np.ndarray, bits: int) -> np.ndarray:
-    """uint8 or uint16 -> the dtype of `bits`: 255 is 65,535, exactly; down, to the nearest."""
+    """uint8 or uint16 -> the dtype of `bits`. 255 becomes exactly 65,535; 16 bits are rounded to the nearest 8."""
     if BITS[pixels.dtype] == bits:
         return pixels
     if bits == 16:
@@ -85,8 +84,8 @@ def fit_depth(pixels: np.ndarray, bits: int) -> np.ndarray:
 
 
 def fit_picture(pixels: np.ndarray, in_chans: int) -> np.ndarray:
-    """(H, W, 1 to 4), grey, grey + alpha, RGB or RGBA -> (H, W, in_chans); a missing alpha is opaque, one that is not
-    asked for is dropped.
+    """(H, W, 1 to 4), grey, grey + alpha, RGB or RGBA -> (H, W, in_chans). A missing alpha becomes opaque; an alpha
+    that is not wanted is dropped.
     """
     channels = pixels.shape[2]
     if channels == in_chans:
@@ -111,9 +110,10 @@ def _luminance(pixels: np.ndarray) -> np.ndarray:
 
 
 def fit_range(values: np.ndarray, form: PixelFormat) -> np.ndarray:
-    """(H, W, C) of any real type -> uint8 or uint16: these as they are, others scaled from `value_range` to 16 bits.
+    """(H, W, C) of any real type -> uint8 or uint16. These two are kept; others are scaled from `value_range` to 16
+    bits.
 
-    Pixels of `nodata` become `fill` first. Raises Unfit without a range, UnreadableImage for NaN and infinity.
+    `nodata` is replaced by `fill` first. Raises Unfit if the range is missing, UnreadableImage for NaN and infinity.
     """
     if values.dtype in BITS:
         return _filled(values, form) if form.nodata is not None else values
@@ -145,7 +145,7 @@ def _filled(values: np.ndarray, form: PixelFormat) -> np.ndarray:
 
 
 def turn(pixels: np.ndarray, orientation: int, back: bool = False) -> np.ndarray:
-    """(H, W, C) as the EXIF orientation 1 to 8 says it is to be shown, or `back` from there; others change nothing."""
+    """Applies the EXIF orientation 1 to 8 to (H, W, C), or undoes it with `back`; other numbers change nothing."""
     if back:
         orientation = _UNTURNED.get(orientation, orientation)
     turned = {

@@ -1,6 +1,6 @@
-"""Small and large files read with care: regular files only, and never more bytes than the caller allows.
+"""Reads files safely: only regular files, and never more bytes than the caller allows.
 
-A named pipe or a device in a folder of images would be waited for without end, and a sparse file fills the memory.
+Reading a named pipe or a device could wait forever, and a sparse file could fill the memory.
 """
 
 import os
@@ -8,8 +8,8 @@ import stat
 
 from a2mim.data.names import class_name
 
-LONGEST_TEXT = 64 << 20  # bytes of a list of shards, of images or of classes
-MAX_BYTES = 1 << 30  # of one encoded image
+LONGEST_TEXT = 64 << 20  # bytes of a list of shards, images or classes
+MAX_BYTES = 1 << 30  # bytes of one encoded image
 
 
 class NotPlain(OSError):
@@ -17,7 +17,7 @@ class NotPlain(OSError):
 
 
 def read_file(path: str | os.PathLike, most: int = MAX_BYTES) -> bytes:
-    """The content of a regular file of at most `most` bytes; raises NotPlain, or OSError as `open` does."""
+    """The content of a regular file of at most `most` bytes; raises NotPlain, or OSError like `open`."""
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | getattr(os, "O_NONBLOCK", 0))
     with open(descriptor, "rb") as file:
         found = os.fstat(descriptor)
@@ -29,13 +29,13 @@ def read_file(path: str | os.PathLike, most: int = MAX_BYTES) -> bytes:
 
 
 def read_lines(path: str | os.PathLike, what: str) -> list[str]:
-    """The lines of a text file in UTF-8, with or without a byte order mark, stripped.
+    """The lines of a text file in UTF-8, stripped. A byte order mark is allowed.
 
     Args:
-        what: what the file is, for the message: "a list has one shard a line".
+        what: the file's format, for the message: "a list has one shard a line".
 
     Raises:
-        ValueError: it is no text, no regular file, or longer than 64 MiB.
+        ValueError: the file is not text, is no regular file, or is longer than 64 MiB.
     """
     try:
         return [line.strip() for line in read_file(path, LONGEST_TEXT).decode("utf-8-sig").splitlines()]
@@ -46,7 +46,7 @@ def read_lines(path: str | os.PathLike, what: str) -> list[str]:
 
 
 def read_class_list(path: str | os.PathLike) -> list[str]:
-    """The class names of a classes.txt: line k names class k - 1. Empty lines at the end are no names."""
+    """The class names of a classes.txt: line k names class k - 1. Empty lines at the end are ignored."""
     lines = read_lines(path, "classes.txt has the name of one class a line")
     while lines and not lines[-1]:
         lines.pop()

@@ -1,9 +1,9 @@
-"""The order of samples: a pure function of (shard sizes, seed, epoch), without any reading.
+"""The order of samples: a pure function of (shard sizes, seed, epoch) that reads no data.
 
-Shards are permuted, the list of samples is cut into lanes, each lane is shuffled in blocks, and the lanes are
-interleaved. Global batch t is positions [t * B, (t + 1) * B) of the result; rank r of R takes every R-th of them from
-the r-th on. As position p belongs to lane p % lanes, this gives rank r the lanes l with l % R = r whenever R divides
-the number of lanes. So every rank has the same number of steps, a global batch does not depend on R, and no sample
+The shards are permuted, the list of samples is cut into lanes, each lane is shuffled in blocks, and the lanes are
+interleaved. Global batch t is the positions [t * B, (t + 1) * B) of the result. Rank r of R takes every R-th of them,
+beginning with the r-th. Position p belongs to lane p % lanes, so if R divides the number of lanes, rank r gets the
+lanes l with l % R = r. Every rank has the same number of steps, a global batch does not depend on R, and no sample
 comes twice in an epoch.
 """
 
@@ -12,20 +12,20 @@ import numpy as np
 from a2mim.data import keyed
 from a2mim.data.repeated import repeat_order
 
-VERSION = 1  # of the order: raised when the same arguments give another one
+VERSION = 1  # of the order; increased when the same arguments give another order
 
 
 class Plan:
-    """Who comes when.
+    """The order of samples in each epoch.
 
     Args:
         shard_sizes: samples in each shard.
         global_batch_size: images in a step over all ranks.
         seed: of the order.
-        lanes: how many places of the data a batch is drawn from; at most the global batch size is used.
-        block: samples shuffled together inside a lane, hence how far apart reads are; None shuffles whole lanes.
+        lanes: number of positions in the data that a batch is drawn from; at most the global batch size is used.
+        block: samples that are shuffled together inside a lane. It limits how far apart reads are; None: whole lanes.
 
-    An epoch has N // global_batch_size steps; the rest of the samples, others in each epoch, is left out.
+    An epoch has N // global_batch_size steps. The remaining samples are left out; they differ in each epoch.
     """
 
     def __init__(self, shard_sizes, global_batch_size: int, seed: int = 0, lanes: int = 64, block: int | None = None):
@@ -44,8 +44,8 @@ class Plan:
         self._epoch, self._order = None, None
 
     def batch(self, epoch: int, step: int, rank: int = 0, world_size: int = 1, repeats: int = 1) -> np.ndarray:
-        """The ids of one rank's part of a global batch: (global_batch_size / world_size,) int64; with `repeats`, those
-        of copies (data/repeated.py).
+        """The ids of one rank's part of a global batch: (global_batch_size / world_size,) int64. With `repeats`, they
+        are the ids of copies (data/repeated.py).
         """
         self.check_world(world_size)
         first, order = step * self.global_batch_size, self.order(epoch)
@@ -53,7 +53,7 @@ class Plan:
         return order[first : first + self.global_batch_size][rank::world_size]
 
     def check_world(self, world_size: int) -> None:
-        """Every process must get as many images of each batch."""
+        """ValueError unless every process gets equally many images of each batch."""
         if self.global_batch_size % world_size:
             raise ValueError(
                 f"global_batch_size={self.global_batch_size} cannot be divided among {world_size} processes; "
@@ -62,17 +62,17 @@ class Plan:
 
     @property
     def left_out(self) -> int:
-        """Images that an epoch does not show, because they fill no batch; others in each epoch."""
+        """Images that an epoch leaves out because they do not fill a batch; each epoch leaves out others."""
         return self.size - self.steps * self.global_batch_size
 
     def order(self, epoch: int) -> np.ndarray:
-        """All ids in the order of the epoch: (N,) int64. The last epoch asked for is kept."""
+        """All ids in the order of the epoch: (N,) int64. The last result is cached."""
         if self._epoch != epoch:
             self._epoch, self._order = epoch, self._interleave(epoch)
         return self._order
 
     def _interleave(self, epoch: int) -> np.ndarray:
-        """Lane l's j-th sample goes to position j * lanes + l; the first N % lanes lanes are one sample longer."""
+        """Puts lane l's j-th sample at position j * lanes + l. The first N % lanes lanes have one sample more."""
         samples = self._permute_shards(epoch)
         rank_of = keyed.hashes(self.seed, epoch, np.arange(self.size), 1, keyed.ORDER)[:, 0]
         order = np.empty(self.size, np.int64)
@@ -85,7 +85,7 @@ class Plan:
         return order
 
     def _permute_shards(self, epoch: int) -> np.ndarray:
-        """Ids shard by shard; the list begins at a random place of itself, so lanes are cut elsewhere each epoch."""
+        """Ids shard by shard, rotated by a random number, so that each epoch cuts the lanes elsewhere."""
         draws = keyed.hashes(self.seed, epoch, np.arange(len(self.shard_sizes) + 1), 2, keyed.ORDER)[:, 1]
         starts = np.cumsum(self.shard_sizes) - self.shard_sizes
         shards = np.argsort(draws[:-1], kind="stable")

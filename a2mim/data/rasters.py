@@ -1,6 +1,6 @@
-"""Images that Pillow does not read in full: .npy arrays, and PNG, PPM and JPEG 2000 of more than 8 bits.
+"""Images that Pillow does not read in full: .npy arrays, and PNG, PPM and JPEG 2000 with more than 8 bits.
 
-Pillow cuts 16-bit RGB to its upper 8 bits without a word.
+Pillow reduces 16-bit RGB to the upper 8 bits without a warning.
 """
 
 import io
@@ -12,13 +12,13 @@ import numpy as np
 
 from a2mim.data.pixel_format import Unfit, UnreadableImage
 
-MAX_PIXELS = 64_000_000  # a header that claims more is taken for a decompression bomb
-MAX_DECODED = 1 << 30  # bytes of one image in memory, for arrays and TIFFs of many or wide values
+MAX_PIXELS = 64_000_000  # a header that claims more is treated as a decompression bomb
+MAX_DECODED = 1 << 30  # greatest size in bytes of one decoded image
 NPY = b"\x93NUMPY"
 _PNG = b"\x89PNG\r\n\x1a\n"
 _PNM = re.compile(rb"P[2356]" + 3 * rb"\s+(?:#[^\n]*\n\s*)*(\d{1,9})" + rb"\s")  # width, height, greatest value
 _JP2 = b"\x00\x00\x00\x0cjP  \r\n\x87\n"
-_LONGEST_HEADER = 4096  # bytes in which sizes and depths are looked for
+_LONGEST_HEADER = 4096  # bytes that are searched for size and depth
 _NPY_VERSIONS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
 
 
@@ -28,7 +28,7 @@ def refuse_bomb(width: int, height: int) -> None:
 
 
 def refuse_bytes(count: int) -> None:
-    """Refuses an image that would take more than MAX_DECODED bytes."""
+    """Refuses an image that would need more than MAX_DECODED bytes."""
     if count > MAX_DECODED:
         raise UnreadableImage("too large", f"{count:,} bytes when decoded, at most {MAX_DECODED:,} are")
 
@@ -38,23 +38,23 @@ def is_png(data: bytes) -> bool:
 
 
 def is_deep_png(data: bytes) -> bool:
-    """Whether the header says 16 bits."""
+    """True for a PNG with 16 bits per value, by its header."""
     return is_png(data) and data[24:25] == b"\x10"
 
 
 def is_deep_avif(data: bytes) -> bool:
-    """Whether the header says 10 or 12 bits, which Pillow rounds to 8."""
+    """True for an AVIF with 10 or 12 bits, by its header; Pillow rounds these to 8."""
     place = data.find(b"av1C", 0, _LONGEST_HEADER)
     return data[4:12] == b"ftypavif" and 0 <= place < len(data) - 6 and bool(data[place + 6] & 0x40)
 
 
 def is_deep(data: bytes) -> bool:
-    """Whether it is a PNG, PNM or colour JPEG 2000 of more than 8 bits a value."""
+    """True for a PNG, PNM or colour JPEG 2000 with more than 8 bits per value."""
     return is_deep_png(data) or _deep_pnm_size(data) is not None or _deep_jp2_size(data) is not None
 
 
 def decode_deep(data: bytes) -> np.ndarray:
-    """(H, W, C) uint16, grey, grey + alpha, RGB or RGBA; values as stored."""
+    """(H, W, C) uint16 as stored: grey, grey + alpha, RGB or RGBA."""
     if is_deep_png(data):
         return _decode_deep_png(data)
     refuse_bomb(*(_deep_pnm_size(data) or _deep_jp2_size(data) or (0, 0)))
@@ -69,7 +69,7 @@ def _deep_pnm_size(data: bytes) -> tuple[int, int] | None:
 
 
 def _deep_jp2_size(data: bytes) -> tuple[int, int] | None:
-    """(width, height) of a JPEG 2000 file of 3 or 4 components of more than 8 bits; grey ones Pillow reads in full."""
+    """(width, height) of a JPEG 2000 file with 3 or 4 components of over 8 bits. Pillow reads grey ones in full."""
     place = data.find(b"ihdr", 0, _LONGEST_HEADER)
     if not data.startswith(_JP2) or not 0 <= place < len(data) - 15:
         return None
@@ -78,10 +78,10 @@ def _deep_jp2_size(data: bytes) -> tuple[int, int] | None:
 
 
 def decode_npy(data: bytes, in_chans: int) -> np.ndarray:
-    """An array of (H, W), (H, W, in_chans) or (in_chans, H, W) -> (H, W, in_chans), of its own type.
+    """An array (H, W), (H, W, in_chans) or (in_chans, H, W) -> (H, W, in_chans) of the same type.
 
-    Where first and last axis would both do, the last is taken for the channels. The header is believed only as far as
-    the bytes behind it reach.
+    If both the first and the last axis could be the channels, the last one is used. A header that claims more values
+    than the file holds is refused.
     """
     stream = io.BytesIO(data)
     read = _NPY_VERSIONS.get(np.lib.format.read_magic(stream))
@@ -123,12 +123,12 @@ def _decode_deep_png(data: bytes) -> np.ndarray:
     width, height = (int.from_bytes(data[k : k + 4], "big") for k in (16, 20))
     refuse_bomb(width, height)
     pixels = by_opencv(data)
-    grey_alpha = data[25:26] == b"\x04"  # which OpenCV gives as BGRA
+    grey_alpha = data[25:26] == b"\x04"  # OpenCV returns it as BGRA
     return pixels[:, :, [0, 3]] if grey_alpha and pixels.shape[2] == 4 else pixels
 
 
 def by_opencv(data: bytes) -> np.ndarray:
-    """(H, W, C), of any depth, RGB in order."""
+    """(H, W, C) of any depth, in RGB order."""
     import cv2
 
     pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)

@@ -1,4 +1,4 @@
-"""Work begun before its result is wanted, in threads that end with the process."""
+"""Starts work before its result is needed, in threads that end with the process."""
 
 import os
 import queue
@@ -6,22 +6,24 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
 
-MOST = 4096  # results that wait; the oldest are forgotten: what nobody takes must not fill the memory
+MOST = 4096  # results that wait; the oldest are dropped, so that results that nobody takes cannot fill the memory
 
 
 class ReadAhead:
-    """Results by key. The work, from a key to its result, is handed in with each call and not kept: whoever has a
-    ReadAhead and its methods for work would be in a cycle.
+    """Results by key.
+
+    Each call passes its work, a function from a key to its result. It is not stored: an owner whose method is the work
+    would form a reference cycle with its ReadAhead.
 
     Args:
-        threads: how many pieces of work are under way at once.
+        threads: number of results that are computed at once.
     """
 
     def __init__(self, threads: int):
         self.threads, self._process = threads, None
 
     def ask(self, key: Hashable, work: Callable) -> None:
-        """Begins the work, unless it has been asked for already."""
+        """Starts the work, unless it was requested already."""
         self._start()
         with self._lock:
             if key in self._waiting:
@@ -32,7 +34,7 @@ class ReadAhead:
         self._asked.put((waiting, work))
 
     def take(self, key: Hashable, work: Callable):
-        """The result, or the error that the work raised; works here and now when it was not asked for."""
+        """The result, or the error that the work raised. Does the work now if it was not requested."""
         if self._process != os.getpid():
             return work(key)
         with self._lock:
@@ -45,7 +47,7 @@ class ReadAhead:
         return waiting.value
 
     def _start(self) -> None:
-        """Threads do not survive a fork: a forked process begins with none, and nothing asked for."""
+        """Starts the threads. They do not survive a fork, so a forked process starts its own, with no requests."""
         if self._process == os.getpid():
             return
         self._process, self._lock = os.getpid(), threading.Lock()
@@ -54,7 +56,7 @@ class ReadAhead:
             threading.Thread(target=_serve, args=(self._asked,), daemon=True).start()
 
     def close(self) -> None:
-        """Lets the threads end when they have done what was asked."""
+        """Lets the threads end after the requested work."""
         if self._process == os.getpid():
             for _ in range(self.threads):
                 self._asked.put(None)
@@ -80,4 +82,4 @@ def _serve(asked: queue.SimpleQueue) -> None:
         except BaseException as error:
             waiting.error = error
         waiting.ready.set()
-        del found, waiting, work  # an idle thread keeps nothing alive
+        del found, waiting, work  # an idle thread must not keep objects alive

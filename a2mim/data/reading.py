@@ -1,17 +1,17 @@
-"""How pixels are read: passed from the command line, or the run that an encoder comes from, to every set it opens."""
+"""How pixels are read. The command line or the encoder's run sets it, and it is passed to every set that is opened."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class Reading:
-    """See data/pixel_format.py.
+    """Fields of `PixelFormat` (data/pixel_format.py) that a user can set.
 
     Args:
-        bits: 8 or 16; None: what the images have.
-        exif: turn images as their EXIF orientation says.
+        bits: bits per value, 8 or 16; None: as many as the images have.
+        exif: apply the EXIF orientation.
         value_range: (least, greatest) value of arrays that are neither uint8 nor uint16.
-        nodata, fill: the value where nothing was measured, and what takes its place.
+        nodata, fill: the value of pixels without a measurement, and its replacement.
     """
 
     bits: int | None = None
@@ -21,7 +21,7 @@ class Reading:
     fill: float | None = None
 
     def arguments(self) -> dict:
-        """The keyword arguments of `open_dataset` that say the same."""
+        """The same choices as keyword arguments of `open_dataset`."""
         return dict(vars(self))
 
     def __str__(self) -> str:

@@ -1,4 +1,4 @@
-"""What travels between a loader and its workers, and what a loader hands to its user."""
+"""Records that pass between a loader and its workers, and the batches that a loader yields."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
@@ -8,18 +8,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-Fault = tuple[str, str]  # the reason, by which faults are counted, and a sentence with the image's name
+Fault = tuple[str, str]  # the reason, for counting, and a sentence with the image's name
 
 
 @dataclass(frozen=True)
 class Request:
-    """A batch that a worker is asked for.
+    """A batch that a worker is to make.
 
     Args:
         epoch: number of the epoch, from 0; crops depend on it.
-        ids: (B,) int64, the images to show.
-        slot: place in the ring of shared memory that takes the images.
-        ahead: (A,) int64, images that the same worker will be asked for next.
+        ids: (B,) int64, the images.
+        slot: index in the ring of shared memory where the images are written.
+        ahead: (A,) int64, images of the same worker's next request.
     """
 
     epoch: int
@@ -30,14 +30,14 @@ class Request:
 
 @dataclass(frozen=True)
 class WorkerBatch:
-    """A worker's answer. It holds fewer images than were asked for where unreadable ones are left out.
+    """A worker's answer. It holds fewer images than requested if unreadable images were left out.
 
     Args:
-        images: (B, C, H, W) uint8 or uint16; None where they lie in the ring.
-        slot: their place in the ring; the first `len(ids)` images there belong to this batch.
-        labels, ids: (B,) int64, of the images that are shown.
-        faults: what was wrong with images.
-        error: ends the run. It is handed over, because an exception that is raised in a worker arrives as a page of
+        images: (B, C, H, W) uint8 or uint16; None if they are in the ring.
+        slot: index in the ring; the first `len(ids)` images there belong to this batch.
+        labels, ids: (B,) int64, of the images that are present.
+        faults: faults of images.
+        error: ends the run. It is passed as a value, because an exception raised in a worker arrives with a page of
             traceback.
     """
 
@@ -49,7 +49,7 @@ class WorkerBatch:
     error: Exception | None = None
 
     def pin_memory(self, device=None) -> "WorkerBatch":
-        """What torch's DataLoader calls to move the images into memory that a GPU copies from without waiting."""
+        """Moves the images to pinned memory, from which a GPU copies without waiting. torch's DataLoader calls it."""
         return self if self.images is None else replace(self, images=self.images.pin_memory())
 
 
@@ -69,7 +69,7 @@ class Batch(Mapping[str, Tensor]):
 
     @classmethod
     def of(cls, made: WorkerBatch) -> "Batch":
-        """The batch of a worker's answer that has its images with it."""
+        """The batch of a worker's answer that contains its images."""
         return cls(made.images, torch.from_numpy(made.labels), torch.from_numpy(made.ids))
 
     def __getitem__(self, name: str) -> Any:

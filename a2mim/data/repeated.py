@@ -1,7 +1,7 @@
-"""Repeated augmentation: an image comes several times in a batch, each time cropped anew.
+"""Repeated augmentation: a batch holds several crops of each image.
 
-Source: https://arxiv.org/abs/1901.09335; as in DeiT and timm an epoch has as many steps as without, and so shows
-1 / times of the images.
+Source: https://arxiv.org/abs/1901.09335. As in DeiT and timm, the number of steps in an epoch does not change, so an
+epoch shows 1 / times of the images.
 """
 
 import copy
@@ -13,7 +13,7 @@ from a2mim.data.dataset import ImageDataset
 
 
 def repeated(dataset: ImageDataset, times: int) -> ImageDataset:
-    """The set with `times` copies of each image: number i + c * N is copy c of image i, with a key of its own."""
+    """The set with `times` copies of each image. Number i + c * N is copy c of image i and has its own key."""
     copies = copy.copy(dataset)
     copies.__dict__.pop("fingerprint", None)
     copies.store = _Again(dataset.store, len(dataset))
@@ -23,13 +23,13 @@ def repeated(dataset: ImageDataset, times: int) -> ImageDataset:
 
 
 def repeat_order(order: np.ndarray, times: int) -> np.ndarray:
-    """(N,) ids of an epoch -> (N,) ids: the copies of its first N / times images, one copy after another."""
+    """(N,) ids of an epoch -> (N,) ids: all copies of its first N / times images; copies of an image are adjacent."""
     first = order[: -(-len(order) // times)]
     return (first[:, None] + len(order) * np.arange(times)[None, :]).reshape(-1)[: len(order)]
 
 
 class _Again:
-    """A store whose numbers begin again after the last image."""
+    """A store that starts again at image 0 after the last image."""
 
     def __init__(self, store, length: int):
         self.store, self.length = store, length

@@ -1,4 +1,4 @@
-"""From what a user writes after --data to a data set."""
+"""Turns what a user writes after --data into a data set."""
 
 import glob
 import itertools
@@ -13,12 +13,12 @@ from a2mim.data.image_lists import is_list_of_images, open_image_list
 from a2mim.data.plain_files import read_lines
 from a2mim.data.remote.addresses import is_remote, local_path, public_name, scheme_of
 
-_LISTS = (".txt", ".urls", ".list")  # files with a shard a line
-_OWN = re.compile(r"(\.index\.npz|\.idx|(^|/)(classes\.txt|files\.txt|manifest\.json|written\.json))$")  # beside shards
+_LISTS = (".txt", ".urls", ".list")  # files with one shard per line
+_OWN = re.compile(r"(\.index\.npz|\.idx|(^|/)(classes\.txt|files\.txt|manifest\.json|written\.json))$")  # not shards
 _RANGE = re.compile(r"\{(-?\d+)\.\.(-?\d+)(?:\.\.-?\d+)?\}")
-_DIGITS = 18  # of a number in a brace pattern, at most
+_DIGITS = 18  # most digits of a number in a brace pattern
 _DEEPEST = 16  # lists that name lists
-_LONGEST, _MOST_FOLDERS = 4096, 200  # of a glob: characters, and folders one inside the other
+_LONGEST, _MOST_FOLDERS = 4096, 200  # of a glob: characters, and nested folders
 _SHOWN = 120  # characters of a source in a message
 MOST = 1_000_000  # shards of a set
 _PLAIN = (str, os.PathLike)
@@ -40,33 +40,35 @@ def open_dataset(
     Args:
         source: one of
 
-            - "photos" (built in), a folder of images, or a text file with the path of an image a line, its label
-              behind it where there is one (see data/image_lists.py);
-            - tar shards: a path, a brace pattern ("shard-{0000..0009}.tar"), a glob, a URL (http, https, or of an
-              object store that fsspec knows: s3, gs, hf, az, …), "pipe:COMMAND" where `access` allows it, a text file
-              with one of these a line, or a list of them; a list of one source is that source;
-            - an ImageDataset, which is returned as it is;
-            - any torch data set, or pipeline such as `webdataset.WebDataset`: see data/own_data.py for how much less
-              is promised for these.
-        split: "train" or "test", for sources that have both: the built-in photographs, and folders with train/ and
-            test/ (or val/, validation/) in them. Any other source is one set and is returned whole.
+            - "photos" (built in), a folder of images, or a text file with one image path per line, optionally with a
+              label (see data/image_lists.py);
+            - tar shards: a path, a brace pattern ("shard-{0000..0009}.tar"), a glob, a URL (http, https, or an object
+              store that fsspec knows: s3, gs, hf, az, …), "pipe:COMMAND" if `access` allows it, a text file with one
+              of these per line, or a list of them; a list of one source is that source;
+            - an ImageDataset, which is returned unchanged;
+            - any torch data set, or a pipeline such as `webdataset.WebDataset`; data/own_data.py says which guarantees
+              these lack.
+        split: "train" or "test", for sources that have both: the built-in photographs, and folders that contain train/
+            and test/ (or val/, validation/). Any other source is one set and is returned whole.
         in_chans: channels, see data/pixel_format.py.
-        access: how remote shards are reached, and what is done about bad ones; None: the defaults of `Access`.
-        bits: 8 or 16 a value in the batches; None: 16 where an image that is looked at has 16.
-        exif: turn images as their EXIF orientation says.
+        access: how remote shards are reached, and whether bad ones are skipped; None: the defaults of `Access`.
+        bits: bits per value in the batches, 8 or 16; None: 16 if one of the images that are tried has 16.
+        exif: apply the EXIF orientation.
         value_range: (least, greatest) value of arrays that are neither uint8 nor uint16.
-        nodata, fill: the value where nothing was measured (NaN or "nan" for NaN), and what takes its place. From `bits`
-            on these are the fields of data/reading.py's `Reading`.
+        nodata, fill: the value of pixels without a measurement (NaN or "nan" for NaN), and its replacement. The
+            arguments from `bits` on are the fields of `Reading` (data/reading.py).
 
-    Errors: FileNotFoundError naming what is missing, ShardError for shards that cannot be used, ValueError for
-    everything that has to be written differently.
+    Raises:
+        FileNotFoundError: names what is missing.
+        ShardError: a shard cannot be used.
+        ValueError: an argument must be changed.
     """
     dataset = _opened(source, split, access or DEFAULT)
     if dataset is source and dataset.has_form:
         if dataset.form.in_chans != in_chans:
             raise ValueError(
-                f"{dataset.title} was opened with in_chans={dataset.form.in_chans} and is wanted with {in_chans};"
-                " open it so, or change data.in_chans"
+                f"{dataset.title} was opened with in_chans={dataset.form.in_chans}, but in_chans={in_chans} is needed;"
+                " open it with that, or change data.in_chans"
             )
         return dataset
     dataset.take_form(in_chans, bits, bool(exif), value_range, nodata, fill)
@@ -108,7 +110,7 @@ def _opened(source, split: str, access: Access) -> ImageDataset:
 
 
 def _refuse_absent(source: str) -> None:
-    """A plain path that is not there and does not look like a shard is most likely a folder's."""
+    """FileNotFoundError for a plain path that does not exist and has no suffix: most likely a folder was meant."""
     plain = not (is_remote(source) or scheme_of(source) or glob.has_magic(source) or "{" in source or "::" in source)
     if plain and not os.path.exists(source) and not os.path.splitext(source)[1] and not source.endswith(">"):
         raise FileNotFoundError(
@@ -119,16 +121,16 @@ def _refuse_absent(source: str) -> None:
 def _only_shards(sources: list) -> list:
     for source in sources:
         if not isinstance(source, _PLAIN):
-            raise ValueError(f"a list is of tar shards, one entry is {type(source).__name__}; give it alone")
+            raise ValueError(f"a list holds tar shards, but one entry is {type(source).__name__}; give that one alone")
         if source == "photos" or os.path.isdir(source):
             raise ValueError(
-                f"{public_name(str(source))} cannot be joined with others; a list is of tar shards, give it alone"
+                f"{public_name(str(source))} cannot be joined with others; a list holds tar shards, give it alone"
             )
     return sources
 
 
 def expand(source, access: Access = DEFAULT, inside: tuple[str, ...] = ()) -> list[str]:
-    """Patterns, text files and lists of them to shard paths and URLs, in order; at most MOST of them.
+    """Expands patterns, text files and lists of them to shard paths and URLs, in order; at most MOST of them.
 
     Args:
         inside: the text files that are being read, outermost first.
@@ -173,7 +175,7 @@ def _short(source: str) -> str:
 
 
 def _number_of(source: str) -> int:
-    """How many strings a brace pattern stands for, at most; without making them."""
+    """Greatest number of strings that a brace pattern stands for, computed without making them."""
     total = 1
     for first, last in _RANGE.findall(source):
         total *= MOST + 1 if max(len(first), len(last)) > _DIGITS else abs(int(last) - int(first)) + 1
@@ -183,7 +185,7 @@ def _number_of(source: str) -> int:
 
 
 def _braces(source: str) -> list[str]:
-    """Brace patterns, several of them joined by "::" as webdataset has it; a command is left as it is."""
+    """Expands brace patterns, which webdataset joins with "::". A command is not expanded."""
     if source.startswith("pipe:") and not re.search(r"\{\d+\.\.\d+\}", source):
         return [source]
     if "${" in source and not source.startswith("pipe:"):
@@ -198,7 +200,7 @@ def _braces(source: str) -> list[str]:
 
 
 def _with_variables(source: str) -> str:
-    """webdataset's rule: ${NAME} is the variable WDS_NAME of the environment."""
+    """Replaces ${NAME} by the environment variable WDS_NAME, as webdataset does."""
 
     def value(match: re.Match) -> str:
         name = f"WDS_{match.group(1)}"
@@ -210,12 +212,12 @@ def _with_variables(source: str) -> str:
 
 
 def _listed(path: str, access: Access, inside: tuple[str, ...]) -> list[str]:
-    """A shard or pattern a line, '#' before a remark; relative paths count from the list's folder."""
+    """Reads one shard or pattern per line; '#' starts a comment line; paths are relative to the list's folder."""
     here = os.path.realpath(path)
     if here in inside:
-        raise ValueError(f"{path} names itself, by way of {' -> '.join((*inside, here))}; take that line out")
+        raise ValueError(f"{path} names itself, through {' -> '.join((*inside, here))}; remove that line")
     if len(inside) == _DEEPEST:
-        raise ValueError(f"{path}: lists that name lists, {_DEEPEST} deep; write the shards into one")
+        raise ValueError(f"{path}: lists that name lists, {_DEEPEST} deep; write the shards into one list")
     lines, shards = read_lines(path, "a list has one shard a line"), []
     for line in lines:
         if line and not line.startswith("#"):
@@ -229,7 +231,7 @@ def _listed(path: str, access: Access, inside: tuple[str, ...]) -> list[str]:
 
 def _matches(pattern: str, access: Access) -> list[str]:
     if scheme_of(pattern) in ("http", "https"):
-        return [pattern]  # '?' begins a query there, and servers list nothing
+        return [pattern]  # '?' begins a query in a URL, and these servers cannot list files
     if is_remote(pattern):
         from a2mim.data.remote.object_stores import glob as glob_remote
 

@@ -1,7 +1,7 @@
-"""Which folders of a data set are its training and its test part, by their names.
+"""Finds the training and the test folder of a data set by their names.
 
-People write train/ and valid/ (Roboflow), Train/Test, training/validation, seg_train/seg_test, train2017/val2017, …
-Taken for classes, the test images would be trained on.
+Examples: train/ and valid/ (Roboflow), Train/Test, training/validation, seg_train/seg_test, train2017/val2017. If they
+were taken as classes, the model would train on the test images.
 """
 
 import os
@@ -11,18 +11,18 @@ from pathlib import Path
 from a2mim.data.walk import list_folder
 
 TRAIN_WORDS = ("train", "training", "trn", "trainset", "trainval")
-TEST_WORDS = (  # the first that is there is the test part
+TEST_WORDS = (  # in order of preference
     *("test", "testing", "tst", "testset", "val", "valid", "validation", "valset", "dev", "devel", "development"),
     *("eval", "evaluation", "holdout"),
 )
-_WORD = re.compile(r"([A-Z]+(?![a-z])|[A-Z]?[a-z]+)")  # of trainA, Train_Set, TRAIN and train2017
+_WORD = re.compile(r"([A-Z]+(?![a-z])|[A-Z]?[a-z]+)")  # a word of trainA, Train_Set, TRAIN and train2017
 
 
 def find_splits(root: str | os.PathLike) -> dict[str, Path]:
-    """{"train": folder, "test": folder} directly under root, or {} when it holds one set.
+    """{"train": folder, "test": folder} directly under root, or {} if root holds one set.
 
-    A pair is two folders whose names are equal but for the word: train/ and test/, seg_train/ and seg_test/. Several
-    pairs (cat_train/, cat_test/, dog_train/, …) are no split.
+    A pair is two folders whose names differ only in the word: train/ and test/, seg_train/ and seg_test/. Several pairs
+    (cat_train/, cat_test/, dog_train/, …) are classes, not a split.
     """
     folders = [entry.name for entry in list_folder(root) if not entry.name.startswith(".") and _is_folder(entry)]
     trains, tests = {}, {}
@@ -36,7 +36,7 @@ def find_splits(root: str | os.PathLike) -> dict[str, Path]:
         frame = "" if "" in pairs else pairs[0]
         train, test = trains[frame], tests[frame]
     elif not pairs and len(trains) == 1 and _count(trains) + _count(tests) == len(folders) and tests:
-        train = next(iter(trains.values()))  # train/ and test1/, with nothing but parts of a set beside them
+        train = next(iter(trains.values()))  # train/ and test1/, and no other folder
         test = {word: name for named in tests.values() for word, name in named.items()}
     else:
         return {}
@@ -44,24 +44,24 @@ def find_splits(root: str | os.PathLike) -> dict[str, Path]:
 
 
 def split_classes(class_names: list[str] | None) -> str:
-    """A warning when names of classes are those of parts of a set; "" when not."""
+    """A warning if two class names look like a training and a test part; "" if not."""
     trains = [name for name in class_names or () if _without_word(name, TRAIN_WORDS)]
     tests = [name for name in class_names or () if _without_word(name, TEST_WORDS) and name not in trains]
     if not trains or not tests:
         return ""
     return (
-        f"the classes {trains[0]!r} and {tests[0]!r} have the names of parts of a set: if they are, the test images are"
-        " trained on; give each part by itself, with --data and --test-data"
+        f"the classes {trains[0]!r} and {tests[0]!r} have the names of parts of a set: if they are parts, the model"
+        " trains on the test images; give each part by itself, with --data and --test-data"
     )
 
 
 def split_word(name: str, words: tuple[str, ...]) -> bool:
-    """Whether one of the words stands alone in a name."""
+    """True if one of the words stands alone in a name."""
     return _without_word(name, words) is not None
 
 
 def _without_word(name: str, words: tuple[str, ...]) -> tuple[str, str] | None:
-    """(the name without the word, the word), in lower case; None where none of the words stands alone in it."""
+    """(the name without the word, the word), in lower case; None if none of the words stands alone in the name."""
     parts = [part.lower() for part in _WORD.split(name)]
     for place, part in enumerate(parts):
         if part in words:
@@ -72,7 +72,7 @@ def _without_word(name: str, words: tuple[str, ...]) -> tuple[str, str] | None:
 def _is_folder(entry: os.DirEntry) -> bool:
     try:
         return entry.is_dir()
-    except OSError:  # a link that leads round in circles, say
+    except OSError:  # for example a link that leads to itself
         return False
 
 

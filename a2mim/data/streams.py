@@ -1,10 +1,10 @@
-"""Pipelines that can only be iterated, such as `webdataset.WebDataset`: trained on with weaker promises.
+"""Pipelines that can only be iterated, such as `webdataset.WebDataset`. They come with fewer guarantees.
 
-Which image comes when is the pipeline's affair, and so is its split over workers and processes. What holds: an epoch
-has as many steps as was said, on every process; a pipeline that ends begins anew; crops depend on the seed and the
-place in the stream. What does not: a resumed run begins the stream from its start, another number of workers gives
-other batches, and nobody sees whether an image comes twice or never. The first 256 images stand for the data in
-pictures, in BatchNorm's calibration and in its fingerprint.
+The pipeline decides the order of images and their split over workers and processes. Guaranteed: an epoch has the stated
+number of steps on every process; a pipeline that ends is started again; crops depend on the seed and the position in
+the stream. Not guaranteed: a resumed run starts the stream from its beginning, another number of workers gives other
+batches, and nothing checks whether an image comes twice or never. The first 256 images represent the data in pictures,
+in BatchNorm's calibration and in the fingerprint.
 """
 
 import itertools
@@ -28,24 +28,24 @@ from a2mim.data.records import Batch, WorkerBatch
 from a2mim.data.workers import as_it_is, explained_death
 
 HEAD = 256  # images kept
-HEAD_SIDE = 256  # of their short side in pixels, at least; larger ones are thinned out
-PROMISE = "your own pipeline: order, split and resume are its own affair, a resumed run begins it anew"
-_MOST_WORKERS = 1 << 20  # that number their images without meeting
+HEAD_SIDE = 256  # least short side of a kept image in pixels; larger images are subsampled
+PROMISE = "your own pipeline: it decides order and split, and a resumed run starts it from the beginning"
+_MOST_WORKERS = 1 << 20  # per process, so that the numbers of workers of two processes never collide
 
 
 def open_stream(pipeline, images_per_epoch: int | None = None) -> ImageDataset:
-    """A pipeline as a data set to train on.
+    """A pipeline as a training set.
 
     Args:
-        pipeline: begins anew each time that it is iterated; its items are as in data/items.py.
+        pipeline: starts again each time it is iterated; data/items.py says what an item may be.
         images_per_epoch: over all processes; None: its len().
 
     Raises:
-        ValueError: a generator, which can be read once only; no length; or items without an image.
+        ValueError: the pipeline is a generator, which can be read only once, has no length, or yields no images.
     """
     title = type(pipeline).__name__
     if iter(pipeline) is pipeline:
-        raise ValueError(f"a {title} can be read only once; give an object that begins anew each time, such as a class")
+        raise ValueError(f"a {title} can be read only once; give an object that can be iterated again and again")
     if images_per_epoch is None:
         try:
             images_per_epoch = len(pipeline)
@@ -68,7 +68,7 @@ def open_stream(pipeline, images_per_epoch: int | None = None) -> ImageDataset:
 
 
 class Stream:
-    """What a StreamLoader reads."""
+    """The pipeline that a StreamLoader reads."""
 
     def __init__(self, pipeline, images_per_epoch: int):
         self.pipeline, self.images_per_epoch = pipeline, images_per_epoch
@@ -76,7 +76,7 @@ class Stream:
 
 @dataclass(frozen=True)
 class StreamPlan:
-    """As much of a `Plan` as a stream has."""
+    """The part of a `Plan` that a stream has."""
 
     global_batch_size: int
     steps: int
@@ -96,8 +96,8 @@ class HeadStore:
 
 
 class StreamLoader(Progress):
-    """TrainLoader's counterpart for a data set of `open_stream`; the arguments are `LoaderOptions` as well. The order
-    is the stream's, so that lanes, block, prefetch and start_method change nothing.
+    """A training loader for a data set of `open_stream`. It takes `LoaderOptions`, like TrainLoader. The stream decides
+    the order, so lanes, block, prefetch and start_method have no effect.
     """
 
     def __init__(self, dataset: ImageDataset, img_size, global_batch_size: int, **options):
@@ -128,11 +128,11 @@ class StreamLoader(Progress):
 
     @property
     def left_out(self) -> int:
-        """Images that an epoch is short of a whole batch."""
+        """Images of an epoch that do not fill a batch."""
         return self.dataset.stream.images_per_epoch - self.plan.steps * self.plan.global_batch_size
 
     def __iter__(self) -> Iterator[Batch]:
-        """To the end of the current epoch; the next one goes on where the stream is."""
+        """Yields to the end of the current epoch. The next iterator continues in the stream."""
         if self._running is None:
             self._running = iter(self._loader)
         for _ in range(len(self) - self._place()[1]):
@@ -145,17 +145,17 @@ class StreamLoader(Progress):
         return {**self._identity(), **self._position(), "faults": dict(self.faults)}
 
     def load_state_dict(self, state: dict, next_epoch: bool = False) -> list[str]:
-        """Takes up the count of steps; returns what is to be said: that the stream itself begins anew."""
+        """Restores the position; returns sentences for the user, among them that the stream starts again."""
         said = self._take_up(state, next_epoch)
         self.faults = Faults(state["faults"])
-        return [*said, f"the {self.dataset.title} begins anew: images of this epoch may be shown again"]
+        return [*said, f"the {self.dataset.title} starts from the beginning: images of this epoch may come again"]
 
     def _identity(self) -> dict:
         return {"plan": "stream", "seed": self.seed, **asdict(self.plan)}
 
 
 class _StreamBatches(IterableDataset):
-    """Finished batches without end, made in a worker or here."""
+    """An endless stream of finished batches, made in a worker or in this process."""
 
     def __init__(self, dataset: ImageDataset, crop: RandomCrops, batch_size: int, rank: int):
         self.dataset, self.crop, self.batch_size, self.rank = dataset, crop, batch_size, rank
@@ -175,13 +175,13 @@ class _StreamBatches(IterableDataset):
                     faults=tuple(faults),
                 )
                 faults.clear()
-        except Exception as error:  # whatever their code may raise; as a page of traceback it would say less
+        except Exception as error:  # the user's code may raise anything; a sentence is clearer than a page of traceback
             known = isinstance(error, UnreadableData)
             said = error if known else UnreadableData(f"{self.dataset.title} failed: {type(error).__name__}: {error}")
             yield WorkerBatch(faults=tuple(faults), error=said)
 
     def _crops(self, number: int, faults: list) -> Iterator[tuple[torch.Tensor, int, int]]:
-        """(crop, label, place in this worker's stream), for ever."""
+        """Yields (crop, label, position in this worker's stream) without end."""
         bad, place = 0, -1
         while True:
             began = place
@@ -208,7 +208,7 @@ class _StreamBatches(IterableDataset):
 
 
 def _thinned(content: bytes | np.ndarray) -> bytes | np.ndarray:
-    """Every n-th pixel of an image that is larger than need be: 256 photographs of 12 megapixels would take 9 GB."""
+    """Every n-th pixel of a large image: 256 photographs of 12 megapixels would need 9 GB."""
     if isinstance(content, bytes):
         return content
     step = max(1, min(content.shape[:2]) // HEAD_SIDE)

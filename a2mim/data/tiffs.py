@@ -1,8 +1,8 @@
 """TIFF: bands as they are stored.
 
-What the file says of its samples decides. A picture is grey or RGB, with an alpha channel that is called so; Pillow
-reads the plain ones. Everything else (near infrared beside RGB, several grey bands, channels kept as pages) is bands,
-whose number must be in_chans: nothing is converted, multiplied or left out.
+The tags of the file decide. A picture is grey or RGB, with an alpha channel only if a tag says so; Pillow reads the
+simple ones. Everything else is bands (near infrared beside RGB, several grey bands, channels stored as pages). Their
+number must be in_chans. Bands are not converted, multiplied or dropped.
 
 Source: TIFF 6.0, PhotometricInterpretation and ExtraSamples; tifffile's names of axes.
 """
@@ -22,36 +22,36 @@ from a2mim.data.rasters import by_opencv, refuse_bomb, refuse_bytes
 if TYPE_CHECKING:
     from tifffile import TiffFile, TiffPage, TiffPageSeries
 
-# tifffile logs what it finds damaged, file's words and all; without a handler Python prints that to the terminal.
+# tifffile logs damage and quotes the file. Without a handler, Python would print that to the terminal.
 logging.getLogger("tifffile").addHandler(logging.NullHandler())
 
 MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _MINISWHITE, _MINISBLACK, _RGB = 0, 1, 2  # PhotometricInterpretation
-_ASSOCIATED, _UNASSOCIATED = 1, 2  # ExtraSamples: alpha, multiplied into the colours or not
+_ASSOCIATED, _UNASSOCIATED = 1, 2  # ExtraSamples: alpha that is multiplied into the colours, or not
 _DEFLATE, _LZMA = (8, 32946, 50013), (34925,)  # Compression
 _INTERLEAVED = ("YXS", "YX", "SYX")  # axes of one page
-_CHANNEL_AXES = "CSQ"  # channels, samples, and an axis of an array that was written without a name
+_CHANNEL_AXES = "CSQ"  # channels, samples, and an unnamed axis of an array
 _LZMA_MEMORY = 256 << 20  # bytes
 _MOST_PAGES = 10_000
 
 
 class Tiff(NamedTuple):
-    """values: (H, W, C) as stored; is_picture: grey or RGB, with alpha or without, so that it may be converted."""
+    """values: (H, W, C) as stored; is_picture: grey or RGB, with or without alpha, so that it may be converted."""
 
     values: np.ndarray
     is_picture: bool
 
 
 def decode_tiff(data: bytes, in_chans: int) -> Tiff | None:
-    """The first image of a file, or all channels that it keeps as pages; None leaves it to Pillow.
+    """The first image of a file, or all channels that are stored as pages; None: Pillow reads it.
 
     Raises:
-        Unfit: bands whose number is not in_chans, or axes such as time and depth.
-        UnreadableImage: damaged, too large, or a compression that needs a further package.
+        Unfit: the number of bands is not in_chans, or there are axes such as time and depth.
+        UnreadableImage: the file is damaged or too large, or its compression needs another package.
     """
     import tifffile
 
-    with tifffile.TiffFile(io.BytesIO(data), _multifile=False) as file:  # OME files may name others to be read
+    with tifffile.TiffFile(io.BytesIO(data), _multifile=False) as file:  # OME files can refer to other files
         page = file.pages[0]
         if page.photometric not in (_MINISWHITE, _MINISBLACK, _RGB) or page.bitspersample < 8 or page.dtype is None:
             return None
@@ -72,7 +72,7 @@ def decode_tiff(data: bytes, in_chans: int) -> Tiff | None:
 
 
 def _is_picture(page: "TiffPage") -> bool:
-    """Grey or RGB of unsigned integers, with one alpha channel at most."""
+    """True for grey or RGB of unsigned integers with at most one alpha channel."""
     colours = 3 if page.photometric == _RGB else 1
     extra = tuple(map(int, page.extrasamples))
     alpha = page.samplesperpixel == colours + 1 and extra in ((_ASSOCIATED,), (_UNASSOCIATED,))
@@ -80,7 +80,7 @@ def _is_picture(page: "TiffPage") -> bool:
 
 
 def _suits_pillow(page: "TiffPage") -> bool:
-    """Whether Pillow gives the values as stored: it divides colours by an associated alpha."""
+    """True if Pillow returns the stored values; it divides colours by an associated alpha."""
     return _ASSOCIATED not in tuple(map(int, page.extrasamples))
 
 
@@ -100,10 +100,10 @@ def _has_more_pages(file: "TiffFile") -> bool:
 
 
 def _channels_as_pages(file: "TiffFile", in_chans: int) -> "TiffPageSeries | None":
-    """The first series of a file, when its channels lie on pages; None when its first page is the whole image.
+    """The first series of a file if its channels are stored as pages; None if the first page is the whole image.
 
-    Pages that nothing names (axis "I") are pages of a document, of which the first counts, unless there are as many as
-    channels are wanted.
+    Pages without a named axis ("I") are pages of a document, and the first one is used. If their number equals
+    in_chans, they are channels.
     """
     if not (file.is_imagej or file.is_ome or file.is_shaped or _has_more_pages(file)):
         return None
@@ -135,7 +135,7 @@ def _channels_as_pages(file: "TiffFile", in_chans: int) -> "TiffPageSeries | Non
 
 
 def _read_series(series: "TiffPageSeries", in_chans: int) -> np.ndarray:
-    """(H, W, C), channels in the order of the axes."""
+    """(H, W, C), with the channels in the order of the axes."""
     axes, shape = series.axes, series.shape
     height, width = (shape[axes.index(axis)] for axis in "YX")
     refuse_bomb(width, height)
@@ -150,7 +150,7 @@ def _read_series(series: "TiffPageSeries", in_chans: int) -> np.ndarray:
 
 
 def _read_page(page: "TiffPage", data: bytes) -> np.ndarray:
-    """(H, W, C). OpenCV where tifffile lacks the decompressor: LZW, say, of RGB."""
+    """(H, W, C). OpenCV decodes what tifffile cannot decompress, for example RGB with LZW."""
     refuse_bomb(page.imagewidth, page.imagelength)
     refuse_bytes(page.imagewidth * page.imagelength * page.samplesperpixel * page.dtype.itemsize)
     if page.axes not in _INTERLEAVED:
@@ -170,7 +170,7 @@ def _read_page(page: "TiffPage", data: bytes) -> np.ndarray:
 
 
 def _read_page_by_opencv(page: "TiffPage", data: bytes) -> np.ndarray:
-    """RGB with one more band at most, or grey: what OpenCV is known to give as stored. It turns TIFFs unasked."""
+    """Grey, or RGB with at most one more band: OpenCV returns these as stored, but applies the orientation."""
     of_colours = page.samplesperpixel in ((3, 4) if page.photometric == _RGB else (1,))
     if of_colours and page.dtype in (np.uint8, np.uint16):
         orientation = page.tags.get(274)
@@ -194,7 +194,7 @@ def _decompressed(series: "TiffPageSeries") -> np.ndarray:
 
 
 def _refuse_inflation(page: "TiffPage") -> None:
-    """Refuses strips and tiles that would become larger than the header says: tifffile expands them without bound."""
+    """Refuses strips and tiles that exceed the size in the header, because tifffile expands them without limit."""
     if int(page.compression) not in (*_DEFLATE, *_LZMA):
         return
     most = math.prod(page.chunks) * page.dtype.itemsize

@@ -1,9 +1,9 @@
-"""Extra image transforms from mmcv's registry or the user's own, made a function of the sample like everything else.
+"""Extra image transforms from mmcv's registry or from the user. Their result depends only on the sample.
 
-A transform gets mmcv's usual dictionary: results["img"] is the whole decoded image, (H, W, C), uint8 or uint16, colours
-in RGB order, and must be such an array again afterwards; H and W may change. mmcv itself assumes BGR: where a transform
-has an argument for it (color_format), say "rgb". Transforms draw from numpy's, Python's or torch's global generators:
-these are seeded from the sample's key around the call and restored after it.
+A transform gets mmcv's usual dictionary. results["img"] is the whole decoded image, (H, W, C), uint8 or uint16, in RGB
+order. The transform must return such an array; H and W may change. mmcv itself assumes BGR: if a transform has the
+argument color_format, set it to "rgb". Transforms draw from the global generators of numpy, Python and torch. These are
+seeded from the sample's key before the call and restored after it.
 """
 
 import difflib
@@ -31,7 +31,7 @@ class Transforms:
         self.transforms = [_build(config) if isinstance(config, dict) else config for config in configs]
 
     def __call__(self, pixels: np.ndarray, seed: int) -> np.ndarray:
-        """(H, W, C) -> (H', W', C), of the same dtype; `seed` is the sample's, below 2 ** 53."""
+        """(H, W, C) -> (H', W', C) of the same dtype. `seed` belongs to the sample, below 2 ** 53."""
         if not self.transforms:
             return pixels
         results = {"img": pixels, "img_shape": pixels.shape[:2], "ori_shape": pixels.shape[:2]}
@@ -44,13 +44,13 @@ class Transforms:
 
 @contextmanager
 def seeded(seed: int):
-    """Seeds the global generators of Python, numpy and torch (CPU) and gives them back as they were."""
+    """Seeds the global generators of Python, numpy and torch (CPU), and restores their states at the end."""
     import torch
 
     states = random.getstate(), np.random.get_state(), torch.default_generator.get_state()
     random.seed(seed)
     np.random.seed(seed & 0xFFFFFFFF)
-    torch.default_generator.manual_seed(seed)  # not torch.manual_seed, which reseeds the GPU as well
+    torch.default_generator.manual_seed(seed)  # torch.manual_seed would also reseed the GPU
     try:
         yield
     finally:

@@ -1,8 +1,8 @@
-"""One walk through a folder of images: each real folder once, nothing left out without a word.
+"""Walks through a folder of images: each real folder once, and everything left out is reported.
 
-Links to files and folders are followed. A folder that several paths lead to is taken by its own path, or the first in
-order; a link to a folder above it would lead round in circles and is passed over. A folder that cannot be listed is an
-error: its images would be missing without a word.
+Links to files and folders are followed. If several paths lead to one folder, its own path is used, or else the first
+path in order. A link to a folder above would form a cycle and is passed over. A folder that cannot be listed is an
+error, because its images would be missing.
 """
 
 import errno
@@ -14,24 +14,24 @@ PICTURES = (
     *("jpg", "jpeg", "png", "webp", "bmp", "tif", "tiff", "gif"),
     *("jpe", "jfif", "ppm", "pgm", "pbm", "pnm", "jp2", "avif"),
 )
-ARRAYS = ("npy",)  # images only where there is no picture: beside pictures they are embeddings, masks and the like
-_SYSTEM_FOLDERS = {  # thumbnails, recycle bins and snapshots of disks and systems, in lower case
+ARRAYS = ("npy",)  # images only if the folder has no picture: beside pictures they are embeddings or masks
+_SYSTEM_FOLDERS = {  # thumbnails, recycle bins and snapshots, in lower case
     *("@eadir", "#recycle", "@recycle", "@recently-snapshot", "#snapshot", "@sharebin", "@tmp", "@__thumb"),
     *("$recycle.bin", "recycler", "system volume information", "__macosx", "lost+found", "found.000"),
     *("__pycache__", "node_modules", "thumbnails.cache"),
 }
 _OF_A_RUN = {"config.py", "config.json", "settings.json", "log.jsonl", "summary.json", "checkpoints", "reconstructions"}
-_SHOWN = 4  # kinds of files that are passed over
+_SHOWN = 4  # kinds of passed-over files in a phrase
 
 
 @dataclass
 class Walk:
-    """What a walk found.
+    """The result of a walk.
 
     Args:
         pictures, arrays: relative paths, "/" between folders, sorted.
-        passed: what was passed over: counts by kind.
-        dangling: relative paths of links that lead nowhere.
+        passed: counts of what was passed over, by kind.
+        dangling: relative paths of broken links.
     """
 
     pictures: list[str] = field(default_factory=list)
@@ -44,7 +44,7 @@ class Walk:
         return self.pictures or self.arrays
 
     def passed_over(self) -> str:
-        """One phrase for the first lines of a command; "" when everything was an image."""
+        """One phrase for the first lines of a command; "" if everything was an image."""
         kinds = self.passed.most_common()
         said = [f"{count} {kind}" for kind, count in kinds[:_SHOWN]]
         rest = sum(count for _, count in kinds[_SHOWN:])
@@ -56,21 +56,21 @@ class Walk:
 
 
 def walk(root: str | os.PathLike) -> Walk:
-    """All images under a folder. Hidden files, folders of systems and folders of a2mim's own runs are left out.
+    """All images under a folder. Hidden files, system folders and folders of a2mim's own runs are left out.
 
     Raises:
-        OSError: a folder that cannot be listed; the message names it.
+        OSError: a folder cannot be listed; the message names it.
     """
     return _Walker(os.fspath(root)).run()
 
 
 class _Walker:
-    """Folders still to be listed, and those that have been."""
+    """The folders that are still to be listed, and those that were listed."""
 
     def __init__(self, root: str):
         self.root, self.found = root, Walk()
         self.seen: set[tuple[int, int]] = set()
-        self.links: list[str] = []  # to folders; listed when all real folders have been
+        self.links: list[str] = []  # to folders; they are listed after all real folders
 
     def run(self) -> Walk:
         self._list("")
@@ -84,7 +84,7 @@ class _Walker:
         return self.found
 
     def _list(self, inside: str) -> None:
-        """Lists one real folder and those below it, without following links to folders."""
+        """Lists one real folder and those below it. Links to folders are not followed yet."""
         todo = [inside]
         while todo:
             inside = todo.pop()
@@ -98,7 +98,7 @@ class _Walker:
             todo += reversed(folders)
 
     def _take(self, entry: os.DirEntry, inside: str) -> str | None:
-        """Notes a file or a link; returns the path of a real folder that is to be listed."""
+        """Records a file or a link; returns the path if it is a real folder."""
         name = os.path.join(inside, entry.name)
         if entry.name.startswith("."):
             return None
@@ -138,7 +138,7 @@ class _Walker:
 
 
 def list_folder(path: str | os.PathLike) -> list[os.DirEntry]:
-    """The entries of a folder, sorted by name; OSError with the folder's path when it cannot be listed."""
+    """The entries of a folder, sorted by name; OSError names the folder if it cannot be listed."""
     try:
         with os.scandir(path) as entries:
             return sorted(entries, key=lambda entry: entry.name)
@@ -150,7 +150,7 @@ def list_folder(path: str | os.PathLike) -> list[os.DirEntry]:
 
 
 def _leads_somewhere(link: str) -> bool:
-    """Whether a link leads to a file or folder; the target of a link into a forbidden folder is not there for us."""
+    """True if a link leads to a file or folder that can be reached; a target in a forbidden folder cannot."""
     try:
         os.stat(link)
     except OSError as error:
@@ -161,7 +161,7 @@ def _leads_somewhere(link: str) -> bool:
 
 
 def suffix_of(name: str) -> str:
-    """In lower case, without the dot; "" where there is none."""
+    """The suffix of a name in lower case, without the dot; "" if there is none."""
     _, dot, suffix = name.rpartition(".")
     return suffix.lower() if dot and "/" not in suffix else ""
 
@@ -172,6 +172,6 @@ def _identity(path: str) -> tuple[int, int]:
 
 
 def _is_above(path: str, root: str) -> bool:
-    """Whether the folder that a link leads to holds the root."""
+    """True if the folder that a link leads to contains the root."""
     above, below = os.path.realpath(path), os.path.realpath(root)
     return os.path.commonpath([above, below]) == above

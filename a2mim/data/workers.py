@@ -1,11 +1,12 @@
-"""Batches prepared ahead by worker processes, or here, in the order of the requests.
+"""Prepares batches ahead, in worker processes or in this one, in the order of the requests.
 
-Workers write into a ring of batches in shared memory, laid out once: what travels through a pipe is a slot's number,
-the labels and the ids. Shipping finished batches instead costs a shared-memory file, its page faults and a descriptor
-for each of them, a tenth to a fifth of the throughput. The batch handed out is a copy, so that it belongs to whoever
-took it. Threads were measured beside this and are about as fast on two cores (docs/data.md has the figures); processes
-are kept because Python's lock is the training loop's too, and because transforms draw from generators that a process
-has once: seeded for one thread, they would be seeded for all.
+Workers write into a ring of batches in shared memory that is allocated once. Only the slot's number, the labels and the
+ids go through a pipe. Sending finished batches instead costs a shared-memory file, its page faults and a descriptor per
+batch: 10 to 20 % of the throughput. A batch is copied out of the ring before it is yielded, so the caller owns it.
+
+Threads are about as fast on two cores (docs/data.md has the figures). Processes are used for two reasons: the training
+loop needs Python's global lock too, and transforms draw from generators that exist once per process, so that seeding
+them for one thread would change them for all threads.
 """
 
 import contextlib
@@ -26,27 +27,27 @@ from torch.utils.data import DataLoader
 from a2mim.data.batches import Batches
 from a2mim.data.records import Request, WorkerBatch
 
-SHARED = "/dev/shm"  # where Linux keeps shared memory
+SHARED = "/dev/shm"  # Linux's shared memory
 START_METHODS = ("fork", "spawn", "forkserver")
 
 _DIED = re.compile(r"DataLoader worker \(pid.*?(exited unexpectedly|is killed by signal: ([\w ]+))", re.DOTALL)
 
 
 class WorkerDied(OSError):
-    """A data worker ended without an answer; the message says what is most likely and what to change."""
+    """A data worker ended without an answer; the message gives the most likely cause and the remedy."""
 
 
 class Workers:
-    """One stream of batches after another from the same processes.
+    """Worker processes that serve one pass after another.
 
     Args:
-        batches: what makes one batch of a request.
-        size: images in a batch, at most.
+        batches: makes the batch of a request.
+        size: greatest number of images in a batch.
         num_workers: processes; 0: this one.
-        prefetch: batches a worker prepares ahead.
-        start_method: "fork", "spawn" or "forkserver"; None: Python's own choice. A script that starts workers by the
-            last two needs `if __name__ == "__main__":` around what it does.
-        pin_memory: hand out batches in memory that a GPU copies from without waiting.
+        prefetch: batches that each worker prepares ahead.
+        start_method: "fork", "spawn" or "forkserver"; None: Python's default. With the last two, a script must protect
+            its main code by `if __name__ == "__main__":`.
+        pin_memory: yield batches in pinned memory, from which a GPU copies without waiting.
     """
 
     def __init__(
@@ -59,7 +60,7 @@ class Workers:
         pin_memory: bool = False,
     ):
         _check(num_workers, prefetch, start_method)
-        slots = num_workers * prefetch + 1  # all that are under way, and the one being copied
+        slots = num_workers * prefetch + 1  # all batches in progress, and the one that is being copied
         self._ring = batches.ring = _shared_ring((slots, size, *batches.shape), batches.dtype) if num_workers else None
         self._requests = _Requests(max(1, num_workers), slots)
         self._pin = pin_memory
@@ -71,13 +72,13 @@ class Workers:
             batch_size=None,
             num_workers=num_workers,
             collate_fn=as_it_is,
-            # each pass draws a number for the workers: not from the generator that the network draws from
+            # each pass draws a seed for the workers; it must not come from the network's generator
             generator=torch.Generator(),
             **(many if num_workers else {}),
         )
 
     def run(self, requests: Iterable[Request]) -> Iterator[WorkerBatch]:
-        """Yields what `Batches` makes of each request; with workers, its images are copied out of the ring.
+        """Yields the batch of each request. Images from workers are copied out of the ring.
 
         Raises:
             WorkerDied: a worker was killed.
@@ -99,12 +100,12 @@ class Workers:
 
 
 class _Requests:
-    """A sampler of requests with a slot, set anew for each pass; it is read ahead of the batches handed out.
+    """A sampler of requests with a slot; its items are set before each pass. It is read ahead of the yielded batches.
 
-    Requests go to the workers in turn, so the next one of the same worker is known: its ids are what to read ahead.
+    Requests go to the workers in turn, so the next request of the same worker is known, and its ids can be read ahead.
 
-    It does not know its Workers: in a cycle, the garbage collector would close the workers' pipes before they are told
-    to stop, and every loader that is dropped would wait five seconds for each.
+    It holds no reference to its Workers. In a cycle, the garbage collector would close the workers' pipes before they
+    are told to stop, and dropping a loader would wait 5 s for each worker.
     """
 
     items: Iterable[Request] = ()
@@ -120,22 +121,21 @@ class _Requests:
                 return
             request = known.popleft()
             ahead = known[self.workers - 1].ids if len(known) == self.workers else request.ids[:0]
-            if number < self.workers:  # nothing announced the first ones
+            if number < self.workers:  # no earlier request announced the first ones
                 ahead = np.concatenate([request.ids, ahead])
             yield replace(request, slot=number % self.slots, ahead=ahead)
 
 
 def _shared_ring(shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
-    """Memory that this process and its workers share, reserved now: shared memory that is not there would end a worker
-    with a bus error at its first write. Other processes of the node reserve theirs beside it, so that together they
-    cannot take more than there is.
+    """Memory that this process and its workers share. It is reserved now, because a worker dies with a bus error if
+    shared memory runs out at a write. Other processes of the node reserve theirs too, so that the sum is checked.
     """
     bytes_ = int(np.prod(shape)) * dtype.itemsize
     if sys.platform == "linux" and bytes_ > shutil.disk_usage(SHARED).free:
         raise _too_little_shared_memory(bytes_)
     ring = torch.empty(shape, dtype=dtype).share_memory_()
     if sys.platform == "linux" and torch.multiprocessing.get_sharing_strategy() == "file_descriptor":
-        descriptor, size = ring.untyped_storage()._share_fd_cpu_()[:2]  # the storage's own: not ours to close
+        descriptor, size = ring.untyped_storage()._share_fd_cpu_()[:2]  # belongs to the storage: we must not close it
         try:
             os.posix_fallocate(descriptor, 0, size)
         except OSError as error:
@@ -145,7 +145,7 @@ def _shared_ring(shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
 
 
 def _too_little_shared_memory(bytes_: int) -> ValueError:
-    """The sentence, with the numbers of the whole node."""
+    """The error, with the numbers of the whole node."""
     space, processes = shutil.disk_usage(SHARED), int(os.environ.get("LOCAL_WORLD_SIZE", 1))
     mib = lambda count: f"{count / (1 << 20):,.1f} MiB"  # noqa: E731
     together = f" in each of {processes} processes, {mib(bytes_ * processes)} together" if processes > 1 else ""
@@ -157,11 +157,11 @@ def _too_little_shared_memory(bytes_: int) -> ValueError:
 
 @contextlib.contextmanager
 def explained_death() -> Iterator[None]:
-    """WorkerDied in place of torch's RuntimeError when a data worker is killed."""
+    """Raises WorkerDied in place of torch's RuntimeError when a data worker was killed."""
     try:
         yield
     except RuntimeError as error:
-        found = _DIED.search(f"{error.__cause__ or error.__context__} {error}")  # only the first names the signal
+        found = _DIED.search(f"{error.__cause__ or error.__context__} {error}")  # only the cause names the signal
         if not found:
             raise
         how = f"was ended by the signal {found.group(2).strip()}" if found.group(2) else "ended unexpectedly"
@@ -176,7 +176,7 @@ def explained_death() -> Iterator[None]:
 
 
 def _settle(worker: int) -> None:
-    """torch gives a worker one thread; so does this for OpenCV, which transforms may use."""
+    """Gives OpenCV one thread in a worker, as torch already has. Transforms may use OpenCV."""
     if "cv2" in sys.modules:
         sys.modules["cv2"].setNumThreads(0)
 

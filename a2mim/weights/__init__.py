@@ -1,1 +1,1 @@
-"""Weights of others: found, recognised, converted and loaded with a report. They are read as data."""
+"""Weights from files: found, recognised, converted and loaded, with a report. They are read as data."""

@@ -1,6 +1,6 @@
-"""An encoder from wherever it lies (see sources.py), built and filled, with a report of what became of every tensor.
+"""Builds an encoder from any source (see sources.py) and loads its weights, with a report on every tensor.
 
-Invariant: every tensor comes from the file or the call fails; nothing is ever left random without a word.
+Invariant: every tensor comes from the file, or the call fails. No parameter silently stays random.
 """
 
 from dataclasses import replace
@@ -26,47 +26,47 @@ __all__ = ["LoadReport", "Source", "describe_report", "load_encoder", "load_repo
 def load_encoder(source: str | Path, allow_partial: bool = False, **overrides) -> tuple[nn.Module, dict]:
     """(timm model without classifier, in evaluation mode; {"mean", "std", "img_size": [H, W], "interpolation"}).
 
-    Nothing that lies in a file is executed or imported, see `a2mim.weights.trust`.
+    Nothing in a file is executed or imported, see `a2mim.weights.trust`.
 
     Args:
         source: a run folder (its encoder/, else its newest checkpoint), an exported folder (config.json and
-            model.safetensors), a folder of transformers, a checkpoint *.pth of a run; NAME:FILE, a timm name and any
-            file of weights that `a2mim.weights.converters` recognises; NAME:pretrained, which downloads timm's; or a
-            timm name, which gives random weights. NAME may be the dotted path of a network of the user's own, which is
-            imported; so a folder or checkpoint of such a network is written as my_package.MyNet:FOLDER.
-        allow_partial: tensors that the file lacks stay random, and those that the model lacks are left out.
-        overrides: what timm.create_model takes, e.g. img_size or in_chans, to which the weights are then adapted.
+            model.safetensors), a folder of transformers, or a checkpoint *.pth of a run; NAME:FILE, a timm name and a
+            file of weights that `a2mim.weights.converters` recognises; NAME:pretrained, which downloads timm's weights;
+            or a timm name, which gives random weights. NAME may be the dotted path of a network of the user's own,
+            which is imported. A folder or checkpoint of such a network is written as my_package.MyNet:FOLDER.
+        allow_partial: tensors that the file lacks stay random, and tensors that the model lacks are left out.
+        overrides: arguments of timm.create_model, e.g. img_size or in_chans, to which the weights are then adapted.
 
     Raises:
         FileNotFoundError: the path does not exist, or holds no encoder.
-        OSError: NAME:pretrained without a way to timm's weights.
-        ValueError: an unknown name (with the nearest ones), a file that is not recognised, or weights that are not
-            exactly the model's.
+        OSError: NAME:pretrained, but timm's weights cannot be downloaded.
+        ValueError: the name is unknown (the message has the nearest names), the file is not recognised, or its weights
+            are not exactly the model's.
     """
     return load_reported(source, allow_partial, **overrides)[:2]
 
 
 def load_reported(source: str | Path, allow_partial: bool = False, **overrides) -> tuple[nn.Module, dict, LoadReport]:
-    """What `load_encoder` returns, and the report: what was recognised, loaded, missing, unexpected and left out."""
+    """The same as `load_encoder`, and the report: what was recognised, loaded, missing, unexpected and left out."""
     model, preprocessing, report = build_reported(read_source(source), allow_partial, **overrides)
     return model.eval(), preprocessing.to_dict(), report
 
 
 def build(found: Source, allow_partial: bool = False, **overrides) -> tuple[nn.Module, Preprocessing]:
-    """(the model with the source's tensors, all of them unless `allow_partial`; its preprocessing)."""
+    """(the model with all of the source's tensors, or some with `allow_partial`; its preprocessing)."""
     return build_reported(found, allow_partial, **overrides)[:2]
 
 
 def build_reported(
     found: Source, allow_partial: bool = False, **overrides
 ) -> tuple[nn.Module, Preprocessing, LoadReport]:
-    """What `build` returns, and the report; see `load_reported`."""
+    """The same as `build`, and the report; see `load_reported`."""
     if found.tensors is None:
         built = create(found.name, found.model_args | overrides)
         channels = overrides.get("in_chans") or built.model.pretrained_cfg["input_size"][0]
         preprocessing = preprocessing_of(built.model.pretrained_cfg, built.img_size).for_channels(channels)
         return built.model, preprocessing, report_of(found, built.model, {})
-    overrides.pop("pretrained", None)  # the file's weights are the point
+    overrides.pop("pretrained", None)  # the weights come from the file
     model, size, report = _filled(found, found.model_args | overrides, allow_partial)
     channels = model.pretrained_cfg["input_size"][0]
     preprocessing = (found.preprocessing.at_size(size) if size else found.preprocessing).for_channels(channels)
@@ -75,18 +75,18 @@ def build_reported(
 
 
 def initialise(model: nn.Module, model_args: dict, source: str | Path, allow_partial: bool = False) -> LoadReport:
-    """Loads a source's weights into a timm model that stands already, adapted to its size and channels.
+    """Loads a source's weights into a timm model that exists already, adapted to its size and channels.
 
     Args:
         model: with num_classes=0.
-        model_args: what it was built with, beyond its name.
-        source: as `load_encoder` takes it; a file of another toolkit may leave the name out.
+        model_args: the arguments that built it, without its name.
+        source: see `load_encoder`; for a file of another toolkit the name may be omitted.
 
     Raises:
-        ValueError: random weights, or those of another architecture; else as `load_encoder`.
+        ValueError: the weights are random or belong to another architecture; also as in `load_encoder`.
     """
     name = model.pretrained_cfg["architecture"]
-    # What the file's own shapes say: its size, its channels, the place of its norm.
+    # Size, channels and the place of the norm follow from the shapes in the file.
     told = {k: v for k, v in model_args.items() if k not in ("img_size", "in_chans", "head_norm_first")}
     found = read_source(source, name, told)
     if found.tensors is None:
@@ -102,12 +102,12 @@ def initialise(model: nn.Module, model_args: dict, source: str | Path, allow_par
 def _filled(
     found: Source, arguments: dict[str, Any], allow_partial: bool
 ) -> tuple[nn.Module, list[int] | None, LoadReport]:
-    """(the model with the source's tensors, [H, W] or None, the report): timm adapts them to size and channels."""
+    """(the model with the source's tensors, [H, W] or None, the report). timm adapts them to size and channels."""
     if not is_registered(found.name):
         return _filled_own(found, arguments, allow_partial)
     found = _with_norm_of(found, arguments)
     cfg = {
-        "source": None,  # where the name's own weights would come from
+        "source": None,  # no other weights are fetched
         "file": None,
         "input_size": (found.model_args.get("in_chans", 3), *found.preprocessing.img_size),
         "num_classes": 0,
@@ -116,7 +116,7 @@ def _filled(
     tensors = dict(found.tensors)
     stated = on_meta(found.name, **found.model_args)
     sizes = {key: value.numel() for key, value in stated.state_dict().items()}
-    # timm resamples tables of positions without a word, also where nobody asked for another size
+    # timm silently resamples tables of positions, even if no other size was requested
     strange = {key for key, value in tensors.items() if value.numel() != sizes.get(key, value.numel())}
     unlike = set(sizes) ^ set(tensors)
     if (strange or unlike) and not allow_partial:
@@ -135,7 +135,7 @@ def _filled(
             raise ValueError(_difference(found, create(found.name, arguments).model) or first_line(error)) from None
         tensors |= {key: value for key, value in fresh.items() if tensors[key].shape != value.shape}
         model = create_with(tensors).model
-    model.pretrained_cfg.pop("state_dict", None)  # else the weights would live twice
+    model.pretrained_cfg.pop("state_dict", None)  # otherwise the weights would be in memory twice
     model.pretrained_cfg["input_size"] = (arguments.get("in_chans", 3), *found.preprocessing.img_size)
     problem = _not_adapted(found, model, arguments)
     if not allow_partial:
@@ -147,7 +147,7 @@ def _filled(
 
 
 def _with_norm_of(found: Source, arguments: dict[str, Any]) -> Source:
-    """The source with ConvNeXt's last norm where the model of these arguments has it, before or behind the pooling."""
+    """The source with ConvNeXt's last norm before or after the pooling, as the model of these arguments has it."""
     key = "head_norm_first"
     if bool(arguments.get(key)) == bool(found.model_args.get(key)):
         return found
@@ -159,7 +159,7 @@ def _with_norm_of(found: Source, arguments: dict[str, Any]) -> Source:
 def _filled_own(
     found: Source, arguments: dict[str, Any], allow_partial: bool
 ) -> tuple[nn.Module, list[int], LoadReport]:
-    """As `_filled` for a network that is not timm's: it is built for its size, nothing is adapted."""
+    """Like `_filled`, for a network that is not timm's: it is built for its size, and nothing is adapted."""
     built = create(found.name, {"img_size": list(found.preprocessing.img_size)} | arguments)
     fresh = built.model.state_dict()
     fits = {k: v for k, v in found.tensors.items() if k in fresh and fresh[k].shape == v.shape}
@@ -170,7 +170,7 @@ def _filled_own(
 
 
 def _refuse(found: Source, report: LoadReport, problem: str) -> None:
-    """Raises where tensors do not fit, none fits, or some are not finite."""
+    """Raises ValueError if tensors do not fit, if none fits, or if some are not finite."""
     if problem:
         raise ValueError(problem)
     if not report.loaded:
@@ -183,10 +183,10 @@ def _refuse(found: Source, report: LoadReport, problem: str) -> None:
 
 
 def create(name: str, arguments: dict[str, Any], overlay: dict[str, Any] | None = None) -> BuiltModel:
-    """A network without a classifier, from its name and what stands in `arguments`, the image size and channels too.
+    """A network without a classifier, from its name and `arguments`, which include image size and channels.
 
     Args:
-        overlay: timm's `pretrained_cfg_overlay`; with one, the weights are those in its "state_dict".
+        overlay: timm's `pretrained_cfg_overlay`; if it is given, the weights are those in its "state_dict".
     """
     rest = dict(arguments)
     size, channels = rest.pop("img_size", None), rest.pop("in_chans", None)
@@ -197,12 +197,12 @@ def create(name: str, arguments: dict[str, Any], overlay: dict[str, Any] | None 
 
 
 def describe_report(report: LoadReport | dict) -> str:
-    """One sentence of a report, or of its plain values, for people."""
+    """A report, or its plain values, as one sentence."""
     return str(report if isinstance(report, LoadReport) else LoadReport.from_dict(report))
 
 
 def report_of(found: Source, model: nn.Module, tensors: dict[str, Tensor]) -> LoadReport:
-    """What became of every tensor; `tensors` are those that the model was given."""
+    """The report on every tensor; `tensors` are those that the model was given."""
     own, given = model.state_dict(), found.tensors or {}
     return LoadReport(
         source=str(found.path or found.name),
@@ -218,7 +218,7 @@ def report_of(found: Source, model: nn.Module, tensors: dict[str, Tensor]) -> Lo
 
 
 def _difference(found: Source, model: nn.Module, values: bool = False) -> str:
-    """One sentence on the keys that do not agree, or nothing; `values` also compares tensors of equal shape."""
+    """A sentence on keys that do not agree, or ""; `values` also compares tensors of equal shape."""
     own, given = model.state_dict(), found.tensors
     missing = [key for key in own if key not in given]
     unexpected = [key for key in given if key not in own]
@@ -241,12 +241,12 @@ def _difference(found: Source, model: nn.Module, values: bool = False) -> str:
 
 
 def _same(own: Tensor, given: Tensor) -> bool:
-    """Whether the numbers are the same; values that are not finite are told of elsewhere."""
+    """True if the numbers are the same. Values that are not finite are reported elsewhere."""
     return torch.equal(own.cpu().nan_to_num(), given.to(own.dtype).nan_to_num())
 
 
 def _not_adapted(found: Source, model: nn.Module, arguments: dict) -> str:
-    """One sentence where timm has left a first convolution random, since it cannot adapt its channels; or nothing."""
+    """A sentence if timm left a first convolution random because it cannot adapt its channels; or ""."""
     first = model.pretrained_cfg.get("first_conv") or ()
     own, channels = model.state_dict(), [found.model_args.get("in_chans", 3), arguments.get("in_chans", 3)]
     for key in (f"{name}.weight" for name in ([first] if isinstance(first, str) else first)):

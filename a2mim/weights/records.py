@@ -1,4 +1,4 @@
-"""What is known of weights before they are in a network, and what became of them afterwards: two records."""
+"""Two records of weights: a source before it is loaded, and a report afterwards."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -8,24 +8,24 @@ from torch import Tensor
 
 from a2mim.pixels import Preprocessing
 
-NAMED = 3  # keys that a sentence spells out
+NAMED = 3  # keys that a sentence names
 
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """Where an encoder comes from, read but not built: plain values, and its tensors unless it is only a name.
+    """An encoder's weights and settings, read but not built: plain values, and tensors unless it is only a name.
 
     Attributes:
-        name: timm's, or the dotted path that the user gave.
-        model_args: what builds it beyond the name and num_classes=0.
-        preprocessing: None for a name alone.
-        tensors: key -> tensor; None for a name alone, whose weights are random.
+        name: timm's name, or the dotted path that the user gave.
+        model_args: arguments that build it, besides the name and num_classes=0.
+        preprocessing: None for a name without weights.
+        tensors: key -> tensor; None for a name without weights, whose parameters are random.
         frozen: parameters that pre-training never reached.
-        path: the file or the folder that holds the tensors.
+        path: the file or folder that holds the tensors.
         given: the path that the user gave, e.g. the run's folder.
-        calibrated: BatchNorm's running statistics are those of whole images, not of masked ones or of none.
-        recognised: what it is, for the report.
-        left_out: what the file holds beside the encoder: first part of the key -> count.
+        calibrated: BatchNorm's running statistics come from whole images, not from masked ones.
+        recognised: the kind of source, for the report.
+        left_out: content of the file that is not the encoder: first part of the key -> count.
     """
 
     name: str
@@ -42,18 +42,18 @@ class Source:
 
 @dataclass(frozen=True, kw_only=True)
 class LoadReport:
-    """What became of every tensor, of the file and of the model.
+    """What happened to every tensor of the file and of the model.
 
     Attributes:
         source: the file, or the name.
-        recognised: what the file was taken for.
+        recognised: the kind of file.
         architecture: timm's name, or a dotted path.
-        of: tensors of the model; 0 where nothing was loaded.
-        loaded: tensors that come from the file.
+        of: number of tensors of the model; 0 if nothing was loaded.
+        loaded: number of tensors that come from the file.
         missing: keys of the model that the file lacks.
         unexpected: keys of the file that the model lacks.
         reshaped: keys whose shapes differ.
-        left_out: what the file holds beside the encoder: first part of the key -> count.
+        left_out: content of the file that is not the encoder: first part of the key -> count.
     """
 
     source: str
@@ -68,7 +68,7 @@ class LoadReport:
 
     @property
     def partial(self) -> bool:
-        """Whether some tensors of the model stayed random, or some of the file were not used."""
+        """True if some tensors of the model stayed random, or some of the file were not used."""
         return bool(self.missing or self.unexpected or self.reshaped)
 
     def as_dict(self) -> dict[str, Any]:
@@ -77,12 +77,12 @@ class LoadReport:
         return told | {"of another shape": told.pop("reshaped"), "partial": self.partial}
 
     def __getitem__(self, key: str) -> Any:
-        """A value by its key in `as_dict`, as code that was written for a dictionary reads it."""
+        """A value by its key in `as_dict`, for code that expects a dictionary."""
         return self.as_dict()[key]
 
     @classmethod
     def from_dict(cls, told: dict[str, Any]) -> "LoadReport":
-        """The inverse of `as_dict`; keys that it does not know are left out."""
+        """The inverse of `as_dict`; unknown keys are ignored."""
         values = {key: told[key] for key in cls.__dataclass_fields__ if key in told}
         return cls(**values | {"reshaped": told.get("of another shape", [])})
 

@@ -1,7 +1,7 @@
-"""Where an encoder comes from, read but not built: a run folder, an exported timm folder, a checkpoint, timm's own
-names, or the weights of another toolkit, whose keys become timm's.
+"""Reads an encoder from its source without building it: a run folder, an exported timm folder, a checkpoint, timm's own
+names, or the weights of another toolkit, whose keys are renamed to timm's.
 
-Invariant: what lies there is recognised or refused; nothing is guessed.
+Invariant: a source is recognised or refused; nothing is guessed.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -24,19 +24,19 @@ from a2mim.wiring.timm_models import build_timm, is_registered, on_meta, read_js
 
 PREFIX = "encoder.model."  # of the timm model's keys in a checkpoint
 PUBLISHED = "pretrained"  # NAME:pretrained
-WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")  # in a folder of transformers or of a model hub
+WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")  # in a folder of transformers or a model hub
 SUFFIXES = (".pth", ".pt", ".bin", ".safetensors")
 
 
 def read_source(source: str | Path, name: str | None = None, model_args: Mapping[str, Any] | None = None) -> Source:
-    """Recognises the kinds of source by what lies there; see `load_encoder`.
+    """Recognises the kind of a source by its content; see `load_encoder`.
 
     Args:
         source: a path, NAME:PATH, NAME:pretrained or a name. A name that is typed here may be a dotted path, which is
             imported; names inside files may not (`a2mim.weights.trust`).
-        name: the architecture of a file that names none, as the user or his recipe gave it; NAME:PATH in `source` says
-            the same.
-        model_args: what the recipe builds `name` with, for a file that cannot say it.
+        name: the architecture of a file that names none, from the user or the recipe; NAME:PATH in `source` means the
+            same.
+        model_args: the recipe's arguments for `name`, for a file that does not contain them.
     """
     text = str(source)
     path = Path(text.removeprefix("local-dir:"))
@@ -51,7 +51,7 @@ def read_source(source: str | Path, name: str | None = None, model_args: Mapping
         if not is_registered(before):
             if "." not in before or after == PUBLISHED:
                 raise unknown_model(before, f"not a model that timm knows, as it must be in {text}")
-            find_class(before)  # or its sentence
+            find_class(before)  # raises if it cannot be imported
         return _read_path(Path(after), before, model_args)
     if not colon and is_registered(text):
         return Source(name=text)
@@ -98,7 +98,7 @@ def _read_timm_folder(folder: Path, config: dict[str, Any], typed: str | None) -
     if "architecture" not in config:
         raise ValueError(
             f"{folder}/config.json names neither timm's architecture nor transformers' model_type: write NAME:{folder},"
-            " with timm's name of it."
+            " with timm's name of the architecture."
         )
     name = settle_name(config["architecture"], typed, stated)
     model_args = check_arguments(name, _without_classes(config.get("model_args")), stated)
@@ -122,7 +122,7 @@ def _read_timm_folder(folder: Path, config: dict[str, Any], typed: str | None) -
 
 
 def _without_classifier(tensors: dict, cfg: Mapping[str, Any]) -> dict:
-    """Another tool's folder comes with its classifier."""
+    """The tensors without a classifier, which folders of other tools contain."""
     classifiers = (cfg.get("classifier") or ()) if cfg.get("num_classes", 0) else ()
     names = [classifiers] if isinstance(classifiers, str) else list(classifiers)
     return {key: value for key, value in tensors.items() if not any(key.startswith(f"{name}.") for name in names)}
@@ -142,7 +142,7 @@ def _dictionary(holder: Mapping[str, Any], key: str, path: Path) -> Mapping[str,
 
 
 def _read_hub_folder(folder: Path, config: dict[str, Any], typed: str | None, model_args: dict[str, Any]) -> Source:
-    """A folder of transformers, or the weights in any folder whose architecture the user names."""
+    """Reads a folder of transformers, or the weights in any folder whose architecture the user names."""
     weights = next((folder / file for file in WEIGHT_FILES if (folder / file).is_file()), None)
     if weights is None:
         raise FileNotFoundError(f"{folder} has a config.json but none of {', '.join(WEIGHT_FILES)}.")
@@ -168,14 +168,14 @@ def _of_file(path: Path, name: str | None, model_args: dict[str, Any]) -> Source
     except ValueError:
         if name is None:
             raise
-        content = None  # torch.save's old format has no checksums; what it is shows when it is read
+        content = None  # torch.save's old format has no checksums; read_weights recognises it
     if content is None:
         return _of_foreign(path, read_weights(path), name, model_args)
     return _of_checkpoint(path, content, name)
 
 
 def _of_checkpoint(path: Path, checkpoint: dict, typed: str | None = None) -> Source:
-    """What pre-training left: its BatchNorm has seen masked images only, so it is not `calibrated`. Or fine-tuning."""
+    """A checkpoint of fine-tuning, or of pre-training, whose BatchNorm saw only masked images (not `calibrated`)."""
     try:
         state, meta = checkpoint["state_dict"], checkpoint["meta"]
         if "classifier" in meta:
@@ -202,7 +202,7 @@ def _of_checkpoint(path: Path, checkpoint: dict, typed: str | None = None) -> So
 
 
 def _of_classifier(path: Path, state: dict, meta: dict) -> Source:
-    """What fine-tuning left, without its classifier."""
+    """A checkpoint of fine-tuning, without its classifier."""
     arguments = classifier_arguments(meta["classifier"], path)
     name, model_args = arguments["name"], arguments["model_args"]
     own = on_meta(name, **model_args).state_dict()
@@ -219,10 +219,10 @@ def _of_classifier(path: Path, state: dict, meta: dict) -> Source:
 
 
 def classifier_arguments(stated: Mapping[str, Any], path: Path) -> dict[str, Any]:
-    """What a checkpoint says of its classifier's network, checked: see `a2mim.engine.classifier.rebuild_classified`.
+    """The checked arguments of a checkpoint's classifier; see `a2mim.engine.classifier.rebuild_classified`.
 
     Raises:
-        ValueError: a name or an argument that a file may not bring.
+        ValueError: a name or an argument that a file may not set.
     """
     name = settle_name(stated["name"], None, path)
     return {
@@ -237,20 +237,20 @@ def classifier_arguments(stated: Mapping[str, Any], path: Path) -> dict[str, Any
 def _of_foreign(
     path: Path, content: object, name: str | None, model_args: dict | None = None, pixels: Mapping | None = None
 ) -> Source:
-    """Weights of another toolkit for the model `name`; what an encoder does without is left out by name."""
+    """Weights of another toolkit for the model `name`; tensors that an encoder does not need are left out by name."""
     own = _unfilled(name, model_args or {}).state_dict() if name else {}
     found = recognise(content, own)
     if found is None:
-        what = f"those of {name} or of " if name else ""
+        what = f"as those of {name} or as " if name else "as "
         raise ValueError(
-            f"{path} is not a checkpoint of a2mim, and its keys are not recognised as {what}a form that is"
+            f"{path} is not a checkpoint of a2mim, and its keys are not recognised {what}one of the known formats"
             " (docs/starting_from.md lists them)."
         )
     if name is None:
         near = _likely(found)
         raise ValueError(
-            f"{path} is not a checkpoint of a2mim: it holds the weights of {found.form.title}, which do not say which"
-            f" one; write NAME:{path}, with timm's name of it, e.g. {near}:{path}."
+            f"{path} is not a checkpoint of a2mim: it holds the weights of {found.form.title}, without the name of the"
+            f" architecture; write NAME:{path}, with timm's name of it, e.g. {near}:{path}."
         )
     tensors = dict(found.tensors)
     arguments = arguments_of(name, tensors, model_args or {}, found.masked) if is_registered(name) else {}
@@ -258,20 +258,20 @@ def _of_foreign(
     own = model.state_dict()
     tensors = place_norm(tensors, own)
     told = f"{found.form.title}" + (f", in {found.where}" if found.where else "")
-    for key in own:  # a count that nothing is computed from, which older files do not have
+    for key in own:  # an unused counter, which older files lack
         if key.endswith("num_batches_tracked") and key.replace("num_batches_tracked", "running_mean") in tensors:
             tensors.setdefault(key, torch.zeros((), dtype=torch.int64))
     if found.masked and "head.norm.weight" in own and not any("norm_pre" in k or "head.norm" in k for k in tensors):
         tensors["head.norm.weight"] = torch.ones(own["head.norm.weight"].shape)
         tensors["head.norm.bias"] = torch.zeros(own["head.norm.bias"].shape)
-        told += "; it has no final norm, which is taken as weight 1 and bias 0"
+        told += "; it has no final norm, so weight 1 and bias 0 are used"
     cfg = model.pretrained_cfg
     known = pixels or found.pixels or {}
     size = arguments.get("img_size", cfg["input_size"][1:])
     preprocessing = preprocessing_of(cfg | known, [size, size] if isinstance(size, int) else size)
     if not known and preprocessing.mean != IMAGENET_MEAN:
         mean = ", ".join(f"{value:g}" for value in preprocessing.mean)
-        told += f"; the file says nothing of mean and deviation, those of {name} are taken (mean {mean})"
+        told += f"; the file does not state mean and deviation, so those of {name} are used (mean {mean})"
     return Source(
         name=name,
         model_args=arguments,
@@ -285,12 +285,12 @@ def _of_foreign(
 
 
 def _unfilled(name: str, arguments: dict[str, Any]) -> nn.Module:
-    """The model whose keys and shapes are asked for; timm's without memory for its weights."""
+    """The model for its keys and shapes; timm's takes no memory for its weights."""
     return on_meta(name, **arguments) if is_registered(name) else build_model(name, model_args=arguments).model
 
 
 def _likely(found: Recognised) -> str:
-    """The first of the form's usual architectures that these tensors fit, else the first."""
+    """The first of the format's usual architectures that these tensors fit; else the first."""
     for name in found.form.examples:
         own = on_meta(name).state_dict()
         fits = [key for key in own if key in found.tensors and own[key].shape == found.tensors[key].shape]
@@ -300,14 +300,14 @@ def _likely(found: Recognised) -> str:
 
 
 def _published(name: str) -> Source:
-    """timm's own weights, or those at a hub's address: timm downloads them into its cache."""
+    """timm's own weights, or those at a hub's address; timm downloads them into its cache."""
     try:
         built = build_timm(name, pretrained=True)
     except (RuntimeError, ValueError) as error:
         raise ValueError(
             f"timm has no weights for {name} ({first_line(error)}): give a file, or the name alone."
         ) from None
-    except Exception as error:  # every way in which a download fails
+    except Exception as error:  # downloads fail with any error
         raise OSError(
             f"timm's weights for {name} are not in its cache and could not be fetched ({first_line(error)});"
             " fetch them where there is a network, or give a file as NAME:FILE."
@@ -328,11 +328,11 @@ def _load(path: Path, read: Callable[[Path], dict]) -> dict:
         return read(path)
     except NotOurs:
         raise
-    except Exception as error:  # each reader has its own ways to say that a file is broken
+    except Exception as error:  # readers report a broken file with any error
         reason = first_line(error) if isinstance(error, ValueError) else type(error).__name__
         raise ValueError(f"{path} cannot be read ({reason}): it is incomplete or not a file of a2mim.") from None
 
 
 def preprocessing_of(cfg: Mapping[str, Any], size: Sequence[int]) -> Preprocessing:
-    """What timm's pretrained_cfg, or the part of it that a file states, says of pixels; without its crop."""
+    """Pixels as timm's pretrained_cfg, or a part of it, states them; without its crop."""
     return Preprocessing.of({key: cfg[key] for key in ("mean", "std", "interpolation") if key in cfg}, size)

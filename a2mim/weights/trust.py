@@ -1,8 +1,8 @@
-"""What a file may say of its network, and what only the user may say.
+"""Separates what a file may say about its network from what only the user may say.
 
-Invariant: a name in a file is looked up in timm's table of models. A dotted path is imported, and a hub's address
-opened, only where the user typed it. Numbers and words in a file are checked before anything is built from them, and a
-file beside a receipt is compared with the receipt's hash.
+Invariant: a name in a file is looked up in timm's table of models. Only a dotted path that the user typed is imported,
+and only a hub address that the user typed is opened. Numbers and words in a file are checked before anything is built
+from them. A file beside a receipt is compared with the hash in the receipt.
 """
 
 import hashlib
@@ -22,11 +22,11 @@ BLOCK = 1 << 20  # bytes that are hashed at a time
 
 
 def settle_name(stated: object, typed: str | None, path: Path) -> str:
-    """The architecture to build: the one that a file states, if timm knows it or the user typed the same.
+    """The architecture to build: the file's, if timm knows it or the user typed the same.
 
     Args:
         stated: the name in the file.
-        typed: the name that the user gave in front of the file, or that the recipe gave; None for none.
+        typed: the name that the user gave before the file, or that the recipe gave; None for none.
 
     Raises:
         ValueError: the file names code to import, an address, or another network than the user.
@@ -49,10 +49,10 @@ def settle_name(stated: object, typed: str | None, path: Path) -> str:
 
 
 def check_arguments(name: str, arguments: object, path: Path) -> dict[str, Any]:
-    """The constructor arguments that a file brings, if each is one that a file may set.
+    """The constructor arguments in a file, if a file may set all of them.
 
     Raises:
-        ValueError: one is not.
+        ValueError: it may not set one of them.
     """
     if not isinstance(arguments, Mapping):
         raise ValueError(f"{path} has model_args={shorten(arguments)}, which is no dictionary.")
@@ -60,14 +60,14 @@ def check_arguments(name: str, arguments: object, path: Path) -> dict[str, Any]:
     for key, value in arguments.items():
         if fault := judge(key, value):
             raise ValueError(
-                f"{path} sets {fault}: a file may bring numbers and plain words for known arguments only. If you trust"
+                f"{path} sets {fault}: a file may set only numbers and plain words for known arguments. If you trust"
                 f' it, give this argument yourself, in Python: load_encoder("{name}:FILE", …) on its file of weights.'
             )
     return dict(arguments)
 
 
 def check_pixels(pixels: Mapping[str, Any], path: Path) -> Mapping[str, Any]:
-    """mean, std, interpolation and sizes of a file, if they are plain and usable.
+    """mean, std, interpolation and sizes in a file, if they are plain and usable.
 
     Raises:
         ValueError: they are not.
@@ -81,19 +81,19 @@ def check_pixels(pixels: Mapping[str, Any], path: Path) -> Mapping[str, Any]:
     }
     for key, wrong in faults.items():
         if pixels.get(key) is not None and wrong(pixels[key]):
-            raise ValueError(f"{path} has {key}={shorten(pixels[key])}, which no image can be prepared with.")
+            raise ValueError(f"{path} has {key}={shorten(pixels[key])}, with which no image can be prepared.")
     return pixels
 
 
 def check_names(names: object, path: Path) -> list[str]:
-    """A list of parameters' names, as a checkpoint or a receipt states it."""
+    """A list of names of parameters in a checkpoint or a receipt."""
     if not isinstance(names, list | tuple) or not all(isinstance(name, str) for name in names):
-        raise ValueError(f"{path} has {shorten(names)} where the names of frozen parameters must stand.")
+        raise ValueError(f"{path} has {shorten(names)} instead of the names of frozen parameters.")
     return list(names)
 
 
 def check_hashes(folder: Path, receipt: Mapping[str, Any], names: Iterable[str]) -> None:
-    """Compares files with the sha256 that the receipt beside them states; names that it does not state are passed.
+    """Compares files with the sha256 in the receipt beside them. Files that the receipt does not name are not checked.
 
     Raises:
         ValueError: a file is not the one that the receipt was written for.
@@ -119,7 +119,7 @@ def hash_file(path: Path) -> str:
 
 
 def fault_of_values(tensors: Mapping[str, Tensor]) -> str:
-    """Which tensors are not finite, as a part of a sentence; "" where all are."""
+    """Names tensors that are not finite, as a part of a sentence; "" if all are finite."""
     wrong = [key for key, value in tensors.items() if value.is_floating_point() and not value.isfinite().all()]
     if not wrong:
         return ""

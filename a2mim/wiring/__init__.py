@@ -1,1 +1,1 @@
-"""How any network is opened: built by name, traced, measured, and given a place for the mask token."""
+"""Opens any network: builds it by name, traces and measures it, and finds where the mask token enters."""

@@ -1,7 +1,6 @@
-"""Where the cells of the image are in a feature tensor, whatever the axes and the order of its positions.
+"""The positions of image cells in a feature tensor, for any axes and any order of positions.
 
-Invariant: `Layout.to_map` and `Layout.spread` read one table, so that what `spread` writes at a cell is what `to_map`
-shows there.
+Invariant: `Layout.to_map` and `Layout.spread` use the same table. What `spread` writes at a cell, `to_map` shows there.
 """
 
 import math
@@ -14,7 +13,7 @@ from torch import Tensor, nn
 
 
 def leaves(output, path: tuple = ()) -> Iterator[tuple[tuple, Tensor]]:
-    """The tensors in nested lists, tuples and dicts, each with its path from the root."""
+    """Yields the tensors in nested lists, tuples and dicts, each with its path from the root."""
     if isinstance(output, Tensor):
         yield path, output
     elif isinstance(output, list | tuple):
@@ -26,7 +25,7 @@ def leaves(output, path: tuple = ()) -> Iterator[tuple[tuple, Tensor]]:
 
 
 def replace_leaves(output, new: dict[tuple, Tensor], path: tuple = ()):
-    """The same nest with the tensors at the paths in `new` replaced."""
+    """The same nested structure with the tensors at the paths in `new` replaced."""
     if isinstance(output, Tensor):
         return new.get(path, output)
     if isinstance(output, list | tuple):
@@ -38,21 +37,21 @@ def replace_leaves(output, new: dict[tuple, Tensor], path: tuple = ()):
 
 
 class Layout(nn.Module):
-    """The channel axis, the position axes, and which raster cell of the grid each flat position holds.
+    """The channel axis, the position axes, and the raster cell of the grid at each flat position.
 
     Args:
         channel: axis of the channels in the feature tensor; axis 0 is the batch.
         positions: the other axes, in the order in which they are flattened.
         shape: lengths of the position axes.
         grid: (h, w) of the feature map.
-        table: (P,) long, P = product of `shape`: raster cell of each flat position, -1 for none (class token,
+        table: (P,) long, P = product of `shape`: raster cell at each flat position, -1 for none (class token,
             registers). Every cell occurs once.
 
-    NCHW, NHWC, tokens with a prefix and permuted or windowed tokens differ in these values only. Runs of cells in
-    raster order (nearly all architectures) are sliced; other orders are gathered.
+    NCHW, NHWC, tokens with a prefix, and permuted or windowed tokens differ only in these values. Cells in raster order
+    (nearly all architectures) are sliced; other orders are gathered.
 
     Attributes:
-        evidence: how it is known: "shape" (a guess), or measured by "timm's maps", "impulses" or "stripes".
+        evidence: how the layout is known: "shape" (a guess), or measured by "timm's maps", "impulses" or "stripes".
     """
 
     def __init__(
@@ -73,7 +72,7 @@ class Layout(nn.Module):
 
     @property
     def kind(self) -> str:
-        """NCHW, NHWC, tokens or channels first tokens, in a word or two."""
+        """A short name: NCHW, NHWC, tokens, or tokens with channels first."""
         if len(self.shape) == 2:
             return "NCHW" if self.channel == 1 else "NHWC"
         name = "tokens" if self.channel == 2 else "tokens, channels first"
@@ -81,7 +80,7 @@ class Layout(nn.Module):
         return name + (f" + {extra}" if extra else "") + ("" if self.raster else ", permuted")
 
     def to_map(self, features: Tensor) -> Tensor:
-        """Any layout -> (B, D, h, w); prefix tokens are left out."""
+        """Features of this layout -> (B, D, h, w), without prefix tokens."""
         flat = features.movedim(self.channel, 1).flatten(2)
         number = math.prod(self.grid)
         if self.raster:
@@ -97,7 +96,7 @@ class Layout(nn.Module):
         return features.movedim(self.channel, 2)[:, : self.first]
 
     def spread(self, values: Tensor) -> Tensor:
-        """(B, h, w) -> the same values where the tensor holds these cells, 0 elsewhere; broadcasts over channels."""
+        """(B, h, w) -> the values at the positions of these cells, 0 elsewhere; broadcasts over channels."""
         flat = values.flatten(1)
         number = math.prod(self.shape)
         if not self.raster:
@@ -107,21 +106,21 @@ class Layout(nn.Module):
         return self.write(flat)
 
     def write(self, flat: Tensor) -> Tensor:
-        """(B, P) one value per flat position -> broadcastable to the feature tensor."""
+        """(B, P), one value per flat position -> a tensor that broadcasts to the feature tensor."""
         shape = [flat.shape[0]] + [1] * (len(self.shape) + 1)
         for axis, length in zip(self.positions, self.shape, strict=True):
             shape[axis] = length
         return flat.reshape(shape)
 
     def write_channels(self, vector: Tensor) -> Tensor:
-        """(D,) -> broadcastable to the feature tensor."""
+        """(D,) -> a tensor that broadcasts to the feature tensor."""
         shape = [1] * (len(self.shape) + 2)
         shape[self.channel] = -1
         return vector.reshape(shape)
 
 
 def raster_table(number: int, prefix: int = 0, positions: int | None = None) -> Tensor:
-    """`prefix` positions without a cell, then `number` cells in raster order, then none up to `positions`."""
+    """`prefix` positions without a cell, then `number` cells in raster order, then no cells up to `positions`."""
     table = torch.full((positions or prefix + number,), -1, dtype=torch.long, device="cpu")
     table[prefix : prefix + number] = torch.arange(number, device="cpu")
     return table
@@ -130,15 +129,15 @@ def raster_table(number: int, prefix: int = 0, positions: int | None = None) -> 
 def guess_layouts(
     shape: Sequence[int], img_size: tuple[int, int], prefix: int = 0, unknown: bool = False
 ) -> list[Layout]:
-    """Layouts that the shape of a tensor allows, likeliest first; none for a tensor that is no map of the image.
+    """Layouts that the shape of a tensor allows, the likeliest first; [] if the tensor cannot be a map of the image.
 
     Args:
         shape: of the whole tensor, batch first.
         img_size: (H, W) in pixels.
-        prefix: the number of prefix tokens that the model declares (timm's `num_prefix_tokens`).
-        unknown: the model is not timm's, so more numbers of prefix tokens are possible, and channels before tokens.
+        prefix: number of prefix tokens that the model declares (timm's `num_prefix_tokens`).
+        unknown: the model is not timm's, so other numbers of prefix tokens, and channels before tokens, are possible.
 
-    A guess is not knowledge (Hiera's tokens are permuted): `read_intermediates` and `verify_outputs` measure.
+    A guess can be wrong (Hiera's tokens are permuted). `read_intermediates` and `verify_outputs` measure the layout.
     """
     found = []
     if len(shape) == 4:
@@ -156,7 +155,7 @@ def guess_layouts(
 
 
 def _plausible(grid: tuple[int, int], img_size: tuple[int, int]) -> bool:
-    """Whether one stride, 1 or about 2 to 128 pixels, explains both sides of the grid, rounded up or down."""
+    """True if one stride, 1 or about 2 to 128 pixels, explains both sides of the grid, rounded up or down."""
     if min(grid) < 1 or (img_size[0] == img_size[1] and grid[0] != grid[1]):
         return False
     sides = list(zip(img_size, grid, strict=True))
@@ -166,8 +165,8 @@ def _plausible(grid: tuple[int, int], img_size: tuple[int, int]) -> bool:
 
 
 def _grids(number: int, img_size: tuple[int, int]) -> list[tuple[int, int]]:
-    """Grids of `number` cells that tile the image plausibly, squarest cells first. At least 2 x 2: a single token is a
-    summary (PiT's class token) and not a map.
+    """Grids of `number` cells that tile the image plausibly, those with the squarest cells first. A grid has at least
+    2 x 2 cells: a single token is a summary (PiT's class token) and not a map.
     """
     if number < 1:
         return []
@@ -180,8 +179,8 @@ def cell_stride(size: int, cells: int, declared: Sequence[int] = ()) -> float:
     """Pixels per feature cell along one axis of `size` pixels.
 
     Args:
-        declared: the model's own strides (feature_info), which decide when the size is no multiple: a grid may be the
-            ceiling (XCiT: 72 px -> 5 cells of 16) or the floor (ViT: 72 px -> 4 cells of 16) of size / stride.
+        declared: the model's own strides (feature_info). They decide if the size is no multiple, because a grid may be
+            the ceiling (XCiT: 72 px -> 5 cells of 16) or the floor (ViT: 72 px -> 4 cells of 16) of size / stride.
     """
     for stride in declared:
         if cells in (math.ceil(size / stride), size // stride):
@@ -193,7 +192,7 @@ def cell_stride(size: int, cells: int, declared: Sequence[int] = ()) -> float:
 
 
 def distinct(layouts: dict[tuple, Layout], tensors: dict[tuple, Tensor]) -> dict[tuple, Layout]:
-    """Without the paths at which a tensor stands again: EfficientViM's last stage hands on its one map twice."""
+    """Drops paths that repeat a tensor. EfficientViM's last stage returns its map twice."""
     first = {}
     for path in layouts:
         first.setdefault(id(tensors[path]), path)
@@ -201,7 +200,7 @@ def distinct(layouts: dict[tuple, Layout], tensors: dict[tuple, Tensor]) -> dict
 
 
 def guess_all(output, images: Tensor, model: nn.Module) -> dict[tuple, list[Layout]]:
-    """Path -> guessed layouts, for the tensors of a module's output that can be maps of `images`."""
+    """Path -> guessed layouts, for the tensors in a module's output that can be maps of `images`."""
     prefix, img_size = getattr(model, "num_prefix_tokens", 0), tuple(images.shape[-2:])
     unknown = not hasattr(model, "feature_info")
     guesses = {

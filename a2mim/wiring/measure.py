@@ -1,6 +1,6 @@
-"""How the layouts of feature tensors are measured: by timm's own maps, by coded impulses, by stripes on the image.
+"""Measures the layouts of feature tensors: by timm's own maps, by coded impulses, or by stripes on the image.
 
-Invariant: a layout that was measured says how (`Layout.evidence`); what could not be measured is a guess and says so.
+Invariant: `Layout.evidence` says how a layout was measured, or that it is a guess.
 """
 
 import math
@@ -13,28 +13,28 @@ from torch import Tensor, nn
 
 from a2mim.wiring.layout import Layout, leaves, replace_leaves
 
-MATCH = 0.3  # agreement with the stripes from which on a tensor is taken for a map of the image
+MATCH = 0.3  # least agreement with the stripes for a tensor to count as a map of the image
 
 
 @dataclass(frozen=True)
 class HookPoint:
-    """A module's output with what is guessed about it."""
+    """A module's output, and the layouts that its shape allows."""
 
     module: str
     guesses: dict[tuple, list[Layout]]
 
 
 def read_intermediates(model: nn.Module, images: Tensor, places: list[HookPoint]) -> list[dict[tuple, Layout]]:
-    """Measures layouts against timm's own `forward_intermediates`, which returns NCHW maps, as a rule in one forward.
+    """Measures layouts against timm's own `forward_intermediates`, which returns NCHW maps, usually in one forward.
 
-    Every flat position of a place is overwritten with its own number; the raster cell of timm's map that shows the
-    number is where this position belongs. What timm does not show is left as guessed.
+    Each flat position of a hook point is overwritten with its own number. timm's map shows the number at the raster
+    cell of this position. Layouts that timm's maps do not show stay guesses.
 
     Args:
         images: (1, C, H, W).
 
     Returns:
-        for each place, path -> layout.
+        for each hook point, path -> layout.
     """
     layouts = [{path: found[0] for path, found in place.guesses.items()} for place in places]
     if images.is_meta or not hasattr(model, "forward_intermediates"):
@@ -50,7 +50,7 @@ def read_intermediates(model: nn.Module, images: Tensor, places: list[HookPoint]
 
 
 def _show_numbers(model: nn.Module, images: Tensor, modules: list[str], layouts: dict) -> dict:
-    """(place, path) -> the layout that timm's maps show, for those that they show."""
+    """(index of the hook point, path) -> the layout that timm's maps show, if they show it."""
     starts, handles, start = {}, [], 1
     for key, layout in layouts.items():
         starts[key], start = start, start + math.prod(layout.shape)
@@ -94,10 +94,11 @@ def _show_numbers(model: nn.Module, images: Tensor, modules: list[str], layouts:
 def verify_outputs(
     model: nn.Module, images: Tensor, module: str, known: dict[tuple, Layout], guesses: dict[tuple, list[Layout]]
 ) -> dict[tuple, Layout]:
-    """Measures the layouts of `forward_features`' output with coded impulses on the last map of known layout.
+    """Measures the layouts of `forward_features`' output, by coded impulses on the last map whose layout is known.
 
-    Cells of the known map are disturbed in the second of two equal samples, first a random half of them, then, for an
-    output that does not answer in raster order, those whose number has bit 0, 1, 2, ... set: log2(cells) forwards.
+    Cells of the known map are disturbed in the second of two equal samples. First a random half of the cells is
+    disturbed. If an output does not respond in raster order, then the cells whose number has bit 0, 1, 2, ... set are
+    disturbed in turn; this takes log2(cells) forwards.
 
     Args:
         images: (2, C, H, W).
@@ -105,7 +106,7 @@ def verify_outputs(
         known: path -> layout there; the first is used.
 
     Returns:
-        path -> layout; outputs that do not answer cell by cell (a later stage mixes them) keep their likeliest guess.
+        path -> layout. Outputs that do not respond cell by cell (a later stage mixes them) keep the likeliest guess.
     """
     path, layout = next(iter(known.items()))
     best = {key: found[0] for key, found in guesses.items()}
@@ -131,7 +132,7 @@ def verify_outputs(
     read = [_disturb(model, images, module, path, layout, bit.bool(), best) for bit in bits]
     for key in permuted:
         table = sum(answer[key].long() << k for k, answer in enumerate(read)) - 1
-        table[table >= number] = -1  # prefix tokens answer to every bit
+        table[table >= number] = -1  # prefix tokens respond to every bit
         if table[table >= 0].sort().values.equal(torch.arange(number, device="cpu")):
             old = best[key]
             best[key] = Layout(old.channel, old.positions, old.shape, layout.grid, table)
@@ -140,12 +141,12 @@ def verify_outputs(
 
 
 def _cells(layout: Layout) -> Tensor | slice:
-    """What picks the raster cells out of the flat positions."""
+    """Index of the raster cells among the flat positions."""
     return slice(layout.first, layout.first + math.prod(layout.grid)) if layout.raster else layout.cells
 
 
 def _disturb(model: nn.Module, images: Tensor, module: str, path: tuple, layout: Layout, cells: Tensor, outputs: dict):
-    """Path -> (P,) bool: which flat positions of the output change when these cells of the map are disturbed."""
+    """Path -> (P,) bool: the flat positions of the output that change when these cells of the map are disturbed."""
 
     def hook(submodule, inputs, output):
         first = {key: t[:1] for key, t in leaves(output)}
@@ -160,10 +161,10 @@ def _disturb(model: nn.Module, images: Tensor, module: str, path: tuple, layout:
     handle = model.get_submodule(module).register_forward_hook(hook)
     try:
         with torch.no_grad():
-            try:  # one image, doubled by the hook, saves half of the time
+            try:  # one image, which the hook doubles, takes half of the time
                 output = dict(leaves(model.forward_features(images[:1])))
                 doubled = all(len(output[key]) == 2 for key in outputs)
-            except RuntimeError:  # the model remembers the batch size
+            except RuntimeError:  # the model stored the batch size
                 doubled = False
             if not doubled:
                 output = dict(leaves(model.forward_features(images)))
@@ -177,7 +178,7 @@ def _disturb(model: nn.Module, images: Tensor, module: str, path: tuple, layout:
 
 
 def observe(call: Callable[[Tensor], object], model: nn.Module, modules: list[str], images: Tensor) -> dict:
-    """(module, path) -> tensor, of what modules hand on during `call(images)`; the module "" is the call's output."""
+    """(module, path) -> tensor in the outputs of modules during `call(images)`; module "" is the call's own output."""
     seen, handles = {}, []
 
     def note(name: str):
@@ -196,18 +197,19 @@ def observe(call: Callable[[Tensor], object], model: nn.Module, modules: list[st
 
 
 def read_stripes(run: Callable[[Tensor], dict], images: Tensor, guesses: dict) -> dict:
-    """Measures layouts by structured light, which needs nothing from the model: noise is laid on stripes of the image,
-    2, 4 and 8 an axis in Gray code, and each position of a tensor answers most where its cell is striped.
+    """Measures layouts by structured light. Noise is added on stripes of the image, 2, 4 and 8 per axis in Gray code.
+    The positions that change when a stripe of the image changes are the cells of that stripe. Nothing is needed from
+    the model.
 
     Args:
         run: images (2, C, H, W) -> {key: tensor}.
-        images: (1, C, H, W) of which the answers are differences.
+        images: (1, C, H, W), to which the noise is added.
         guesses: key -> layouts that the shape allows.
 
     Returns:
-        key -> the layout that agrees best, the likelier one of near equals. Its evidence is "stripes" from an agreement
-        of MATCH on (cosine; maps of random networks measure 0.5 to 1, Hiera's permuted tokens 0.05) and "shape" below:
-        grids under 4 x 4 and nets that mix the whole image tell little.
+        key -> the layout that agrees best; of nearly equal ones, the likelier. Its evidence is "stripes" if the
+        agreement (a cosine) is at least MATCH, else "shape". Maps of random networks measure 0.5 to 1, Hiera's permuted
+        tokens 0.05. Grids under 4 x 4, and networks that mix the whole image, give weak evidence.
     """
     noise = torch.randn(images.shape, generator=torch.Generator().manual_seed(4), device="cpu").to(images)
     patterns = _gray_stripes(*images.shape[-2:]).to(images)
@@ -230,7 +232,7 @@ def read_stripes(run: Callable[[Tensor], dict], images: Tensor, guesses: dict) -
 
 
 def _gray_stripes(height: int, width: int, bits: int = 3) -> Tensor:
-    """(2 * bits, H, W) of 0 and 1: each bit of the Gray code of a row's, then of a column's eighth."""
+    """(2 * bits, H, W) of 0 and 1: each bit of the Gray code of the eighth that a row, then a column, lies in."""
     patterns = []
     for axis, size in enumerate((height, width)):
         number = torch.arange(size, device="cpu") * 2**bits // size
@@ -242,7 +244,7 @@ def _gray_stripes(height: int, width: int, bits: int = 3) -> Tensor:
 
 
 def _agreement(contrast: Tensor, layout: Layout, patterns: Tensor) -> float:
-    """Cosine between the contrast (K, P) of the positions and the stripes over their cells."""
+    """Cosine between the contrast (K, P) of the positions and the stripes at their cells."""
     expected = 2 * F.adaptive_avg_pool2d(patterns, layout.grid).flatten(1) - 1
     found = contrast[:, _cells(layout)]
     return float((found * expected).sum() / (found.norm() * expected.norm()).clamp(min=1e-20))

@@ -1,7 +1,7 @@
-"""From a name to a network: timm's by name, anybody's by dotted path.
+"""Builds a network from a name: timm's by name, any other by dotted path.
 
-Invariant: what is built has timm's `forward_features` and `forward_head`, and its state dictionary has the keys of the
-network itself, so that weights go back into it without a2mim.
+Invariant: the result has timm's `forward_features` and `forward_head`. Its state dictionary has the network's own keys,
+so that weights can be loaded back without a2mim.
 """
 
 import importlib
@@ -19,7 +19,7 @@ from a2mim.wiring.sites import hook_target
 from a2mim.wiring.timm_models import BuiltModel, build_timm, is_timm, on_meta, shapes_of, unknown_model
 from a2mim.wiring.tracing import trace, trial_copy
 
-SIZE_ARGUMENTS = ("img_size", "image_size", "input_size")  # as networks call them
+SIZE_ARGUMENTS = ("img_size", "image_size", "input_size")  # names that networks use
 CHANNEL_ARGUMENTS = ("in_chans", "in_channels", "num_channels", "input_channels", "in_ch")
 
 
@@ -31,35 +31,35 @@ def build_model(
     pretrained: bool = False,
     model_args: dict | None = None,
 ) -> BuiltModel:
-    """A network without its classifier where it is timm's, else whole behind timm's methods.
+    """Builds a network: timm's without its classifier, any other whole, with timm's methods added.
 
     Args:
-        name: timm's, a dotted path, or a network. A dotted path is imported: it must come from the user, never from a
-            file.
+        name: timm's name, a dotted path, or a network. A dotted path is imported, so it must come from the user and
+            never from a file.
         img_size: pixels; None is the network's own size.
         model_args: further arguments of its constructor.
 
     Raises:
-        ValueError: no such network, or none for this size or number of channels, in one sentence.
+        ValueError: the network does not exist, or does not accept this size or number of channels.
     """
     if isinstance(name, str) and is_timm(name):
         channels = None if in_chans == 3 else in_chans
         return build_timm(name, img_size, channels, 0, drop_path_rate, pretrained, model_args)
     if isinstance(name, str):
-        find_class(name)  # a name that does not exist is the first thing to say
+        find_class(name)  # reports a wrong name before other mistakes
     if drop_path_rate or pretrained:
-        raise ValueError(f"drop_path_rate and pretrained are for timm's models; give what {name} takes in model_args.")
+        raise ValueError(f"drop_path_rate and pretrained are for timm's models; use model_args for {name}.")
     size = None if img_size is None else (img_size, img_size) if isinstance(img_size, int) else tuple(img_size)
     return _build_own(name, size, in_chans, dict(model_args or {}))
 
 
 def can_rebuild(name: str, model: nn.Module, model_args: dict) -> bool:
-    """Whether timm builds the same keys and shapes from these arguments."""
+    """True if timm builds a model with the same keys and shapes from these arguments."""
     return shapes_of(on_meta(name, **model_args)) == shapes_of(model)
 
 
 def _build_own(name: str | nn.Module, size, in_chans: int, model_args: dict) -> BuiltModel:
-    """As `build_model`; a size and a number of channels go to the constructor under the first name that it takes."""
+    """Like `build_model`. Size and number of channels are passed under the first name that the constructor accepts."""
     if isinstance(name, nn.Module):
         network, name = name, f"{type(name).__module__}.{type(name).__qualname__}"
         network, model_args = (network.network if isinstance(network, OwnNetwork) else network), {}
@@ -72,7 +72,7 @@ def _build_own(name: str | nn.Module, size, in_chans: int, model_args: dict) -> 
 
 
 def construct(name: str, size, in_chans: int, model_args: dict) -> tuple[nn.Module, dict]:
-    """The network at a dotted path, and the arguments that it was made with."""
+    """The network at a dotted path, and the arguments that were passed to it."""
     make = find_class(name)
     sizes = [{key: size[0] if size[0] == size[1] else list(size)} for key in SIZE_ARGUMENTS if size] + [{}]
     channels = [{}] if in_chans == 3 else [{key: in_chans} for key in CHANNEL_ARGUMENTS]
@@ -85,7 +85,7 @@ def construct(name: str, size, in_chans: int, model_args: dict) -> tuple[nn.Modu
         arguments = {**extra, **model_args}
         try:
             return make(**arguments), arguments
-        except (AttributeError, TypeError) as error:  # refused here, or found out later by the network
+        except (AttributeError, TypeError) as error:  # the constructor refused an argument, or failed on it later
             if problem is None or not any(key in str(error) for key in extra):
                 problem = error
     given = ", ".join(f"{key}={value!r}" for key, value in model_args.items()) or "no arguments"
@@ -95,9 +95,10 @@ def construct(name: str, size, in_chans: int, model_args: dict) -> tuple[nn.Modu
 
 
 def find_class(name: str):
-    """What a dotted path names, made callable with plain arguments: an nn.Module class, or a function that is
-    annotated to return one, so that a recipe or a checkpoint can name no other code. A class of transformers is called
-    through its configuration.
+    """Imports what a dotted path names: an nn.Module class, or a function annotated to return one.
+
+    Nothing else is accepted, so that a recipe or a checkpoint cannot call other code. A class of transformers is called
+    through its configuration, with plain arguments.
     """
     if "." not in name:
         raise unknown_model(name)
@@ -110,7 +111,7 @@ def find_class(name: str):
             found = importlib.import_module(".".join(parts[:cut]))
         except ModuleNotFoundError as error:
             problem = str(error)
-            if not f"{name}.".startswith(f"{error.name}."):  # the module is there, and something that it needs is not
+            if not f"{name}.".startswith(f"{error.name}."):  # the module exists, but one of its imports fails
                 break
             continue
         except ValueError as error:  # an empty part
@@ -132,12 +133,12 @@ def find_class(name: str):
 
 
 def is_configured(kind: type) -> bool:
-    """Whether this is a class of transformers, made from a configuration."""
+    """True for a class of transformers, which is made from a configuration."""
     return getattr(kind, "config_class", None) is not None
 
 
 def _configure(settings, arguments: dict):
-    """A configuration of transformers, which takes any argument: only those that it knows are let through."""
+    """Makes a configuration of transformers. It would accept any argument, so unknown ones are refused here."""
     config = settings()
     for key in arguments:
         if not hasattr(config, key):
@@ -146,7 +147,7 @@ def _configure(settings, arguments: dict):
 
 
 def _own_size(network: nn.Module) -> tuple[int, int]:
-    """The size that a network states for itself, else 224 px."""
+    """The size that the network's attributes or its config state, else 224 px."""
     for holder in (network, getattr(network, "config", None)):
         for key in SIZE_ARGUMENTS:
             size = getattr(holder, key, None)
@@ -158,20 +159,19 @@ def _own_size(network: nn.Module) -> tuple[int, int]:
 
 
 class OwnNetwork(nn.Module):
-    """Anybody's network with timm's `forward_features` (B, D, h, w) and `forward_head` (its mean over the map).
+    """Any network, with timm's `forward_features` (B, D, h, w) and `forward_head` (the mean over the map).
 
-    The feature map is what the network returns, where that is a map of the image, else the output of the module that
-    finished last among those that are (a classifier behind it stays without gradient). Children and parameters are the
-    network's own dictionaries, not copies or a child of another name: so keys, devices and deep copies are the
-    network's.
+    The feature map is the network's return value if that is a map of the image. Otherwise it is the output of the
+    module that finished last among those that return a map; a classifier after it gets no gradient. The dictionaries of
+    children and parameters are the network's own, so keys, devices and deep copies are those of the network.
 
     Args:
         network: takes images (B, C, H, W) as its first argument.
-        images: (2, C, H, W) on which the map is looked for; on the meta device its shape alone decides.
+        images: (2, C, H, W) on which the map is measured; on the meta device only its shape is used.
         name: dotted path, for errors and the state of a run.
 
     Raises:
-        ValueError: the network does not take the images, or has no map of them.
+        ValueError: the network does not accept the images, or returns no map of them.
     """
 
     def __init__(self, network: nn.Module, images: Tensor, name: str):
@@ -187,7 +187,7 @@ class OwnNetwork(nn.Module):
 
     @property
     def training(self) -> bool:
-        """The network's own flag: one switch, not two that could disagree."""
+        """The network's own flag, so that there is only one."""
         return self.__dict__["network"].training if "network" in self.__dict__ else True
 
     @training.setter
@@ -199,7 +199,7 @@ class OwnNetwork(nn.Module):
         self._tapped = output
 
     def forward_features(self, images: Tensor) -> Tensor | list[Tensor]:
-        """(B, C, H, W) -> (B, D, h, w), or a list where the network returns several maps."""
+        """(B, C, H, W) -> (B, D, h, w), or a list if the network returns several maps."""
         output = _run(self.network)(images)
         if self.tapping:
             output, self._tapped = self._tapped, None
@@ -208,7 +208,7 @@ class OwnNetwork(nn.Module):
         return maps if len(maps) > 1 else maps[0]
 
     def forward_head(self, features: Tensor | list[Tensor], pre_logits: bool = True) -> Tensor:
-        """Map or maps -> (B, D): their means, joined."""
+        """Map or maps -> (B, D): their means, concatenated."""
         maps = features if isinstance(features, list) else [features]
         return torch.cat([feature_map.mean((2, 3)) for feature_map in maps], dim=1)
 
@@ -217,7 +217,7 @@ class OwnNetwork(nn.Module):
         return self.forward_head(self.forward_features(images))
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """As the network has it, timm's way or transformers'."""
+        """Switches gradient checkpointing in the network by timm's or transformers' method."""
         for name in ("set_grad_checkpointing", f"gradient_checkpointing_{'enable' if enable else 'disable'}"):
             if hasattr(self.network, name):
                 getattr(self.network, name)(*([enable] if name.startswith("set") else []))
@@ -227,12 +227,12 @@ class OwnNetwork(nn.Module):
 
 
 def _run(network: nn.Module):
-    """What maps images to features: written timm's way, `forward_features`, else the network itself."""
+    """The function from images to features: timm's `forward_features` if there is one, else the network itself."""
     return getattr(network, "forward_features", network)
 
 
 def _find_map(network: nn.Module, images: Tensor, name: str) -> tuple[str, dict[tuple, Layout], int]:
-    """("" or the module whose output is the final map, path in it -> layout, channels)."""
+    """("" or the module whose output is the final map, path in it -> layout, number of channels)."""
     trial = trial_copy(network)
     try:
         seen = trace(trial, images, _run(trial))
@@ -254,7 +254,7 @@ def _find_map(network: nn.Module, images: Tensor, name: str) -> tuple[str, dict[
     else:
         modules = list(dict.fromkeys(module for module, _ in candidates))
         measured = read_stripes(lambda lit: observe(_run(trial), trial, modules, lit), images[:1], candidates)
-    # Axes of their own leave little to doubt, and small grids tell little; an order of tokens has to show itself.
+    # A map with two axes is hardly ambiguous, and small grids give weak evidence. Tokens need evidence of their order.
     chosen = {
         key: layout
         for key, layout in measured.items()
@@ -262,7 +262,7 @@ def _find_map(network: nn.Module, images: Tensor, name: str) -> tuple[str, dict[
     }
     if not chosen:
         raise ValueError(
-            f"{name} has no module that hands on a feature map of the image (B, D, h, w), (B, h, w, D) or (B, N, D);"
+            f"{name} has no module that returns a feature map of the image (B, D, h, w), (B, h, w, D) or (B, N, D);"
             " return one from its forward."
         )
     module = next(iter(chosen))[0]

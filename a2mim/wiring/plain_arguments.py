@@ -1,8 +1,8 @@
-"""Which constructor arguments a file may bring: a closed list of keys, each with plain values.
+"""Constructor arguments that a file may set: a closed list of keys, each with plain values.
 
-Invariant: nothing is imported, built or opened here. Arguments that reach a file, the network or code
+Invariant: nothing is imported, built or opened here. The list has no arguments that reach a file, the network or code
 (`checkpoint_path`, `pretrained`, `cache_dir`, `pretrained_cfg_overlay`, a layer given as a class, a dictionary with
-`type`) are not in the list, so a config.json or a checkpoint cannot use them. What the user types is not checked here.
+`type`), so a config.json or a checkpoint cannot use them. Arguments that the user types are not checked here.
 """
 
 import math
@@ -12,8 +12,8 @@ from typing import Any
 
 from timm.layers import get_act_layer, get_norm_layer
 
-LARGEST = 65536  # of any number: pixels, channels, tokens
-MOST_LAYERS = 1024  # of all stages together
+LARGEST = 65536  # greatest value of any number: pixels, channels, tokens
+MOST_LAYERS = 1024  # in all stages together
 MOST_VALUES = 256  # in one list
 
 # Keys of timm's constructors and of ours whose values are numbers, flags, None, or lists of these.
@@ -61,21 +61,21 @@ _NUMBERS = """
 """
 NUMBERS = frozenset(_NUMBERS.split())
 LAYER_COUNTS = ("depth", "depths", "layers", "num_blocks", "num_blocks_list", "num_rnn_layers", "stages", "units")
-# Keys whose value is one word, or a list of words: a choice that the constructor makes among its own.
+# Keys whose value is a word or a list of words, with which the constructor selects one of its own options.
 _WORDS = """
     attn_stage attn_type attn_types attn_upsample down_op feature_location global_pool interaction
     local_mbconv_norm mode pad_type padding pos_embed pos_embed_interp_mode post_layers qkv rel_pos_type
     rope_grid_indexing rope_type spatial_conv stem_type stride_mode union version weight_init
 """
 WORDS = frozenset(_WORDS.split())
-# Keys whose value is a word of timm's own tables of layers, and timm's function that looks it up there.
+# Keys whose value is a word in timm's tables of layers, and timm's function that looks it up there.
 LAYERS: dict[str, Callable] = {"act_layer": get_act_layer, "norm_layer": get_norm_layer}
 _WORD = re.compile(r"[A-Za-z0-9_]{0,32}")
 _PHRASE = re.compile(r"[\w \-]{0,64}")
 
 
 def fault_of_argument(key: object, value: Any) -> str:
-    """What is wrong with one argument of a timm model that a file brings, as the end of a sentence; "" for nothing."""
+    """What is wrong with one argument of a timm model in a file, as the end of a sentence; "" if nothing is."""
     if not isinstance(key, str):
         return f"the key {key!r}, which is no word"
     if key in NUMBERS:
@@ -105,7 +105,7 @@ def _is_layer(key: str, value: Any) -> bool:
 
 
 def fault_of_own_argument(key: object, value: Any) -> str:
-    """As `fault_of_argument`, for a network that the user named: any key, but numbers and plain words only."""
+    """Like `fault_of_argument`, for a network that the user named: any key, but only numbers and plain words."""
     if not (isinstance(key, str) and key.isidentifier()):
         return f"the key {shorten(key)}, which is no name of an argument"
     if is_numbers(value) or is_phrases(value):
@@ -114,7 +114,7 @@ def fault_of_own_argument(key: object, value: Any) -> str:
 
 
 def is_numbers(value: Any, depth: int = 0) -> bool:
-    """Whether these are finite numbers of a bounded size, flags, None, or lists of them up to three deep."""
+    """True for finite numbers of a bounded size, flags, None, or lists of them up to three levels deep."""
     if value is None or isinstance(value, bool):
         return True
     if isinstance(value, int | float):
@@ -125,7 +125,7 @@ def is_numbers(value: Any, depth: int = 0) -> bool:
 
 
 def is_phrases(value: Any) -> bool:
-    """Whether this is a word or a phrase without a dot, a colon or a slash, or a list of such."""
+    """True for a word or phrase without a dot, a colon or a slash, or a list of such."""
     values = value if isinstance(value, list | tuple) else [value]
     return len(values) <= MOST_VALUES and all(isinstance(v, str) and _PHRASE.fullmatch(v) for v in values)
 

@@ -1,4 +1,4 @@
-"""What a network drops while it trains, read from its modules: stochastic depth and dropout."""
+"""The rates of stochastic depth and dropout that a network uses in training, read from its modules."""
 
 from dataclasses import dataclass
 
@@ -7,10 +7,10 @@ from torch import nn
 
 @dataclass(frozen=True)
 class Rates:
-    """The largest rates in force, in [0, 1).
+    """The largest rates in the network, in [0, 1).
 
     Attributes:
-        drop_path: of stochastic depth, which leaves out a whole branch of an image.
+        drop_path: of stochastic depth, which skips a whole branch for an image.
         dropout: of dropout in any module.
     """
 
@@ -26,7 +26,7 @@ class Rates:
 
 
 def measure_rates(model: nn.Module) -> Rates:
-    """The rates that `model` has when it trains, whatever it was asked for."""
+    """The rates that `model` uses in training, whatever its arguments were."""
     paths, dropouts = [0.0], [0.0]
     for module in model.modules():
         kind = type(module).__name__.lower()
@@ -34,11 +34,11 @@ def measure_rates(model: nn.Module) -> Rates:
             dropouts.append(float(module.p))
         elif "drop" in kind and ("path" in kind or "depth" in kind or "stochastic" in kind):
             paths.append(_rate_of(module))
-        else:  # dropout that is computed by a function reads a number of its module (classifiers of timm)
+        else:  # functional dropout reads its rate from an attribute of the module (timm's classifiers)
             dropouts += [float(vars(module)[key]) for key in ("drop_rate",) if isinstance(vars(module).get(key), float)]
     return Rates(round(max(paths), 6), round(max(dropouts), 6))
 
 
 def _rate_of(module: nn.Module) -> float:
-    """Of timm's DropPath, torchvision's StochasticDepth, transformers' …DropPath."""
+    """The rate of timm's DropPath, torchvision's StochasticDepth, transformers' …DropPath."""
     return float(next((getattr(module, key) for key in ("drop_prob", "p") if getattr(module, key, None)), 0.0))

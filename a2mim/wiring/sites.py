@@ -1,7 +1,7 @@
-"""Which modules' outputs take the mask token, which maps are decoded, and what pre-training reaches.
+"""Finds the modules whose outputs take the mask token, the maps that are decoded, and parameters without gradients.
 
-Invariant: what is studied is a throw-away copy, see `a2mim.wiring.tracing`. On the meta device nothing is measured:
-layouts follow from shapes, and only gradients that are None are dead.
+Invariant: only a throw-away copy is studied, see `a2mim.wiring.tracing`. On the meta device nothing is measured:
+layouts are guessed from shapes, and only gradients that are None count as dead.
 """
 
 import difflib
@@ -16,21 +16,22 @@ from a2mim.wiring.layout import Layout, cell_stride, distinct, guess_all, leaves
 from a2mim.wiring.measure import HookPoint, observe, read_intermediates, read_stripes, verify_outputs
 from a2mim.wiring.tracing import Call, Trace, feature_modules, trace, trial_copy
 
-DEPTHS = (0.25, 0.97)  # share of the network that has run at a site
-MAX_LEAK = 0.1  # share of what feeds a site that may also reach the output around it; branches measure 0.88 to 1
+DEPTHS = (0.25, 0.97)  # allowed share of the network that has run at a site
+MAX_LEAK = 0.1  # greatest `leak` of a site; modules in a branch measure 0.88 to 1
 
 
 @dataclass(frozen=True)
 class FeatureMaps:
-    """The feature maps in the output of one module, or of `forward_features` where `module` is "".
+    """The feature maps in the output of one module, or of `forward_features` if `module` is "".
 
     Attributes:
-        name: of the module, as it was asked for or chosen.
-        module: the one that carries the hook, see `hook_target`.
+        name: of the module, as the user or the rule chose it.
+        module: the module that carries the hook, see `hook_target`.
         layouts: path in the output -> layout.
         strides: of each map, pixels per cell (vertical, horizontal).
         channels: of each map.
-        depth: share of the network that had run; leak: see `leak`. Of sites only.
+        depth: share of the network that had run; only for sites.
+        leak: see `leak`; only for sites.
     """
 
     name: str
@@ -44,13 +45,13 @@ class FeatureMaps:
 
 @dataclass(frozen=True)
 class Study:
-    """What `study` finds out about a model."""
+    """The result of `study`."""
 
     sites: list[FeatureMaps]
     finals: list[FeatureMaps]
     frozen: list[str]
-    pool: str | None  # "avg" where the model's pooling reads frozen parameters and averaging does not
-    resized: list[str]  # modules whose input is the image after the model's own resize
+    pool: str | None  # "avg" if the model's pooling reads frozen parameters and averaging does not
+    resized: list[str]  # modules that receive the image after the model resized it
 
 
 def study(
@@ -61,9 +62,9 @@ def study(
     Args:
         site: names of modules, or "auto".
         max_stride: pixels; "auto" prefers a site whose cells are no larger.
-        maps: names of the modules whose outputs are decoded, or "auto" for those of `forward_features`.
+        maps: names of the modules whose outputs are decoded, or "auto" for the maps of `forward_features`.
 
-    Costs, as a rule, a forward and a backward and two forwards more, each of one image.
+    It usually costs three forwards and one backward, each of one image.
     """
     trial, both = trial_copy(model), images
     asked = [] if site == "auto" else _names(site, "site")
@@ -113,11 +114,11 @@ def study(
 
 
 def _trace_one(trial: nn.Module, both: Tensor, names: list[str]) -> tuple[Tensor, Trace]:
-    """(the images that were traced, what was seen): one image where the network takes a single one."""
+    """(the traced images, the trace): one image if the network accepts a single one, else two."""
     try:
         images = both[:1].clone().requires_grad_()
         seen = trace(trial, images, also=names)
-    except ValueError:  # BatchNorm cannot normalise a single value per channel; another cause raises again
+    except ValueError:  # BatchNorm cannot normalise a single value per channel; any other error is raised again
         images = both.clone().requires_grad_()
         seen = trace(trial, images, also=names)
     trial.eval()
@@ -128,14 +129,14 @@ def _refuse_behind(calls: list[Call], before: list[Call]) -> None:
     for call in calls:
         if call not in before:
             raise ValueError(
-                f"site {call.name!r} lies behind every map that is decoded, so its mask token would reach no loss;"
+                f"site {call.name!r} lies behind every map that is decoded, so its mask token would not reach the loss;"
                 " name a site before them, or a later map."
             )
 
 
 def _measure(trial, images, seen: Trace, sites: list[Call], named: list[Call], last: Call, guesses: dict):
-    """({module: {path: layout}} of the calls, {path: layout} of the output): timm's maps first, then impulses, then
-    stripes for what these leave a guess.
+    """({module: {path: layout}} of the calls, {path: layout} of the output): measured by timm's maps, then by impulses,
+    then by stripes where a layout is still a guess.
     """
     calls = {call.name: call for call in (*sites, *named, last)}
     targets = {name: hook_target(trial, name) for name in calls}
@@ -161,7 +162,7 @@ def _measure(trial, images, seen: Trace, sites: list[Call], named: list[Call], l
         for name, found in places.items():
             found.update({path: measured[targets[name], path] for path in found if (targets[name], path) in measured})
         outputs.update({path: measured["", path] for path in outputs if ("", path) in measured})
-    # Tokens that answer to nothing are no map, whatever their number (EfficientViM's hidden states); own axes are.
+    # Tokens that respond to nothing are no map, whatever their number (EfficientViM's hidden states); NCHW maps are.
     return places, {
         path: layout for path, layout in outputs.items() if layout.evidence != "shape" or len(layout.shape) == 2
     }
@@ -173,7 +174,7 @@ class _Strides:
 
     img_size: tuple[int, int]
     declared: list[int]
-    resized: bool  # the model sees the image at sizes of its own, which its cells divide, so the image's size does not
+    resized: bool  # the model resizes the image, so its cells divide its own sizes and not the image's
 
     def of(self, layout: Layout) -> tuple[float, float]:
         """(vertical, horizontal)."""
@@ -190,7 +191,7 @@ def _names(names: str | Sequence[str], what: str) -> list[str]:
 
 
 def last_map(model: nn.Module, calls: list[Call]) -> Call:
-    """The deepest map that timm declares; where it declares none, the one that was finished last."""
+    """The deepest map that timm declares; if it declares none, the map that was finished last."""
     names = {name for name, _ in feature_modules(model)}
     declared = [call for call in calls if call.name in names]
     return max(declared or calls[::-1], key=lambda call: call.depth)
@@ -207,17 +208,17 @@ def choose_site(
 ) -> Call:
     """The call whose output takes the token, by rule.
 
-    A hierarchical network gets it on the last map of half the final stride (the input of the last stage, as A²MIM's
-    ResNet), an isotropic one nearest to half its depth; maps coarser than the mask cell (`max_stride` pixels) only
-    where there is no other. timm's declared maps come before those found by the trace; a map that sits in a branch,
-    which the image also passes by (NASNet, Xception), is taken only where no other is left.
+    In a hierarchical network it is the last map with half the final stride (the input of the last stage, as in A²MIM's
+    ResNet). In an isotropic one it is the map nearest to half the depth. Maps coarser than the mask cell (`max_stride`
+    pixels) are chosen only if there is no other. Maps that timm declares come before those that the trace found. A map
+    in a branch that the image also passes by (NASNet, Xception) is chosen only if no other is left.
     """
     strides = {id(c): max(sizes.of(found[0])[0] for found in c.guesses.values()) for c in calls}
     inside = [c for c in calls if DEPTHS[0] <= c.depth <= DEPTHS[1]] or calls
     fine = [c for c in inside if strides[id(c)] <= max_stride] or inside
     names = {name for name, _ in feature_modules(model)}
     deepest_first = fine[::-1]
-    outer_first = sorted(deepest_first, key=lambda c: c.name.count("."))  # a stage before the layers of its last block
+    outer_first = sorted(deepest_first, key=lambda c: c.name.count("."))  # a stage before layers inside its last block
     declared = [c for c in deepest_first if c.name in names]
 
     def halves(candidates: list[Call]) -> list[Call]:
@@ -236,11 +237,11 @@ def choose_site(
 
 
 def leak(call: Call, roots: list, images: Tensor) -> float:
-    """The share of what feeds a module's output (parameters, image) that also reaches the roots around it.
+    """Fraction of the module's inputs (parameters, image) that reach the output without passing through the module.
 
     Args:
         roots: autograd nodes of the final maps.
-        images: what the model was traced on; 1 is returned for an output that does not depend on them (positions).
+        images: the traced images. The result is 1 for an output that does not depend on them (position embeddings).
     """
     nodes = list(call.nodes.values())
     through, around = _sources(nodes, set()), _sources(roots, set(nodes))
@@ -252,8 +253,8 @@ def leak(call: Call, roots: list, images: Tensor) -> float:
 def used_paths(
     model: nn.Module, call: Call, images: Tensor, finals: list[str], names: Sequence[str] = ()
 ) -> list[tuple]:
-    """Paths of the maps in a module's output that the final maps depend on after that module, found by a second forward
-    with a zero added to each. CoaT hands on a fine map that nobody reads any more, Swin in transformers too.
+    """Paths of the maps in a module's output that the final maps depend on. They are found by a second forward with a
+    zero added to each map. CoaT and transformers' Swin return a fine map that no later module reads.
 
     Args:
         finals: names of the modules whose outputs are decoded; "" is the output of `forward_features`.
@@ -278,12 +279,12 @@ def used_paths(
 
 
 def _sources(starts: list, walls: set) -> dict[Any, int]:
-    """Autograd leaves reachable from `starts` without passing `walls`, with their numbers of elements."""
+    """Autograd leaves that can be reached from `starts` without passing `walls`, with their numbers of elements."""
     return {node: node.variable.numel() for node in _walk(starts, walls) if hasattr(node, "variable")}
 
 
 def _walk(starts: list, walls: set) -> set:
-    """Autograd nodes reachable from `starts`, which are among them, without passing `walls`."""
+    """Autograd nodes that can be reached from `starts` without passing `walls`; `starts` are included."""
     seen, todo = set(), list(starts)
     while todo:
         node = todo.pop()
@@ -295,7 +296,7 @@ def _walk(starts: list, walls: set) -> set:
 
 
 def find_map(model: nn.Module, seen: Trace, name: str, asked: str = "site") -> Call:
-    """The call of the module of that name, or ValueError with the reason and the nearest names.
+    """The call of the module with that name; ValueError with the reason and the nearest names if there is none.
 
     Args:
         asked: the argument that held the name, "site" or "maps".
@@ -312,7 +313,7 @@ def find_map(model: nn.Module, seen: Trace, name: str, asked: str = "site") -> C
     elif times > 1:
         why = f"runs {times} times in one forward, so its output is not one map"
     else:
-        why = "hands on nothing that has the shape of a feature map of the image"
+        why = "returns nothing that has the shape of a feature map of the image"
     use = "can take the mask token" if asked == "site" else "have one"
     raise ValueError(f"{asked} {name!r} {why}; names nearest to it that {use}: {', '.join(near[:8])}.")
 
@@ -320,7 +321,8 @@ def find_map(model: nn.Module, seen: Trace, name: str, asked: str = "site") -> C
 def hook_target(model: nn.Module, name: str) -> str:
     """The last child of a plain nn.Sequential, which has the same output.
 
-    timm's gradient checkpointing calls the children of such a stage and never the stage: a hook on it would not run.
+    timm's gradient checkpointing calls the children of such a stage and not the stage, so a hook on the stage would not
+    run.
     """
     module = model.get_submodule(name)
     while type(module) is nn.Sequential and len(module):
@@ -330,8 +332,8 @@ def hook_target(model: nn.Module, name: str) -> str:
 
 
 def unreached(model: nn.Module, tensors: list[Tensor], among: list[str] | None = None) -> list[str]:
-    """Names of the parameters whose gradient from a random functional of the tensors is None or exactly zero; on the
-    meta device, where there are no numbers, of those that the graph does not lead to.
+    """Names of the parameters whose gradient, from a random function of the tensors, is None or exactly zero. On the
+    meta device, which has no numbers, the names of those that the graph does not reach.
     """
     named = [(name, p) for name, p in model.named_parameters() if among is None or name in among]
     if any(t.is_meta for t in tensors):
@@ -344,10 +346,10 @@ def unreached(model: nn.Module, tensors: list[Tensor], among: list[str] | None =
 
 
 def better_pool(model: nn.Module, output: Any, frozen: list[str]) -> str | None:
-    """ "avg" where the model's own pooling reads parameters that pre-training never reaches and averaging does not.
+    """ "avg" if the model's own pooling reads parameters that pre-training never reaches and averaging does not.
 
-    XCiT's class token passes through class attention that stays random; the mean of its patch tokens does not. Models
-    whose keys change with the pooling keep theirs.
+    XCiT's class token passes through class attention, which stays random; the mean of its patch tokens does not. Models
+    whose keys depend on the pooling keep their pooling.
     """
     if not frozen or getattr(model, "global_pool", "avg") in ("avg", "", None):
         return None
@@ -360,6 +362,6 @@ def better_pool(model: nn.Module, output: Any, frozen: list[str]) -> str | None:
         if not reads_frozen():
             return None
         model.reset_classifier(0, "avg")
-    except (TypeError, ValueError, AssertionError, NotImplementedError):  # this model knows no (other) pooling
+    except (TypeError, ValueError, AssertionError, NotImplementedError):  # the model cannot change its pooling
         return None
     return "avg" if list(model.state_dict()) == keys and not reads_frozen() else None

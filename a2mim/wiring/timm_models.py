@@ -1,7 +1,7 @@
 """The one place where timm builds a model: by name, image size, channels and arguments.
 
-Invariant: what is asked for is what is built. Stochastic depth and dropout that nobody asked for are 0, also where
-timm's own default is not; an image size or a number of channels that is stated twice must be the same both times.
+Invariant: the model has what the caller requested. Stochastic depth and dropout that were not requested are 0, even if
+timm's default is not. An image size or a number of channels that is given twice must be the same both times.
 """
 
 import difflib
@@ -18,22 +18,22 @@ from torch import nn
 
 from a2mim.wiring.plain_arguments import fault_of_argument, shorten
 
-OFF = ("drop_path_rate", "drop_rate", "proj_drop_rate")  # the rates whose default in timm is not always 0
-REFUSALS = (AssertionError, RuntimeError, TypeError, ValueError)  # the ways in which constructors refuse a size
+OFF = ("drop_path_rate", "drop_rate", "proj_drop_rate")  # rates whose default in timm is not always 0
+REFUSALS = (AssertionError, RuntimeError, TypeError, ValueError)  # errors with which constructors refuse a size
 UNBUILDABLE = (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError)
 _NAME = re.compile(r"\w+(\.[\w.\-]+)?")  # architecture, or architecture.tag
 
 
 @dataclass(frozen=True)
 class BuiltModel:
-    """A network and what it was built from.
+    """A network and the arguments that build it.
 
     Attributes:
-        name: timm's name of the architecture, with the tag that was asked for; or a dotted path.
-        model: random weights, or those that were asked for.
-        img_size: (H, W) in pixels that the model is meant for.
-        model_args: with the name and the number of classes, what builds the same model again.
-        sized: the constructor took the image size; else the network runs at any size, or refuses when it runs.
+        name: timm's name of the architecture, with the requested tag; or a dotted path.
+        model: with random or with the requested weights.
+        img_size: (H, W) in pixels of the model's images.
+        model_args: arguments that build the same model again, together with the name and the number of classes.
+        sized: the constructor accepted the image size. False: the network runs at any size, or refuses in its forward.
     """
 
     name: str
@@ -44,12 +44,12 @@ class BuiltModel:
 
 
 def is_timm(name: str) -> bool:
-    """Whether timm builds this: a registered name, or a folder or hub address that timm reads."""
+    """True if timm builds this: a registered name, or a folder or hub address that timm reads."""
     return name.partition(":")[0] in ("local-dir", "hf-hub", "hf_hub") or is_registered(name)
 
 
 def is_registered(name: object) -> bool:
-    """Whether this is a name in timm's table of models, with or without a tag of weights, and no address."""
+    """True for a name in timm's table of models, with or without a tag of weights; False for an address."""
     return isinstance(name, str) and bool(_NAME.fullmatch(name)) and timm.is_model(name)
 
 
@@ -66,10 +66,10 @@ def build_timm(
     """Builds a timm model.
 
     Args:
-        name: as timm.create_model takes it. Of an address (local-dir:…, hf-hub:…), the config.json may name timm's
-            models and plain arguments only.
-        img_size: pixels, one number or (height, width); None is what model_args say, else the model's own size.
-        in_chans: channels of the images; None is what model_args say, else 3.
+        name: as timm.create_model takes it. The config.json at an address (local-dir:…, hf-hub:…) may contain only
+            timm's models and plain arguments.
+        img_size: pixels, one number or (height, width); None is the size in model_args, else the model's own size.
+        in_chans: channels of the images; None is the number in model_args, else 3.
         num_classes: 0 is an encoder without a classifier.
         drop_path_rate: stochastic depth; 0 is none, whatever timm's default.
         pretrained: timm's published weights, which it downloads.
@@ -77,7 +77,7 @@ def build_timm(
         cfg_overlay: timm's `pretrained_cfg_overlay`.
 
     Raises:
-        ValueError: unknown or contradicting arguments, in one sentence.
+        ValueError: an argument is unknown, or two contradict each other.
     """
     arguments = dict(model_args or {})
     if ":" in name:
@@ -96,20 +96,20 @@ def build_timm(
     if cfg_overlay is not None:
         fixed["pretrained_cfg_overlay"] = dict(cfg_overlay)
     rest = {key: value for key, value in arguments.items() if key != "img_size"}
-    stated = {key: rest.pop(key) for key in ("drop_path_rate",) if key in rest}  # passed as a rate
+    stated = {key: rest.pop(key) for key in ("drop_path_rate",) if key in rest}  # is in `off`
     state = torch.get_rng_state()
     if size is not None:
         try:
             model = _create(address, fixed | rest | {"img_size": list(_pair(size))}, off)
             return BuiltModel(name, model, _pair(size), rest | stated | {"img_size": list(_pair(size))})
-        except REFUSALS as error:  # no such argument, or a size that it refuses
+        except REFUSALS as error:  # the constructor has no such argument, or refuses the size
             if "img_size" in arguments:
                 raise _unbuildable(name, arguments, error) from error
-            torch.set_rng_state(state)  # the weights do not depend on the failed attempt
+            torch.set_rng_state(state)  # so that the weights do not depend on the failed attempt
     try:
         model = _create(address, fixed | rest, off)
     except UNBUILDABLE as error:
-        if pretrained and isinstance(error, RuntimeError):  # it is about weights, which the caller knows more of
+        if pretrained and isinstance(error, RuntimeError):  # an error about weights, which the caller explains better
             raise
         raise _unbuildable(name, rest, error) from error
     own = tuple(model.pretrained_cfg["input_size"][1:])
@@ -117,7 +117,7 @@ def build_timm(
 
 
 def on_meta(name: str, num_classes: int = 0, **model_args: Any) -> nn.Module:
-    """The model without memory for its weights: its keys and shapes."""
+    """The model on the meta device, where it takes no memory: for its keys and shapes."""
     with torch.device("meta"):
         return build_timm(name, num_classes=num_classes, model_args=model_args).model
 
@@ -128,7 +128,7 @@ def shapes_of(model: nn.Module) -> dict[str, tuple[int, ...]]:
 
 
 def takes(name: str, **argument: Any) -> bool:
-    """Whether the constructor has this argument; the value is judged when the model is built."""
+    """True if the constructor has this argument. Its value is checked when the model is built."""
     try:
         with torch.device("meta"):
             timm.create_model(name, num_classes=0, **argument)
@@ -140,21 +140,21 @@ def takes(name: str, **argument: Any) -> bool:
 
 
 def as_timm_reads(folder: str | Path) -> nn.Module:
-    """What a user of timm gets from a folder of ours, by timm's own loading alone: the proof that it can be read."""
+    """The model that timm's own loading makes of our folder; proves that timm can read it."""
     return timm.create_model(f"local-dir:{folder}", pretrained=True)
 
 
 def unknown_model(name: str, what: str = "not a model that timm knows") -> ValueError:
-    """The error to raise for a name, with the nearest that timm knows."""
+    """The error for a name, with the nearest names that timm knows."""
     near = difflib.get_close_matches(name.split(".")[0], timm.list_models(), n=4, cutoff=0.3)
     return ValueError(f"{name!r} is {what}" + (f"; the nearest names: {', '.join(near)}." if near else "."))
 
 
 def _create(name: str, arguments: dict[str, Any], off: dict[str, float]) -> nn.Module:
-    """timm.create_model, without those rates of `off` that this constructor does not have.
+    """timm.create_model, without the rates in `off` that this constructor lacks.
 
     Raises:
-        ValueError: a rate above 0 that the model does not have.
+        ValueError: the model lacks a rate that is above 0.
     """
     off, state = dict(off), torch.get_rng_state()
     while True:
@@ -170,7 +170,7 @@ def _create(name: str, arguments: dict[str, Any], off: dict[str, float]) -> nn.M
 
 
 def _agreed(key: str, stated: Any, arguments: dict[str, Any]) -> Any:
-    """The value of an argument that may be stated for itself, in `arguments`, or in both alike."""
+    """The value of an argument that may be given directly, in `arguments`, or in both with the same value."""
     given = arguments.get(key)
     if stated is None or given is None:
         return given if stated is None else stated
@@ -187,14 +187,14 @@ def _pair(size: Any) -> tuple[int, int]:
 def _unbuildable(name: str, arguments: dict[str, Any], error: Exception) -> ValueError:
     told = ", ".join(f"{key}={value!r}" for key, value in arguments.items()) or "no arguments"
     reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-    return ValueError(f"{name} cannot be built with {told} ({reason}); look at model_args.")
+    return ValueError(f"{name} cannot be built with {told} ({reason}); change model_args.")
 
 
 def _read_address(address: str, arguments: dict[str, Any]) -> tuple[str, dict[str, Any]]:
-    """(architecture, arguments) that timm will build from a folder or a hub; what the user typed comes before both.
+    """(architecture, arguments) that timm builds from a folder or a hub. What the user typed has priority.
 
     Raises:
-        ValueError: its config.json names no timm model, or an argument that a file may not set.
+        ValueError: the config.json names a model that is not timm's, or an argument that a file may not set.
     """
     source, _, place = address.partition(":")
     if source == "local-dir":
@@ -218,7 +218,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is damaged, or holds something else.
+        ValueError: it is damaged, or holds no object.
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))

@@ -1,7 +1,6 @@
-"""What happens inside a model in one forward, read on a throw-away copy.
+"""Records what happens in a model during one forward, on a throw-away copy.
 
-Invariant: what is traced is a copy; the model itself, its BatchNorm statistics and torch's random state stay as they
-are.
+Invariant: only a copy is traced. The model, its BatchNorm statistics and torch's random state do not change.
 """
 
 import copy
@@ -17,26 +16,27 @@ from a2mim.wiring.layout import Layout, guess_all, leaves
 
 @dataclass(frozen=True)
 class Call:
-    """One run of one module: `depth` is the share of parametric leaf modules that had run when it ended."""
+    """One run of one module. `depth` is the share of leaf modules with parameters that had run when it ended."""
 
     name: str
     depth: float
-    guesses: dict[tuple, list[Layout]]  # path in its output -> layouts that the shape allows
-    widths: dict[tuple, int]  # path in its output -> channels, for the likeliest layout
-    nodes: dict[tuple, Any]  # path in its output -> the autograd node that made it
+    guesses: dict[tuple, list[Layout]]  # path in the output -> layouts that the shape allows
+    widths: dict[tuple, int]  # path in the output -> channels, for the likeliest layout
+    nodes: dict[tuple, Any]  # path in the output -> the autograd node that made it
 
 
 @dataclass(frozen=True)
 class Trace:
-    """What one forward showed.
+    """The record of one forward.
 
     Attributes:
-        calls: in order, of all modules that have parameters, are declared by timm or were named, run exactly once and
-            return a map of the image.
+        calls: in order, the modules that run exactly once and return a map of the image. Recorded are modules that have
+            parameters, that timm declares, or that the user named.
         output: of `forward_features`.
         tensors: the output tensors of each module.
-        resized: names of the modules that get the image after the model resized it (CrossViT's second patch embedding).
-        counts: how often each module ran that was looked at.
+        resized: names of the modules that receive the image after the model resized it (CrossViT's second patch
+            embedding).
+        counts: number of runs of each recorded module.
     """
 
     calls: list[Call]
@@ -47,9 +47,9 @@ class Trace:
 
 
 def trial_copy(model: nn.Module) -> nn.Module:
-    """A copy in which no gradient is zero by initialisation alone: constant parameters (LayerScale, gammas) get noise.
+    """A copy whose constant parameters (LayerScale, …) are perturbed, so that zero initialisation hides no gradient.
 
-    Dropout and drop path are off; BatchNorm normalises by, and keeps, the statistics of the batch it sees.
+    Dropout and drop path are off. BatchNorm normalises by the statistics of the batch and stores them.
     """
     trial = copy.deepcopy(model).eval().requires_grad_(True)
     generator = torch.Generator().manual_seed(0)
@@ -67,13 +67,13 @@ def trial_copy(model: nn.Module) -> nn.Module:
 def trace(
     model: nn.Module, images: Tensor, run: Callable[[Tensor], Any] | None = None, also: Sequence[str] = ()
 ) -> Trace:
-    """Runs `forward_features`, or `run`, once under hooks; `images` (B, C, H, W) should require a gradient.
+    """Runs `forward_features`, or `run`, once with hooks; `images` (B, C, H, W) should require a gradient.
 
     Args:
-        also: names of modules to look at although they have no parameters (ResNet's maxpool).
+        also: names of modules to record although they have no parameters (ResNet's maxpool).
 
     Raises:
-        ValueError: the model does not take images of this size.
+        ValueError: the model does not accept images of this size.
     """
     finished, counts, tensors, handles, resized, seen = [], {}, {}, [], [], set()
     leaf_calls = 0
@@ -84,7 +84,7 @@ def trace(
             leaf_calls += is_leaf
             counts[name] = counts.get(name, 0) + 1
             tensors[name] = dict(leaves(output))
-            # Read at once: an in-place operation that follows gives the tensor another node.
+            # Read now: a later in-place operation gives the tensor another node.
             nodes = {path: t.grad_fn for path, t in tensors[name].items() if t.grad_fn is not None}
             finished.append((name, leaf_calls, guess_all(output, images, model), nodes))
 
@@ -121,7 +121,7 @@ def trace(
 
 
 def _resized_image(inputs: tuple, images: Tensor):
-    """The autograd node of a module's input that is an interpolation of the images, or None."""
+    """The autograd node of a module's input if the input is an interpolation of the images; else None."""
     given = inputs[0] if inputs else None
     if not isinstance(given, Tensor) or given.ndim != 4 or given.shape[1] != images.shape[1]:
         return None
@@ -132,16 +132,16 @@ def _resized_image(inputs: tuple, images: Tensor):
 
 
 def refusal(img_size: Sequence[int], error: Exception) -> str:
-    """The sentence for an image size that a model does not take."""
+    """The sentence for an image size that a model does not accept."""
     height, width = img_size
     reason = (str(error) or type(error).__name__).splitlines()[0].rstrip(".")
     return (
-        f"the model takes no images of {height} x {width} px ({reason}); leave img_size out for the model's own size,"
-        " or see the sizes that `a2mim check-model` lists."
+        f"the model does not accept images of {height} x {width} px ({reason}); leave img_size out for the model's own"
+        " size, or see the sizes that `a2mim check-model` lists."
     )
 
 
 def feature_modules(model: nn.Module) -> list[tuple[str, int]]:
-    """(module name, stride in pixels) of the maps that timm declares; empty where it declares none."""
+    """(module name, stride in pixels) of the maps that timm declares; empty if it declares none."""
     info = getattr(model, "feature_info", None) or []
     return [(entry["module"], entry["reduction"]) for entry in getattr(info, "info", info) if entry.get("module")]

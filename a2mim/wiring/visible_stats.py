@@ -1,15 +1,15 @@
-"""Sums over tokens without the hidden ones, for architectures whose tokens meet in one summary of them all.
+"""Sums over visible tokens only, for architectures that summarise all tokens.
 
-XCiT's cross-covariance, X-ViT's K'V and LinGlo's saliency average are such sums, and masking changes them for visible
-tokens too: more than half of what is summed is fill or mask token. With this option every token, hidden or not, meets
-the summary of the visible ones.
+XCiT's cross-covariance, X-ViT's K'V and LinGlo's saliency average are such sums. Masking changes them for visible
+tokens too, because more than half of the summed tokens are fill or mask token. With this option every token, hidden or
+not, uses the summary of the visible ones.
 
-Which tokens are hidden: the mask alone decides, in every block, before the site of the mask token (where a hidden token
-holds the fill) and behind it (where it holds the mask token) alike. Where cells and tokens do not align, a token counts
-by the visible share of its pixels, as so many copies of it would. An image of which no token shows any pixel keeps the
-sums over all. Convolutions, BatchNorm and class layers go on as they are.
+Only the mask decides which tokens are hidden. It does so in every block: before the site of the mask token, where a
+hidden token holds the fill, and behind it, where it holds the mask token. If cells and tokens do not align, a token is
+weighted by the visible share of its pixels. If no token of an image shows a pixel, the sums run over all tokens.
+Convolutions, BatchNorm and class layers do not change.
 
-Invariant: parameters and state dictionary are untouched, and without a mask nothing is computed differently.
+Invariant: parameters and state dictionary do not change, and without a mask every result is the same.
 """
 
 import math
@@ -26,11 +26,11 @@ from a2mim.wiring.sites import feature_modules
 
 @dataclass(eq=False)
 class VisibleShare:
-    """Hooks that tell one attention module how much of each token is visible.
+    """Hooks that pass the visible share of each token to one attention module.
 
     Attributes:
-        hidden: (grid, strides) -> (B, h, w), the hidden share of each cell, or None without a mask. A bound method, so
-            that a deep copy of the encoder asks its own mask.
+        hidden: (grid, strides) -> (B, h, w), the hidden share of each cell, or None without a mask. It is a bound
+            method, so that a deep copy of the encoder uses its own mask.
         grid: (h, w) of the tokens.
         strides: pixels per token, vertical and horizontal.
     """
@@ -40,7 +40,7 @@ class VisibleShare:
     strides: tuple[float, float]
 
     def share(self) -> Tensor | None:
-        """(B, N) float32 in [0, 1]; all ones for an image that shows nothing."""
+        """(B, N) float32 in [0, 1]; all ones for an image without a visible token."""
         hidden = self.hidden(self.grid, self.strides)
         if hidden is None:
             return None
@@ -48,8 +48,8 @@ class VisibleShare:
         return torch.where(visible.any(dim=1, keepdim=True), visible, torch.ones_like(visible))
 
     def scale_queries_and_keys(self, module: nn.Module, inputs: tuple, output: Tensor) -> Tensor | None:
-        """Forward hook of XCA's `qkv`: XCA's own norms and products over tokens then see queries and keys of the
-        visible ones; the values of all tokens stay. The root, because each product holds two of them.
+        """Forward hook of XCA's `qkv`. It scales queries and keys, so that XCA's norms and sums over tokens cover only
+        the visible ones; values do not change. The factor is a root, because each product holds two of them.
         """
         share = self.share()
         if share is None:
@@ -89,6 +89,6 @@ def sum_over_visible(model: nn.Module, name: str, img_size: tuple[int, int], hid
             found += 1
     if not found:
         raise ValueError(
-            f"visible_stats=True means nothing for {name}, whose layers do not meet in a sum over all tokens; leave it"
-            " out (it is for XCiT, X-ViT and LinGlo)."
+            f"visible_stats=True has no effect for {name}, whose layers do not sum over all tokens; leave it out (it is"
+            " for XCiT, X-ViT and LinGlo)."
         )

@@ -105,7 +105,7 @@ def test_a_webdataset_pipeline_is_trained_on(shards, tmp_path, num_workers):
     paths = [str(tmp_path / f"part-{k}.tar") for k in range(4)]
     pipeline = webdataset.WebDataset(paths, shardshuffle=False).with_length(40, silent=True)
     dataset = open_dataset(pipeline)
-    assert "40 images" in dataset.describe() and "a resumed run begins it anew" in dataset.describe()
+    assert "40 images" in dataset.describe() and "a resumed run starts it from the beginning" in dataset.describe()
     loader = StreamLoader(dataset, 16, 8, num_workers=num_workers)
     for _ in range(2):
         batches = list(loader)
@@ -149,7 +149,7 @@ def test_a_resumed_stream_counts_on_and_says_that_it_begins_anew():
     batches = iter(loader)
     next(batches), next(batches)
     (said,) = resumed.load_state_dict(loader.state_dict())
-    assert "the Pipeline begins anew" in said
+    assert "the Pipeline starts from the beginning" in said
     assert resumed.position == 2 and len(list(resumed)) == 2 and resumed.epoch == 1
     with pytest.raises(ValueError, match=r"global_batch_size was 5 .* and is 10 now"):
         StreamLoader(dataset, 16, 10).load_state_dict(loader.state_dict())
@@ -161,7 +161,8 @@ def test_another_batch_size_of_a_stream_begins_the_next_epoch_when_that_is_asked
     before, after = StreamLoader(dataset, 16, 5), StreamLoader(dataset, 16, 10)
     before.seek(6)
     first, _ = after.load_state_dict(before.state_dict(), next_epoch=True)
-    assert first == "the data's global_batch_size, steps: epoch 1 ends after 2 batches, epoch 2 begins with what is now"
+    cut = "the data's global_batch_size, steps changed: epoch 1 ends after 2 batches"
+    assert first == f"{cut}, epoch 2 begins with the new value"
     assert (after.epochs_done(6), after.epochs_done(8), after.position_of(4)) == (2, 3, 10)
     assert len(list(after)) == 2 and after.epoch == 3
     again = StreamLoader(dataset, 16, 10)

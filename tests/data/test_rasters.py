@@ -205,7 +205,7 @@ def test_an_open_data_set_keeps_the_form_that_it_was_opened_with(tmp_path):
     arrays(tmp_path, np.uint16)
     dataset = open_dataset(str(tmp_path / "folder"), in_chans=5, bits=8, exif=True)
     assert open_dataset(dataset, in_chans=5) is dataset and dataset.form == PixelFormat(5, 8, True)
-    with pytest.raises(ValueError, match="was opened with in_chans=5 and is wanted with 3"):
+    with pytest.raises(ValueError, match="was opened with in_chans=5, but in_chans=3 is needed"):
         open_dataset(dataset)
 
 

@@ -110,7 +110,7 @@ def test_a_list_that_names_itself_is_refused(tmp_path, names):
     (tmp_path / "link.txt").symlink_to(tmp_path / "a.txt")
     for name, following in zip(names, [*names[1:], names[0]], strict=True):
         (tmp_path / name).write_text(f"x.tar\n{following}\n")
-    with pytest.raises(ValueError, match=r"names itself, by way of .*a\.txt"):
+    with pytest.raises(ValueError, match=r"names itself, through .*a\.txt"):
         open_dataset(tmp_path / "a.txt")
 
 

@@ -359,7 +359,7 @@ def test_other_data_begin_the_next_epoch_when_that_is_asked_for(run, tmp_path, i
     assert ends == [1, 2, 3, 4, 6, 8]  # those of each step until it was killed, then those of epochs 2 and 3
     capsys.readouterr()
     resumed, summary = run("resumed", resume=True, data=fewer, next_epoch=True)
-    assert "epoch 1 ends after 1 batches, epoch 2 begins with what is now" in capsys.readouterr().out
+    assert "epoch 1 ends after 1 batches, epoch 2 begins with the new value" in capsys.readouterr().out
     assert summary["steps"] == 6 and summary["data"]["images"] == 19 and summary["data"]["left_out_each_epoch"] == 3
     assert [line["epoch"] for line in log_of(resumed)] == [0.333, 0.667, 1.0, 1.333, 2.5, 3.0]
     shutil.copytree(resumed, tmp_path / "again")

@@ -441,7 +441,7 @@ def test_a_vit_that_says_nothing_of_its_mean_is_told_which_one_is_taken(tmp_path
     torch.save(state, tmp_path / "w.pth")
     _, preprocessing, report = load_reported(f"vit_tiny_patch16_224:{tmp_path / 'w.pth'}")
     assert preprocessing["mean"] == [0.5] * 3
-    assert "says nothing of mean and deviation, those of vit_tiny_patch16_224 are taken (mean 0.5" in str(report)
+    assert "does not state mean and deviation, so those of vit_tiny_patch16_224 are used (mean 0.5" in str(report)
 
 
 def test_i_jepa_dinov2_and_lightly_files(tmp_path):

@@ -127,7 +127,7 @@ def test_a_checkpoint_s_architecture_is_a_name_in_timm_s_table(place, name, kind
 
 @pytest.mark.parametrize("arguments", ARGUMENTS, ids=lambda a: next(iter(a)))
 def test_arguments_in_files_are_known_and_plain(place, arguments):
-    sentence = "sets .*: a file may bring numbers and plain words for known arguments only"
+    sentence = "sets .*: a file may set only numbers and plain words for known arguments"
     folder = write_folder(place / "folder", lambda config: config.update(model_args=arguments))
     for source in (folder, write_checkpoint(place / "c.pth", **arguments)):
         with pytest.raises(ValueError, match=sentence) as caught:
@@ -203,7 +203,7 @@ def test_numbers_that_no_network_can_have_are_one_sentence(place):
 )
 def test_pixels_that_no_image_can_be_prepared_with_are_one_sentence(place, pixels):
     folder = write_folder(place / "folder", lambda config: config["pretrained_cfg"].update(pixels))
-    with pytest.raises(ValueError, match=rf"has {next(iter(pixels))}=.*, which no image can be prepared with"):
+    with pytest.raises(ValueError, match=rf"has {next(iter(pixels))}=.*, with which no image can be prepared"):
         load_encoder(folder)
 
 

@@ -190,14 +190,14 @@ def test_a_network_rebuilt_from_the_arguments_takes_the_weights():
 @pytest.mark.parametrize(
     ("name", "arguments", "words"),
     [
-        ("my_nets.Vector", {}, "my_nets.Vector has no module that hands on a feature map"),
+        ("my_nets.Vector", {}, "my_nets.Vector has no module that returns a feature map"),
         ("my_nets.Missing", {}, "my_nets has no Missing"),
         ("no_such_package.Net", {}, "No module named 'no_such_package'"),
         ("my_nets.unannotated", {}, "neither an nn.Module nor a function annotated to return one"),
         ("subprocess.Popen", {"model_args": {"args": "true"}}, "neither an nn.Module nor a function annotated"),
         ("my_nets.Tokens", {"model_args": {"widht": 3}}, "widht=3 .*unexpected keyword argument 'widht'"),
         ("my_nets.Pyramid", {"in_chans": 5}, "cannot be built with no arguments and 5 channels as one of in_chans"),
-        ("resnet18", {"model_args": {"widht": 3}}, "resnet18 cannot be built with widht=3 .*look at model_args"),
+        ("resnet18", {"model_args": {"widht": 3}}, "resnet18 cannot be built with widht=3 .*change model_args"),
         ("my_nets.Tokens", {"drop_path_rate": 0.1}, "drop_path_rate and pretrained are for timm's models"),
     ],
 )

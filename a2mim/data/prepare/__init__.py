@@ -1,1 +1,1 @@
-"""What is done with data before a run: writing, checking, listing and resharding shards, measuring statistics."""
+"""Data before a run: writes, checks, lists and reshards shards, and measures statistics."""

@@ -1,4 +1,4 @@
-"""Reads everything once, before a training run does: counts, and names what is wrong."""
+"""Reads all shards once, before a training run: counts images and names everything that is wrong."""
 
 import warnings
 from collections import Counter
@@ -16,26 +16,26 @@ from a2mim.data.shards.indexing import look_at
 from a2mim.data.shards.tar_shards import open_shards, refuse_missing
 from a2mim.data.sources import expand
 
-_BYTES_A_PROCESS = 32 << 20  # fewer are checked before another process has started
-_NAMED = 20  # unreadable images of each shard that are named
+_BYTES_A_PROCESS = 32 << 20  # a smaller amount is checked before a second process has started
+_NAMED = 20  # unreadable images that are named, per shard
 
 
 @dataclass
 class ShardReport:
-    """What check_shards found; `str` of it is one line, `lines` are all that is wrong."""
+    """The result of check_shards. `str` of it is one line; `lines` names everything that is wrong."""
 
     shards: int = 0
     images: int = 0
     labelled: int = 0
-    duplicates: int = 0  # images left out because an earlier one of their shard has their key
-    incomplete: int = 0  # keys with other members and no image
-    lost: int = 0  # images and labels that are links to nothing in the archive, or sparse files
+    duplicates: int = 0  # images left out because an earlier image of the shard has the same key
+    incomplete: int = 0  # keys with other members but no image
+    lost: int = 0  # images and labels that are broken links or sparse files
     odd_labels: int = 0  # samples whose label is no class
     lenient: int = 0  # damaged images that could be decoded all the same
     faults: Counter = field(default_factory=Counter)  # unreadable images by reason
     unreadable: list[str] = field(default_factory=list)  # unreadable images: name (reason), the first 20 of each shard
     damaged: list[str] = field(default_factory=list)  # each unusable shard: path, byte and what is wrong
-    labels: str = ""  # why the labels do not fit together
+    labels: str = ""  # why the labels disagree
 
     @property
     def ok(self) -> bool:
@@ -56,7 +56,7 @@ class ShardReport:
         return f"{line}: {', '.join(found)}; first: {self.lines()[0]}"
 
     def lines(self) -> list[str]:
-        """One for each thing that is wrong."""
+        """One line for each fault."""
         lost = f"{self.lost} members are links to nothing in their archive, or sparse files; pack with `tar -h`"
         return [
             *self.damaged,
@@ -69,10 +69,13 @@ class ShardReport:
 def check_shards(
     pattern, access: Access | None = None, in_chans: int = 3, value_range=None, nodata=None, fill=None
 ) -> ShardReport:
-    """Indexes and decodes every image of shards, named as for open_dataset, in several processes.
+    """Indexes and decodes every image of the shards in several processes. `pattern` is as for open_dataset.
 
-    Remote shards pass through the cache. FileNotFoundError, naming them, when any is missing. in_chans, value_range,
-    nodata, fill: see data/pixel_format.py; images that do not suit them are counted as unreadable.
+    Remote shards are fetched into the cache. in_chans, value_range, nodata, fill: see data/pixel_format.py; images that
+    do not fit them are counted as unreadable.
+
+    Raises:
+        FileNotFoundError: names the missing shards.
     """
     form = PixelFormat(in_chans, 16, False, value_range and tuple(value_range), nodata, fill)
     access = access or DEFAULT
@@ -98,20 +101,20 @@ def check_shards(
     good = [address for address in addresses if address in parts and parts[address].images]
     if good:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # what opening warns about is in the report
+            warnings.simplefilter("ignore")  # the report contains these warnings
             dataset = open_shards(good, "labels", access)
         report.labelled, report.labels = int((dataset.labels >= 0).sum()), dataset.label_fault
     return report
 
 
 def _check(item: tuple[str, Access, PixelFormat]) -> ShardReport:
-    """One shard; raises ShardError."""
+    """Checks one shard; raises ShardError."""
     address, access, form = item
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             dataset = open_shards([address], address, access)
-    except ValueError as error:  # nothing in it
+    except ValueError as error:  # the shard is empty
         raise ShardError(str(error)) from None
     dataset.form = form
     counts = {name: getattr(dataset, name) for name in ("duplicates", "incomplete", "lost", "odd_labels")}

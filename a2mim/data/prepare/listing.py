@@ -1,4 +1,4 @@
-"""What is in shards, and their indices made ahead of a run."""
+"""Lists the content of shards, and makes their indices before a run."""
 
 import os
 from collections.abc import Iterator
@@ -14,7 +14,7 @@ from a2mim.data.sources import expand
 
 
 def indexed(pattern, access: Access) -> list[Shard]:
-    """The shards, each with an index or a fault; FileNotFoundError when any is missing."""
+    """The shards, each with an index or a fault; FileNotFoundError if any is missing."""
     shards = look_at(expand(pattern, access), access)
     refuse_missing(shards)
     index_all(shards, access)
@@ -22,7 +22,7 @@ def indexed(pattern, access: Access) -> list[Shard]:
 
 
 def describe_shards(shards: list[Shard]) -> Iterator[str]:
-    """A line for each shard, and one for all."""
+    """Yields a line for each shard, and one for all."""
     for shard in shards:
         if shard.fault is not None:
             yield f"damaged  {shard.fault}"
@@ -41,7 +41,7 @@ def describe_shards(shards: list[Shard]) -> Iterator[str]:
 
 
 def describe_samples(shards: list[Shard], access: Access) -> Iterator[str]:
-    """A line for each image: shard, key, label, bytes."""
+    """Yields a line for each image: shard, key, label, bytes."""
     for shard in shards:
         if shard.fault is not None:
             continue
@@ -57,7 +57,7 @@ def export_dali(pattern, access: Access) -> list[str]:
 
 
 def import_dali(pattern, access: Access) -> list[Shard]:
-    """Shards indexed from DALI's files; ShardError for one that is missing or does not fit."""
+    """Shards indexed from DALI's files; ShardError if an index is missing or does not fit."""
     shards = []
     for address in _local(pattern, access):
         try:
@@ -78,5 +78,5 @@ def _local(pattern, access: Access) -> list[str]:
 
 
 def where(shard: Shard, access: Access) -> str:
-    """The path of the cached index, "" when no place could be written to."""
+    """The path of the cached index; "" if no folder could be written to."""
     return next((str(place) for place in places_of(shard, access) if place.exists()), "")

@@ -1,28 +1,28 @@
-"""One image made smaller for training: decoded once here instead of in every epoch at its full size."""
+"""Makes an image smaller once, so that training does not decode it at full size in every epoch."""
 
 import io
 import warnings
 
 from a2mim.data.pillow_images import open_image
 
-MODES = ("L", "RGB", "YCbCr", "CMYK", "1", "P")  # of Pillow, that JPEG can stand for
+MODES = ("L", "RGB", "YCbCr", "CMYK", "1", "P")  # Pillow's modes that JPEG can store
 _ORIENTATION = 0x0112  # EXIF
 _MAX_PIXELS = 64_000_000
 KEPT_SMALL, KEPT_KIND, KEPT_UNREADABLE = "already small", "not 8-bit grey or RGB", "cannot be decoded"
 
 
 def reencode(data: bytes, short_side: int, quality: int) -> bytes | str:
-    """JPEG with a short side of `short_side` pixels, or why the image is to be kept as it is.
+    """A JPEG with a short side of `short_side` pixels, or the reason why the image is kept.
 
-    Kept are images that are not larger (a second encoding would only lose), those that JPEG cannot stand for (16 bits,
-    alpha, many bands, several frames), and damaged ones, which a training run then reports. Lanczos, 4:2:0, the EXIF
-    orientation and the colour profile go along.
+    Kept are images that are not larger (a second encoding would only lose quality), images that JPEG cannot store (16
+    bits, alpha, many bands, several frames), and damaged images, which a training run then reports. The resize is
+    Lanczos, the encoding 4:2:0. The EXIF orientation and the colour profile are copied.
     """
     from PIL import Image
 
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # what Pillow warns about is decided here
+            warnings.simplefilter("ignore")  # the checks below handle what Pillow warns about
             with open_image(data) as image:
                 if image.mode not in MODES or "transparency" in image.info or getattr(image, "n_frames", 1) > 1:
                     return KEPT_KIND

@@ -1,7 +1,7 @@
-"""Shards to shards: shuffled over all of them, packed anew, and, unless told otherwise, re-encoded once.
+"""Writes shards anew: shuffled over all of them and, by default, re-encoded once.
 
-As in write_shards.py, what goes where is decided first and recorded in manifest.json, and a run that was stopped goes
-on with the shards that are missing. Every member of a sample goes along; the label is written as a number in .cls.
+As in write_shards.py, the division into shards is fixed first and recorded in manifest.json, and a run that was stopped
+continues with the missing shards. All members of a sample are copied; the label is written as a number in .cls.
 """
 
 import hashlib
@@ -31,13 +31,13 @@ from a2mim.data.sources import expand
 from a2mim.data.walk import ARRAYS, PICTURES
 from a2mim.files import delete_partials, partial_path, write_text
 
-_SLOWEST = 24 * 3600.0  # seconds that writing one shard may take
-_RECORD = "written.json"  # what was done to the images of each finished shard
+_SLOWEST = 24 * 3600.0  # greatest time to write one shard, in seconds
+_RECORD = "written.json"  # counts of what was done to the images of each finished shard
 
 
 @dataclass(frozen=True)
 class Encoding:
-    """short_side in pixels and JPEG quality; short_side None keeps the images' bytes."""
+    """Short side in pixels and JPEG quality. short_side=None keeps the images' bytes."""
 
     short_side: int | None = 384
     quality: int = 90
@@ -58,17 +58,17 @@ def reshard(
     seed: int | None = 0,
     access: Access | None = None,
 ) -> dict:
-    """Writes shard-000000.tar, …, classes.txt where classes have names, files.txt and manifest.json.
+    """Writes shard-000000.tar, …, classes.txt if classes have names, files.txt and manifest.json.
 
     Args:
         source: shards, as for open_dataset.
-        out_dir: made if need be; a run with the same arguments continues what it finds there.
+        out_dir: created if it is missing. A run with the same arguments continues an earlier one.
         encoding: of the images; None: short side 384, quality 90.
-        samples_per_shard, max_bytes: of a shard, at most; bytes are those of the source.
+        samples_per_shard, max_bytes: limits of a shard; bytes are those of the source.
         seed: of the shuffle; None keeps the order.
 
     A sample's key is the line of its old name in files.txt, counted from 0. Returns {"pattern", "images", "shards",
-    "written", "kept", "done": what was done to images by kind, "bytes_before", "bytes_after"}.
+    "written", "kept", "done": number of images by what was done to them, "bytes_before", "bytes_after"}.
     """
     access, out, encoding = access or DEFAULT, Path(out_dir), encoding or Encoding()
     if samples_per_shard < 1:
@@ -105,10 +105,10 @@ def reshard(
 
 @dataclass
 class Part:
-    """One shard to be written.
+    """One shard that is to be written.
 
     Args:
-        samples: number, source shard, members by suffix, and label of each.
+        samples: (number, source shard, members by suffix, label) of each.
     """
 
     path: str
@@ -138,7 +138,7 @@ def _parts(dataset, divided: list[list[int]], missing: list[int], out: Path, enc
 
 
 def _members_of(item: tuple[int, Shard, Access]) -> list[dict[str, Place]]:
-    """Place of each member of each sample of a shard, by suffix, in the order of its index."""
+    """(offset, size) of each member of each sample of a shard, by suffix, in the order of the index."""
     _, shard, access = item
     samples = group(files(_path(shard, access)))
     return [
@@ -148,7 +148,7 @@ def _members_of(item: tuple[int, Shard, Access]) -> list[dict[str, Place]]:
 
 
 def write_part(part: Part) -> dict:
-    """Writes one shard and gives it its name; returns counts of what was done to its images."""
+    """Writes one shard under a temporary name and renames it; returns counts of what was done to its images."""
     done, before = Counter(), 0
     paths = {number: _path(shard, part.access) for number, shard in part.shards.items()}
     try:

@@ -1,4 +1,4 @@
-"""How long each stage of the way from a shard to a batch takes, how it scales with workers, and what limits it."""
+"""Measures the time of each stage from a shard to a batch, how it scales with workers, and what limits it."""
 
 import os
 import resource
@@ -18,25 +18,25 @@ from a2mim.data.loader import TrainLoader
 from a2mim.data.plan import Plan
 
 STAGES = ("read", "decode", "crop", "resize", "write")
-_STARVED = 0.25  # reading takes a larger share than this: the source is slow, not the processor
-_SCALES = 0.7  # of n times one worker: below this, more workers bring little
+_STARVED = 0.25  # if reading takes a larger share, the source is slow, not the processor
+_SCALES = 0.7  # if n workers are faster than one by less than this times n, more workers bring little
 
 
 @dataclass
 class Speed:
-    """What one number of workers gave."""
+    """The speed with a number of workers."""
 
-    workers: int  # 0: batches are made by the process that takes them
+    workers: int  # 0: the consuming process makes the batches
     images_per_second: float
-    wait: float  # ms an image that the taker waits
-    cpu: float  # ms an image of processor time, all processes together; nan where the system does not tell
+    wait: float  # ms per image that the consumer waits
+    cpu: float  # ms of processor time per image in all processes; nan if the system does not report it
 
 
 def measure_stages(
     dataset: ImageDataset, img_size: int, images: int, interpolation: str = "bilinear"
 ) -> dict[str, float]:
-    """ms an image of each stage, one after the other in this process with one thread, in a training order; images that
-    cannot be read count for nothing.
+    """ms per image of each stage, measured one after the other in this process with one thread, in a training order.
+    Unreadable images are not counted.
     """
     before = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -81,7 +81,7 @@ def _stages(dataset: ImageDataset, size: tuple[int, int], ids: np.ndarray, inter
 def measure_workers(
     dataset: ImageDataset, img_size: int, images: int, workers: int, batch_size: int, interpolation: str = "bilinear"
 ) -> Speed:
-    """Takes about `images` training images from so many workers, after a first batch of each that is not counted."""
+    """Takes about `images` training images from `workers` processes, after uncounted warm-up batches."""
     batch_size = min(batch_size, len(dataset))
     loader = TrainLoader(dataset, img_size, batch_size, interpolation=interpolation, num_workers=workers)
     batches = _for_ever(loader)
@@ -103,7 +103,7 @@ def _for_ever(loader: TrainLoader):
 
 
 def cpu_seconds() -> float:
-    """Of this process and its children, the living ones too; from /proc, elsewhere not a number."""
+    """Processor time of this process and its children, living ones included; from /proc, elsewhere nan."""
     if not sys.platform.startswith("linux"):
         return float("nan")
     own = resource.getrusage(resource.RUSAGE_SELF)
@@ -126,7 +126,7 @@ def _cpu_of(process: int) -> float:
 
 
 def what_limits(stages: dict[str, float], speeds: list[Speed], cores: int) -> str:
-    """One or two sentences: the slowest thing, and what would help."""
+    """One or two sentences: the slowest stage, and what would help."""
     total, slowest = sum(stages.values()), max(stages, key=stages.get)
     slowest = "read" if stages["read"] > _STARVED * total else slowest
     share = f"{stages[slowest] / total:.0%} of {total:.2f} ms an image"

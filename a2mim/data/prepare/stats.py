@@ -1,7 +1,7 @@
-"""Mean and standard deviation of every channel over all pixels of a data set: one pass, exact, in constant memory.
+"""Exact mean and standard deviation of each channel over all pixels of a data set, in one pass and constant memory.
 
-Sums of values and of their squares are whole numbers, added as such, so that the result does not depend on the order,
-on the number of workers, or on rounding.
+The sums of values and of squares are integers. So the result does not depend on the order, on the number of workers, or
+on rounding.
 """
 
 from collections import Counter
@@ -18,13 +18,13 @@ from a2mim.data.decode import UnreadableImage
 from a2mim.data.faults import UnreadableData
 from a2mim.data.workers import as_it_is
 
-CHUNK = 64  # images a worker is sent at once
-_BLOCK = 1 << 20  # pixels; their squares of 32 bits add up exactly in a float64, which has 53
+CHUNK = 64  # images per request to a worker
+_BLOCK = 1 << 20  # pixels; a float64, with 53 bits, adds the 32-bit squares of so many without rounding
 
 
 @dataclass
 class Stats:
-    """What measure_stats found. Values are in the units of the batches: 0..255 or 0..65,535."""
+    """The result of measure_stats. Values are in the units of the batches: 0..255 or 0..65,535."""
 
     bits: int
     images: int = 0
@@ -37,12 +37,12 @@ class Stats:
 
     @property
     def mean(self) -> list[float]:
-        """Of each channel, in units of 0..1."""
+        """Mean of each channel, in units of 0..1."""
         return [float(Fraction(total, self.pixels * self._unit)) for total in self.sums]
 
     @property
     def std(self) -> list[float]:
-        """Of each channel, in units of 0..1, over the pixels themselves (not an estimate from a sample)."""
+        """Standard deviation of each channel in units of 0..1, over all pixels (not an estimate from a sample)."""
         n = self.pixels
         variances = [Fraction(n * q - s * s, n * n) for s, q in zip(self.sums, self.squares, strict=True)]
         return [sqrt(variance) / self._unit for variance in variances]
@@ -62,7 +62,7 @@ class Stats:
     def lines(
         self, value_range=None, exif: bool = False, nodata: float | None = None, fill: float | None = None
     ) -> list[str]:
-        """For a recipe. Pixels without data are counted as what they are filled with."""
+        """Lines for a recipe. Pixels without data are counted with the value that fills them."""
         extra = [f"    value_range={tuple(value_range)},"] if value_range else []
         extra += ["    exif=True,"] if exif else []
         if nodata is not None:
@@ -82,10 +82,10 @@ class Stats:
 
 
 def measure_stats(dataset: ImageDataset, num_workers: int = 0) -> Stats:
-    """Reads every image, whole; those that cannot be read are left out and counted.
+    """Reads every image. Unreadable images are left out and counted.
 
     Raises:
-        UnreadableData: none can be read.
+        UnreadableData: no image can be read.
     """
     total = Stats(dataset.form.bits)
     chunks = DataLoader(_Chunks(dataset), batch_size=None, num_workers=num_workers, collate_fn=as_it_is)
@@ -100,7 +100,7 @@ def measure_stats(dataset: ImageDataset, num_workers: int = 0) -> Stats:
 
 
 class _Chunks:
-    """The statistics of `CHUNK` images at a time."""
+    """A map-style data set; an item is the statistics of `CHUNK` images."""
 
     def __init__(self, dataset: ImageDataset):
         self.dataset = dataset
@@ -121,7 +121,7 @@ class _Chunks:
 
 
 def of_image(pixels: np.ndarray) -> Stats:
-    """(H, W, C) uint8 or uint16."""
+    """Statistics of one image, (H, W, C) uint8 or uint16."""
     values = pixels.reshape(-1, pixels.shape[2])
     sums, squares = np.zeros(values.shape[1], object), np.zeros(values.shape[1], object)
     for start in range(0, len(values), _BLOCK):

@@ -1,7 +1,7 @@
-"""A folder of images to webdataset tar shards: shuffled once over everything, the images' bytes as they are.
+"""Writes a folder of images as webdataset tar shards: shuffled once over all images, with their bytes unchanged.
 
-What goes into which shard is decided before anything is written and recorded in manifest.json. A shard gets its name
-when it is complete, so a run that was killed goes on with the first shard that is missing.
+The division into shards is fixed before anything is written, and recorded in manifest.json. A shard gets its name when
+it is complete, so a run that was killed continues with the first missing shard.
 """
 
 import hashlib
@@ -23,15 +23,15 @@ from a2mim.data.walk import suffix_of, walk
 from a2mim.files import write_text
 
 NAME = "shard-{:06d}.tar"
-_OVERHEAD = 2048  # bytes of tar headers and padding per sample, at most
+_OVERHEAD = 2048  # greatest number of bytes of tar headers and padding per sample
 
 
 @dataclass
 class Part:
-    """One set of shards: all of a folder, or its training or test part.
+    """One set of shards: a whole folder, or its training or test part.
 
     Args:
-        name: what the shards' names begin with.
+        name: prefix of the shards' names.
         paths: of the images, relative to the source.
         labels: (N,) int64, -1 = none.
         class_names: name of label 0, 1, ..., or None.
@@ -55,21 +55,21 @@ def make_shards(
     max_bytes: int = 1 << 30,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """Writes shard-000000.tar, ..., classes.txt when the folder has classes, files.txt and manifest.json.
+    """Writes shard-000000.tar, ..., classes.txt if the folder has classes, files.txt and manifest.json.
 
     A folder with two parts, such as train/ and test/ (see splits.py), becomes train-000000.tar, ... and
-    test-000000.tar, ..., with one numbering of classes. Warns of what it passes over.
+    test-000000.tar, ..., with one numbering of classes. Warns about files that it passes over.
 
     Args:
-        source_folder: images, nested as they like; first-level folders are classes when every image lies in one.
-        out_dir: made if need be; a run with the same arguments continues what it finds there.
-        samples_per_shard: at most.
-        max_bytes: of a shard, at most, unless one image alone is larger.
+        source_folder: images, nested to any depth; first-level folders are classes if every image is in one.
+        out_dir: created if it is missing. A run with the same arguments continues an earlier one.
+        samples_per_shard: greatest number of samples of a shard.
+        max_bytes: greatest size of a shard, unless a single image is larger.
         seed: of the shuffle.
 
-    A sample's key is the line of its path in files.txt, counted from 0. Returns {"pattern": what --data takes,
-    "images", "shards", "written", "kept" (shards that were there already), "classes"}, and "test_pattern" where there
-    are two parts.
+    A sample's key is the line of its path in files.txt, counted from 0. Returns {"pattern": the argument for --data,
+    "images", "shards", "written", "kept" (shards that existed already), "classes"}, and "test_pattern" if there are two
+    parts.
     """
     source, out = Path(source_folder), Path(out_dir)
     if samples_per_shard < 1:
@@ -124,7 +124,7 @@ def _pattern(out: Path, part: Part, shards: int) -> str:
 
 
 def _parts(source: Path) -> list[Part]:
-    """All images of the source, or its training and its test part with one numbering of classes."""
+    """All images of the source as one part, or a training and a test part with one numbering of classes."""
     folders = {name: inner(folder) for name, folder in find_splits(source).items()} or {"shard": source}
     parts, first = [], 0
     for name, folder in folders.items():
@@ -144,7 +144,7 @@ def _parts(source: Path) -> list[Part]:
         _number_alike(parts)
         others = [f"{folder.name}/" for folder in sorted(source.iterdir()) if _is_other_part(folder, source, folders)]
         if others:
-            warnings.warn(f"{source}: {', '.join(others)} left out; make shards of each by itself", stacklevel=3)
+            warnings.warn(f"{source}: {', '.join(others)} left out; make shards of each separately", stacklevel=3)
     return parts
 
 
@@ -154,7 +154,7 @@ def _is_other_part(folder: Path, source: Path, used: dict[str, Path]) -> bool:
 
 
 def _number_alike(parts: list[Part]) -> None:
-    """Gives both parts the classes of either; none where a part has none."""
+    """Gives both parts the classes of both. If a part has no classes, neither part gets any."""
     if not all(part.class_names for part in parts):
         for part in parts:
             part.labels, part.class_names = np.full(len(part.paths), -1), None
@@ -167,7 +167,7 @@ def _number_alike(parts: list[Part]) -> None:
 
 
 def divide(sizes: np.ndarray, samples_per_shard: int, max_bytes: int, seed: int | None) -> list[list[int]]:
-    """Ids, shuffled unless seed is None, cut whenever a shard is full."""
+    """Lists of ids, one per shard, shuffled unless seed is None. A new shard starts when one is full."""
     order = np.arange(len(sizes))
     if seed is not None:
         order = np.argsort(keyed.hashes(seed, 0, order, 1, keyed.ORDER)[:, 0], kind="stable")
@@ -183,7 +183,7 @@ def divide(sizes: np.ndarray, samples_per_shard: int, max_bytes: int, seed: int 
 
 
 def begin(out: Path, manifest: dict, paths: list[str], class_names: list[str] | None) -> None:
-    """Records what is about to be written, or checks that it is what an earlier run began."""
+    """Records what is about to be written. If a record exists, it must be the same."""
     record = out / "manifest.json"
     if record.exists():
         found = json.loads(record.read_text(encoding="utf-8"))
@@ -191,7 +191,7 @@ def begin(out: Path, manifest: dict, paths: list[str], class_names: list[str] | 
             if found.get(field) != value:
                 raise ValueError(
                     f"{str(out)!r} holds shards made with {field}={found.get(field)!r}, now it is {value!r}; "
-                    "write to another folder, or make it what it was"
+                    "write to another folder, or use the earlier value"
                 )
         return
     if any(out.glob("*.tar")):
@@ -204,7 +204,7 @@ def begin(out: Path, manifest: dict, paths: list[str], class_names: list[str] | 
 
 
 def _write_shard(out: Path, part: Part, number: int, members: list[tuple[int, Path, int]], progress: tqdm) -> None:
-    """Closing a ShardWriter runs `post`, also after an exception, when the shard must not get its name."""
+    """Closing a ShardWriter calls `post`, which renames the shard. After an exception it must not be renamed."""
     from webdataset import ShardWriter
 
     pattern = str(out.absolute() / part.name).replace("%", "%%") + "-%06d.tar.part"

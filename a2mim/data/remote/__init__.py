@@ -1,1 +1,1 @@
-"""Where bytes come from when they are not in a local file: http(s), object stores, the output of a command."""
+"""Sources of bytes that are not local files: http(s), object stores, the output of a command."""

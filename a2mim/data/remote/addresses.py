@@ -1,4 +1,4 @@
-"""Addresses of shards: which are remote, what file name and what public name each has. Nothing is opened here."""
+"""Addresses of shards: which are remote, and each one's file name and public name. Nothing is opened here."""
 
 import os
 import re
@@ -17,10 +17,10 @@ _SECRET = re.compile(
 
 
 def public_name(text: str) -> str:
-    """An address, or a sentence with addresses, as it may be shown, logged and written.
+    """An address, or a sentence with addresses, without secrets, so that it may be shown, logged and written.
 
-    Of URLs the user, the password, the query and the fragment are left out: a query may be a signature. In the command
-    of a `pipe:` source, what follows words such as token, password or Authorization is left out too.
+    User, password, query and fragment of URLs are removed, because a query may be a signature. In a `pipe:` command,
+    words after names such as token, password or Authorization are removed too.
     """
     text = _BROKEN_HOST.sub("…", _LOGIN.sub("", text))
     text = _PAIRS.sub(r"\1", _QUERY.sub(r"\1", text))
@@ -37,12 +37,12 @@ def scheme_of(address: str) -> str | None:
 
 
 def local_path(shard: str) -> str:
-    """A path as it is, and that of a file:// URL."""
+    """The path of a file:// URL; other addresses are returned unchanged."""
     return unquote(urlsplit(shard).path) if scheme_of(shard) == "file" else shard
 
 
 def base_name(address: str) -> str:
-    """The file name of a shard: a part of its samples' keys, so the same wherever the shard is reached."""
+    """The file name of a shard. It is part of the samples' keys, so it must not depend on how the shard is reached."""
     if address.startswith("pipe:"):
         names = re.findall(r"([\w.-]+\.tar)\b", address)
         return names[-1] if names else re.sub(r"\W+", "_", address)[-64:]

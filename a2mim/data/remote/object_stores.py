@@ -1,4 +1,4 @@
-"""Shards in the object stores and file systems that fsspec knows: s3://, gs://, hf://, az://, memory://, …"""
+"""Shards in object stores and file systems that fsspec knows: s3://, gs://, hf://, az://, memory://, …"""
 
 import base64
 import contextlib
@@ -13,12 +13,12 @@ from a2mim.data.remote.transfer import BLOCK, Stat, Watch, append, refuse_anothe
 
 _LASTING = (PermissionError, IsADirectoryError, NotADirectoryError, NotImplementedError)
 
-_TAGS = ("ETag", "etag", "xet_hash", "oid", "LastModified", "last_modified", "mtime", "created")  # as backends call it
-_BLOCK = 4 * BLOCK  # bytes a request, which has to come within one timeout
+_TAGS = ("ETag", "etag", "xet_hash", "oid", "LastModified", "last_modified", "mtime", "created")  # the backends' names
+_BLOCK = 4 * BLOCK  # bytes per request; a request must finish within one timeout
 
 
 class StoredObject:
-    """One address. fsspec promises no timeouts, so that every call to it is made by a thread that can be left."""
+    """One address. fsspec guarantees no timeouts, so each call runs in a thread that can be abandoned."""
 
     ranges = True
     tag: str | None = None
@@ -36,7 +36,7 @@ class StoredObject:
         return Stat(info.get("size"), tag, _md5(digest))
 
     def download(self, file: BinaryIO) -> None:
-        """Begins at the end of what came before."""
+        """Continues at the end of the file."""
         if self.tag:
             refuse_another(self.name, self.tag, self.stat().tag)
         opened = self._call(lambda: self.files.open(self.path, "rb", block_size=_BLOCK, cache_type="readahead"))
@@ -55,7 +55,7 @@ class StoredObject:
         return data
 
     def _call(self, work):
-        """What `work` returns; PassingFault when it takes longer than the timeout."""
+        """The result of `work`; PassingFault if it takes longer than the timeout."""
         try:
             return within(self.timeout, work)
         except FileNotFoundError:
@@ -64,7 +64,7 @@ class StoredObject:
             raise ShardError(f"{self.name}: {public_name(str(error)) or type(error).__name__}") from None
         except TimeoutError:
             raise PassingFault(f"{self.name}: no answer in time") from None
-        except Exception as error:  # each backend has errors of its own
+        except Exception as error:  # each backend has its own errors
             status = getattr(error, "status", None) or getattr(error, "code", None)
             said = f"{self.name}: {type(error).__name__}: {public_name(str(error))}"
             if isinstance(status, int) and 400 <= status < 500 and status not in (408, 425, 429):
@@ -73,7 +73,7 @@ class StoredObject:
 
 
 def within(timeout: float, work):
-    """The result of `work()`, run in a thread; TimeoutError when it takes longer, and the thread is left to itself."""
+    """The result of `work()`, run in a thread. If it takes longer, raises TimeoutError and abandons the thread."""
     found = {}
 
     def run() -> None:
@@ -93,24 +93,24 @@ def within(timeout: float, work):
 
 
 def glob(pattern: str, access: Access) -> list[str]:
-    """The addresses that match, sorted."""
+    """The addresses that match a pattern, sorted."""
     files, path = _file_system(pattern, access)
     try:
         found = within(4 * access.timeout, lambda: files.glob(path))
     except TimeoutError:
         raise ShardError(f"{public_name(pattern)}: no answer in time") from None
-    slashes = "://" if ":///" in pattern else ":///"  # one object, one address: spelt as the pattern is
+    slashes = "://" if ":///" in pattern else ":///"  # spells each address like the pattern, so that it is unique
     return sorted(files.unstrip_protocol(match).replace(slashes, "://") for match in found)
 
 
 def _file_system(address: str, access: Access):
-    """(file system, path in it); ValueError naming the package to install, or what is wrong with the address."""
+    """(file system, path in it); ValueError names the package to install, or what is wrong with the address."""
     from fsspec.core import url_to_fs
     from fsspec.registry import known_implementations, registry
 
     scheme, name = scheme_of(address), public_name(address)
     if "::" in address:
-        raise ValueError(f"{name}: chained addresses are not taken; give them one by one")
+        raise ValueError(f"{name}: chained addresses are not supported; give them one by one")
     if scheme not in registry and scheme not in known_implementations:
         raise ValueError(f"{name}: {scheme}:// is not known; give a path, http(s)://, s3://, gs://, hf:// or pipe:")
     try:
@@ -124,7 +124,7 @@ def _file_system(address: str, access: Access):
 
 
 def _md5(digest) -> tuple[str, str] | None:
-    """Google's and Azure's MD5, in base64 or as bytes."""
+    """MD5 of Google and Azure, which is base64 or bytes, in hexadecimal."""
     if isinstance(digest, str):
         with contextlib.suppress(ValueError):
             digest = base64.b64decode(digest, validate=True)

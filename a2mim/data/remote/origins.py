@@ -1,14 +1,14 @@
-"""What is not a local file: http(s), the object stores that fsspec knows, and the output of a command.
+"""Origins: the sources of bytes that are not local files (http(s), object stores of fsspec, the output of a command).
 
-An origin answers for one address. It has `name` (for messages, without a password), `ranges` (whether parts can be
-read) and three methods:
+An origin belongs to one address. It has `name` (for messages, without a password), `ranges` (whether parts can be read)
+and three methods:
 
-- `stat()`: a Stat; FileNotFoundError when the place has no such thing;
-- `download(file)`: appends what `file`, open for writing, does not have yet;
+- `stat()`: a Stat; FileNotFoundError if the server has no such file;
+- `download(file)`: appends the bytes that `file`, open for writing, lacks;
 - `read(offset, size)`: exactly these bytes.
 
-`tag`, where it is set, is the one of the content that is wanted. All raise PassingFault where another attempt may help
-and ShardError where not; none waits longer than `access.timeout`.
+If `tag` is set, only content with this tag is accepted. All methods raise PassingFault if another attempt may help, and
+ShardError if not. None waits longer than `access.timeout`.
 """
 
 from a2mim.data.access import Access
@@ -20,10 +20,10 @@ from a2mim.data.remote.web import WebFile
 
 
 def origin_of(address: str, access: Access, stat: Stat | None = None):
-    """Who answers for a remote address; ValueError when it may not or cannot be asked.
+    """The origin of a remote address; ValueError if the address is not allowed or not known.
 
     Args:
-        stat: what is expected there; ShardError when it has changed, where the answers tell.
+        stat: the expected size and tag; ShardError if they have changed, as far as the server reports them.
     """
     origin = _origin(address, access)
     origin.tag = stat.tag if stat else None

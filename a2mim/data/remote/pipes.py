@@ -1,4 +1,4 @@
-"""`pipe:COMMAND`: a shard that a shell command writes to its standard output. Only when the user allows it."""
+"""`pipe:COMMAND`: a shard that a shell command writes to its standard output. It runs only if the user allows it."""
 
 import os
 import select
@@ -13,12 +13,12 @@ from a2mim.data.remote.addresses import public_name
 from a2mim.data.remote.retry import PassingFault
 from a2mim.data.remote.transfer import BLOCK, Stat, Watch, append
 
-_NO_COMMAND = (126, 127)  # the shell's answers: cannot be run, not found
-_SHOWN = 200  # characters of what a failed command said
+_NO_COMMAND = (126, 127)  # the shell's status for: cannot be run, not found
+_SHOWN = 200  # characters of a failed command's message
 
 
 class Pipe:
-    """One command. Nothing is known of its output before it is there, and no part of it can be read."""
+    """One command. The size of its output is unknown before it ends, and no part of it can be read alone."""
 
     ranges = False
 
@@ -32,7 +32,7 @@ class Pipe:
         return Stat()
 
     def download(self, file: BinaryIO) -> None:
-        """Runs the command from the start: its output may differ from what came before."""
+        """Runs the command from the start, because its output may differ from an earlier one."""
         file.seek(0)
         file.truncate()
         with tempfile.TemporaryFile() as said:
@@ -63,7 +63,7 @@ class Pipe:
 
 
 def _stop(process: subprocess.Popen) -> None:
-    """Ends the command with all that it started."""
+    """Kills the command and all processes that it started."""
     if process.poll() is None:
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()

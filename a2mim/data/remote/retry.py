@@ -1,4 +1,4 @@
-"""Trying again where waiting may help, and giving up in one sentence where it does not."""
+"""Tries again if waiting may help, and gives up with one sentence if not."""
 
 import random
 import time
@@ -8,20 +8,20 @@ from typing import TypeVar
 from a2mim.data.access import Access
 from a2mim.data.errors import ShardError
 
-LONGEST_WAIT = 30.0  # seconds, also when a server asks for more
-A_STEP_FORWARD = 1 << 20  # bytes; an attempt that got so much further does not count as failed
+LONGEST_WAIT = 30.0  # seconds, also if a server asks for more
+A_STEP_FORWARD = 1 << 20  # bytes; an attempt that transferred so much more does not count as failed
 Result = TypeVar("Result")
 
 
-_unreachable: dict[str, tuple[float, str]] = {}  # server -> (when it was given up, what was said)
+_unreachable: dict[str, tuple[float, str]] = {}  # server -> (time when it was given up, the message)
 
 
 class PassingFault(OSError):
-    """May be gone at the next attempt.
+    """A fault that may be gone at the next attempt.
 
     Args:
         wait: seconds that the server asked for.
-        server: the one that could not be reached, where that is what is wrong.
+        server: the server, if it could not be reached.
     """
 
     def __init__(self, message: str, wait: float = 0.0, server: str | None = None):
@@ -30,17 +30,17 @@ class PassingFault(OSError):
 
 
 def refuse_unreachable(server: str, name: str, timeout: float) -> None:
-    """ShardError when this process has given the server up within a timeout: a thousand shards wait for it once."""
+    """ShardError if this process gave the server up less than a timeout ago, so that 1,000 shards wait only once."""
     when, said = _unreachable.get(server, (-float("inf"), ""))
     if time.monotonic() - when < timeout:
-        raise ShardError(f"{name}: not asked for, as {server} was given up a moment ago: {said}")
+        raise ShardError(f"{name}: not requested, because {server} was given up a moment ago: {said}")
 
 
 def persist(attempt: Callable[[], Result], access: Access, reached: Callable[[], int] | None = None) -> Result:
-    """The result of the first attempt that does not raise PassingFault; ShardError after `access.tries` of them.
+    """The result of the first attempt that succeeds; ShardError after `access.tries` failed ones.
 
     Args:
-        reached: how far a transfer has come, in bytes; attempts that get on are not counted.
+        reached: bytes transferred so far; an attempt that made progress does not count as failed.
     """
     failed, best = 0, reached() if reached else 0
     while True:

@@ -1,4 +1,4 @@
-"""What every transfer needs, whatever it comes from: facts about the file, a speed limit from below, appending."""
+"""Shared by all transfers: facts about a remote file, a least speed, and appending to a file."""
 
 import time
 from dataclasses import dataclass
@@ -9,17 +9,17 @@ from a2mim.data.remote.addresses import public_name
 from a2mim.data.remote.retry import PassingFault
 
 BLOCK = 1 << 20
-_SLOWEST = 1000  # bytes a second, over a whole `timeout`
+_SLOWEST = 1000  # least speed in bytes per second, over a whole `timeout`
 
 
 @dataclass(frozen=True)
 class Stat:
-    """What is known of a remote shard before it is read.
+    """Facts about a remote shard, known before it is read.
 
     Args:
-        size: in bytes; None: not told.
-        tag: changes with the content (ETag, or the time of the last change); None: not told.
-        checksum: (name of a hashlib algorithm, hexadecimal digest) where the server gives one.
+        size: in bytes; None: not reported.
+        tag: changes with the content (ETag, or the time of the last change); None: not reported.
+        checksum: (name of a hashlib algorithm, hexadecimal digest) if the server reports one.
     """
 
     size: int | None = None
@@ -28,13 +28,13 @@ class Stat:
 
 
 def refuse_another(name: str, wanted: str | None, found: str | None) -> None:
-    """ShardError when a tag is another: places in an index are those of the content that it was made from."""
+    """ShardError if the tag differs: the offsets of an index are valid only for the content that was indexed."""
     if wanted and found and wanted != found:
         raise ShardError(f"{name}: changed since it was indexed; start anew to index it again")
 
 
 class Bounded:
-    """A file that takes at most `most` bytes, as an origin's `download` needs it; ShardError for more."""
+    """A file for an origin's `download` that takes at most `most` bytes; ShardError for more."""
 
     def __init__(self, file: BinaryIO, most: int, name: str):
         self.file, self.most, self.name = file, most, public_name(name)

@@ -1,4 +1,4 @@
-"""Shards behind http(s), through urllib3: whole, continued where a transfer broke, or by byte ranges."""
+"""Shards behind http(s), through urllib3: whole, continued after a broken transfer, or by byte ranges."""
 
 import base64
 import binascii
@@ -22,7 +22,7 @@ from a2mim.data.remote.transfer import BLOCK, Stat, Watch, append, refuse_anothe
 
 _GONE = (404, 410)
 _PASSING = (408, 425, 429, 500, 502, 503, 504)
-_NO_HEAD = (400, 403, 405, 501)  # what servers and signed URLs answer that allow GET only
+_NO_HEAD = (400, 403, 405, 501)  # answers of servers and signed URLs that allow only GET
 _NOT_REACHED = (urllib3.exceptions.NewConnectionError, urllib3.exceptions.ConnectTimeoutError)
 _CONNECTIONS = 32
 
@@ -35,11 +35,11 @@ class WebFile:
 
     def __init__(self, url: str, access: Access):
         self.url, self.timeout = url, access.timeout
-        self.version = None  # of what came so far: the rest of another one must not be put behind it
+        self.version = None  # of the bytes received so far; the rest must come from the same version
         self.name = public_name(url)
         login = urllib3.util.parse_url(url).auth
         self.server = f"{urlsplit(url).scheme}://{urlsplit(url).netloc.rpartition('@')[2]}"
-        self.headers = {"Accept-Encoding": "identity"}  # sizes and offsets are those of the file
+        self.headers = {"Accept-Encoding": "identity"}  # no compression: sizes and offsets must be those of the file
         if login:
             self.headers |= urllib3.util.make_headers(basic_auth=login)
 
@@ -96,7 +96,7 @@ class WebFile:
 
     @contextlib.contextmanager
     def _ask(self, method: str, headers: dict | None = None):
-        """The answer; what goes wrong on the way, also while it is read, is a PassingFault."""
+        """The answer. Network errors, also while the answer is read, become PassingFault."""
         refuse_unreachable(self.server, self.name, self.timeout)
         try:
             answer = _pool(os.getpid(), _proxy(self.url)).request(
@@ -124,13 +124,13 @@ class WebFile:
             raise PassingFault(f"{self.name}: {public_name(_in_words(cause))}", server=server) from None
 
     def _tell_redirects(self, answer) -> None:
-        """Warns when another host answers; urllib3 sends no user, password or cookie along to it."""
+        """Warns if another host answers. urllib3 sends no user, password or cookie to it."""
         hosts = [urlsplit(step.redirect_location or "").netloc for step in answer.retries.history if answer.retries]
         others = [host for host in hosts if host and host.rpartition("@")[2] != self.server.partition("://")[2]]
         if others:
             warnings.warn(
-                f"{self.server} sends its readers on to {public_name(others[-1].rpartition('@')[2])}; no user and no"
-                " password goes along",
+                f"{self.server} redirects to {public_name(others[-1].rpartition('@')[2])}; user and password are not"
+                " sent there",
                 stacklevel=3,
             )
 
@@ -145,7 +145,7 @@ class WebFile:
 
 
 def _leave(answer) -> None:
-    """A connection with an unread rest is closed; others are kept for the next request."""
+    """Closes a connection with unread bytes; keeps others for the next request."""
     if answer.length_remaining == 0:
         answer.drain_conn()
         return
@@ -155,13 +155,13 @@ def _leave(answer) -> None:
 
 @functools.lru_cache(maxsize=2)
 def _pool(process: int, proxy: str | None):
-    """Connections are kept, and never shared with a forked process."""
+    """Keeps connections for reuse. The process number is a key, so that a forked process does not share them."""
     sizes = {"num_pools": 16, "maxsize": _CONNECTIONS}
     return urllib3.ProxyManager(proxy, **sizes) if proxy else urllib3.PoolManager(**sizes)
 
 
 def _proxy(url: str) -> str | None:
-    """What the environment says, as for every other program."""
+    """The proxy from the environment, as other programs use it."""
     parts = urlsplit(url)
     if not parts.hostname or urllib.request.proxy_bypass(parts.hostname):
         return None
@@ -179,7 +179,7 @@ def _tag(answer) -> str | None:
 def _checksum(headers) -> tuple[str, str] | None:
     """(algorithm, hexadecimal) of the whole file: Content-MD5, Repr-Digest (RFC 9530), Google's and Amazon's headers.
 
-    An ETag is no checksum: Amazon's is one of parts for what was uploaded in parts.
+    An ETag is no checksum: for a file uploaded in parts, Amazon's is computed from the parts.
     """
     found = {"md5": headers.get("Content-MD5"), "sha256": headers.get("x-amz-checksum-sha256")}
     for part in (headers.get("x-goog-hash") or "").split(","):
@@ -191,7 +191,7 @@ def _checksum(headers) -> tuple[str, str] | None:
         try:
             if text:
                 return algorithm, base64.b64decode(text, validate=True).hex()
-        except binascii.Error:  # Amazon's checksum of parts ends in a count
+        except binascii.Error:  # Amazon's checksum of parts ends with a count
             continue
     return None
 

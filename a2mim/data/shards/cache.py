@@ -1,8 +1,8 @@
-"""Copies of remote shards on disk: whole, verified before they get their name, never more than a bound.
+"""Copies of remote shards on disk: whole, verified before they get their name, within a size limit.
 
-A copy lies in shards/<hash of the whole address>/ with a note of the size and tag it was fetched at; a copy whose note
-differs from what the server says now is fetched anew. Several processes may share the folder: one of them fetches, the
-others wait for its lock, which the kernel gives back when it dies.
+A copy is in shards/<hash of the whole address>/ with a note of its size and tag. If the server now reports others, the
+shard is fetched again. Several processes may share the folder: one of them fetches, and the others wait for its lock.
+The kernel releases the lock if the process dies.
 """
 
 import contextlib
@@ -25,18 +25,18 @@ from a2mim.data.shards.tarfiles import TarError, members
 from a2mim.files import open_lock, write_json
 
 _NOTE, _LOCK, _PART = ".json", ".lock", ".part"
-_STALE_PART = 24 * 3600  # seconds; what a killed process left behind
+_STALE_PART = 24 * 3600  # seconds after which a partial file is taken as left behind by a killed process
 
 
 class ShardCache:
-    """The copies that one `access.folder` holds."""
+    """The copies in one `access.folder`."""
 
     def __init__(self, access: Access):
         self.access = access
         self.folder = access.folder / "shards"
 
     def find(self, address: str, stat: Stat | None) -> Path | None:
-        """The copy, when it is there and still what the server has; stat None: whatever was fetched."""
+        """The copy, if it exists and is what the server has now; stat=None accepts any copy."""
         place = self._place(address)
         with contextlib.suppress(OSError, ValueError, KeyError):
             note = json.loads(Path(f"{place}{_NOTE}").read_text(encoding="utf-8"))
@@ -44,24 +44,24 @@ class ShardCache:
             now = place.stat()
             whole = now.st_size == fetched.size and now.st_mtime_ns == note.get("changed", now.st_mtime_ns)
             if whole and (stat is None or _same(fetched, stat)):
-                with contextlib.suppress(OSError):  # the last use, by which copies are dropped
+                with contextlib.suppress(OSError):  # records the time of the last use; the oldest copies are dropped
                     os.utime(place, ns=(time.time_ns(), now.st_mtime_ns))
                 return place
         return None
 
     def known(self, address: str) -> Stat | None:
-        """What the copy was fetched at, when there is one."""
+        """Size and tag of the copy, if there is one."""
         if self.find(address, None) is None:
             return None
         note = json.loads(Path(f"{self._place(address)}{_NOTE}").read_text(encoding="utf-8"))
         return Stat(note["size"], note["tag"])
 
     def fetch(self, address: str, stat: Stat, verify: Callable[[str], object] | None = None) -> Path:
-        """The copy, downloaded when it is not there; ShardError, with the address, for whatever cannot be mended.
+        """The copy, downloaded if it is missing; ShardError, with the address, for errors that are not temporary.
 
         Args:
-            verify: called with the path of a new copy before it gets its name; may raise TarError. None: every header
-                and the end of the archive are checked.
+            verify: called with the path of a new copy before it gets its name; may raise TarError. None: checks every
+                header and the end of the archive.
         """
         place = self._place(address)
         make_cache_folder(place.parent)
@@ -87,8 +87,8 @@ class ShardCache:
             if stat.size is None:
                 with _locked(self.folder / "room"):
                     self._make_room(0, address)
-            place.unlink(missing_ok=True)  # before its note tells of another
-            changed = os.stat(part).st_mtime_ns  # a copy that somebody has written to since is no copy
+            place.unlink(missing_ok=True)  # before the note of the new copy replaces its own
+            changed = os.stat(part).st_mtime_ns  # a copy that was written to later is not used
             note = {"address": origin.name, "size": size, "tag": stat.tag, "changed": changed}
             write_json(f"{place}{_NOTE}", note)
             os.replace(part, place)
@@ -103,7 +103,7 @@ class ShardCache:
         return place
 
     def _make_room(self, size: int, address: str) -> None:
-        """Drops copies, the one unused for longest first, until `size` bytes more stay within the bound."""
+        """Drops the copies that were unused for longest, until `size` more bytes are within the limit."""
         bound = self.access.cache_bytes
         if size > bound:
             raise ValueError(
@@ -116,7 +116,7 @@ class ShardCache:
                 found = path.stat()
                 if path.suffix == _PART and time.time() - found.st_mtime > _STALE_PART:
                     path.unlink()
-                elif path.suffix == _PART:  # under way: as large as its name promises
+                elif path.suffix == _PART:  # in progress: counts with the size in its name
                     total += max(found.st_size, int(path.name.partition("-")[0]))
                 elif path.suffix not in (_NOTE, _LOCK):
                     total += found.st_size
@@ -124,23 +124,23 @@ class ShardCache:
         for _, length, path in sorted(copies):
             if total <= bound:
                 return
-            with contextlib.suppress(OSError):  # whoever has it open can read on
+            with contextlib.suppress(OSError):  # a process that has it open can still read it
                 path.unlink()
                 total -= length
 
     def _place(self, address: str) -> Path:
-        """By the whole address: shards of two data sets may share a base name."""
+        """The path of a copy. It depends on the whole address, because two data sets may share a base name."""
         whole = hashlib.sha256(address.encode("utf-8", "surrogateescape")).hexdigest()[:24]
         return self.folder / whole / re.sub(r"[^\w.-]+", "_", base_name(address))
 
 
 def _same(fetched: Stat, now: Stat) -> bool:
-    """As far as the server tells."""
+    """True if size and tag agree, as far as the server reports them."""
     return now.size in (None, fetched.size) and (now.tag is None or now.tag == fetched.tag)
 
 
 def _transfer(origin, file, part: str, stat: Stat) -> None:
-    """All bytes of the shard, of the promised number and checksum."""
+    """Downloads the shard; its size and checksum must be those that the server reported."""
     origin.download(file)
     file.flush()
     if stat.size is not None and file.tell() != stat.size:

@@ -1,9 +1,9 @@
 """DALI's index of a shard (`wds2idx`), written and read.
 
-Text: "v1.2 <samples>", then a line for each sample: its components as `suffix offset size name`, joined by blanks
-(v1.1 has no names). It holds no checksums, no size of the shard and nothing of what DALI leaves out, so an index made
-from it cannot know of damaged headers, nor of members that it does not list. What can be checked cheaply is: places in
-order and inside the file, the first and the last header, and the end of the archive.
+The file is text: "v1.2 <samples>", then a line for each sample with its components as `suffix offset size name`, joined
+by blanks (v1.1 has no names). It has no checksums, no size of the shard, and no members that DALI leaves out. So an
+index made from it does not know about damaged headers or unlisted members. Only cheap checks are made: offsets are in
+order and inside the file, the first and the last header fit, and the archive has its end.
 
 Source: tools/wds2idx.py of NVIDIA DALI, https://github.com/NVIDIA/DALI.
 """
@@ -20,13 +20,13 @@ from a2mim.files import replacing
 
 
 def index_path(shard: str) -> str:
-    """Where wds2idx puts it: up to the first dot of the file name, and .idx."""
+    """The path that wds2idx uses: the file name up to its first dot, and .idx."""
     folder, name = os.path.split(shard)
     return os.path.join(folder, name.partition(".")[0] + ".idx")
 
 
 def export_index(shard: str) -> str:
-    """Writes the index beside a local shard, whose headers are all checked on the way; returns its path."""
+    """Writes the index beside a local shard and returns its path. All headers of the shard are checked."""
     samples = []
     for name, offset, size in members(shard):
         folder, slash, file = name.rpartition("/")
@@ -39,7 +39,7 @@ def export_index(shard: str) -> str:
     if not samples:
         raise TarError(f"{shard}: no samples to index")
     blanks = any(re.search(r"\s", name) for _, parts in samples for *_, name in parts)
-    lines = [f"{'v1.1' if blanks else 'v1.2'} {len(samples)}"]  # names with blanks could not be told apart
+    lines = [f"{'v1.1' if blanks else 'v1.2'} {len(samples)}"]  # v1.2 cannot store names with blanks
     lines += [" ".join(" ".join(map(str, part[: 3 if blanks else 4])) for part in parts) for _, parts in samples]
     path = index_path(shard)
     with replacing(path, errors="surrogateescape") as file:
@@ -48,7 +48,7 @@ def export_index(shard: str) -> str:
 
 
 def import_index(shard: str, access: Access) -> ShardIndex:
-    """Makes and stores the index of a local shard from DALI's, marked as unchecked; TarError when they disagree."""
+    """Makes and stores the index of a local shard from DALI's, marked as unchecked; TarError if they disagree."""
     path = index_path(shard)
     if os.stat(path).st_mtime_ns < os.stat(shard).st_mtime_ns:
         raise TarError(f"{path}: older than its shard; make it anew with wds2idx")
@@ -63,7 +63,7 @@ def import_index(shard: str, access: Access) -> ShardIndex:
 
 
 def _components(path: str, shard: str, read) -> Iterator[tuple[str, int, int]]:
-    """(name, offset, size) of each component."""
+    """Yields (name, offset, size) of each component."""
     with open(path, encoding="utf-8", errors="surrogateescape") as file:
         version, _, count = file.readline().strip().partition(" ")
         width = {"v1.1": 3, "v1.2": 4}.get(version)
@@ -93,11 +93,11 @@ def _check_places(path: str, shard: str, found: list[tuple[str, int, int]]) -> N
         if _header_at(shard, offset) != (name, offset, size):
             raise TarError(f"{path}: {name} does not lie at byte {offset} of {shard}: an index of another shard")
     for _ in members(shard, found[-1][1] - BLOCK):
-        pass  # to the end of the archive
+        pass  # reads to the end of the archive
 
 
 def _header_at(shard: str, offset: int) -> tuple[str, int, int]:
-    """The member whose content begins there. Of a name longer than 100 bytes the rest is in the blocks before."""
+    """The member whose content begins at an offset. A name longer than 100 bytes continues in the blocks before."""
     for start in (offset - BLOCK, offset - 3 * BLOCK, offset - 4 * BLOCK):
         if start >= 0:
             try:

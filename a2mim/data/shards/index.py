@@ -1,6 +1,6 @@
-"""The index of one shard: where each sample's image lies, its key and what labels it, from the tar's headers.
+"""The index of one shard, made from the tar's headers: offset, key and label of each sample's image.
 
-index_file.py keeps it on disk.
+index_file.py stores it on disk.
 """
 
 import os
@@ -19,28 +19,28 @@ from a2mim.data.walk import ARRAYS, PICTURES
 SAMPLE = np.dtype(
     [
         *(("offset", "<i8"), ("size", "<i8"), ("label", "<i8"), ("key", "<u8")),
-        *(("name", "<i4"), ("text", "<i4"), ("folder", "<i4")),  # lines of `texts`, -1 = none
+        *(("name", "<i4"), ("text", "<i4"), ("folder", "<i4")),  # indices into `texts`, -1 = none
     ]
 )
 NONE = -1  # no label
-_COUNTED = (*PICTURES, *ARRAYS, "cls", "json")  # suffixes of members that are missed when they lead to nothing
-_MOST_TEXTS = 5000  # different .txt members in a shard; more are captions
+_COUNTED = (*PICTURES, *ARRAYS, "cls", "json")  # suffixes of members that count as lost if their link is broken
+_MOST_TEXTS = 5000  # if a shard has more different .txt members, they are captions
 
 
 @dataclass
 class ShardIndex:
-    """What the headers of a shard tell.
+    """Facts from the headers of a shard.
 
     Args:
         samples: (N,) SAMPLE, in the order of the archive.
-        texts: class names, .txt contents and folders that samples point to.
+        texts: class names, .txt contents and folders that samples refer to.
         keys: webdataset's keys; None: not loaded, see `index_file.load_keys`.
-        duplicates: images left out because their key was taken.
-        incomplete: keys with other members and no image.
+        duplicates: images left out because an earlier image has the same key.
+        incomplete: keys with other members but no image.
         captions: the .txt members are too many or too long to be labels.
-        unchecked: taken from DALI's index, so that headers were not checked one by one.
+        unchecked: the index came from DALI, so not every header was checked.
         odd_labels: samples whose label is no class.
-        lost: images and labels that are links to nothing in the archive, or sparse files.
+        lost: images and labels that are broken links or sparse files.
     """
 
     samples: np.ndarray
@@ -58,7 +58,7 @@ def scan(path: str, name: str | None = None) -> ShardIndex:
     """Reads every header of an archive; raises TarError.
 
     Args:
-        name: the shard's file name, where the path is that of a copy; a part of the samples' keys.
+        name: the shard's file name, if `path` is a copy. It is part of the samples' keys.
     """
     lost: list[str] = []
     with open(path, "rb") as file:
@@ -70,9 +70,9 @@ def collect(found, read, name: str, lost: Sequence[str] = ()) -> ShardIndex:
     """Groups (name, offset, size) of members into samples, see samples.py.
 
     Args:
-        read: `read(offset, size)` gives what labels contain.
+        read: `read(offset, size)` returns the content of a label.
         name: the shard's file name.
-        lost: names of members whose content is not in the archive, complete once `found` is used up.
+        lost: names of members whose content is missing; complete only after `found` is exhausted.
     """
     samples = group(found)
     texts, rows, odd = _Texts(), np.zeros(len(samples.images), SAMPLE), 0
@@ -108,7 +108,7 @@ def collect(found, read, name: str, lost: Sequence[str] = ()) -> ShardIndex:
 
 
 class _Texts:
-    """Strings, each kept once."""
+    """Strings without repetition."""
 
     def __init__(self):
         self.known, self.captions, self.few = {}, False, 0

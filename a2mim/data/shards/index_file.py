@@ -1,9 +1,9 @@
-"""The file that keeps a shard's index: numpy arrays in a zip archive, each byte of them covered by a checksum.
+"""The file of a shard's index: numpy arrays in a zip archive. A checksum covers every byte of them.
 
-An index lies beside its shard as `<shard>.index.npz`, or in the cache folder when the shard is remote or its folder
-read-only. It may come from a stranger and from a failing disk: nothing of it is used before its checksum, its sizes and
-its ranges have been looked at. What is wrong is said in a warning, and the index is made anew. An index of another
-version, or of another state of the shard, is made anew in silence.
+An index is beside its shard as `<shard>.index.npz`, or in the cache folder if the shard is remote or its folder is
+read-only. It may come from a stranger or from a failing disk, so its checksum, sizes and ranges are checked before it
+is used. A damaged index is made again, with a warning that says what is wrong. An index of another version, or of an
+earlier state of the shard, is made again without a warning.
 """
 
 import contextlib
@@ -25,17 +25,17 @@ from a2mim.data.shards.tarfiles import BLOCK
 from a2mim.files import delete_partials, replacing
 
 VERSION = 5  # of the file
-STAMP = 4  # numbers of a stamp: version, size in bytes, time of change or tag, inode
-SIZE_ONLY = 2  # numbers of it that are the same on every machine
+STAMP = 4  # numbers in a stamp: version, size in bytes, time of change or tag, inode
+SIZE_ONLY = 2  # the first numbers of a stamp, which are the same on every machine
 _COUNTS = ("duplicates", "incomplete", "captions", "unchecked", "odd_labels", "lost")
 _DTYPES = {"head": np.dtype("<i8"), "samples": SAMPLE, "texts": np.dtype("u1"), "keys": np.dtype("u1")}
-_MOST = 1 << 30  # bytes of an index whose shard has no known size
-SPARE = 1 << 16  # bytes of an index beyond those of its shard, at most
-_SLOWEST = 3600.0  # seconds that writing an index may take
+_MOST = 1 << 30  # greatest size in bytes of an index whose shard has no known size
+SPARE = 1 << 16  # bytes by which an index may be larger than its shard
+_SLOWEST = 3600.0  # greatest time to write an index, in seconds
 
 
 class _Damaged(ValueError):
-    """What is wrong with an index file."""
+    """An index file is damaged; the message says how."""
 
 
 def local_stamp(path: str) -> np.ndarray:
@@ -44,28 +44,28 @@ def local_stamp(path: str) -> np.ndarray:
 
 
 def stamp_of(found: os.stat_result) -> np.ndarray:
-    """As `local_stamp`, of what `os.stat` or `os.fstat` has said."""
+    """`local_stamp` from the result of `os.stat` or `os.fstat`."""
     return np.array([VERSION, found.st_size, found.st_mtime_ns, found.st_ino & (2**63 - 1)], np.int64)
 
 
 def remote_stamp(size: int | None, tag: str) -> np.ndarray:
-    """(STAMP,) int64, with a tag in place of a time; -1 where the size is not told."""
+    """(STAMP,) int64 with a tag instead of a time; the size is -1 if it is unknown."""
     return np.array([VERSION, -1 if size is None else size, key_of(tag) >> 1, 0], np.int64)
 
 
 def local_places(path: str, access: Access) -> tuple[Path, Path]:
-    """Where the index of a local shard may lie, the better place first."""
+    """Paths of the index of a local shard, the preferred one first."""
     return Path(f"{path}.index.npz"), cached_place(os.path.abspath(path), access)
 
 
 def cached_place(address: str, access: Access) -> Path:
-    """Where the index of a shard lies in the cache folder."""
+    """Path of the index of a shard in the cache folder."""
     whole = hashlib.sha256(address.encode("utf-8", "surrogateescape")).hexdigest()[:24]
     return access.folder / "indices" / f"{whole}.npz"
 
 
 def read_index(path: str, access: Access = DEFAULT) -> ShardIndex:
-    """The index of a local shard, from its file when that is right and still true, else made anew. Raises TarError."""
+    """The index of a local shard, loaded if its file is valid and up to date, else made again. Raises TarError."""
     index = load(local_places(path, access), local_stamp(path))
     return make_index(path, access) if index is None else index
 
@@ -79,7 +79,7 @@ def make_index(path: str, access: Access = DEFAULT) -> ShardIndex:
 
 
 def load(places: Iterable[Path], stamp: np.ndarray, compare: int = STAMP) -> ShardIndex | None:
-    """The first index whose stamp is this one, without the keys.
+    """The first index with this stamp, without the keys.
 
     Args:
         compare: how many numbers of the stamp must be equal.
@@ -94,7 +94,7 @@ def load(places: Iterable[Path], stamp: np.ndarray, compare: int = STAMP) -> Sha
 
 
 def load_keys(places: Iterable[Path], stamp: np.ndarray, compare: int = STAMP) -> list[str] | None:
-    """The keys of the first index whose stamp is this one."""
+    """The keys of the first index with this stamp."""
     for place in places:
         arrays = _read(place, stamp, compare, ("head", "samples", "texts", "keys"))
         if arrays is not None:
@@ -103,7 +103,7 @@ def load_keys(places: Iterable[Path], stamp: np.ndarray, compare: int = STAMP) -
 
 
 def store(index: ShardIndex, places: Iterable[Path], stamp: np.ndarray) -> Path | None:
-    """Writes the index to the first place that can be written to, which is returned."""
+    """Writes the index to the first path that can be written, and returns that path."""
     counts = [int(getattr(index, name)) for name in _COUNTS]
     arrays = {
         "head": np.concatenate([stamp, np.array([*counts, len(index.texts)], np.int64)]),
@@ -123,7 +123,7 @@ def store(index: ShardIndex, places: Iterable[Path], stamp: np.ndarray) -> Path 
 
 
 def _read(place: Path, stamp: np.ndarray, compare: int, names: tuple[str, ...]) -> dict[str, np.ndarray] | None:
-    """The arrays of these names, when the stamp is the one that is wanted and everything is right."""
+    """The named arrays, if the stamp is the expected one and all checks pass; else None."""
     most = _MOST if stamp[1] < 0 else int(stamp[1]) + SPARE
     try:
         content = read_file(place, most)
@@ -141,7 +141,7 @@ def _read(place: Path, stamp: np.ndarray, compare: int, names: tuple[str, ...]) 
     except NotPlain as error:
         _tell(place, str(error.strerror))
         return None
-    except OSError:  # there is none, or it may not be read
+    except OSError:  # it does not exist, or must not be read
         return None
     except Exception as error:  # a damaged zip archive raises nearly anything
         _tell(place, str(error) if isinstance(error, _Damaged) else f"{type(error).__name__}: {error}")
@@ -154,7 +154,7 @@ def _tell(place: Path, why: str) -> None:
 
 
 def _array(archive: zipfile.ZipFile, name: str, dtype: np.dtype) -> np.ndarray:
-    """One array, with no more memory than the file has bytes."""
+    """One array. It never takes more memory than the file has bytes."""
     try:
         entry = archive.getinfo(f"{name}.npy")
     except KeyError:
@@ -182,26 +182,26 @@ def _checksum(arrays: dict[str, np.ndarray]) -> np.ndarray:
 
 
 def _check(arrays: dict[str, np.ndarray], size: int) -> None:
-    """Raises _Damaged for numbers that no shard of this size can have; size -1: unknown."""
+    """Raises _Damaged for numbers that are impossible in a shard of this size; size -1: unknown."""
     head, samples = arrays["head"], arrays["samples"]
     if len(head) != STAMP + len(_COUNTS) + 1 or (head[STAMP:] < 0).any():
-        raise _Damaged("its head has another form")
+        raise _Damaged("its head has another layout")
     texts, keys = (int((arrays[name] == 0).sum()) for name in ("texts", "keys"))
     if texts != head[-1] or keys != len(samples):
-        raise _Damaged("it has other counts than it says")
+        raise _Damaged("its counts disagree with its contents")
     offsets, sizes = samples["offset"], samples["size"]
     last = (size if size >= 0 else np.iinfo(np.int64).max) - BLOCK
     if len(samples) and (
         (offsets < BLOCK).any() or (offsets % BLOCK).any() or (sizes < 0).any() or (sizes > last - offsets).any()
     ):
-        raise _Damaged("it has places outside of the shard")
+        raise _Damaged("it has offsets outside of the shard")
     for column in ("name", "text", "folder"):
         if len(samples) and not ((samples[column] >= -1) & (samples[column] < texts)).all():
-            raise _Damaged("it points to texts that it does not have")
+            raise _Damaged("it refers to texts that it does not have")
 
 
 def _join(texts: list[str]) -> np.ndarray:
-    """One array of bytes, a zero after each."""
+    """One array of bytes, with a zero after each text."""
     return np.frombuffer(
         "".join(text.replace("\0", "\\0") + "\0" for text in texts).encode("utf-8", "surrogateescape"), np.uint8
     )

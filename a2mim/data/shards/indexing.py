@@ -1,6 +1,6 @@
-"""The indices of many shards: what is cached is loaded, the rest is made, several at a time.
+"""The indices of many shards: loaded from the cache, or made, several at a time.
 
-Nothing is refused before all shards have been looked at, so that one error names all that is wrong.
+All shards are looked at before anything is refused, so that one error names everything that is wrong.
 """
 
 import os
@@ -28,13 +28,13 @@ from a2mim.data.shards.index import ShardIndex
 from a2mim.files import PARTIAL
 
 _ASKED_AT_ONCE, _FETCHED_AT_ONCE = 16, 4
-_SHARDS_A_PROCESS = 4  # fewer are scanned before another process has started
+_SHARDS_A_PROCESS = 4  # fewer shards are scanned before a second process has started
 
 
 @dataclass
 class Shard:
-    """One shard and what is known of it. `stat` is None for a local one; `index` None when it cannot be used; `stamp`
-    is the one that it was indexed under.
+    """One shard and what is known about it. `stat` is None for a local shard. `index` is None if the shard cannot be
+    used. `stamp` is the one under which it was indexed.
     """
 
     address: str
@@ -46,11 +46,11 @@ class Shard:
 
     @property
     def name(self) -> str:
-        """The address as it may be shown."""
+        """The address without secrets, for messages."""
         return public_name(self.address)
 
     def keys(self, access: Access) -> list[str]:
-        """webdataset's key of each sample, from the cached index where there is one."""
+        """webdataset's key of each sample, from the cached index if there is one."""
         keys = self.index.keys if self.index else None
         if keys is None:
             keys = index_file.load_keys(places_of(self, access), self.stamp)
@@ -61,7 +61,7 @@ class Shard:
 
 
 def look_at(addresses: list[str], access: Access) -> list[Shard]:
-    """Sizes and tags; `fault` of a shard that is not there is a FileNotFoundError."""
+    """Determines sizes and tags. If a shard does not exist, its `fault` is a FileNotFoundError."""
     shards = []
     for address in addresses:
         shard = Shard(address)
@@ -118,7 +118,7 @@ def _read(item: tuple[str, Access]) -> ShardIndex:
 
 
 def _ask(shard: Shard, access: Access) -> None:
-    """Sets the stat of a remote shard; a copy in the cache answers for a server that does not."""
+    """Sets the stat of a remote shard. If the server does not answer, a copy in the cache is used."""
     try:
         shard.stat = persist(origin_of(shard.address, access).stat, access)
         shard.size = shard.stat.size
@@ -134,7 +134,7 @@ def _ask(shard: Shard, access: Access) -> None:
 
 
 def _index_remote(shard: Shard, access: Access) -> None:
-    """From the cache, from an index beside the shard, or from the shard itself, which then lies in the cache."""
+    """Loads the index from the cache or from beside the shard; else fetches the shard into the cache and scans it."""
     shard.stamp = index_file.remote_stamp(shard.stat.size, shard.stat.tag or shard.address)
     places, stamp = places_of(shard, access), shard.stamp
     shard.index = index_file.load(places, stamp) or _index_beside(shard, access)
@@ -153,7 +153,7 @@ def _index_remote(shard: Shard, access: Access) -> None:
 
 
 def _index_beside(shard: Shard, access: Access) -> ShardIndex | None:
-    """`<shard>.index.npz` on the server, when it was made of a shard of this size; its time of change is another's."""
+    """`<shard>.index.npz` on the server, if it was made from a shard of this size; times of change do not matter."""
     if shard.address.startswith("pipe:") or shard.size is None or "?" in shard.address:
         return None
     place, *_ = places_of(shard, access)
@@ -170,12 +170,12 @@ def _index_beside(shard: Shard, access: Access) -> ShardIndex | None:
                 index.keys = index_file.load_keys(beside, stamp, compare=index_file.SIZE_ONLY)
                 index_file.store(index, [place], shard.stamp)
             return index
-    except (OSError, ValueError):  # there is none, or none that can be used
+    except (OSError, ValueError):  # it does not exist, or is not usable
         return None
 
 
 def _threads(work, shards: list[Shard], said: str, at_once: int) -> None:
-    """Calls work(shard) for each; ValueErrors, which are about the request, come out."""
+    """Calls work(shard) for each shard in threads. ValueErrors, which concern the request, are raised."""
     with ThreadPoolExecutor(at_once) as pool:
         try:
             for _ in tqdm(pool.map(work, shards), said, len(shards), **_bar(shards)):
@@ -186,11 +186,11 @@ def _threads(work, shards: list[Shard], said: str, at_once: int) -> None:
 
 
 def _bar(shards: list) -> dict:
-    """A bar where there is something to wait for."""
+    """Arguments of a progress bar, which is shown only for many shards."""
     return {"unit": "shard", "leave": False, "disable": len(shards) < 16 or None}
 
 
 def _as_shard_error(error: OSError, address: str) -> ShardError:
-    """Raises MachineError for what no shard is to blame for."""
+    """The error as ShardError; raises MachineError if the machine is at fault."""
     refuse_machine_faults(error, address)
     return error if isinstance(error, ShardError) else ShardError(f"{address}: {error.strerror or error}")

@@ -1,7 +1,7 @@
-"""What the label members of one sample say: .cls, "label" in .json, .txt.
+"""The label members of one sample: .cls, "label" in .json, .txt.
 
-A label that is no class (a list, a share, a long text, a number of more than 64 bits, JSON that cannot be read) is no
-label. It is counted: pre-training needs none, and judges refuse the set.
+Some labels are no class: a list, a fraction, a long text, a number of more than 64 bits, JSON that cannot be read. They
+are counted and not used: pre-training needs no labels, and evaluations refuse such a set.
 """
 
 import json
@@ -9,19 +9,19 @@ import json
 from a2mim.data.names import is_class_name, whole_number
 
 SUFFIXES = ("cls", "json", "txt")
-LONGEST = {"cls": 4 << 10, "json": 16 << 20, "txt": 1 << 20}  # bytes that are read; a longer .cls or .json is no label
+LONGEST = {"cls": 4 << 10, "json": 16 << 20, "txt": 1 << 20}  # bytes that are read; longer members are no labels
 NONE = -1
 
 
 class NoClass(ValueError):
-    """A label that is there and is no class."""
+    """The sample has a label, but it is no class."""
 
 
 def label_of(contents: dict[str, bytes | None]) -> tuple[int, str | None]:
-    """(number or -1, class name or None); .cls goes before "label" in .json. Raises NoClass.
+    """(number or -1, class name or None). .cls has priority over "label" in .json. Raises NoClass.
 
     Args:
-        contents: of each suffix; None where the member is too long to be read.
+        contents: by suffix; None if the member is too long to be read.
     """
     for suffix in ("cls", "json"):
         if suffix in contents:
@@ -32,21 +32,21 @@ def label_of(contents: dict[str, bytes | None]) -> tuple[int, str | None]:
 
 
 def text_of(contents: dict[str, bytes | None]) -> str | None:
-    """The content of .txt, None where there is none; "" where it is too long for a label."""
+    """The content of .txt; None if there is none, "" if it is too long for a label."""
     if "txt" not in contents:
         return None
     return (contents["txt"] or b"").decode("utf-8", "replace").strip()
 
 
 def _value(suffix: str, content: bytes | None) -> object:
-    """The label as it is stored, None where a .json has none."""
+    """The stored label; None if a .json has none."""
     if content is None:
         raise NoClass("too long")
     try:
         if suffix == "cls":
             return content.decode("utf-8-sig").strip()
         found = json.loads(content.decode("utf-8-sig"))
-    except (ValueError, RecursionError, MemoryError):  # no UTF-8, no JSON, too many digits, nested too deep
+    except (ValueError, RecursionError, MemoryError):  # not UTF-8, not JSON, too many digits, nested too deep
         raise NoClass("cannot be read") from None
     return found.get("label") if isinstance(found, dict) else None
 

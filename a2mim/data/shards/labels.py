@@ -1,8 +1,11 @@
-"""From what the members of shards say to one numbering of classes.
+"""Makes one numbering of classes from the labels in shards.
 
-The first of these that a set has: whole numbers (.cls, "label" in .json); class names in the same places; .txt, where
-all of them are whole numbers or classes that classes.txt lists (else they are captions); the first-level folder of the
-members, where every image lies in one and there are two or more.
+The first kind that a set has is used:
+
+1. whole numbers (.cls, "label" in .json);
+2. class names in the same members;
+3. .txt, if all of them are whole numbers or classes in classes.txt (otherwise they are captions);
+4. the first-level folder of the members, if every image is in one and there are at least two.
 """
 
 from collections.abc import Sequence
@@ -14,7 +17,7 @@ from a2mim.data.shards.index import NONE, ShardIndex
 
 
 class LabelsDisagree(ValueError):
-    """Numbers in some samples and names in others, or a name that classes.txt does not list."""
+    """Some samples have numbers and others names, or a name is missing in classes.txt."""
 
 
 def resolve(indices: Sequence[ShardIndex], listed: list[str] | None) -> tuple[np.ndarray, list[str] | None]:
@@ -27,7 +30,7 @@ def resolve(indices: Sequence[ShardIndex], listed: list[str] | None) -> tuple[np
     named = any((index.samples["name"] >= 0).any() for index in indices)
     if (numbers >= 0).any():
         if named:
-            raise LabelsDisagree("some labels are numbers and others are class names; write all of them alike")
+            raise LabelsDisagree("some labels are numbers and others are class names; use one kind for all")
         return numbers, listed if listed and numbers.max() < len(listed) else None
     if named:
         return _by_name(_column(indices, "name"), listed)
@@ -43,11 +46,11 @@ def resolve(indices: Sequence[ShardIndex], listed: list[str] | None) -> tuple[np
 
 
 def _column(indices: Sequence[ShardIndex], column: str) -> tuple[np.ndarray, list[str]]:
-    """((N,) int64 numbers of texts, -1 = none; the texts): one numbering for all shards."""
+    """((N,) int64 numbers of texts, -1 = none; the texts), with one numbering for all shards."""
     known, codes = {}, []
     for index in indices:
         used = np.unique(index.samples[column])
-        table = np.full(len(index.texts) + 1, NONE, np.int64)  # the last place answers for -1
+        table = np.full(len(index.texts) + 1, NONE, np.int64)  # index -1, the last one, means no text
         for number in used[used >= 0]:
             table[number] = known.setdefault(index.texts[number], len(known))
         codes.append(table[index.samples[column]])

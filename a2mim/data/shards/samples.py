@@ -1,8 +1,8 @@
-"""Which members of an archive make one sample: an image, and what stands beside it under the same key.
+"""Groups the members of an archive into samples: an image, and the other members with its key.
 
-WebDataset's rule: the key is everything up to the first dot of the file name, the rest is the suffix. So `22.05.png`
-would be the part "05.png" of the sample "22", and lost. Here an image suffix at the end makes an image also then, with
-the key "22.05", unless it is a part: beside `a.jpg` the file `a.mask.png` is one, and so is `b.mask.png` of that shard.
+WebDataset's rule: the key is the file name up to its first dot, and the rest is the suffix. By this rule `22.05.png`
+would be the part "05.png" of the sample "22", and be lost. Here an image suffix at the end makes it an image with the
+key "22.05", unless it is a part: in a shard with `a.jpg` and `a.mask.png`, also `b.mask.png` is a part.
 """
 
 import re
@@ -13,17 +13,18 @@ from a2mim.data.walk import ARRAYS, PICTURES
 
 Place = tuple[int, int]  # offset and size in bytes
 _KEY = re.compile(r"((?:.*/)?[^/.]+)\.([^/]*)", re.DOTALL)
-_NO_SAMPLE = re.compile(r"^__[^/]*__($|/)|(^|/)\._[^/]*$")  # webdataset's own members, and notes of macOS
+_NO_SAMPLE = re.compile(r"^__[^/]*__($|/)|(^|/)\._[^/]*$")  # webdataset's own members, and metadata of macOS
 
 
 @dataclass
 class Samples:
-    """Members grouped by key, in the order of the archive; images with several dots in their names come last.
+    """Members grouped by key, in the order of the archive. Images with several dots in their names come last.
 
     Args:
-        images: place of the image of each key.
-        beside: for each key, the place and the member's name of each further suffix; keys without an image too.
-        duplicates: images left out because their key was taken.
+        images: (offset, size) of the image of each key.
+        suffixes: suffix of the image of each key.
+        beside: by key and suffix, (offset, size) and name of each other member; keys without an image are included.
+        duplicates: images left out because an earlier image has the same key.
     """
 
     images: dict[str, Place] = field(default_factory=dict)
@@ -33,12 +34,12 @@ class Samples:
 
     @property
     def incomplete(self) -> list[str]:
-        """Keys that have members and no image."""
+        """Keys that have members but no image."""
         return [key for key in self.beside if key not in self.images]
 
 
 def split_name(member: str) -> tuple[str, str] | None:
-    """(key, suffix) of a member by webdataset's rule, None for what belongs to no sample."""
+    """(key, suffix) of a member by webdataset's rule; None if it belongs to no sample."""
     match = _KEY.fullmatch(member)
     return None if match is None or _NO_SAMPLE.search(member) else (match.group(1), match.group(2).lower())
 
@@ -46,8 +47,7 @@ def split_name(member: str) -> tuple[str, str] | None:
 def group(members: Iterable[tuple[str, int, int]]) -> Samples:
     """Groups (name, offset, size) of members.
 
-    Of several images of a sample the first is kept, and so is the first of samples that share a key. Arrays (.npy) are
-    images where there are no pictures.
+    Of several images with one key, the first is kept. Arrays (.npy) are images only if the archive has no pictures.
     """
     found, arrays = Samples(), Samples()
     for member, offset, size in members:
@@ -83,7 +83,7 @@ def _take(samples: Samples, key: str, suffix: str, place: Place) -> bool:
 
 
 def _add_dotted(found: Samples, suffixes: tuple[str, ...]) -> None:
-    """Makes images of members such as 22.05.png, and gives them what stands beside them: 22.05.cls, else 22.cls."""
+    """Makes images of members such as 22.05.png and adds the other members of their key: 22.05.cls, else 22.cls."""
     parts = {suffix for key in found.images for suffix in found.beside.get(key, ())}
     for key in [key for key in found.beside if key not in found.images]:
         others = found.beside[key]

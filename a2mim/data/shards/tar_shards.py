@@ -1,4 +1,4 @@
-"""Tar shards as a data set: indexed, labelled, and refused in one sentence when they cannot be used."""
+"""Tar shards as a data set: indexed and labelled. Unusable shards are refused with one sentence."""
 
 import io
 import warnings
@@ -24,9 +24,9 @@ from a2mim.files import replacing
 
 
 def open_shards(addresses: list[str], title: str, access: Access = DEFAULT) -> ImageDataset:
-    """Indexes shards (paths and URLs); refuses when any is missing, damaged, named twice, or when none has an image.
+    """Indexes shards (paths and URLs). Refuses missing, damaged and repeated shards, and a set without images.
 
-    With `access.skip_bad_shards` the missing and damaged ones are left out, and named in `skipped` of the result.
+    With `access.skip_bad_shards`, missing and damaged shards are left out and named in `skipped` of the result.
     """
     title = public_name(title)
     if not addresses:
@@ -58,7 +58,7 @@ def open_shards(addresses: list[str], title: str, access: Access = DEFAULT) -> I
     )
     _tell(title, skipped, unchecked, fault)
     for shard in shards:
-        shard.index = None  # the arrays above are all that is needed
+        shard.index = None  # no longer needed; frees its memory
     store = TarStore(shards, np.cumsum(sizes), offsets, lengths, _decided(access, shards))
     dataset = ImageDataset(store, title, keys, labels, sizes, names, duplicates=duplicates)
     dataset.skipped, dataset.incomplete, dataset.unchecked = skipped, incomplete, unchecked
@@ -67,7 +67,7 @@ def open_shards(addresses: list[str], title: str, access: Access = DEFAULT) -> I
 
 
 def _labels(shards: list[Shard], access: Access) -> tuple[np.ndarray, list[str] | None, str]:
-    """(labels, class names, why labels that disagree are left out); pre-training can use such a set all the same."""
+    """(labels, class names, why the labels are not used). Pre-training can use a set whose labels disagree."""
     try:
         return *resolve([shard.index for shard in shards], _listed_classes(shards[0], access)), ""
     except LabelsDisagree as error:
@@ -75,25 +75,23 @@ def _labels(shards: list[Shard], access: Access) -> tuple[np.ndarray, list[str] 
 
 
 def _tell(title: str, skipped: list[str], unchecked: int, fault: str) -> None:
-    """What a user chose and should not forget, whichever command it is."""
+    """Warns about what is left out or unchecked, in every command."""
     if fault:
         warnings.warn(f"{title}: no labels are used: {fault}", stacklevel=4)
     if skipped:
         warnings.warn(f"{title}: {len(skipped)} bad shards are left out: {_few(skipped)}", stacklevel=4)
     if unchecked:
-        said = (
-            f"{unchecked} shards are indexed by DALI's word, their headers unchecked; remove their .index.npz to check"
-        )
+        said = f"the index of {unchecked} shards came from DALI and was not verified; remove their .index.npz to check"
         warnings.warn(f"{title}: {said}", stacklevel=4)
 
 
 def refuse_missing(shards: list[Shard]) -> None:
-    """FileNotFoundError with the first few of all shards that are not there."""
+    """FileNotFoundError that names the first missing shards."""
     missing = [shard.name for shard in shards if isinstance(shard.fault, FileNotFoundError)]
     if missing:
         raise FileNotFoundError(
             f"{len(missing)} of {len(shards)} shards missing: {_few(missing)}; give a folder, tar shards, a URL or"
-            " 'photos', or go on without with --skip-bad-shards"
+            " 'photos', or leave them out with --skip-bad-shards"
         )
 
 
@@ -108,7 +106,7 @@ def _refuse_damaged(shards: list[Shard]) -> None:
 
 
 def _decided(access: Access, shards: list[Shard]) -> Access:
-    """What "auto" is for these shards: those that do not fit into the cache together would be fetched in each epoch."""
+    """Resolves remote="auto". Shards that do not fit into the cache together would be fetched again in each epoch."""
     if access.remote != "auto":
         return access
     total = sum(shard.size or 0 for shard in shards if shard.stat is not None)
@@ -116,7 +114,7 @@ def _decided(access: Access, shards: list[Shard]) -> Access:
 
 
 def _listed_classes(shard: Shard, access: Access) -> list[str] | None:
-    """classes.txt beside the first shard, a name per line; None where there is none."""
+    """classes.txt beside the first shard, with one name per line; None if there is none."""
     folder, slash, _ = shard.address.rpartition("/")
     if shard.address.startswith("pipe:") or (shard.stat is not None and "?" in shard.address):
         return None
@@ -126,8 +124,8 @@ def _listed_classes(shard: Shard, access: Access) -> list[str] | None:
 
 
 def _fetched_text(address: str, access: Access) -> Path:
-    """The path of a copy of a small remote file, which is not there when the server has none. A server that cannot be
-    asked is believed to have what it had before.
+    """The path of the copy of a small remote file; it does not exist if the server has no such file. If the server does
+    not answer, an earlier copy is used.
     """
     place, found = cached_place(address, access).with_suffix(".txt"), io.BytesIO()
     try:

@@ -1,4 +1,4 @@
-"""Images inside tar files: any sample is one read at a known offset, wherever its shard lies."""
+"""Images inside tar files: one read at a known offset per sample, from local and remote shards."""
 
 import contextlib
 import errno
@@ -18,19 +18,19 @@ from a2mim.data.shards.index_file import stamp_of
 from a2mim.data.shards.indexing import Shard
 
 MAX_OPEN = 128  # file descriptors of one store
-SHARE_OPEN = 8  # and no more than this part of what the process may have: several stores and libraries share it
-REQUESTS = 32  # byte ranges under way at once: less leaves a line with 20 ms of latency idle
-TRANSFERS = 2  # whole shards under way at once
+SHARE_OPEN = 8  # a store uses at most 1/8 of the process's descriptors: other stores and libraries need some too
+REQUESTS = 32  # byte ranges requested at once; fewer would leave a connection with 20 ms latency idle
+TRANSFERS = 2  # whole shards fetched at once
 
 
 class TarStore:
     """Images inside tar files.
 
     Args:
-        shards: local and remote ones, with their sizes.
+        shards: local and remote shards, with their sizes.
         ends: (shards,) number of samples up to and including each shard.
         offsets, sizes: (N,) of each image, in bytes.
-        access: how remote ones are reached; `remote` must be decided.
+        access: how remote shards are reached; `remote` must be "shards" or "ranges".
     """
 
     def __init__(self, shards: list[Shard], ends: np.ndarray, offsets: np.ndarray, sizes: np.ndarray, access: Access):
@@ -40,46 +40,46 @@ class TarStore:
         self._copies = ReadAhead(TRANSFERS)
 
     def content(self, i: int) -> bytes:
-        """Raises ShardError, or UnreadableImage when the user chose to go on without shards that are lost."""
+        """Raises ShardError, or UnreadableImage if the user chose to skip bad shards."""
         shard = self._shard_of(i)
         try:
             if shard in self._lost:
                 raise ShardError(self._lost[shard])
             return self._ranges.take(i, self._range) if self._by_range(shard) else self._read(shard, i)
         except ShardError as error:
-            self._lost[shard] = str(error)  # asked again, a server that is gone would be waited for again
+            self._lost[shard] = str(error)  # a second request would wait for the same server again
             if self.access.skip_bad_shards:
                 raise UnreadableImage("shard lost", str(error)) from None
             raise
 
     @property
     def nearby(self) -> int:
-        """Images, from the first on, for which no second shard has to be opened or fetched."""
+        """Number of images in the first shard, for which no second shard has to be opened or fetched."""
         return int(self.ends[0])
 
     def will_need(self, ids: np.ndarray) -> None:
-        """Begins to read these samples, so that disk and network work while others are decoded."""
+        """Starts to read these samples, so that disk and network work while other samples are decoded."""
         for i in map(int, ids):
             shard = self._shard_of(i)
             if self._by_range(shard):
                 self._ranges.ask(i, self._range)
             elif self.shards[shard].stat is not None and shard not in self._open:
                 self._copies.ask(shard, self._copy)
-            elif hasattr(os, "posix_fadvise"):  # not on a Mac
+            elif hasattr(os, "posix_fadvise"):  # macOS has none
                 with contextlib.suppress(OSError):
                     place = int(self.offsets[i]), int(self.sizes[i])
                     os.posix_fadvise(self._descriptor(shard), *place, os.POSIX_FADV_WILLNEED)
 
     def name(self, i: int) -> str:
-        """Looked up in the index on disk: names are wanted rarely, and would be most of what is held in memory."""
+        """Reads the name from the index on disk. Names are needed rarely and would use most of the memory."""
         shard = self._shard_of(i)
         first = self.ends[shard - 1] if shard else 0
         address = self.shards[shard].name
         try:
-            if self._named[0] != shard:  # one shard's, for whoever wants the names of all in turn
+            if self._named[0] != shard:  # caches one shard's names, for callers that want all names in order
                 self._named = shard, self.shards[shard].keys(self.access)
             return f"{address}/{self._named[1][i - first]}"
-        except OSError:  # a shard that is gone has taken its names along
+        except OSError:  # the shard is gone, and its names with it
             return f"{address}, byte {self.offsets[i]}"
 
     def _shard_of(self, i: int) -> int:
@@ -121,7 +121,7 @@ class TarStore:
         return data
 
     def _descriptor(self, shard: int) -> int:
-        """Positions are given with every read, so forked workers may share what their parent opened."""
+        """The descriptor of a shard. Reads give their offset, so forked workers may share the parent's descriptors."""
         if shard not in self._open:
             if len(self._open) >= _most_open():
                 os.close(self._open.popitem(last=False)[1])
@@ -131,7 +131,7 @@ class TarStore:
         return self._open[shard]
 
     def _newly_opened(self, shard: int) -> int:
-        """Where no more files may be open, those of this store are closed first."""
+        """Opens a shard. If too many files are open, closes those of this store first."""
         found = self.shards[shard]
         for attempt in range(2):
             try:
@@ -143,7 +143,7 @@ class TarStore:
         raise AssertionError
 
     def _refuse_changed(self, shard: int) -> None:
-        """ShardError when the open file is no longer what was indexed: replaced, or written to in its place."""
+        """ShardError if the open file is not what was indexed, because it was replaced or written to."""
         found, descriptor = self.shards[shard], self._open[shard]
         now = os.fstat(descriptor)
         if found.size is not None and now.st_size != found.size:
@@ -156,7 +156,7 @@ class TarStore:
         raise ShardError(f"{found.name}: changed since it was indexed, {what}; start anew to index it again")
 
     def _opened_copy(self, shard: int) -> int:
-        """A copy may be dropped for others between its arrival and its use: then it is fetched again."""
+        """Opens a copy. If it was dropped from the cache between its arrival and its use, it is fetched again."""
         for attempt in range(3):
             with contextlib.suppress(FileNotFoundError):
                 return _opened(self._copies.take(shard, self._copy) if attempt == 0 else self._copy(shard))
@@ -174,7 +174,7 @@ class TarStore:
 
 
 def _most_open() -> int:
-    """File descriptors that one store may keep."""
+    """Greatest number of file descriptors that one store may keep open."""
     try:
         import resource
     except ImportError:  # Windows

@@ -1,8 +1,8 @@
-"""What stands where in a tar archive, from its headers alone.
+"""The members of a tar archive and their offsets, from its headers alone.
 
-Python's tarfile ends silently where an archive was cut; here a cut, a bad checksum and a missing end are errors that
-name the byte. Reads ustar, GNU (long names, base-256 sizes) and PAX (path, size) headers. Nothing that a header claims
-is believed before it is compared with the length of the file.
+Python's tarfile ends without an error where an archive was cut. Here a cut, a bad checksum and a missing end are errors
+that name the byte. ustar, GNU (long names, base-256 sizes) and PAX (path, size) headers are read. Sizes in headers are
+compared with the length of the file before they are used.
 
 Source: POSIX.1-2008 pax, "ustar Interchange Format"; GNU tar manual, "Basic Tar Format".
 """
@@ -18,12 +18,12 @@ from a2mim.data.errors import ShardError
 BLOCK = 512
 LONGEST_NAME = 64 << 10  # bytes; systems allow 4,096
 LONGEST_PAX = 1 << 20  # bytes of one PAX extension header; tar keeps names, sizes and attributes there
-_PLAIN_END = 128 * BLOCK  # writers pad the end marker to a record, 20 blocks by default
+_PLAIN_END = 128 * BLOCK  # writers pad the end to a whole record, by default 20 blocks
 _LONGEST_RECORD = 16 << 20  # bytes, `tar -b 32768`
 _REGULAR = (b"0", b"\0", b"7")
 _WITHOUT_CONTENT = b"123456"  # links, devices, folders, pipes: their size field says nothing about the archive
 _LINKS = (b"1", b"2")  # hard and symbolic
-_MOST_LINKS = 40  # of a chain, as Linux has it
+_MOST_LINKS = 40  # greatest length of a chain of links, as in Linux
 _OTHER_FORMATS = (
     (b"\x1f\x8b", "compressed with gzip; unpack it with gunzip"),
     (b"BZh", "compressed with bzip2; unpack it with bunzip2"),
@@ -43,15 +43,15 @@ _OTHER_FORMATS = (
 
 
 class TarError(ShardError):
-    """A damaged or unusable archive; the message has path and byte."""
+    """A damaged or unusable archive; the message has the path and the byte."""
 
 
 class Link(NamedTuple):
-    """A member that is another name of a file, or a file whose content lies in fragments (target "").
+    """A member that is a link to a file, or a sparse file, whose content is in fragments (target "").
 
     Args:
-        name, target: as the archive has them; of a symbolic link the target counts from the link's folder.
-        hard: a hard link; the target counts from the root of the archive.
+        name, target: as in the archive; the target of a symbolic link is relative to the link's folder.
+        hard: a hard link; its target is relative to the root of the archive.
     """
 
     name: str
@@ -63,7 +63,7 @@ def members(path: str, start: int = 0) -> Iterator[tuple[str, int, int]]:
     """Yields (name, offset of the content, size in bytes) of every regular file, links left out; raises TarError.
 
     Args:
-        start: where to begin, the first header of a member in bytes.
+        start: offset in bytes of the first header to read.
     """
     with open(path, "rb") as file:
         for member in _Headers(path, file.fileno(), start):
@@ -72,10 +72,10 @@ def members(path: str, start: int = 0) -> Iterator[tuple[str, int, int]]:
 
 
 def files(path: str, lost: list[str] | None = None) -> Iterator[tuple[str, int, int]]:
-    """Yields what `members` does, and then each link under its own name with the content of the file it leads to.
+    """Yields the same as `members`, and then each link under its own name with the content of its target.
 
     Args:
-        lost: gets the names of links that lead to no file of the archive, and of sparse files (in fragments).
+        lost: receives the names of broken links and of sparse files (in fragments).
     """
     links = []
     with open(path, "rb") as file:
@@ -89,7 +89,7 @@ def files(path: str, lost: list[str] | None = None) -> Iterator[tuple[str, int, 
 
 
 def _resolved(path: str, links: list[Link], lost: list[str]) -> Iterator[tuple[str, int, int]]:
-    """The archive is walked a second time, so that only targets of links are held in memory."""
+    """Yields the targets of links. It reads the archive a second time, so that only targets are held in memory."""
     target_of = {normal(link.name): _target(link) for link in links}
     wanted = set(target_of.values())
     places = {normal(name): (offset, size) for name, offset, size in members(path) if normal(name) in wanted}
@@ -106,7 +106,7 @@ def _resolved(path: str, links: list[Link], lost: list[str]) -> Iterator[tuple[s
 
 
 def _target(link: Link) -> str:
-    """Normal name of the file that a link leads to; "" where that cannot be in the archive."""
+    """Normalised name of a link's target; "" if the target cannot be in the archive."""
     if not link.target or (not link.hard and link.target.startswith("/")):
         return ""
     folder = "" if link.hard else posixpath.dirname(normal(link.name))
@@ -115,7 +115,7 @@ def _target(link: Link) -> str:
 
 
 def normal(name: str) -> str:
-    """A member's name without "./", "//" or a leading slash, so that names of one file are alike."""
+    """A member's name without "./", "//" and a leading slash, so that all names of one file are equal."""
     return posixpath.normpath(name.lstrip("/")) if name else name
 
 
@@ -128,7 +128,7 @@ class _Headers:
 
     def __iter__(self) -> Iterator[tuple[str, int, int] | Link]:
         offset = self.start
-        name = target = size = None  # announced by extension headers for the next member
+        name = target = size = None  # from extension headers; they belong to the next member
         sparse = False
         while (header := self._header(offset)) is not None:
             kind = header[156:157]
@@ -183,7 +183,7 @@ class _Headers:
         return header
 
     def _content_start(self, offset: int, kind: bytes, header: bytes) -> int:
-        """Where content begins: behind the header and, in a GNU sparse file, the blocks that continue its map."""
+        """Offset of the content: after the header and, in a GNU sparse file, after the blocks that continue its map."""
         start = offset + BLOCK
         more = kind == b"S" and header[482] == 1
         while more:
@@ -195,7 +195,7 @@ class _Headers:
         return start
 
     def _check_end(self, offset: int) -> None:
-        """After the first empty block an archive has nothing but the padding of its last record."""
+        """After the first empty block, an archive has only the padding of its last record."""
         if any(self._read(offset, _PLAIN_END)):
             self._fail(offset, "members follow an end-of-archive marker: joined archives, or zeros in the middle")
         padding = self.length - offset
@@ -206,9 +206,9 @@ class _Headers:
                 self._fail(start, "data follow an end-of-archive marker: joined archives, or zeros in the middle")
 
     def _is_record_end(self, padding: int) -> bool:
-        """Whether zeros of this length may pad a record of `tar -b N`: the archive is a whole number of such records.
+        """True if zeros of this length may pad a record of `tar -b N`; the archive is a whole number of such records.
 
-        N is taken for a power of two, also times 5, 25 or 125: any other number would excuse most cut archives.
+        N is assumed to be a power of two, or 5, 25 or 125 times one. Other numbers would accept most cut archives.
         """
         for odd in (1, 5, 25, 125):
             record = odd * BLOCK
@@ -244,7 +244,7 @@ class _Headers:
 
 
 def _number(field: bytes) -> int:
-    """Octal digits, or base 256 when the first bit is set; ValueError for anything else, such as a sign."""
+    """Octal digits, or base 256 if the first bit is set; ValueError for anything else, such as a sign."""
     if field[0] & 0x80:
         return int.from_bytes(field, "big") & ((1 << (8 * len(field) - 1)) - 1)
     digits = field.split(b"\0", 1)[0].strip(b" ")
@@ -267,15 +267,15 @@ def _checksum_holds(header: bytes) -> bool:
 
 
 def _name(header: bytes) -> str:
-    """POSIX archives may keep the front of a long name in `prefix`; GNU's use these bytes for other things."""
+    """The name. POSIX archives may store the start of a long name in `prefix`; GNU uses these bytes differently."""
     name, prefix = _text(header[:100]), _text(header[345:500])
     return f"{prefix}/{name}" if prefix and header[257:263] == b"ustar\0" else name
 
 
 def _pax(content: bytes) -> dict[str, str]:
-    """Records "<length> <key>=<value>\\n", the length counting itself; ValueError for anything else."""
+    """Parses records "<length> <key>=<value>\\n", whose length includes itself; ValueError for anything else."""
     fields, start = {}, 0
-    while start < len(content) and content[start]:  # a zero begins padding
+    while start < len(content) and content[start]:  # padding begins with a zero
         blank = content.find(b" ", start, start + 20)
         digits = content[start:blank] if blank >= 0 else b""
         stop = start + int(digits) if digits.isdigit() else 0

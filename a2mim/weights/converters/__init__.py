@@ -1,4 +1,4 @@
-"""Weights of other toolkits, under timm's names."""
+"""Weights of other toolkits, renamed to timm's keys."""
 
 from a2mim.weights.converters.arguments import arguments_of, place_norm
 from a2mim.weights.converters.recognise import Recognised, read_weights, recognise

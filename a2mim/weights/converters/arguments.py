@@ -1,4 +1,4 @@
-"""What the shapes of weights say about the arguments that timm builds their model with, beyond its name."""
+"""Arguments of timm's constructor that follow from the shapes of weights."""
 
 import math
 from collections.abc import Mapping
@@ -12,23 +12,23 @@ from a2mim.wiring.timm_models import on_meta
 def arguments_of(
     name: str, tensors: Mapping[str, Tensor], model_args: Mapping[str, Any], masked: bool = False
 ) -> dict[str, Any]:
-    """`model_args` and what follows from the tensors: channels, image size, pooling, class token, position embedding,
-    LayerScale, the place of ConvNeXt's last norm.
+    """`model_args`, and the arguments that follow from the tensors: channels, image size, pooling, class token,
+    position embedding, LayerScale, and the place of ConvNeXt's last norm.
 
     Args:
         masked: the encoder was pre-trained with a mask token.
 
-    Only what is there decides; whatever still differs from the model is for the loading to refuse.
+    Only tensors in the file decide. If the model still differs, loading refuses it.
     """
     arguments = dict(model_args)
     own = on_meta(name, **arguments).state_dict()
     arguments |= _pooling(own, tensors)
     if "pos_embed" in tensors and "pos_embed" not in own and any("relative_position_bias_table" in key for key in own):
-        arguments["use_abs_pos_emb"] = True  # BEiT with both, as SimMIM and A²MIM train it
+        arguments["use_abs_pos_emb"] = True  # BEiT with both kinds, as SimMIM and A²MIM train it
     if "blocks.0.ls1.gamma" in tensors and "blocks.0.ls1.gamma" not in own:
-        arguments["init_values"] = 1.0  # any number gives the parameter, the file its values
+        arguments["init_values"] = 1.0  # any number creates the parameter; the file has its values
     if "head.norm.weight" in own and ("norm_pre.weight" in tensors or (masked and "head.norm.weight" in tensors)):
-        arguments["head_norm_first"] = True  # a ConvNeXt that was decoded behind its norm, as A²MIM does
+        arguments["head_norm_first"] = True  # a ConvNeXt that was decoded after its norm, as in A²MIM
     model = _built(name, arguments, fallback=model_args)
     if (channels := _channels(model, tensors)) != 3:
         arguments.setdefault("in_chans", channels)
@@ -38,10 +38,10 @@ def arguments_of(
 
 
 def place_norm(tensors: dict[str, Tensor], own: Mapping[str, object]) -> dict[str, Tensor]:
-    """ConvNeXt's last norm under the name that the model has for it.
+    """ConvNeXt's last norm under the model's name for it.
 
-    timm calls it `norm_pre` where it stands before the pooling (head_norm_first=True) and `head.norm` where it stands
-    behind; the weights are the same.
+    timm calls it `norm_pre` if it is before the pooling (head_norm_first=True), and `head.norm` if it is after the
+    pooling. The weights are the same.
     """
     renamed = {}
     for old, new in (("head.norm.", "norm_pre."), ("norm_pre.", "head.norm.")):
@@ -52,7 +52,7 @@ def place_norm(tensors: dict[str, Tensor], own: Mapping[str, object]) -> dict[st
 
 
 def _pooling(own: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> dict[str, Any]:
-    """What the norms and the class token in the file say of a ViT's pooling."""
+    """The pooling of a ViT, from the norms and the class token in the file."""
     if "fc_norm.weight" in tensors and "norm.weight" in own and "norm.weight" not in tensors:
         return {"global_pool": "avg"}  # timm's ViT then norms after pooling
     tokenless = "cls_token" in own and "cls_token" not in tensors and "pos_embed" in tensors
@@ -66,14 +66,14 @@ def _pooling(own: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> dict[s
 def _built(name: str, arguments: dict[str, Any], fallback: Mapping[str, Any]) -> nn.Module:
     try:
         return on_meta(name, **arguments)
-    except ValueError:  # a family without such an argument: then the keys differ, and say so
+    except ValueError:  # the family lacks such an argument; the error then names the keys that differ
         for key in set(arguments) - set(fallback):
             del arguments[key]
         return on_meta(name, **arguments)
 
 
 def _channels(model: nn.Module, tensors: Mapping[str, Tensor]) -> int:
-    """Of the images: the input width of the first convolution, 3 where it cannot be told."""
+    """Channels of the images: the input width of the first convolution, or 3 if it is unknown."""
     first = model.pretrained_cfg.get("first_conv")
     first = first if isinstance(first, str) else (first or [""])[0]
     given = tensors.get(f"{first}.weight")
@@ -84,7 +84,7 @@ def _channels(model: nn.Module, tensors: Mapping[str, Tensor]) -> int:
 
 
 def _image_size(model: nn.Module, tensors: Mapping[str, Tensor]) -> list[int] | None:
-    """[H, W] where the position embedding has another, square, number of cells than the model's own."""
+    """[H, W] if the position embedding has a square number of cells that is not the model's own; else None."""
     given, own = tensors.get("pos_embed"), getattr(model, "pos_embed", None)
     patch = getattr(getattr(model, "patch_embed", None), "patch_size", None)
     if given is None or not isinstance(own, Tensor) or patch is None or given.ndim != 3 or given.shape == own.shape:

@@ -1,7 +1,7 @@
-"""The names that other toolkits give to the families of networks they share with timm: one table.
+"""One table of the names that other toolkits give to families of networks that timm has too.
 
-Sources: the toolkits' own modules, whose features the tests compare with timm's (torchvision, transformers,
-mmpretrain 1.2); OpenMixup by reading. Invariant: a tensor is renamed or re-ordered, never changed in value.
+Sources: the toolkits' own modules, whose features the tests compare with timm's (torchvision, transformers, mmpretrain
+1.2); OpenMixup from its code. Invariant: a tensor is renamed or re-ordered, and its values never change.
 """
 
 import math
@@ -25,11 +25,11 @@ class Form:
 
     Args:
         title: for reports.
-        marks: patterns; the form is recognised where each matches the beginning of some key.
-        rules: (pattern, replacement) of re.sub, applied in turn to every key.
-        reshape: from the renamed tensors to timm's, where names alone do not do it.
-        pixels: what images the toolkit's weights expect; None: as timm says for the architecture.
-        examples: timm names, for the sentence that asks for one.
+        marks: patterns; a file has this format if each pattern matches the beginning of some key.
+        rules: (pattern, replacement) of re.sub, applied in order to every key.
+        reshape: from the renamed tensors to timm's, if renaming is not enough.
+        pixels: preprocessing that the toolkit's weights expect; None: timm's for the architecture.
+        examples: timm names, for the message that asks for one.
     """
 
     title: str
@@ -41,12 +41,12 @@ class Form:
 
 
 def _shift(template: str, by: int):
-    """A replacement that adds `by` to the first group, a stage's number: toolkits count from 0 or 1."""
+    """A replacement that adds `by` to the first group, the number of a stage: toolkits count from 0 or from 1."""
     return lambda found: template.format(int(found[1]) + by, *found.groups()[1:])
 
 
 def _join_qkv(tensors: dict) -> dict:
-    """….attn.{q,k,v}.{weight,bias} -> ….attn.qkv.{weight,bias}, joined along the first axis."""
+    """….attn.{q,k,v}.{weight,bias} -> ….attn.qkv.{weight,bias}, concatenated along the first axis."""
     joined = {}
     for key, value in tensors.items():
         found = re.fullmatch(r"(blocks\.\d+\.attn\.)([qkv])\.(weight|bias)", key)
@@ -54,13 +54,13 @@ def _join_qkv(tensors: dict) -> dict:
             joined[key] = value
         elif found[2] == "q":
             parts = [tensors.get(f"{found[1]}{letter}.{found[3]}") for letter in "qkv"]
-            if all(part is not None for part in parts):  # else the key is missing, and is named as such
+            if all(part is not None for part in parts):  # otherwise loading reports the missing key
                 joined[f"{found[1]}qkv.{found[3]}"] = torch.cat(parts)
     return joined
 
 
 def _split_class_attention(tensors: dict) -> dict:
-    """XCiT's class attention: one qkv in the authors' code, three layers in timm's."""
+    """Splits XCiT's class attention: one qkv in the authors' code, three layers in timm's."""
     split = {}
     for key, value in tensors.items():
         found = re.fullmatch(r"(cls_attn_blocks\.\d+\.attn\.)qkv\.(weight|bias)", key)
@@ -72,7 +72,7 @@ def _split_class_attention(tensors: dict) -> dict:
 
 
 def _merge_as_timm(tensors: dict) -> dict:
-    """OpenMMLab's PatchMerging unfolds channels first, (c, row, column); timm's concatenates (column, row, c)."""
+    """Re-orders OpenMMLab's PatchMerging, which unfolds (c, row, column); timm's concatenates (column, row, c)."""
     pattern = re.compile(r"layers\.\d+\.downsample\.(reduction\.weight|norm\.(weight|bias))")
     merged = dict(tensors)
     for key, value in tensors.items():
@@ -82,16 +82,16 @@ def _merge_as_timm(tensors: dict) -> dict:
 
 
 def _layer_scale(tensors: dict) -> dict:
-    """OpenMixup's ViT has gamma_1 and gamma_2 in each block: BEiT's names with relative positions, ls1, ls2 without."""
+    """Renames gamma_1 and gamma_2 of OpenMixup's ViT: timm's BEiT keeps these names, its ViT has ls1 and ls2."""
     if any(key.endswith("relative_position_bias_table") for key in tensors):
         return tensors
     return {re.sub(r"\.gamma_([12])$", r".ls\1.gamma", key): value for key, value in tensors.items()}
 
 
 def _with_registers(tensors: dict) -> dict:
-    """DINOv2 with registers: its position embedding has a place for the class token, timm's has none.
+    """Converts DINOv2 with registers. Its position embedding includes the class token, and timm's does not.
 
-    So the place is added to the class token. A SwiGLU of one matrix is timm's fc1 and fc2.
+    So the embedding of the class token is added to the token itself. A SwiGLU with one matrix is timm's fc1 and fc2.
     """
     if "register_tokens" in tensors:
         tensors = dict(tensors)
@@ -102,7 +102,7 @@ def _with_registers(tensors: dict) -> dict:
 
 
 def _dense(tensors: dict) -> dict:
-    """FCMAE's sparse convolutions as dense ones: kernels (positions, in, out), or (positions, channels) depthwise."""
+    """FCMAE's sparse convolutions as dense ones. Kernels: (positions, in, out), or (positions, channels) depthwise."""
     dense = {}
     for key, value in tensors.items():
         if key.endswith(".kernel"):
@@ -115,7 +115,7 @@ def _dense(tensors: dict) -> dict:
     return dense
 
 
-_CHUNK = (r"^blocks\.\d+\.(\d+)\.", r"blocks.\1.")  # blocks.CHUNK.BLOCK; the number of a block counts over all
+_CHUNK = (r"^blocks\.\d+\.(\d+)\.", r"blocks.\1.")  # blocks.CHUNK.BLOCK; BLOCK counts over all chunks
 _MM_FFN = ((r"\.ffn\.layers\.0\.0\.", ".mlp.fc1."), (r"\.ffn\.layers\.1\.", ".mlp.fc2."))
 _VITS = ("vit_tiny_patch16_224", "vit_small_patch16_224", "vit_base_patch16_224", "vit_large_patch16_224")
 _SWINS = ("swin_tiny_patch4_window7_224", "swin_small_patch4_window7_224", "swin_base_patch4_window7_224")
@@ -193,7 +193,7 @@ FORMS = (
         (r"stages\.0\.blocks\.0\.attn\.w_msa\.qkv\.weight",),
         (
             (r"^patch_embed\.projection\.", "patch_embed.proj."),
-            # the merging that ends a stage there begins the next one here
+            # there, the merging layer ends a stage; in timm it begins the next stage
             (r"^stages\.(\d+)\.downsample\.", _shift("layers.{}.downsample.", 1)),
             (r"^stages\.", "layers."),
             (r"\.attn\.w_msa\.", ".attn."),

@@ -1,6 +1,7 @@
-"""Weights as other toolkits write them, recognised by their keys and renamed to timm's.
+"""Recognises weights of other toolkits by their keys, and renames them to timm's.
 
-Invariant: a tensor is renamed, re-ordered or left out by name, never guessed at; what is left out is counted.
+Invariant: a tensor is renamed, re-ordered or left out by its name; nothing is guessed. Tensors that are left out are
+counted.
 """
 
 import argparse
@@ -16,22 +17,22 @@ from torch import Tensor
 
 from a2mim.weights.converters.forms import BICUBIC, FORMS, OWN, Form
 
-# where a file keeps its tensors, in the order of preference: averaged weights first, as timm takes them; a teacher is
-# the average of its student
+# keys under which files keep their tensors, in the order of preference: averaged weights first, as timm prefers them; a
+# teacher is the average of its student
 CONTAINERS = (
     *("state_dict_ema", "model_ema", "ema_state_dict", "state_dict", "model_state_dict", "teacher", "model", "module"),
     *("target_encoder", "student", "network", "net", "encoder"),
 )
 AVERAGED = ("state_dict_ema", "model_ema", "ema_state_dict")
-# what wraps the encoder's own names, outermost first
+# prefixes of the encoder's own names, outermost first
 PREFIXES = (
     *("module.", "_orig_mod.", "teacher_backbone.", "student_backbone.", "teacher.", "student.", "base_encoder."),
     *("momentum_encoder.", "encoder_q.", "backbone.", "timm_model.", "vit.", "resnet.", "sparse_encoder.", "sp_cnn."),
     *("model.", "encoder."),
 )
-# toolkits whose files say nothing of their pixels and whose images are normalised as ImageNet's
+# toolkits whose files do not state their preprocessing, and that normalise images by ImageNet's mean and deviation
 IMAGENET_MARKS = {"teacher", "student", "base_encoder", "momentum_encoder", "target_encoder", "model", "model_ema"}
-# what an encoder does without: classifiers, poolers of text models, mask tokens, decoders, indices computed anew
+# tensors that an encoder does not need: classifiers, poolers of text models, mask tokens, decoders, computed indices
 MASKED = re.compile(r"(^|\.)(mask_token|mask_tokens\.\d+)$|^(module\.)?sparse_encoder\.")
 INDEX = re.compile(r"(^|\.)(relative_position_index|attn_mask)$")
 AUXILIARY = re.compile(
@@ -43,28 +44,26 @@ AUXILIARY = re.compile(
 
 @dataclass
 class Recognised:
-    """The tensors of a file in timm's names, and what was done to get there."""
+    """The tensors of a file under timm's names, and how they were found."""
 
     form: Form
     tensors: dict[str, Tensor]
-    where: str  # containers and prefixes that were opened, "" for none
-    pixels: (
-        dict | None
-    )  # mean, std, interpolation that the toolkit trains with; None: as timm says for the architecture
-    left_out: Counter = field(default_factory=Counter)  # first part of the name -> tensors
-    masked: bool = False  # the encoder has carried a mask token: its BatchNorm has seen masked images
+    where: str  # containers and prefixes that were opened; "" for none
+    pixels: dict | None  # the toolkit's mean, std and interpolation; None: timm's for the architecture
+    left_out: Counter = field(default_factory=Counter)  # first part of the name -> number of tensors
+    masked: bool = False  # the encoder had a mask token, so its BatchNorm has seen masked images
 
 
 def read_weights(path: Path):
-    """What a .safetensors file, or anything that torch.save wrote, holds; no code in it is run.
+    """The content of a .safetensors file, or of a file that torch.save wrote. No code in it is run.
 
     Raises:
-        ValueError: it is damaged, or cannot be read without running code that it names.
+        ValueError: the file is damaged, or reading it would run code that it names.
     """
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
-        # DINO's own checkpoints carry the command's arguments: a namespace of plain values
+        # DINO's checkpoints contain the command's arguments, a namespace of plain values
         with torch.serialization.safe_globals([argparse.Namespace]):
             return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
@@ -72,22 +71,22 @@ def read_weights(path: Path):
         if not named:
             raise ValueError(f"{path} cannot be read: it is incomplete or not a file of weights.") from None
         raise ValueError(
-            f"{path} holds more than tensors and plain values ({named[1]}), and to read that could run code: where you"
-            " trust it, write its state dictionary alone to another file with torch.save, and give that one."
+            f"{path} holds more than tensors and plain values ({named[1]}), and reading that could run code: if you"
+            " trust it, write only its state dictionary to another file with torch.save, and give that one."
         ) from None
-    except Exception as error:  # each reader has its own ways to say that a file is broken
+    except Exception as error:  # readers report a broken file with any error
         raise ValueError(
             f"{path} cannot be read ({type(error).__name__}): it is incomplete or not a file of weights."
         ) from None
 
 
 def recognise(content, own: dict[str, Tensor] | None = None) -> Recognised | None:
-    """The tensors in a file's content under timm's names; None where nothing is recognised.
+    """The tensors in a file's content under timm's names; None if they are not recognised.
 
     Args:
-        content: what `read_weights` gave.
-        own: state dictionary of the timm model that the weights are said to be of, of which keys and shapes count;
-            without one, only the forms of the table are recognised.
+        content: from `read_weights`.
+        own: state dictionary of the timm model that the weights should belong to; its keys and shapes are used. Without
+            it, only the formats in the table are recognised.
     """
     own, opened = own or {}, []
     while isinstance(content, dict):
@@ -115,7 +114,7 @@ def recognise(content, own: dict[str, Tensor] | None = None) -> Recognised | Non
     left_out.update(key.rpartition(".")[2] if INDEX.search(key) else key.partition(".")[0] for key in extra)
     tensors = {key: _as_shaped(value, own.get(key)) for key, value in tensors.items() if key not in extra}
     words = {word for place in opened for word in place.split(" ")}
-    vit = "blocks.0.attn.qkv.weight" in tensors  # timm's mean for one is 0.5 unless its tag says otherwise
+    vit = "blocks.0.attn.qkv.weight" in tensors  # timm's mean for a ViT is 0.5 unless its tag has another
     imagenet = masked or words & {"teacher", "student"} or (vit and words & IMAGENET_MARKS)
     return Recognised(
         form, tensors, " / ".join(opened), form.pixels or (BICUBIC if imagenet else None), left_out, masked
@@ -129,15 +128,17 @@ def rename(key: str, form: Form) -> str:
 
 
 def _as_shaped(given: Tensor, own: Tensor | None) -> Tensor:
-    """A 1x1 convolution is a linear layer, and a vector may have axes of length 1: the numbers in the own shape."""
+    """The tensor in the model's shape, if they differ by axes of length 1 (a 1x1 convolution is a linear layer)."""
     if own is None or given.shape == own.shape or given.squeeze().shape != own.squeeze().shape:
         return given
     return given.reshape(own.shape)
 
 
 def _form_of(tensors: dict, own_keys) -> Form | None:
-    """A form whose marks are all there. timm's own names where they are at least half of those wanted, unless a form
-    that only looks like them fits: the authors' Swin differs in its merging layers alone.
+    """The format of these keys, or None.
+
+    A format fits if all of its marks are present. If at least half of the model's keys are present, they are timm's own
+    names, unless a format that renames fits: the authors' Swin differs from timm's only in its merging layers.
     """
     marked = [f for f in FORMS if all(any(re.match(mark, key) for key in tensors) for mark in f.marks)]
     if own_keys and own_keys <= tensors.keys():

@@ -1,4 +1,4 @@
-"""A folder of transformers: its config.json names the architecture, its preprocessor_config.json the pixels."""
+"""Reads a folder of transformers: config.json names the architecture, preprocessor_config.json the preprocessing."""
 
 import json
 from pathlib import Path
@@ -21,7 +21,7 @@ def architecture_of(config: dict, folder: Path) -> tuple[str, dict]:
     """(timm's name, model_args) of a config.json with a model_type.
 
     Raises:
-        ValueError: a model type, or a variant of one, that timm has no equal of.
+        ValueError: timm has no equivalent of the model type or of its variant.
     """
     kind = config["model_type"]
     if kind == "timm_wrapper":
@@ -33,13 +33,13 @@ def architecture_of(config: dict, folder: Path) -> tuple[str, dict]:
         return _resnet(config, folder)
     raise ValueError(
         f"{folder} holds a transformers model of type {kind!r}: of transformers, {', '.join(READ)} are read; "
-        "name timm's architecture as NAME:FOLDER if its weights are of one of these forms."
+        "write NAME:FOLDER, with timm's name of the architecture, if its weights have one of these formats."
     )
 
 
 def _vit(config: dict, folder: Path) -> tuple[str, dict]:
     if config.get("hidden_act", "gelu") != "gelu" or not config.get("qkv_bias", True):
-        raise ValueError(f"{folder}: a ViT with hidden_act={config.get('hidden_act')!r} is none of timm's, 'gelu' is.")
+        raise ValueError(f"{folder}: timm has no ViT with hidden_act={config.get('hidden_act')!r}, only with 'gelu'.")
     width = config["hidden_size"]
     arguments = {
         "embed_dim": width,
@@ -73,7 +73,7 @@ def _resnet(config: dict, folder: Path) -> tuple[str, dict]:
 
 
 def pixels_of(config: dict, folder: Path) -> dict | None:
-    """mean, std and interpolation from the folder's preprocessor, else as the model type is trained; None: unknown."""
+    """mean, std and interpolation from the folder's preprocessor, else those of the model type; None: unknown."""
     path = folder / "preprocessor_config.json"
     if not path.is_file():
         return {"vit": HALF, "resnet": BICUBIC}.get(config["model_type"])

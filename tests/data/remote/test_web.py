@@ -123,7 +123,7 @@ def test_a_server_that_cannot_be_reached_is_waited_for_once(tmp_path):
         open_dataset("http://127.0.0.1:11/part-{0..99}.tar", access=access)
     assert time.monotonic() - began < 3  # 16 at a time and 0.7 s for each would be 5 s
     with pytest.raises(
-        ShardError, match=r"not asked for, as http://127\.0\.0\.1:11 was given up a moment ago: .*refused"
+        ShardError, match=r"not requested, because http://127\.0\.0\.1:11 was given up a moment ago: .*refused"
     ):
         open_dataset("http://127.0.0.1:11/part-3.tar", access=access)
 

@@ -47,7 +47,7 @@ def test_what_is_exported_is_imported_as_the_scan_has_it(tmp_path, format, blank
     assert Path(index_path(shard)).read_text().startswith("v1.1 6\n" if blank else "v1.2 6\n")
     os.unlink(f"{shard}.index.npz")
     import_index(shard, Access())
-    with pytest.warns(UserWarning, match="1 shards are indexed by DALI's word"):
+    with pytest.warns(UserWarning, match="the index of 1 shards came from DALI"):
         imported = open_dataset(shard)
     assert np.array_equal(imported.keys, scanned.keys) and imported.labels.tolist() == scanned.labels.tolist()
     assert imported.describe().endswith("headers of 1 shards unchecked (indexed by DALI)")
