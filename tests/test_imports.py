@@ -178,6 +178,13 @@ def test_the_tree_in_contributing_names_every_module_and_room():
     assert {room_of(path) for path in FILES} - {"__init__"} <= named
 
 
+def test_contributing_shows_the_table_of_imports():
+    text = (PACKAGE.parent / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `(\w+)` \| (.*) \|$", text.split("## Who may import whom")[1].split("\n## ")[0], re.M)
+    shown = {room: set() if names == "nothing" else set(names.split(", ")) for room, names in rows}
+    assert shown == {room: names for room, names in ALLOWED.items() if room != "__init__"}
+
+
 def test_tools_are_thin():
     for path in sorted((PACKAGE.parent / "tools").glob("*.py")):
         if path.name == "fuzz.py":  # no command: it is of the checkout alone
