@@ -109,7 +109,7 @@ def run_evaluate(chosen) -> None:
 
     if chosen.list:
         for name in protocol_names():
-            print(f"{name:18} {read_protocol(name).summary}")
+            print(f"{name:26} {read_protocol(name).summary}")
         return
     data = [*chosen.words, *(chosen.data or ())]
     if chosen.source is None or not data:

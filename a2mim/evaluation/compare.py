@@ -77,10 +77,13 @@ def _told(first: dict, second: dict, different: list[str]) -> str:
 def compare_all(results: list[dict], anyway: bool = False) -> list[str]:
     """Every later result of a protocol against the first of that protocol; with `anyway` against the first of all.
 
+    Results without answers or scores of single images (those of label-free and robustness) are passed over.
+
     Raises:
         ValueError: there is nothing to pair.
     """
     sentences = []
+    results = [result for result in results if result["correct"] or "scores" in result]
     for i, result in enumerate(results):
         earlier = [other for other in results[:i] if _group(other) == _group(result)]
         earlier = earlier or (results[: min(i, 1)] if anyway else [])

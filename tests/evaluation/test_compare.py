@@ -86,3 +86,10 @@ def test_a_sentence_says_which_labels_and_which_classifier():
     )
     few["constants"] |= {"subset": "5"}
     assert "low-shot (5 labels a class, seed 2, logreg) of after" in compare(BEFORE | few, AFTER | few)
+
+
+def test_numbers_without_single_answers_do_not_stop_the_others():
+    rank = result("", protocol="label-free/effective-rank")
+    assert len(compare_all([rank, BEFORE, rank | {"encoder": "after"}, AFTER])) == 1
+    with pytest.raises(ValueError, match="nothing can be paired"):
+        compare_all([rank, rank])
