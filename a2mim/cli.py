@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import io
 import os
 import sys
 import warnings
+from collections.abc import Iterator
 
 import shtab
 
@@ -40,8 +42,11 @@ USER_ERRORS = (ValueError, OSError, FloatingPointError)
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs one command and returns its exit status: 0, 1 for bad input in one sentence, 128 + n after signal n."""
-    parser = build_parser()
-    chosen = parser.parse_args(arguments)
+    with _escaped_output():
+        return _run(build_parser().parse_args(arguments))
+
+
+def _run(chosen: argparse.Namespace) -> int:
     before = warnings.formatwarning
     if not chosen.debug:
         warnings.formatwarning = lambda message, *_, **__: f"warning: {one_line(public_name(str(message)))}\n"
@@ -58,6 +63,24 @@ def main(arguments: list[str] | None = None) -> int:
         return 130
     finally:
         warnings.formatwarning = before  # a program that calls this function keeps its own
+
+
+@contextlib.contextmanager
+def _escaped_output() -> Iterator[None]:
+    """Escapes characters that the encoding of the output lacks (Latin-1, a Windows code page), during one command.
+
+    Otherwise the first such character would end the command and lose its result.
+    """
+    streams = [stream for stream in (sys.stdout, sys.stderr) if isinstance(stream, io.TextIOWrapper)]
+    before = [stream.errors for stream in streams]
+    for stream in streams:
+        stream.reconfigure(errors="backslashreplace")
+    try:
+        yield
+    finally:
+        for stream, errors in zip(streams, before, strict=True):
+            if not stream.closed:
+                stream.reconfigure(errors=errors)
 
 
 class PrintVersion(argparse.Action):

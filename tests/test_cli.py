@@ -1,6 +1,8 @@
 """The commands that judge, hand over and write shards, from their arguments to what they print and leave."""
 
+import io
 import json
+import sys
 import warnings
 
 import mmcv
@@ -114,3 +116,14 @@ def test_images_without_labels_are_not_judged(folder, capsys):
     unlabelled = f"{folder}/dark"
     assert main(["knn", "resnet18", "--data", unlabelled, "--test-data", unlabelled]) == 1
     assert "12 of the 12 images" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "cp1252"])
+def test_a_character_that_the_terminal_lacks_is_escaped_and_ends_nothing(encoding, monkeypatch):
+    terminal = io.TextIOWrapper(io.BytesIO(), encoding=encoding, errors="strict")
+    monkeypatch.setattr(sys, "stdout", terminal)
+    monkeypatch.setattr("a2mim.cli._run", lambda chosen: print("59.1 \u2192 65.4 %, \u6f22"))
+    main(["recipes"])
+    assert terminal.errors == "strict"  # a program that calls main keeps its own
+    terminal.flush()
+    assert terminal.buffer.getvalue().decode(encoding).strip() == r"59.1 \u2192 65.4 %, \u6f22"

@@ -43,14 +43,14 @@ def find_splits(root: str | os.PathLike) -> dict[str, Path]:
     return {"train": Path(root) / _first(train, TRAIN_WORDS), "test": Path(root) / _first(test, TEST_WORDS)}
 
 
-def split_classes(class_names: list[str] | None) -> str:
-    """A warning if two class names look like a training and a test part; "" if not."""
+def split_classes(class_names: list[str] | None, what: str = "classes") -> str:
+    """A warning if two names of classes or folders look like a training and a test part; "" if not."""
     trains = [name for name in class_names or () if _without_word(name, TRAIN_WORDS)]
     tests = [name for name in class_names or () if _without_word(name, TEST_WORDS) and name not in trains]
     if not trains or not tests:
         return ""
     return (
-        f"the classes {trains[0]!r} and {tests[0]!r} have the names of parts of a set: if they are parts, the model"
+        f"the {what} {trains[0]!r} and {tests[0]!r} have the names of parts of a set: if they are parts, the model"
         " trains on the test images; give each part by itself, with --data and --test-data"
     )
 

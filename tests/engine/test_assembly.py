@@ -4,6 +4,7 @@ from PIL import Image
 import a2mim
 from a2mim.data import make_shards
 from a2mim.engine.assembly import open_sets
+from a2mim.engine.pretrain_settings import PretrainData
 
 
 @pytest.fixture
@@ -18,12 +19,13 @@ def pipe(tmp_path):
 
 
 def test_both_sets_are_opened_with_the_access_that_was_given(pipe, tmp_path):
+    settings = PretrainData()
     with pytest.raises(ValueError, match="--allow-pipe"):
-        open_sets(pipe, None, 3, a2mim.Access(cache_dir=tmp_path / "cache"))
+        open_sets(pipe, None, settings, a2mim.Access(cache_dir=tmp_path / "cache"))
     allowed = a2mim.Access(allow_pipe=True, cache_dir=tmp_path / "cache")
     with pytest.raises(ValueError, match="has a label"):  # images without labels cannot judge; the pipe has been opened
-        open_sets(pipe, pipe, 3, allowed)
-    assert len(open_sets(pipe, None, 3, allowed)[0]) == 4
+        open_sets(pipe, pipe, settings, allowed)
+    assert len(open_sets(pipe, None, settings, allowed)[0]) == 4
 
 
 def test_pretrain_hands_its_access_on(recipe, pipe, tmp_path):

@@ -20,6 +20,7 @@ from a2mim.data.shards.index_file import cached_place
 from a2mim.data.shards.indexing import Shard, index_all, look_at
 from a2mim.data.shards.labels import LabelsDisagree, resolve
 from a2mim.data.shards.tar_store import TarStore
+from a2mim.data.splits import split_classes
 from a2mim.files import replacing
 
 
@@ -56,7 +57,7 @@ def open_shards(addresses: list[str], title: str, access: Access = DEFAULT) -> I
     unchecked, odd_labels, lost = (
         sum(getattr(shard.index, count) for shard in shards) for count in ("unchecked", "odd_labels", "lost")
     )
-    _tell(title, skipped, unchecked, fault)
+    _tell(title, skipped, unchecked, fault, _folders(shards))
     for shard in shards:
         shard.index = None  # no longer needed; frees its memory
     store = TarStore(shards, np.cumsum(sizes), offsets, lengths, _decided(access, shards))
@@ -74,8 +75,20 @@ def _labels(shards: list[Shard], access: Access) -> tuple[np.ndarray, list[str] 
         return np.full(sum(len(shard.index.samples) for shard in shards), NONE, np.int64), None, str(error)
 
 
-def _tell(title: str, skipped: list[str], unchecked: int, fault: str) -> None:
+def _folders(shards: list[Shard]) -> list[str]:
+    """The first-level folders of the images in all shards, sorted."""
+    folders: set[str] = set()
+    for shard in shards:
+        if shard.index is not None:
+            used = np.unique(shard.index.samples["folder"])
+            folders.update(shard.index.texts[number] for number in used[used >= 0])
+    return sorted(folders)
+
+
+def _tell(title: str, skipped: list[str], unchecked: int, fault: str, folders: list[str]) -> None:
     """Warns about what is left out or unchecked, in every command."""
+    if said := split_classes(folders, "folders"):
+        warnings.warn(f"{title}: {said}", stacklevel=4)
     if fault:
         warnings.warn(f"{title}: no labels are used: {fault}", stacklevel=4)
     if skipped:

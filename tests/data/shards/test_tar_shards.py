@@ -192,3 +192,19 @@ def test_more_shards_than_file_descriptors_held(dataset, monkeypatch):
     for i in (0, 15, 30, 39, 0, 15):
         assert np.array_equal(dataset.read(i), decode(encoded(picture(i))))
     assert len(os.listdir("/proc/self/fd")) <= before + 2
+
+
+@pytest.mark.parametrize("extra", [(), ("cls",)])
+def test_tars_with_a_training_and_a_test_folder_draw_a_warning(tmp_path, extra):
+    """Also with labels of their own: the test images would be trained on."""
+    jpg, members = encoded(picture(0)), []
+    for name in ("train/cat/0", "train/dog/1", "val/cat/2"):
+        members += [(f"{name}.jpg", jpg), *((f"{name}.{suffix}", b"1") for suffix in extra)]
+    with pytest.warns(UserWarning, match="the folders 'train' and 'val' have the names of parts of a set"):
+        open_dataset(write_tar(tmp_path / "mixed.tar", members))
+
+
+def test_folders_of_classes_in_a_tar_draw_no_warning(tmp_path, recwarn):
+    jpg = encoded(picture(0))
+    open_dataset(write_tar(tmp_path / "plain.tar", [("cat/0.jpg", jpg), ("train/1.jpg", jpg)]))
+    assert not [w for w in recwarn if "parts of a set" in str(w.message)]
