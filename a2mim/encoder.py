@@ -95,7 +95,7 @@ class MaskedEncoder(nn.Module):
         site: the module whose output takes the token, e.g. "layer3", "blocks.5", "patch_embed". "auto" is the last map
             with half the final stride in a hierarchical network, and the middle block of an isotropic one. With several
             names, each site has its own token.
-        token: "add", "replace" or "scaled", see `insert_token`.
+        token: "add", "replace" or "scaled", see `insert_token`; "none" where the fill alone stands for what is hidden.
         img_size: pixels, one number or (height, width); None is the model's own size.
         in_chans: channels of the images.
         mask_patch_size: side of a hidden square in pixels; "auto" prefers a site whose cells are no larger.
@@ -153,7 +153,8 @@ class MaskedEncoder(nn.Module):
         hide: str = "token",
     ):
         super().__init__()
-        check_mode(token)
+        if token != "none":
+            check_mode(token)
         if hide not in HIDING:
             raise ValueError(f"hide={hide!r} is not one of {', '.join(map(repr, HIDING))}")
         if hide != "token" and site != "auto":
@@ -166,7 +167,7 @@ class MaskedEncoder(nn.Module):
         self.in_chans = self.model_args.get("in_chans", in_chans)
         found = _study(self.model, self.img_size, self.in_chans, site, mask_patch_size, maps)
 
-        if hide != "token":
+        if hide != "token" or token == "none":
             found.sites.clear()
         self.found = found  # for the certificate
         self.site = found.sites[0].name if len(found.sites) == 1 else tuple(s.name for s in found.sites)

@@ -15,6 +15,8 @@ class VisibleBatchNorm(nn.BatchNorm2d):
 
     def forward(self, features: Tensor, mask: Tensor) -> Tensor:  # type: ignore[override]
         """features: (B, D, h, w); mask: (B, rows, cols) bool. Returns (B, D, h, w)."""
+        if features.is_meta:  # where nothing can be counted
+            return super().forward(features)
         visible = ~spread_mask(mask, (features.shape[2], features.shape[3])).expand(len(features), -1, -1, -1)[:, 0]
         cells = features.movedim(1, -1)
         normal = super().forward(cells[visible][:, :, None, None])[:, :, 0, 0]

@@ -113,7 +113,7 @@ class Pretraining:
         total = sum(p.numel() for p in encoder.model.parameters())
         sites = [encoder.site] if isinstance(encoder.site, str) else encoder.site
         hidden = {
-            "token": f"mask token at {' and '.join(map(repr, sites))}",
+            "token": "no mask token" if not encoder.sites else f"mask token at {' and '.join(map(repr, sites))}",
             "drop": "hidden patches left out",
             "sparse": "hidden cells held at 0",
         }[encoder.hide]

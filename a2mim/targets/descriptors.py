@@ -13,6 +13,7 @@ from torch import Tensor
 
 from a2mim.pixels import IMAGENET_MEAN, IMAGENET_STD
 from a2mim.registry import MODELS
+from a2mim.targets.precision import full_precision
 
 CELL = 8  # pixels, side of a cell
 BINS = 9  # of the gradient's direction, over 180 degrees
@@ -74,7 +75,7 @@ class HOG(_Descriptor):
     @torch.no_grad()
     def __call__(self, images: Tensor) -> Tensor:
         """(B, C, H, W) normalised float, or integers -> (B, 9 C, H / 8, W / 8) float32."""
-        with torch.autocast(images.device.type, enabled=False):
+        with full_precision(images):
             levels = F.pad(self.levels(images), (1, 1, 1, 1), mode="reflect")
             smooth_rows = levels[:, :, :-2] + 2 * levels[:, :, 1:-1] + levels[:, :, 2:]
             smooth_cols = levels[..., :-2] + 2 * levels[..., 1:-1] + levels[..., 2:]
@@ -105,7 +106,7 @@ class LBP(_Descriptor):
     @torch.no_grad()
     def __call__(self, images: Tensor) -> Tensor:
         """(B, C, H, W) normalised float, or integers -> (B, 10, H / 8, W / 8) float32."""
-        with torch.autocast(images.device.type, enabled=False):
+        with full_precision(images):
             grey = self.levels(images).sum(dim=1, keepdim=True)
             padded = F.pad(grey, (1, 1, 1, 1), mode="reflect")
             height, width = grey.shape[-2:]

@@ -6,6 +6,7 @@ from torch import Tensor, nn
 from a2mim.registry import MODELS
 from a2mim.targets.cells import normalise
 from a2mim.targets.held import Held, spread_of
+from a2mim.targets.precision import full_precision
 
 LEAST_SPREAD = 0.1  # share of a target's deviation that must lie within images
 
@@ -64,7 +65,7 @@ class RandomFeatures(Held):
     @torch.no_grad()
     def forward(self, images: Tensor) -> Tensor:
         """(B, C, H, W) normalised -> (B, channels, H / stride, W / stride) float32."""
-        with torch.autocast(images.device.type, enabled=False):
+        with full_precision(images):
             target = normalise(self.held("teacher")(images.float()), "layer")
         if not self.checked and not target.is_meta:
             self.checked = True

@@ -1,0 +1,33 @@
+"""FastMIM, XCiT-S12/16, ImageNet-1k, 800 epochs at 128 px: gradients of small images, then fine-tuning at 224 px.
+
+python tools/pretrain.py configs/fastmim_xcit_small.py --data 'imagenet-train-{000000..001023}.tar'
+
+Hidden pixels take one learned colour, and no token enters the network. Source: https://arxiv.org/abs/2212.06593, which
+has no XCiT (published: ViT-B 83.8 %); the learning rate is MAE's.
+"""
+
+_base_ = "_base_/method.py"
+
+model = dict(
+    encoder=dict(name="xcit_small_12_p16_224", token="none"),
+    masking=dict(type="BlockMask", mask_patch_size=16, mask_ratio=0.75),
+    fill=dict(type="LearnedFill"),
+    decoder=dict(type="TransformerDecoder", embed_dim=256, depth=1, num_heads=8),
+    target="hog",
+    losses=[dict(type="MaskedL2")],
+)
+data = dict(img_size=128, scale=(0.2, 1.0), interpolation="bicubic")
+optimizer = dict(base_lr=1.5e-4)
+schedule = dict(epochs=800)
+laptop = {
+    "model.encoder.name": "xcit_nano_12_p16_224",
+    "model.masking.mask_patch_size": 16,
+    "model.decoder.embed_dim": 128,
+    "model.decoder.depth": 1,
+    "data.img_size": 64,
+    "global_batch_size": 32,
+    "optimizer.base_lr": 8e-3,
+    "schedule.epochs": 4,
+    "schedule.warmup_epochs": 0.4,
+    "clip_grad": 1.0,
+}
