@@ -43,19 +43,37 @@ OLD = HERE / "old"
 NEAR = 1e-3  # relative, for numbers that rounding moves
 
 # Steps, and images a step where they are fewer than the laptop scale has: what a test can pay.
-LIGHT, HEAVY = (20, 16), (6, 8)
+LIGHT, HEAVY, BRIEF = (20, 16), (6, 8), (4, 4)
 PRETRAIN = {
+    "a2mim_convnext_base": BRIEF,
+    "a2mim_convnext_small": BRIEF,
     "a2mim_convnext_tiny": (20, 8),
     "a2mim_crossvit": HEAVY,
+    "a2mim_deit_small_in100": BRIEF,
     "a2mim_linglo": LIGHT,
     "a2mim_resnet101": HEAVY,
+    "a2mim_resnet152": BRIEF,
     "a2mim_resnet18": (10, 8),
+    "a2mim_resnet200": BRIEF,
     "a2mim_resnet50": HEAVY,
     "a2mim_swin_tiny": (4, 8),
+    "a2mim_vit_base": BRIEF,
+    "a2mim_vit_large": BRIEF,
     "a2mim_vit_small": LIGHT,
     "a2mim_xcit": (20, None),
     "a2mim_xvit": LIGHT,
+    "data2vec_vit_base": BRIEF,
+    "distill_resnet50": BRIEF,
+    "distill_xcit_small": BRIEF,
+    "fastmim_resnet50": BRIEF,
+    "fastmim_xcit_small": BRIEF,
+    "mae_vit_base": BRIEF,
+    "mae_vit_small": BRIEF,
+    "maskfeat_vit_base": BRIEF,
+    "mff_vit_small": BRIEF,
     "simmim_vit_base": LIGHT,
+    "spark_convnext_small": BRIEF,
+    "spark_resnet50": BRIEF,
 }
 FINETUNE = {
     "low_shot_finetune": "test_vit",
@@ -113,10 +131,21 @@ def near(value: float, times: int = 1) -> list:
     return [value, times * NEAR * abs(value)]
 
 
+def flat(state: dict, prefix: str = "") -> dict:
+    """{path: tensor} of nested dictionaries; a target that holds a network keeps it in one entry of the state."""
+    found = {}
+    for key, value in state.items():
+        if isinstance(value, dict):
+            found |= flat(value, f"{prefix}{key}.")
+        elif torch.is_tensor(value):
+            found[f"{prefix}{key}"] = value
+    return found
+
+
 def weights_of(run: Path) -> tuple[dict, dict]:
     """(weights of the newest checkpoint, of the averaged model too; numbers of them and of the log)."""
     checkpoint = torch.load(max((run / "checkpoints").glob("step_*.pth")), weights_only=True)
-    tensors = dict(checkpoint["state_dict"])
+    tensors = flat(checkpoint["state_dict"])
     tensors |= {f"averaged.{k}": v for k, v in checkpoint.get("ema_state_dict", {}).items() if torch.is_tensor(v)}
     numbers = {"step": [checkpoint["meta"]["step"], 0]} | numbers_of(tensors)
     for text in (run / "log.jsonl").read_text().splitlines():
