@@ -19,7 +19,7 @@ import numpy as np
 
 from a2mim.data.access import Access
 from a2mim.data.shards.index import SAMPLE, ShardIndex
-from a2mim.data.shards.index_file import local_places, local_stamp, store
+from a2mim.data.shards.index_file import local_paths, local_stamp, store
 
 OPEN = """
 import resource, sys, time
@@ -50,7 +50,7 @@ def write_synthetic(folder: Path, images: int, shards: int) -> str:
         with open(path, "wb") as file:
             file.truncate(int(samples["offset"][-1] + samples["size"][-1] + 10240))
         keys = [f"{k * count + i:09d}" for i in range(count)]
-        store(ShardIndex(samples, keys=keys), local_places(path, Access()), local_stamp(path))
+        store(ShardIndex(samples, keys=keys), local_paths(path, Access()), local_stamp(path))
     return str(folder / f"shard-{{000000..{shards - 1:06d}}}.tar")
 
 

@@ -86,11 +86,11 @@ class Batches:
     @property
     def shape(self) -> tuple[int, int, int]:
         """Shape of one image: (C, H, W)."""
-        return self.dataset.form.in_chans, *self.crop.size
+        return self.dataset.pixel_format.in_chans, *self.crop.size
 
     @property
     def dtype(self) -> torch.dtype:
-        return torch.uint8 if self.dataset.form.bits == 8 else torch.uint16
+        return torch.uint8 if self.dataset.pixel_format.bits == 8 else torch.uint16
 
     def __getitem__(self, request: Request) -> WorkerBatch:
         """The finished batch, or a batch with the error that ends the run."""

@@ -47,12 +47,12 @@ class ImageDataset:
         splits: the splits that the source has; empty if it has one set, which is then used for every split.
         duplicates: images left out because an earlier image has the same key.
 
-    `form` says how pixels are converted; `open_dataset` sets it. `skipped` names the bad shards that the user chose to
-    skip. `incomplete` counts samples without an image. `unchecked` counts shards whose index came from DALI and was not
-    verified.
+    `pixel_format` says how pixels are converted; `open_dataset` sets it. `skipped` names the bad shards that the user
+    chose to skip. `incomplete` counts samples without an image. `unchecked` counts shards whose index came from DALI
+    and was not verified.
     """
 
-    form = PixelFormat()
+    pixel_format = PixelFormat()
     skipped: tuple[str, ...] = ()
     incomplete = unchecked = odd_labels = lost = 0
     label_fault = ""
@@ -78,11 +78,11 @@ class ImageDataset:
     def decode(self, content: bytes | np.ndarray, notes: list[str] | None = None) -> np.ndarray:
         """Converts what a store returns to (H, W, C) in the data set's format."""
         if not isinstance(content, np.ndarray):
-            return decode(content, notes, self.form)
-        pixels = fit_picture(fit_range(content, self.form), self.form.in_chans)
-        if notes is not None and BITS[pixels.dtype] > self.form.bits:
+            return decode(content, notes, self.pixel_format)
+        pixels = fit_picture(fit_range(content, self.pixel_format), self.pixel_format.in_chans)
+        if notes is not None and BITS[pixels.dtype] > self.pixel_format.bits:
             notes.append(REDUCED)
-        return fit_depth(pixels, self.form.bits)
+        return fit_depth(pixels, self.pixel_format.bits)
 
     def will_need(self, ids: np.ndarray) -> None:
         """Lets the store read ahead, if it can."""
@@ -90,10 +90,10 @@ class ImageDataset:
             self.store.will_need(ids)
 
     @property
-    def has_form(self) -> bool:
-        return "form" in self.__dict__
+    def has_pixel_format(self) -> bool:
+        return "pixel_format" in self.__dict__
 
-    def take_form(
+    def set_pixel_format(
         self,
         in_chans: int = 3,
         bits: int | None = None,
@@ -102,19 +102,19 @@ class ImageDataset:
         nodata: float | str | None = None,
         fill: float | None = None,
     ) -> None:
-        """Sets `form`, see pixel_format.py. Without `bits`, several images are read, and one with 16 bits makes it 16.
+        """Sets `pixel_format`. Without `bits`, several images are read, and one with 16 bits makes it 16.
 
         Raises:
             ValueError: the first readable image does not fit.
         """
         nodata = None if nodata is None else float(nodata)
-        self.form = PixelFormat(in_chans, bits or 16, exif, value_range and tuple(value_range), nodata, fill)
+        self.pixel_format = PixelFormat(in_chans, bits or 16, exif, value_range and tuple(value_range), nodata, fill)
         depths = self._depth_of_first()
         if bits is None and depths:
             depths += self._depths_of_others()
             if len(set(depths)) > 1:
                 self.depths_differ = f"{depths.count(16)} of {len(depths)} images looked at have 16 bits, the others 8"
-        self.form = dataclasses.replace(self.form, bits=bits or max(depths, default=8))
+        self.pixel_format = dataclasses.replace(self.pixel_format, bits=bits or max(depths, default=8))
         self.__dict__.pop("fingerprint", None)
 
     def _depth_of_first(self) -> list[int]:
@@ -140,8 +140,8 @@ class ImageDataset:
     def _depth(self, i: int, of_encoded: Callable[[bytes, PixelFormat], int]) -> int:
         content = self.store.content(i)
         if isinstance(content, np.ndarray):
-            return BITS[fit_picture(fit_range(content, self.form), self.form.in_chans).dtype]
-        return of_encoded(content, self.form)
+            return BITS[fit_picture(fit_range(content, self.pixel_format), self.pixel_format.in_chans).dtype]
+        return of_encoded(content, self.pixel_format)
 
     def read_labels(self) -> None:
         """Reads labels that only the items have, once. Code that needs labels calls it."""
@@ -160,10 +160,12 @@ class ImageDataset:
         shard, label or pixel format changes. It does not change when the data is moved.
         """
         columns = [column.tobytes() for column in (self.shard_sizes, self.keys, self.labels)]
-        values = dataclasses.astuple(self.form)
-        values = values[:4] if self.form.nodata is None else values  # keeps fingerprints from before `nodata` existed
-        form = [] if self.form == PixelFormat() else [repr(values).encode()]
-        return hashlib.blake2b(b"".join(columns + form), digest_size=8).hexdigest()
+        values = dataclasses.astuple(self.pixel_format)
+        values = (
+            values[:4] if self.pixel_format.nodata is None else values
+        )  # keeps fingerprints from before `nodata` existed
+        converted = [] if self.pixel_format == PixelFormat() else [repr(values).encode()]
+        return hashlib.blake2b(b"".join(columns + converted), digest_size=8).hexdigest()
 
     @property
     def images(self) -> int:

@@ -26,41 +26,45 @@ _EIGHT_BITS = (b"GIF8", b"BM")  # the first bytes of formats that always have 8 
 RGB = PixelFormat()
 
 
-def decode(data: bytes, notes: list[str] | None = None, form: PixelFormat = RGB) -> np.ndarray:
+def decode(data: bytes, notes: list[str] | None = None, pixel_format: PixelFormat = RGB) -> np.ndarray:
     """Encoded image -> (H, W, form.in_chans) of form.dtype, writable and contiguous; raises UnreadableImage.
 
     Args:
         notes: receives LENIENT if a damaged image was decoded all the same, and REDUCED if bits were lost.
     """
     notes = [] if notes is None else notes
-    pixels, turned = _decode(data, notes, form)
-    if BITS[pixels.dtype] > form.bits:
+    pixels, turned = _decode(data, notes, pixel_format)
+    if BITS[pixels.dtype] > pixel_format.bits:
         notes.append(REDUCED)
-    pixels = fit_depth(pixels, form.bits)
-    return turn(pixels, orientation_of(data)) if form.exif and not turned else pixels
+    pixels = fit_depth(pixels, pixel_format.bits)
+    return turn(pixels, orientation_of(data)) if pixel_format.exif and not turned else pixels
 
 
-def depth_of(data: bytes, form: PixelFormat = RGB) -> int:
+def depth_of(data: bytes, pixel_format: PixelFormat = RGB) -> int:
     """Bits per value of one encoded image: 8 or 16. Raises UnreadableImage, or Unfit if the format does not fit."""
-    return _depth_by_header(data) if form.in_chans <= 4 and _depth_by_header(data) else _depth_by_decoding(data, form)
+    return (
+        _depth_by_header(data)
+        if pixel_format.in_chans <= 4 and _depth_by_header(data)
+        else _depth_by_decoding(data, pixel_format)
+    )
 
 
-def quick_depth_of(data: bytes, form: PixelFormat = RGB) -> int:
+def quick_depth_of(data: bytes, pixel_format: PixelFormat = RGB) -> int:
     """`depth_of` from the header alone for PNG; it does not check whether the image fits."""
     if rasters.is_png(data):
         return 16 if rasters.is_deep_png(data) else 8
-    return depth_of(data, form)
+    return depth_of(data, pixel_format)
 
 
 def _depth_by_header(data: bytes) -> int | None:
     return 8 if data.startswith((_JPEG, *_EIGHT_BITS)) else None
 
 
-def _depth_by_decoding(data: bytes, form: PixelFormat) -> int:
-    return BITS[_decode(data, [], form)[0].dtype]
+def _depth_by_decoding(data: bytes, pixel_format: PixelFormat) -> int:
+    return BITS[_decode(data, [], pixel_format)[0].dtype]
 
 
-def _decode(data: bytes, notes: list[str], form: PixelFormat) -> tuple[np.ndarray, bool]:
+def _decode(data: bytes, notes: list[str], pixel_format: PixelFormat) -> tuple[np.ndarray, bool]:
     """((H, W, form.in_chans) uint8 or uint16, whether the orientation is already applied); raises UnreadableImage."""
     if not data:
         raise UnreadableImage("empty")
@@ -69,7 +73,7 @@ def _decode(data: bytes, notes: list[str], form: PixelFormat) -> tuple[np.ndarra
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # what decoders warn about is checked, converted or counted here
-            pixels, turned = _decode_by_kind(data, notes, form)
+            pixels, turned = _decode_by_kind(data, notes, pixel_format)
     except UnreadableImage:
         raise
     except Exception as error:  # decoders raise nearly anything on damaged data
@@ -79,25 +83,25 @@ def _decode(data: bytes, notes: list[str], form: PixelFormat) -> tuple[np.ndarra
     return pixels, turned
 
 
-def _decode_by_kind(data: bytes, notes: list[str], form: PixelFormat) -> tuple[np.ndarray, bool]:
+def _decode_by_kind(data: bytes, notes: list[str], pixel_format: PixelFormat) -> tuple[np.ndarray, bool]:
     if data.startswith(rasters.NPY):
-        return fit_range(rasters.decode_npy(data, form.in_chans), form), True
+        return fit_range(rasters.decode_npy(data, pixel_format.in_chans), pixel_format), True
     if data.startswith(_JPEG):
-        found = _decode_jpeg(data, form.in_chans)
-        if not isinstance(found, np.ndarray):
-            notes += [LENIENT] if found == DAMAGED else []
-            found = decode_by_pillow(data, form.in_chans)
-        return fit_picture(found, form.in_chans), False
-    if data.startswith(tiffs.MAGIC) and (found := tiffs.decode_tiff(data, form.in_chans)) is not None:
-        pixels = fit_range(found.values, form)
-        return (fit_picture(pixels, form.in_chans) if found.is_picture else pixels), False
+        decoded = _decode_jpeg(data, pixel_format.in_chans)
+        if not isinstance(decoded, np.ndarray):
+            notes += [LENIENT] if decoded == DAMAGED else []
+            decoded = decode_by_pillow(data, pixel_format.in_chans)
+        return fit_picture(decoded, pixel_format.in_chans), False
+    if data.startswith(tiffs.MAGIC) and (decoded := tiffs.decode_tiff(data, pixel_format.in_chans)) is not None:
+        pixels = fit_range(decoded.values, pixel_format)
+        return (fit_picture(pixels, pixel_format.in_chans) if decoded.is_picture else pixels), False
     if rasters.is_deep(data):
         pixels = rasters.decode_deep(data)
     else:
-        pixels = decode_by_pillow(data, form.in_chans)
+        pixels = decode_by_pillow(data, pixel_format.in_chans)
         if pixels.dtype == np.uint8 and rasters.is_deep_avif(data):
             notes.append(REDUCED)
-    return fit_picture(fit_range(pixels, form), form.in_chans), False
+    return fit_picture(fit_range(pixels, pixel_format), pixel_format.in_chans), False
 
 
 def _decode_jpeg(data: bytes, in_chans: int) -> np.ndarray | str:

@@ -42,28 +42,28 @@ def open_folder(folder: str | os.PathLike, split: str = "train") -> ImageDataset
         if split not in parts:
             raise ValueError(f"split={split!r} of {str(folder)!r} is unknown; choose one of {', '.join(parts)}")
         root = inner(parts[split])
-    found = walk(root)
-    if not found.images:
-        raise ValueError(f"no images in {str(root)!r}: {what_is_there(root, found)}")
-    if found.dangling:
-        first, more = found.dangling[0], len(found.dangling) - 1
+    listing = walk(root)
+    if not listing.images:
+        raise ValueError(f"no images in {str(root)!r}: {what_is_there(root, listing)}")
+    if listing.dangling:
+        first, more = listing.dangling[0], len(listing.dangling) - 1
         warnings.warn(
             f"{root}: links that lead nowhere are passed over: {first}" + (f" and {more} more" if more else ""),
             stacklevel=2,
         )
-    labels, class_names = labels_from_paths(found.images)
+    labels, class_names = labels_from_paths(listing.images)
     if not parts and (said := split_classes(class_names)):
         warnings.warn(f"{root}: {said}", stacklevel=2)
     dataset = ImageDataset(
-        store=FolderStore(root, found.images),
+        store=FolderStore(root, listing.images),
         title=str(root),
-        keys=[key_of(path) for path in found.images],
+        keys=[key_of(path) for path in listing.images],
         labels=labels,
-        shard_sizes=[len(found.images)],
+        shard_sizes=[len(listing.images)],
         class_names=class_names,
         splits=tuple(parts),
     )
-    dataset.passed_over = found.passed_over()
+    dataset.passed_over = listing.passed_over()
     return dataset
 
 
@@ -85,10 +85,10 @@ def labels_from_paths(paths: list[str]) -> tuple[np.ndarray, list[str] | None]:
     return np.array([number[name_of[folder]] for folder in first]), names
 
 
-def what_is_there(root: Path, found: Walk) -> str:
+def what_is_there(root: Path, listing: Walk) -> str:
     """A phrase that describes a folder without images."""
     tars = sorted(root.glob("*.tar"))
     if tars:
         return f"it holds {len(tars)} tar files; give them as '{root}/*.tar'"
-    passed = f"; passed over: {found.passed_over()}" if found.passed or found.dangling else ""
+    passed = f"; passed over: {listing.passed_over()}" if listing.passed or listing.dangling else ""
     return f"looked for {', '.join(PICTURES + ARRAYS)} files in it and in all folders below{passed}"

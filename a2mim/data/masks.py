@@ -83,7 +83,7 @@ def looks_masked(source) -> bool:
     if not isinstance(source, str | os.PathLike):
         return False
     root = Path(source)
-    return any((place / "masks").is_dir() and (place / "images").is_dir() for place in (root, *_split_folders(root)))
+    return any((folder / "masks").is_dir() and (folder / "images").is_dir() for folder in (root, *_split_folders(root)))
 
 
 def read_mask(data: bytes, name: str) -> np.ndarray:
@@ -142,15 +142,17 @@ def _split_folders(root: Path) -> list[Path]:
 
 
 def _open_folder(root: Path, split: str) -> Masked:
-    found = {name: [root / p for p in places if (root / p / "images").is_dir()] for name, places in _SPLITS.items()}
-    has_split = all(found.values())
-    place = found[split][0] if has_split else root
-    images, masks = (_by_stem(place / kind, suffixes) for kind, suffixes in (("images", PICTURES), ("masks", ("png",))))
+    parts = {name: [root / p for p in places if (root / p / "images").is_dir()] for name, places in _SPLITS.items()}
+    has_split = all(parts.values())
+    folder = parts[split][0] if has_split else root
+    images, masks = (
+        _by_stem(folder / kind, suffixes) for kind, suffixes in (("images", PICTURES), ("masks", ("png",)))
+    )
     if not images:
-        raise FileNotFoundError(f"{place} holds no images/ folder with images: it needs images/ and masks/.")
+        raise FileNotFoundError(f"{folder} holds no images/ folder with images: it needs images/ and masks/.")
     if missing := sorted(set(images) - set(masks)):
         raise ValueError(
-            f"{len(missing)} of {len(images)} images in {place / 'images'} have no mask of the same name in masks/,"
+            f"{len(missing)} of {len(images)} images in {folder / 'images'} have no mask of the same name in masks/,"
             f" first {missing[0]}.png"
         )
     stems = sorted(images)
@@ -159,9 +161,9 @@ def _open_folder(root: Path, split: str) -> Masked:
         paths = images[stems[i]], masks[stems[i]]
         return _pair(*(read_file(path) for path in paths), *map(str, paths))
 
-    listed = next((path for path in (place / "classes.txt", root / "classes.txt") if path.is_file()), None)
+    listed = next((path for path in (folder / "classes.txt", root / "classes.txt") if path.is_file()), None)
     return Masked(
-        str(place), [str(images[stem]) for stem in stems], read, read_class_list(listed) if listed else None, has_split
+        str(folder), [str(images[stem]) for stem in stems], read, read_class_list(listed) if listed else None, has_split
     )
 
 
@@ -179,14 +181,14 @@ def _open_shards(source) -> Masked:
     shards = expand(source)
     if remote := [shard for shard in shards if is_remote(shard)]:
         raise ValueError(f"{remote[0]} is remote: shards of images and masks are read from disk; copy them first.")
-    places: list[tuple[str, str, tuple[int, int], tuple[int, int]]] = []  # shard, key, (offset, size) of image and mask
+    pairs: list[tuple[str, str, tuple[int, int], tuple[int, int]]] = []  # shard, key, (offset, size) of image and mask
     for shard in shards:
-        places += _pairs_of(shard)
-    if not places:
+        pairs += _pairs_of(shard)
+    if not pairs:
         raise ValueError(f"no images with masks in {source}: the mask of KEY.jpg is KEY.mask.png beside it.")
 
     def read(i: int) -> tuple[np.ndarray, np.ndarray]:
-        shard, key, *spans = places[i]
+        shard, key, *spans = pairs[i]
         with open(shard, "rb") as file:
             contents = []
             for offset, size in spans:
@@ -195,7 +197,7 @@ def _open_shards(source) -> Masked:
         return _pair(*contents, f"{shard}:{key}", f"{shard}:{key}.mask.png")
 
     listed = Path(shards[0]).parent / "classes.txt"
-    names = [f"{shard}:{key}" for shard, key, *_ in places]
+    names = [f"{shard}:{key}" for shard, key, *_ in pairs]
     return Masked(str(source), names, read, read_class_list(listed) if listed.is_file() else None)
 
 

@@ -41,12 +41,12 @@ def _open_items(source) -> ImageDataset:
     image, label = parts_of(source[0])
     image_and_label(image)  # raises now if the item has a wrong type, before anything starts
     keys = np.array([key_of(f"own/{i}") for i in range(len(source))], np.uint64)
-    found = labels_outside(source)
-    labels, names, odd = numbered(found) if found is not None else (np.full(len(source), -1, np.int64), None, 0)
+    outside = labels_outside(source)
+    labels, names, odd = numbered(outside) if outside is not None else (np.full(len(source), -1, np.int64), None, 0)
     names = class_names_of(source) or names
     dataset = ImageDataset(ItemStore(source), type(source).__name__, keys, labels, [len(source)], names)
     dataset.promise, dataset.odd_labels = PROMISE, odd
-    if found is None and label is not None:
+    if outside is None and label is not None:
         dataset.label_reader = functools.partial(read_labels, source)
     return dataset
 

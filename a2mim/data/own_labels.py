@@ -19,12 +19,12 @@ def labels_outside(source: Any) -> Sequence[object] | None:
     Looks into torch's Subset and ConcatDataset, and reads the label column of a Hugging Face data set.
     """
     for name in _BESIDE:
-        found = getattr(source, name, None)
-        if found is not None and not callable(found) and isinstance(found, Sized) and len(found) == len(source):
-            return found
+        labels = getattr(source, name, None)
+        if labels is not None and not callable(labels) and isinstance(labels, Sized) and len(labels) == len(source):
+            return labels
     if hasattr(source, "dataset") and isinstance(getattr(source, "indices", None), Sized):
-        found = labels_outside(source.dataset)
-        return None if found is None else [found[int(i)] for i in source.indices]
+        labels = labels_outside(source.dataset)
+        return None if labels is None else [labels[int(i)] for i in source.indices]
     if isinstance(getattr(source, "datasets", None), list | tuple):
         parts = [labels_outside(part) for part in source.datasets]
         return None if any(part is None for part in parts) else [label for part in parts for label in part]
@@ -40,8 +40,8 @@ def class_names_of(source: Any) -> list[str] | None:
     if hasattr(source, "dataset") and hasattr(source, "indices"):
         return class_names_of(source.dataset)
     if isinstance(getattr(source, "datasets", None), list | tuple):
-        found = [class_names_of(part) for part in source.datasets]
-        return found[0] if found and all(names == found[0] for names in found) else None
+        parts = [class_names_of(part) for part in source.datasets]
+        return parts[0] if parts and all(names == parts[0] for names in parts) else None
     column = _column(source)
     return None if column is None else getattr(source.features[column], "names", None)
 
@@ -57,15 +57,15 @@ def read_labels(source: Any) -> tuple[np.ndarray, list[str] | None, int]:
     return numbered(labels)
 
 
-def numbered(found: Sequence[object]) -> tuple[np.ndarray, list[str] | None, int]:
+def numbered(stored: Sequence[object]) -> tuple[np.ndarray, list[str] | None, int]:
     """((N,) int64 labels, -1 = none; class names if the labels are names; number of labels that are no class)."""
-    names = {label for label in found if isinstance(label, str)}
-    if names and all(map(is_class_name, names)) and all(isinstance(label, str | None) for label in found):
+    names = {label for label in stored if isinstance(label, str)}
+    if names and all(map(is_class_name, names)) and all(isinstance(label, str | None) for label in stored):
         known = sorted(set(map(class_name, names)))
         number = {name: k for k, name in enumerate(known)}
-        return np.array([-1 if label is None else number[class_name(label)] for label in found], np.int64), known, 0
-    labels = np.array([label_number(label) for label in found], np.int64)
-    missing = [label for label, number in zip(found, labels, strict=True) if number < 0]
+        return np.array([-1 if label is None else number[class_name(label)] for label in stored], np.int64), known, 0
+    labels = np.array([label_number(label) for label in stored], np.int64)
+    missing = [label for label, number in zip(stored, labels, strict=True) if number < 0]
     return labels, None, sum(label is not None and not _means_none(label) for label in missing)
 
 

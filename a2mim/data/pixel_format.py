@@ -109,39 +109,43 @@ def _luminance(pixels: np.ndarray) -> np.ndarray:
     return ((weighted + 0x8000) >> np.uint64(16)).astype(pixels.dtype)[:, :, None]
 
 
-def fit_range(values: np.ndarray, form: PixelFormat) -> np.ndarray:
+def fit_range(values: np.ndarray, pixel_format: PixelFormat) -> np.ndarray:
     """(H, W, C) of any real type -> uint8 or uint16. These two are kept; others are scaled from `value_range` to 16
     bits.
 
     `nodata` is replaced by `fill` first. Raises Unfit if the range is missing, UnreadableImage for NaN and infinity.
     """
     if values.dtype in BITS:
-        return _filled(values, form) if form.nodata is not None else values
-    if form.value_range is None:
+        return _filled(values, pixel_format) if pixel_format.nodata is not None else values
+    if pixel_format.value_range is None:
         raise Unfit("other values", f"{values.dtype}, which needs value_range, the least and the greatest value")
     scaled = np.empty(values.shape, np.uint16)
     rows = max(1, _VALUES_AT_ONCE // max(1, values[0].size if len(values) else 1))
     for start in range(0, len(values), rows):
-        scaled[start : start + rows] = _scaled(values[start : start + rows].astype(np.float64), form)
+        scaled[start : start + rows] = _scaled(values[start : start + rows].astype(np.float64), pixel_format)
     return scaled
 
 
-def _scaled(values: np.ndarray, form: PixelFormat) -> np.ndarray:
-    low, high = form.value_range
-    if form.nodata is not None:
-        hidden = np.isnan(values) if np.isnan(form.nodata) else values == form.nodata
-        values = np.where(hidden, low if form.fill is None else form.fill, values)
+def _scaled(values: np.ndarray, pixel_format: PixelFormat) -> np.ndarray:
+    low, high = pixel_format.value_range
+    if pixel_format.nodata is not None:
+        hidden = np.isnan(values) if np.isnan(pixel_format.nodata) else values == pixel_format.nodata
+        values = np.where(hidden, low if pixel_format.fill is None else pixel_format.fill, values)
     if not np.isfinite(values).all():
-        hint = "set data.nodata=nan where NaN stands for no data" if form.nodata is None else "beside the nodata value"
+        hint = (
+            "set data.nodata=nan where NaN stands for no data"
+            if pixel_format.nodata is None
+            else "beside the nodata value"
+        )
         raise UnreadableImage("not finite", f"it holds NaN or infinity; {hint}")
     return np.rint(((values - low) / (high - low)).clip(0, 1) * 65535)
 
 
-def _filled(values: np.ndarray, form: PixelFormat) -> np.ndarray:
-    fill = 0 if form.fill is None else form.fill
+def _filled(values: np.ndarray, pixel_format: PixelFormat) -> np.ndarray:
+    fill = 0 if pixel_format.fill is None else pixel_format.fill
     if not 0 <= fill <= np.iinfo(values.dtype).max:
         raise Unfit("other values", f"{values.dtype}, in which fill={fill:g} cannot be stored")
-    return np.where(values == form.nodata, values.dtype.type(fill), values)
+    return np.where(values == pixel_format.nodata, values.dtype.type(fill), values)
 
 
 def turn(pixels: np.ndarray, orientation: int, back: bool = False) -> np.ndarray:

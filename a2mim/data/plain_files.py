@@ -20,11 +20,11 @@ def read_file(path: str | os.PathLike, most: int = MAX_BYTES) -> bytes:
     """The content of a regular file of at most `most` bytes; raises NotPlain, or OSError like `open`."""
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | getattr(os, "O_NONBLOCK", 0))
     with open(descriptor, "rb") as file:
-        found = os.fstat(descriptor)
-        if not stat.S_ISREG(found.st_mode):
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode):
             raise NotPlain(0, "it is no regular file", os.fspath(path))
-        if found.st_size > most:
-            raise NotPlain(0, f"it has {found.st_size:,} bytes, at most {most:,} are read", os.fspath(path))
+        if status.st_size > most:
+            raise NotPlain(0, f"it has {status.st_size:,} bytes, at most {most:,} are read", os.fspath(path))
         return file.read(most)
 
 

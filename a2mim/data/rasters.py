@@ -44,8 +44,8 @@ def is_deep_png(data: bytes) -> bool:
 
 def is_deep_avif(data: bytes) -> bool:
     """True for an AVIF with 10 or 12 bits, by its header; Pillow rounds these to 8."""
-    place = data.find(b"av1C", 0, _LONGEST_HEADER)
-    return data[4:12] == b"ftypavif" and 0 <= place < len(data) - 6 and bool(data[place + 6] & 0x40)
+    start = data.find(b"av1C", 0, _LONGEST_HEADER)
+    return data[4:12] == b"ftypavif" and 0 <= start < len(data) - 6 and bool(data[start + 6] & 0x40)
 
 
 def is_deep(data: bytes) -> bool:
@@ -62,18 +62,18 @@ def decode_deep(data: bytes) -> np.ndarray:
 
 
 def _deep_pnm_size(data: bytes) -> tuple[int, int] | None:
-    found = _PNM.match(data[:_LONGEST_HEADER]) if data[:1] == b"P" else None
-    if found is None or int(found[3]) < 256:
+    header = _PNM.match(data[:_LONGEST_HEADER]) if data[:1] == b"P" else None
+    if header is None or int(header[3]) < 256:
         return None
-    return int(found[1]), int(found[2])
+    return int(header[1]), int(header[2])
 
 
 def _deep_jp2_size(data: bytes) -> tuple[int, int] | None:
     """(width, height) of a JPEG 2000 file with 3 or 4 components of over 8 bits. Pillow reads grey ones in full."""
-    place = data.find(b"ihdr", 0, _LONGEST_HEADER)
-    if not data.startswith(_JP2) or not 0 <= place < len(data) - 15:
+    start = data.find(b"ihdr", 0, _LONGEST_HEADER)
+    if not data.startswith(_JP2) or not 0 <= start < len(data) - 15:
         return None
-    height, width, components, bits = struct.unpack_from(">IIHB", data, place + 4)
+    height, width, components, bits = struct.unpack_from(">IIHB", data, start + 4)
     return (width, height) if components in (3, 4) and 7 < bits & 0x7F < 16 else None
 
 

@@ -31,7 +31,7 @@ class ReadAhead:
             self._waiting[key] = waiting = _Result(key)
             if len(self._waiting) > MOST:
                 self._waiting.popitem(last=False)
-        self._asked.put((waiting, work))
+        self._requests.put((waiting, work))
 
     def take(self, key: Hashable, work: Callable):
         """The result, or the error that the work raised. Does the work now if it was not requested."""
@@ -51,15 +51,15 @@ class ReadAhead:
         if self._process == os.getpid():
             return
         self._process, self._lock = os.getpid(), threading.Lock()
-        self._waiting, self._asked = OrderedDict(), queue.SimpleQueue()
+        self._waiting, self._requests = OrderedDict(), queue.SimpleQueue()
         for _ in range(self.threads):
-            threading.Thread(target=_serve, args=(self._asked,), daemon=True).start()
+            threading.Thread(target=_serve, args=(self._requests,), daemon=True).start()
 
     def close(self) -> None:
         """Lets the threads end after the requested work."""
         if self._process == os.getpid():
             for _ in range(self.threads):
-                self._asked.put(None)
+                self._requests.put(None)
             self._process = None
 
     def __del__(self):
@@ -74,12 +74,12 @@ class _Result:
         self.key, self.ready, self.value, self.error = key, threading.Event(), None, None
 
 
-def _serve(asked: queue.SimpleQueue) -> None:
-    while (found := asked.get()) is not None:
-        waiting, work = found
+def _serve(requests: queue.SimpleQueue) -> None:
+    while (request := requests.get()) is not None:
+        waiting, work = request
         try:
             waiting.value = work(waiting.key)
         except BaseException as error:
             waiting.error = error
         waiting.ready.set()
-        del found, waiting, work  # an idle thread must not keep objects alive
+        del request, waiting, work  # an idle thread must not keep objects alive

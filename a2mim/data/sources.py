@@ -64,14 +64,14 @@ def open_dataset(
         ValueError: an argument must be changed.
     """
     dataset = _opened(source, split, access or DEFAULT)
-    if dataset is source and dataset.has_form:
-        if dataset.form.in_chans != in_chans:
+    if dataset is source and dataset.has_pixel_format:
+        if dataset.pixel_format.in_chans != in_chans:
             raise ValueError(
-                f"{dataset.title} was opened with in_chans={dataset.form.in_chans}, but in_chans={in_chans} is needed;"
-                " open it with that, or change data.in_chans"
+                f"{dataset.title} was opened with in_chans={dataset.pixel_format.in_chans}, but in_chans={in_chans} is"
+                " needed; open it with that, or change data.in_chans"
             )
         return dataset
-    dataset.take_form(in_chans, bits, bool(exif), value_range, nodata, fill)
+    dataset.set_pixel_format(in_chans, bits, bool(exif), value_range, nodata, fill)
     return dataset
 
 
@@ -235,9 +235,9 @@ def _matches(pattern: str, access: Access) -> list[str]:
     if is_remote(pattern):
         from a2mim.data.remote.object_stores import glob as glob_remote
 
-        found = glob_remote(pattern, access)
+        paths = glob_remote(pattern, access)
     else:
         if len(pattern) > _LONGEST or pattern.count("/") > _MOST_FOLDERS:
             raise ValueError(f"{_short(pattern)}: a pattern of {len(pattern):,} characters; give a shorter one")
-        found = sorted(itertools.islice(glob.iglob(pattern), MOST + 1))
-    return [path for path in found if not _OWN.search(path)]
+        paths = sorted(itertools.islice(glob.iglob(pattern), MOST + 1))
+    return [path for path in paths if not _OWN.search(path)]

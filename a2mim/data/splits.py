@@ -27,10 +27,10 @@ def find_splits(root: str | os.PathLike) -> dict[str, Path]:
     folders = [entry.name for entry in list_folder(root) if not entry.name.startswith(".") and _is_folder(entry)]
     trains, tests = {}, {}
     for name in folders:
-        for words, found in ((TRAIN_WORDS, trains), (TEST_WORDS, tests)):
+        for words, named in ((TRAIN_WORDS, trains), (TEST_WORDS, tests)):
             split = _without_word(name, words)
             if split is not None:
-                found.setdefault(split[0], {})[split[1]] = name
+                named.setdefault(split[0], {})[split[1]] = name
     pairs = [frame for frame in trains if frame in tests]
     if "" in pairs or len(pairs) == 1:
         frame = "" if "" in pairs else pairs[0]
@@ -63,9 +63,9 @@ def split_word(name: str, words: tuple[str, ...]) -> bool:
 def _without_word(name: str, words: tuple[str, ...]) -> tuple[str, str] | None:
     """(the name without the word, the word), in lower case; None if none of the words stands alone in the name."""
     parts = [part.lower() for part in _WORD.split(name)]
-    for place, part in enumerate(parts):
+    for position, part in enumerate(parts):
         if part in words:
-            return re.sub(r"[^a-z]+", "_", "".join(parts[:place] + parts[place + 1 :])).strip("_"), part
+            return re.sub(r"[^a-z]+", "_", "".join(parts[:position] + parts[position + 1 :])).strip("_"), part
     return None
 
 
@@ -76,8 +76,8 @@ def _is_folder(entry: os.DirEntry) -> bool:
         return False
 
 
-def _count(found: dict[str, dict[str, str]]) -> int:
-    return sum(map(len, found.values()))
+def _count(named: dict[str, dict[str, str]]) -> int:
+    return sum(map(len, named.values()))
 
 
 def _first(named: dict[str, str], words: tuple[str, ...]) -> str:

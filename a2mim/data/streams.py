@@ -182,28 +182,28 @@ class _StreamBatches(IterableDataset):
 
     def _crops(self, number: int, faults: list) -> Iterator[tuple[torch.Tensor, int, int]]:
         """Yields (crop, label, position in this worker's stream) without end."""
-        bad, place = 0, -1
+        bad, position = 0, -1
         while True:
-            began = place
+            began = position
             for item in self.dataset.stream.pipeline:
-                place += 1
+                position += 1
                 content, label = image_and_label(item)
                 try:
                     notes = []
                     pixels = self.dataset.decode(content, notes)
                 except UnreadableImage as error:
                     bad += 1
-                    faults.append((error.reason, f"{self.dataset.title}, image {place} ({error})"))
+                    faults.append((error.reason, f"{self.dataset.title}, image {position} ({error})"))
                     if bad == MAX_IN_A_ROW:
                         names = "; ".join(sentence for _, sentence in faults[-MAX_IN_A_ROW:][:3])
                         raise UnreadableData(f"{bad} images in a row cannot be read, first: {names}") from None
                     continue
                 bad = 0
-                faults += [(note, f"{self.dataset.title}, image {place} ({note})") for note in notes]
-                key = np.array([key_of(f"{number}/{place}")], np.uint64)
+                faults += [(note, f"{self.dataset.title}, image {position} ({note})") for note in notes]
+                key = np.array([key_of(f"{number}/{position}")], np.uint64)
                 u = keyed.uniforms(self.crop.seed, 0, key, self.crop.draws, keyed.CROP)[0]
-                yield self.crop(pixels, u), label, place
-            if place == began:
+                yield self.crop(pixels, u), label, position
+            if position == began:
                 raise UnreadableData(f"{self.dataset.title} gave no image; has each worker and process a part of it?")
 
 

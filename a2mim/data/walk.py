@@ -68,7 +68,7 @@ class _Walker:
     """The folders that are still to be listed, and those that were listed."""
 
     def __init__(self, root: str):
-        self.root, self.found = root, Walk()
+        self.root, self.result = root, Walk()
         self.seen: set[tuple[int, int]] = set()
         self.links: list[str] = []  # to folders; they are listed after all real folders
 
@@ -76,12 +76,12 @@ class _Walker:
         self._list("")
         while self.links:
             self._follow(self.links.pop(0))
-        if self.found.pictures and self.found.arrays:
-            self.found.passed[".npy"] += len(self.found.arrays)
-        self.found.pictures.sort()
-        self.found.arrays.sort()
-        self.found.dangling.sort()
-        return self.found
+        if self.result.pictures and self.result.arrays:
+            self.result.passed[".npy"] += len(self.result.arrays)
+        self.result.pictures.sort()
+        self.result.arrays.sort()
+        self.result.dangling.sort()
+        return self.result
 
     def _list(self, inside: str) -> None:
         """Lists one real folder and those below it. Links to folders are not followed yet."""
@@ -92,7 +92,7 @@ class _Walker:
             entries = list_folder(path)
             self.seen.add(_identity(path))
             if inside and len(_OF_A_RUN.intersection(entry.name for entry in entries)) > 1:
-                self.found.passed["folders of runs"] += 1
+                self.result.passed["folders of runs"] += 1
                 continue
             folders = [name for entry in entries if (name := self._take(entry, inside)) is not None]
             todo += reversed(folders)
@@ -103,10 +103,10 @@ class _Walker:
         if entry.name.startswith("."):
             return None
         if entry.is_symlink() and not _leads_somewhere(os.path.join(self.root, name)):
-            self.found.dangling.append(name)
+            self.result.dangling.append(name)
         elif entry.is_dir():
             if entry.name.lower() in _SYSTEM_FOLDERS:
-                self.found.passed["folders of the system"] += 1
+                self.result.passed["folders of the system"] += 1
             elif entry.is_symlink():
                 self.links.append(name)
             else:
@@ -114,25 +114,25 @@ class _Walker:
         elif entry.is_file():
             self._take_file(name)
         else:
-            self.found.passed["pipes and devices"] += 1
+            self.result.passed["pipes and devices"] += 1
         return None
 
     def _take_file(self, name: str) -> None:
         suffix = suffix_of(name)
         if suffix in PICTURES:
-            self.found.pictures.append(name.replace(os.sep, "/"))
+            self.result.pictures.append(name.replace(os.sep, "/"))
         elif suffix in ARRAYS:
-            self.found.arrays.append(name.replace(os.sep, "/"))
+            self.result.arrays.append(name.replace(os.sep, "/"))
         else:
-            self.found.passed[f".{suffix}" if suffix else "without a suffix"] += 1
+            self.result.passed[f".{suffix}" if suffix else "without a suffix"] += 1
 
     def _follow(self, link: str) -> None:
         path = os.path.join(self.root, link)
         identity = _identity(path)
         if identity in self.seen:
-            self.found.passed["links to folders that are here already"] += 1
+            self.result.passed["links to folders that are here already"] += 1
         elif _is_above(path, self.root):
-            self.found.passed["links to a folder above"] += 1
+            self.result.passed["links to a folder above"] += 1
         else:
             self._list(link)
 
@@ -167,8 +167,8 @@ def suffix_of(name: str) -> str:
 
 
 def _identity(path: str) -> tuple[int, int]:
-    found = os.stat(path)
-    return found.st_dev, found.st_ino
+    status = os.stat(path)
+    return status.st_dev, status.st_ino
 
 
 def _is_above(path: str, root: str) -> bool:

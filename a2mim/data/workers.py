@@ -161,10 +161,10 @@ def explained_death() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        found = _DIED.search(f"{error.__cause__ or error.__context__} {error}")  # only the cause names the signal
-        if not found:
+        death = _DIED.search(f"{error.__cause__ or error.__context__} {error}")  # only the cause names the signal
+        if not death:
             raise
-        how = f"was ended by the signal {found.group(2).strip()}" if found.group(2) else "ended unexpectedly"
+        how = f"was ended by the signal {death.group(2).strip()}" if death.group(2) else "ended unexpectedly"
         if "Bus error" in how:
             most_likely = f"shared memory ({SHARED}) is full: enlarge it (docker run --shm-size=8g)"
         else:

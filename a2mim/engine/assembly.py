@@ -16,7 +16,7 @@ from mmengine.hooks import EMAHook, Hook
 from a2mim.batchnorm import synchronise
 from a2mim.checkpoints import list_checkpoints
 from a2mim.data import Access, StreamLoader, TrainLoader, match_labels, open_dataset
-from a2mim.data.asked import public_asked
+from a2mim.data.request import public_request
 from a2mim.engine import hooks
 from a2mim.engine.averaging import AveragedTensors
 from a2mim.engine.finetune_settings import FinetuneData
@@ -59,7 +59,7 @@ class Run:
     @property
     def meta(self) -> dict:
         """Plain values that every checkpoint carries beside the weights."""
-        settings, request = self.settings.model_dump(mode="json"), public_asked(self.request.given())
+        settings, request = self.settings.model_dump(mode="json"), public_request(self.request.given())
         return {**self.task.meta(), "settings": json.dumps(settings), "request": json.dumps(request)}
 
     def last_good(self) -> str:
@@ -79,15 +79,15 @@ def open_sets(data, test_data, settings: PretrainData | FinetuneData, access: Ac
     access: how data are reached.
     """
     source = "photos" if data is None else data
-    form = settings.model_dump(include={"in_chans", "bits", "exif", "value_range", "nodata", "fill"}) | {
+    reading = settings.model_dump(include={"in_chans", "bits", "exif", "value_range", "nodata", "fill"}) | {
         "access": access
     }
-    train = open_dataset(source, "train", **form)
-    form["bits"] = train.form.bits  # both sets alike
+    train = open_dataset(source, "train", **reading)
+    reading["bits"] = train.pixel_format.bits  # both sets alike
     if test_data is not None:
-        return train, match_labels(train, open_dataset(test_data, "test", **form))
+        return train, match_labels(train, open_dataset(test_data, "test", **reading))
     if "test" in train.splits:
-        test = open_dataset(source, "test", **form)
+        test = open_dataset(source, "test", **reading)
         if (train.labels >= 0).any() and (test.labels >= 0).any():
             return train, match_labels(train, test)
     return train, None

@@ -95,7 +95,7 @@ class EvaluationHook(Hook):
     def judged(self, runner) -> torch.nn.Module:
         """The classifier, with positions resampled where the network is of a fixed size and is judged at another."""
         model = runner.averaged
-        network = at_size(model.model, self.view["img_size"], self.dataset.form.in_chans)
+        network = at_size(model.model, self.view["img_size"], self.dataset.pixel_format.in_chans)
         if network is not model.model:
             model = copy.deepcopy(model)
             model.model = network

@@ -60,10 +60,10 @@ class Finetuning:
             check_classes(whole, self.num_classes, saved)
             self.num_classes = saved["classifier"]["num_classes"]
         check_mixable(settings)
-        form, augment = whole.form, settings.augment
-        if (augment.auto_augment or augment.color_jitter) and (form.in_chans, form.bits) != (3, 8):
+        channels, bits, augment = whole.pixel_format.in_chans, whole.pixel_format.bits, settings.augment
+        if (augment.auto_augment or augment.color_jitter) and (channels, bits) != (3, 8):
             raise ValueError(
-                f"these images have {form.in_chans} channels of {form.bits} bits, and augment.auto_augment and"
+                f"these images have {channels} channels of {bits} bits, and augment.auto_augment and"
                 " augment.color_jitter are for 3 of 8; set them to '' and 0"
             )
 

@@ -11,8 +11,8 @@ from pathlib import Path
 import torch
 from mmengine.dist import is_main_process
 
-from a2mim.data.asked import keep_private, public_asked
 from a2mim.data.reading import Reading
+from a2mim.data.request import keep_private, public_request
 from a2mim.engine.records import Request
 from a2mim.engine.setting_groups import Settings
 from a2mim.engine.stored import holds_run, read_settings, write_settings
@@ -101,7 +101,7 @@ def remember(
         keep_private(folder, request.given())
         write_json(
             folder / "summary.json",
-            {"status": "running", "asked": public_asked(request.given()), "changes": changes, **(facts or {})},
+            {"status": "running", "asked": public_request(request.given()), "changes": changes, **(facts or {})},
         )
         write_settings(folder, settings, changes)
 

@@ -41,7 +41,7 @@ class Request:
         return Path(self.config).stem
 
     def filled_from(self, recalled: dict) -> Self:
-        """The request with what it leaves open taken from an earlier one, as `a2mim.data.asked` kept that."""
+        """The request with what it leaves open taken from an earlier one, as `a2mim.data.request` kept that."""
         known = {each.name for each in fields(self)}
         open_ones = {k: v for k, v in recalled.items() if k in known and getattr(self, k) is None}
         return replace(self, **open_ones)

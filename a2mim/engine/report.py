@@ -12,9 +12,9 @@ from mmengine.dist import is_main_process
 
 import a2mim
 from a2mim.compat import torchvision_needs_mending
-from a2mim.data.asked import public_asked
 from a2mim.data.decode import LENIENT, REDUCED
 from a2mim.data.faults import Faults
+from a2mim.data.request import public_request
 from a2mim.engine.facts import data_facts, run_facts
 from a2mim.engine.hooks import LogHook, faults_of_all
 from a2mim.text import one_line
@@ -60,7 +60,7 @@ def describe_run(runner, started: float) -> dict:
     first, last = log.first or {}, log.last
     facts, faults = task.facts(last), Faults(faults_of_all(runner))
     return {
-        "asked": public_asked(run.request.given()),
+        "asked": public_request(run.request.given()),
         "changes": run.changes,
         "steps": runner.iter,
         "of_steps": runner.max_iters,

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from a2mim.checkpoints import read_newest
-from a2mim.data.asked import public_asked, recall
+from a2mim.data.request import public_request, recall
 from a2mim.engine import folder
 from a2mim.engine.config import differences, load_config, settle
 from a2mim.engine.records import Launch, Request, ResumePoint
@@ -102,7 +102,7 @@ def _moved_data(before: dict | None, now: Request) -> list[str]:
     """Sentences about sources that are named otherwise than when the checkpoint was saved."""
     if not before:
         return []
-    named = public_asked(now.given())
+    named = public_request(now.given())
     keys = [key for key in ("data", "test_data") if key in before and before[key] != named[key]]
     return [f"{key}: {before[key]!r} -> {named[key]!r}" for key in keys]
 

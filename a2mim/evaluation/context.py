@@ -180,7 +180,7 @@ class EvalContext:
             "batchnorm": self._statistics_identity() if self.calibrate and has_batchnorm(self.model) else None,
             "timm": timm.__version__,
             "data": [dataset.fingerprint, stamp_of(dataset)],
-            "form": repr(getattr(dataset, "form", None)),
+            "form": repr(getattr(dataset, "pixel_format", None)),
             "img_size": list(self.img_size),
             **self.encoder.stats,
         }

@@ -5,8 +5,8 @@ from html import escape
 from pathlib import Path, PurePath
 
 from a2mim import __version__
-from a2mim.data.asked import public_asked
 from a2mim.data.remote.addresses import is_remote, public_name
+from a2mim.data.request import public_request
 from a2mim.export.target import Subject, Target, Written
 from a2mim.files import write_text
 from a2mim.text import code_span, one_line, yaml_value
@@ -94,7 +94,7 @@ def tell_training(source: str | Path) -> str:
     for folder in (path, path.parent, path.parent.parent):  # a run, its encoder/ or export/timm/, a checkpoint
         try:
             summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
-            asked = public_asked(summary["asked"])
+            asked = public_request(summary["asked"])
             recipe, data = asked["config"], asked["data"]
         except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
             continue

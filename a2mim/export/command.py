@@ -6,7 +6,7 @@ from pathlib import Path
 from torch import Tensor
 
 from a2mim.data import Access, Reading, open_dataset
-from a2mim.data.asked import recall
+from a2mim.data.request import recall
 from a2mim.devices import choose_device
 from a2mim.evaluation import calibration
 from a2mim.export.handover import export

@@ -76,11 +76,11 @@ def damaged(whole: bytes, rng: random.Random) -> bytes:
 @pytest.mark.parametrize("kind", WHOLE)
 def test_damage_of_any_kind_is_one_images_fault(kind, caplog):
     rng = random.Random(kind)
-    assert decode(WHOLE[kind], form=FORM).shape == (40, 56, 3)
+    assert decode(WHOLE[kind], pixel_format=FORM).shape == (40, 56, 3)
     before, started = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.process_time()
     for _ in range(PER_KIND):
         try:
-            pixels = decode(damaged(WHOLE[kind], rng), form=FORM)
+            pixels = decode(damaged(WHOLE[kind], rng), pixel_format=FORM)
         except UnreadableImage as error:
             assert str(error).isprintable()
         else:
@@ -112,7 +112,7 @@ def npy_header(text: bytes, version: bytes = b"\x01\x00") -> bytes:
 )
 def test_headers_of_arrays_are_not_believed(text):
     with pytest.raises(UnreadableImage):
-        decode(npy_header(text), form=PixelFormat(3, 16, value_range=(0, 1)))
+        decode(npy_header(text), pixel_format=PixelFormat(3, 16, value_range=(0, 1)))
     with pytest.raises(UnreadableImage):
         decode(npy_header(text, b"\x09\x09"))
 
@@ -149,7 +149,7 @@ def test_a_png_with_megabytes_of_text_or_profile_is_whole(chunk, bits):
     buffer = io.BytesIO()
     image.save(buffer, "PNG", pnginfo=info, exif=exif, **options)
     for turned in (False, True):
-        pixels = decode(buffer.getvalue(), form=PixelFormat(3 if bits == 8 else 1, bits, exif=turned))
+        pixels = decode(buffer.getvalue(), pixel_format=PixelFormat(3 if bits == 8 else 1, bits, exif=turned))
         expected = np.asarray(image).reshape(40, 56, -1)
         assert np.array_equal(pixels, np.rot90(expected, -1) if turned else expected)
 
@@ -175,7 +175,7 @@ def test_damage_that_libjpeg_only_warns_about_is_counted(mode):
 
 def test_deep_portable_maps_keep_their_values():
     for header, values in ((b"P6\n# a remark\n56 40\n65535\n", DEEP), (b"P5 56 40 4095\n", DEEP[:, :, :1] % 4096)):
-        pixels = decode(header + values.astype(">u2").tobytes(), form=PixelFormat(values.shape[2], 16))
+        pixels = decode(header + values.astype(">u2").tobytes(), pixel_format=PixelFormat(values.shape[2], 16))
         assert np.array_equal(pixels, values)
     with pytest.raises(UnreadableImage, match="too large"):
         decode(b"P6 99999 99999 65535\n" + bytes(100))

@@ -187,7 +187,7 @@ def test_deep_pillow_images_keep_their_values(tmp_path, mode):
         "file": lambda: Image.open(tmp_path / "x.png"),
     }[mode]
     dataset = open_dataset(Pictures(lambda pixels, i: (made(), i % 2)), in_chans=1)
-    assert dataset.form.bits == 16 and np.array_equal(dataset.read(3)[:, :, 0], values)
+    assert dataset.pixel_format.bits == 16 and np.array_equal(dataset.read(3)[:, :, 0], values)
     notes = []
     eight = open_dataset(Pictures(lambda pixels, i: (made(), i % 2)), in_chans=3, bits=8).read(3, notes)
     assert notes == [REDUCED] and np.abs(eight[:, :, 2] - values / 257).max() <= 0.5

@@ -49,7 +49,7 @@ def test_sixteen_bits_stay_sixteen_bits(channels, kind):
     else:
         order = [2, 1, 0, 3][:channels] if channels > 2 else [0]
         data = cv2.imencode(".tif", values[:, :, order], [cv2.IMWRITE_TIFF_COMPRESSION, 5])[1].tobytes()
-    pixels = decode(data, form=PixelFormat(channels, bits=16))
+    pixels = decode(data, pixel_format=PixelFormat(channels, bits=16))
     assert pixels.dtype == np.uint16 and np.array_equal(pixels, values)
 
 
@@ -61,7 +61,7 @@ def test_sixteen_bits_in_a_set_of_eight_are_rounded_and_counted():
 
 
 def test_eight_bits_in_a_set_of_sixteen_lose_nothing():
-    pixels = decode(encoded(picture(0), "png"), form=PixelFormat(bits=16))
+    pixels = decode(encoded(picture(0), "png"), pixel_format=PixelFormat(bits=16))
     assert np.array_equal(pixels, picture(0).astype(np.uint16) * 257)
 
 
@@ -71,10 +71,10 @@ def test_arrays_of_any_channel_count_come_as_they_are(channels, dtype):
     values = np.random.default_rng(1).integers(0, np.iinfo(dtype).max, (12, 17, channels)).astype(dtype)
     form = PixelFormat(channels, bits=8 * dtype().itemsize)
     for stored in (values, values.transpose(2, 0, 1), np.asfortranarray(values)):
-        pixels = decode(npy(stored), form=form)
+        pixels = decode(npy(stored), pixel_format=form)
         assert np.array_equal(pixels, values) and pixels.flags.c_contiguous and pixels.flags.writeable
     if channels == 1:
-        assert np.array_equal(decode(npy(values[:, :, 0]), form=form), values)
+        assert np.array_equal(decode(npy(values[:, :, 0]), pixel_format=form), values)
 
 
 @pytest.mark.parametrize("planar", ["contig", "separate"])
@@ -83,19 +83,19 @@ def test_tiffs_of_many_bands_come_as_they_are(planar, dtype):
     values = np.random.default_rng(2).integers(0, 255, (16, 24, 6)).astype(dtype)
     stored = values if planar == "contig" else values.transpose(2, 0, 1)
     data = tiff(stored, photometric="minisblack", planarconfig=planar)
-    assert np.array_equal(decode(data, form=PixelFormat(6, bits=8 * dtype().itemsize)), values)
+    assert np.array_equal(decode(data, pixel_format=PixelFormat(6, bits=8 * dtype().itemsize)), values)
 
 
 @pytest.mark.parametrize("make", [npy, lambda v: tiff(v, photometric="minisblack", planarconfig="contig")])
 def test_other_types_need_a_range_and_are_scaled_from_it(make):
     values = np.linspace(-1, 3, 12 * 17 * 5).reshape(12, 17, 5).astype(np.float32)
     with pytest.raises(Unfit, match="float32, which needs value_range"):
-        decode(make(values), form=PixelFormat(5, bits=16))
-    pixels = decode(make(values), form=PixelFormat(5, bits=16, value_range=(0, 2)))
+        decode(make(values), pixel_format=PixelFormat(5, bits=16))
+    pixels = decode(make(values), pixel_format=PixelFormat(5, bits=16, value_range=(0, 2)))
     assert np.abs(pixels / 65535 - (values / 2).clip(0, 1)).max() <= 0.5 / 65535 + 1e-6
     values[3, 4, 1] = np.nan
     with pytest.raises(UnreadableImage, match="not finite"):
-        decode(make(values), form=PixelFormat(5, bits=16, value_range=(0, 2)))
+        decode(make(values), pixel_format=PixelFormat(5, bits=16, value_range=(0, 2)))
 
 
 def test_arrays_that_are_damaged_or_not_images_are_one_images_fault():
@@ -118,15 +118,15 @@ def test_orientation_is_applied_on_request_and_alike_for_every_format(kind, orie
     for step in slow:  # r: a quarter clockwise; m: mirrored left to right; EXIF 2.32, table of tag 0x0112
         expected = np.rot90(expected, -1) if step == "r" else expected[:, ::-1]
     for exif, wanted in ((False, pixels), (True, expected)):
-        found = decode(data, form=PixelFormat(exif=exif))
+        found = decode(data, pixel_format=PixelFormat(exif=exif))
         assert found.shape == wanted.shape and np.abs(found.astype(int) - wanted).mean() < 6
 
 
 def test_orientation_of_a_deep_tiff_is_treated_alike():
     for options in ({}, {"compression": "zlib"}):
         data = tiff(DEEP[:, :, :3], photometric="rgb", extratags=[(274, 3, 1, 6, True)], **options)
-        assert np.array_equal(decode(data, form=PixelFormat(bits=16)), DEEP[:, :, :3])
-        turned = decode(data, form=PixelFormat(bits=16, exif=True))
+        assert np.array_equal(decode(data, pixel_format=PixelFormat(bits=16)), DEEP[:, :, :3])
+        turned = decode(data, pixel_format=PixelFormat(bits=16, exif=True))
         assert np.array_equal(turned, np.rot90(DEEP[:, :, :3], -1))
 
 
@@ -151,7 +151,7 @@ def test_pictures_become_what_pillow_makes_of_them(mode, in_chans, as_mode):
     expected = np.asarray((image.convert("RGB") if mode in ("P", "CMYK") else image).convert(as_mode)).reshape(
         40, 56, -1
     )
-    found = decode(buffer.getvalue(), form=PixelFormat(in_chans))
+    found = decode(buffer.getvalue(), pixel_format=PixelFormat(in_chans))
     assert np.array_equal(found, expected)
 
 
@@ -160,7 +160,7 @@ def test_jpegs_become_grey_as_in_pillow(mode):
     buffer = io.BytesIO()
     Image.fromarray(picture(6)).convert(mode).save(buffer, "jpeg")
     expected = Image.open(io.BytesIO(buffer.getvalue())).convert("RGB").convert("L")
-    assert np.array_equal(decode(buffer.getvalue(), form=PixelFormat(1))[:, :, 0], np.asarray(expected))
+    assert np.array_equal(decode(buffer.getvalue(), pixel_format=PixelFormat(1))[:, :, 0], np.asarray(expected))
 
 
 def arrays(tmp_path, dtype, count=12, channels=5):
@@ -198,13 +198,13 @@ def test_data_that_do_not_suit_are_refused_when_opened(tmp_path):
     np.save(tmp_path / "folder" / "000.npy", np.zeros((9, 9, 5), np.float32))
     with pytest.raises(ValueError, match=r"float32, which needs value_range.*give data.value_range"):
         open_dataset(str(tmp_path / "folder"), in_chans=5)
-    assert open_dataset(str(tmp_path / "folder"), in_chans=5, value_range=(0, 1)).form.bits == 16
+    assert open_dataset(str(tmp_path / "folder"), in_chans=5, value_range=(0, 1)).pixel_format.bits == 16
 
 
 def test_an_open_data_set_keeps_the_form_that_it_was_opened_with(tmp_path):
     arrays(tmp_path, np.uint16)
     dataset = open_dataset(str(tmp_path / "folder"), in_chans=5, bits=8, exif=True)
-    assert open_dataset(dataset, in_chans=5) is dataset and dataset.form == PixelFormat(5, 8, True)
+    assert open_dataset(dataset, in_chans=5) is dataset and dataset.pixel_format == PixelFormat(5, 8, True)
     with pytest.raises(ValueError, match="was opened with in_chans=5, but in_chans=3 is needed"):
         open_dataset(dataset)
 

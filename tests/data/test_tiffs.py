@@ -25,7 +25,7 @@ def tiff(values: np.ndarray, **options) -> bytes:
 
 def opened(values: np.ndarray, in_chans: int, **options) -> np.ndarray:
     bits = 8 if values.dtype == np.uint8 else 16
-    return decode(tiff(values, **options), form=PixelFormat(in_chans, bits))
+    return decode(tiff(values, **options), pixel_format=PixelFormat(in_chans, bits))
 
 
 BANDS = {
@@ -88,7 +88,7 @@ def test_four_bands_in_lzw_are_read_as_they_are_stored(value):
     data = bytearray(buffer.getvalue())
     with tifffile.TiffFile(io.BytesIO(bytes(data))) as file:
         data[file.pages[0].tags[338].valueoffset] = value
-    assert np.array_equal(decode(bytes(data), form=PixelFormat(4)), VALUES)
+    assert np.array_equal(decode(bytes(data), pixel_format=PixelFormat(4)), VALUES)
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float32])
@@ -107,10 +107,10 @@ def test_channels_that_are_pages_are_read_or_refused(dtype, options):
     values = PLANES[:3].astype(dtype)
     data = tiff(values, **options)
     form = PixelFormat(3, 16 if dtype != np.uint8 else 8, value_range=(0, 65535) if dtype == np.float32 else None)
-    assert np.array_equal(decode(data, form=form), values.transpose(1, 2, 0))
+    assert np.array_equal(decode(data, pixel_format=form), values.transpose(1, 2, 0))
     for in_chans in (1, 2, 4, 5):
         with pytest.raises(Unfit, match="a TIFF of 3 channels on its pages"):
-            decode(data, form=PixelFormat(in_chans))
+            decode(data, pixel_format=PixelFormat(in_chans))
 
 
 @pytest.mark.parametrize(("axes", "shape"), [("TYX", (5, 40, 48)), ("ZYX", (3, 40, 48)), ("ZCYX", (2, 3, 40, 48))])
@@ -118,7 +118,7 @@ def test_channels_that_are_pages_are_read_or_refused(dtype, options):
 def test_time_and_depth_are_refused_by_name(axes, shape, kind):
     data = tiff(np.zeros(shape, np.uint8), metadata={"axes": axes}, **{kind: True})
     with pytest.raises(Unfit, match=rf"other axes: a TIFF with the axes {shape[0]} {axes[0]} .*time and depth are not"):
-        decode(data, form=PixelFormat(3))
+        decode(data, pixel_format=PixelFormat(3))
 
 
 def pages(count: int, grey: bool = True) -> bytes:
@@ -134,9 +134,9 @@ def test_pages_of_a_document_are_pages_and_not_a_picture_of_one():
     assert np.array_equal(decode(pages(4)), np.repeat(picture(0)[..., :1], 3, axis=2))
     with pytest.raises(Unfit, match="3 grey pages, and in_chans=3: store them as one page of 3 bands"):
         decode(pages(3))
-    assert decode(pages(6), form=PixelFormat(6)).shape == (40, 56, 6)
+    assert decode(pages(6), pixel_format=PixelFormat(6)).shape == (40, 56, 6)
     with pytest.raises(Unfit, match=r"a TIFF of 1 band \(grey\), the first of 4 pages, and in_chans=6"):
-        decode(pages(4), form=PixelFormat(6))
+        decode(pages(4), pixel_format=PixelFormat(6))
 
 
 def test_a_tiff_of_many_bands_is_refused_before_it_takes_memory():
@@ -149,7 +149,7 @@ def test_a_tiff_of_many_bands_is_refused_before_it_takes_memory():
     with pytest.raises(Unfit, match="a TIFF of 500 bands"):
         decode(bytes(data))
     with pytest.raises(UnreadableImage, match="too large: 2,000,000,000 bytes when decoded"):
-        decode(bytes(data), form=PixelFormat(500))
+        decode(bytes(data), pixel_format=PixelFormat(500))
 
 
 def test_a_strip_that_inflates_beyond_its_size_is_damaged(monkeypatch):
@@ -161,7 +161,7 @@ def test_a_strip_that_inflates_beyond_its_size_is_damaged(monkeypatch):
     assert len(bomb) <= count
     data = data[:offset] + bomb + data[offset + len(bomb) :]
     with pytest.raises(UnreadableImage, match="damaged: a strip or tile holds more than"):
-        decode(data, form=PixelFormat(4))
+        decode(data, pixel_format=PixelFormat(4))
 
 
 @pytest.mark.parametrize("nodata", [np.nan, -9999.0])
@@ -200,4 +200,4 @@ def test_a_bomb_is_refused_by_its_header(monkeypatch):
     data = tiff(VALUES, photometric="rgb", extrasamples=["unspecified"])
     monkeypatch.setattr(module, "MAX_PIXELS", 40 * 48 - 1)
     with pytest.raises(UnreadableImage, match="too large"):
-        decode(data, form=PixelFormat(4))
+        decode(data, pixel_format=PixelFormat(4))

@@ -57,7 +57,7 @@ def test_five_channels_of_sixteen_bits_pre_train_and_are_judged(recipe, bands, t
 def test_evaluation_sees_the_same_sixteen_bits(bands):
     """Features of an encoder that averages are the means of the files."""
     dataset = open_dataset(bands, "test", in_chans=5)
-    assert dataset.form.bits == 16
+    assert dataset.pixel_format.bits == 16
     loader = EvalLoader(dataset, 40, resize=None, interpolation="bilinear", batch_size=3)
     model = torch.nn.Sequential(torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten())
     model.register_parameter("unused", torch.nn.Parameter(torch.zeros(())))  # tells where the model lives

@@ -49,11 +49,11 @@ class ShardReport:
         line += f", {self.lenient} {LENIENT}" if self.lenient else ""
         if self.ok:
             return f"{line}: all readable"
-        found = [f"{len(self.damaged)} damaged shards"] if self.damaged else []
-        found += [f"{count} {reason}" for reason, count in self.faults.most_common()]
-        found += [f"{self.lost} images or labels lost"] if self.lost else []
-        found += ["labels that do not fit together"] if self.labels else []
-        return f"{line}: {', '.join(found)}; first: {self.lines()[0]}"
+        faults = [f"{len(self.damaged)} damaged shards"] if self.damaged else []
+        faults += [f"{count} {reason}" for reason, count in self.faults.most_common()]
+        faults += [f"{self.lost} images or labels lost"] if self.lost else []
+        faults += ["labels that do not fit together"] if self.labels else []
+        return f"{line}: {', '.join(faults)}; first: {self.lines()[0]}"
 
     def lines(self) -> list[str]:
         """One line for each fault."""
@@ -77,14 +77,14 @@ def check_shards(
     Raises:
         FileNotFoundError: names the missing shards.
     """
-    form = PixelFormat(in_chans, 16, False, value_range and tuple(value_range), nodata, fill)
+    pixel_format = PixelFormat(in_chans, 16, False, value_range and tuple(value_range), nodata, fill)
     access = access or DEFAULT
     addresses = expand(pattern, access)
     shards = look_at(addresses, access)
     refuse_missing(shards)
     report = ShardReport(shards=len(addresses))
     parts = {}
-    items = [(address, access, form) for address in addresses]
+    items = [(address, access, pixel_format) for address in addresses]
     processes = min(access.workers, sum(shard.size or 0 for shard in shards) // _BYTES_A_PROCESS)
     for (address, *_), outcome in tqdm(
         each(_check, items, processes), "checking", len(items), unit="shard", leave=False
@@ -109,14 +109,14 @@ def check_shards(
 
 def _check(item: tuple[str, Access, PixelFormat]) -> ShardReport:
     """Checks one shard; raises ShardError."""
-    address, access, form = item
+    address, access, pixel_format = item
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             dataset = open_shards([address], address, access)
     except ValueError as error:  # the shard is empty
         raise ShardError(str(error)) from None
-    dataset.form = form
+    dataset.pixel_format = pixel_format
     counts = {name: getattr(dataset, name) for name in ("duplicates", "incomplete", "lost", "odd_labels")}
     report = ShardReport(images=len(dataset), **counts)
     for i in range(len(dataset)):

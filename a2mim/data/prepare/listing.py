@@ -8,7 +8,7 @@ from a2mim.data.errors import ShardError
 from a2mim.data.names import escaped
 from a2mim.data.remote.addresses import is_remote, public_name
 from a2mim.data.shards import dali
-from a2mim.data.shards.indexing import Shard, index_all, look_at, places_of
+from a2mim.data.shards.indexing import Shard, index_all, look_at, paths_of
 from a2mim.data.shards.tar_shards import refuse_missing
 from a2mim.data.sources import expand
 
@@ -79,4 +79,4 @@ def _local(pattern, access: Access) -> list[str]:
 
 def where(shard: Shard, access: Access) -> str:
     """The path of the cached index; "" if no folder could be written to."""
-    return next((str(place) for place in places_of(shard, access) if place.exists()), "")
+    return next((str(path) for path in paths_of(shard, access) if path.exists()), "")

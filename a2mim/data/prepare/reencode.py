@@ -41,6 +41,6 @@ def reencode(data: bytes, short_side: int, quality: int) -> bytes | str:
     exif = Image.Exif()
     if orientation != 1:
         exif[_ORIENTATION] = orientation
-    found = io.BytesIO()
-    small.save(found, "JPEG", quality=quality, exif=exif, icc_profile=None if image.mode == "CMYK" else profile)
-    return found.getvalue()
+    encoded = io.BytesIO()
+    small.save(encoded, "JPEG", quality=quality, exif=exif, icc_profile=None if image.mode == "CMYK" else profile)
+    return encoded.getvalue()

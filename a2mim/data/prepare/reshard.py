@@ -24,7 +24,7 @@ from a2mim.data.prepare.write_shards import NAME, begin, divide
 from a2mim.data.remote.addresses import base_name
 from a2mim.data.shards.cache import ShardCache
 from a2mim.data.shards.indexing import Shard
-from a2mim.data.shards.samples import Place, group
+from a2mim.data.shards.samples import Span, group
 from a2mim.data.shards.tar_shards import open_shards
 from a2mim.data.shards.tarfiles import files
 from a2mim.data.sources import expand
@@ -112,7 +112,7 @@ class Part:
     """
 
     path: str
-    samples: list[tuple[int, int, dict[str, Place], int]]
+    samples: list[tuple[int, int, dict[str, Span], int]]
     shards: dict[int, Shard]
     encoding: Encoding
     access: Access
@@ -122,27 +122,27 @@ def _parts(dataset, divided: list[list[int]], missing: list[int], out: Path, enc
     shards, ends = dataset.store.shards, dataset.store.ends
     wanted = [i for k in missing for i in divided[k]]
     shard_of = dict(zip(wanted, np.searchsorted(ends, wanted, side="right").tolist(), strict=True))
-    places: dict[int, dict[str, Place]] = {}
+    members_of: dict[int, dict[str, Span]] = {}
     items = [(number, shards[number], access) for number in sorted(set(shard_of.values()))]
     for (number, *_), outcome in tqdm(each(_members_of, items, access.workers), "reading headers", len(items)):
         if isinstance(outcome, Exception):
             raise outcome
         first = int(ends[number - 1]) if number else 0
-        places.update((first + row, found) for row, found in enumerate(outcome) if first + row in shard_of)
+        members_of.update((first + row, members) for row, members in enumerate(outcome) if first + row in shard_of)
     parts = []
     for k in missing:
-        samples = [(i, shard_of[i], places.pop(i), int(dataset.labels[i])) for i in divided[k]]
+        samples = [(i, shard_of[i], members_of.pop(i), int(dataset.labels[i])) for i in divided[k]]
         used = {number: shards[number] for _, number, *_ in samples}
         parts.append(Part(str(out / NAME.format(k)), samples, used, encoding, access))
     return parts
 
 
-def _members_of(item: tuple[int, Shard, Access]) -> list[dict[str, Place]]:
+def _members_of(item: tuple[int, Shard, Access]) -> list[dict[str, Span]]:
     """(offset, size) of each member of each sample of a shard, by suffix, in the order of the index."""
     _, shard, access = item
     samples = group(files(_path(shard, access)))
     return [
-        {samples.suffixes[key]: image} | {suffix: place for suffix, (place, _) in samples.beside.get(key, {}).items()}
+        {samples.suffixes[key]: image} | {suffix: span for suffix, (span, _) in samples.beside.get(key, {}).items()}
         for key, image in samples.images.items()
     ]
 
@@ -153,8 +153,8 @@ def write_part(part: Part) -> dict:
     paths = {number: _path(shard, part.access) for number, shard in part.shards.items()}
     try:
         with partial_path(part.path) as unfinished, tarfile.open(unfinished, "w", format=tarfile.GNU_FORMAT) as archive:
-            for number, shard, places, label in part.samples:
-                for suffix, content in _contents(paths[shard], places):
+            for number, shard, spans, label in part.samples:
+                for suffix, content in _contents(paths[shard], spans):
                     if suffix == "cls":
                         continue
                     if suffix in PICTURES + ARRAYS:
@@ -174,14 +174,14 @@ def _encoded(suffix: str, content: bytes, encoding: Encoding) -> tuple[str, byte
     """(suffix, content, what was done)."""
     if encoding.short_side is None:
         return suffix, content, "kept"
-    found = reencode(content, encoding.short_side, encoding.quality)
-    return ("jpg", found, "re-encoded") if isinstance(found, bytes) else (suffix, content, f"kept: {found}")
+    encoded = reencode(content, encoding.short_side, encoding.quality)
+    return ("jpg", encoded, "re-encoded") if isinstance(encoded, bytes) else (suffix, content, f"kept: {encoded}")
 
 
-def _contents(path: str, places: dict[str, Place]) -> list[tuple[str, bytes]]:
+def _contents(path: str, spans: dict[str, Span]) -> list[tuple[str, bytes]]:
     """(suffix, content) of each member of a sample."""
     with open(path, "rb") as file:
-        return [(suffix, os.pread(file.fileno(), size, offset)) for suffix, (offset, size) in places.items()]
+        return [(suffix, os.pread(file.fileno(), size, offset)) for suffix, (offset, size) in spans.items()]
 
 
 def _path(shard: Shard, access: Access) -> str:

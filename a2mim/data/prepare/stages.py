@@ -53,7 +53,7 @@ def _ids(dataset: ImageDataset, images: int) -> np.ndarray:
 def _stages(dataset: ImageDataset, size: tuple[int, int], ids: np.ndarray, interpolation: str) -> dict[str, float]:
     spent, done = Counter(dict.fromkeys(STAGES, 0.0)), 0
     uniforms = keyed.uniforms(0, 0, dataset.keys[ids], DRAWS)
-    batch = np.empty((dataset.form.in_chans, *size), dataset.form.dtype)
+    batch = np.empty((dataset.pixel_format.in_chans, *size), dataset.pixel_format.dtype)
     dataset.will_need(ids)
     for i, u in zip(ids, uniforms, strict=True):
         marks = [time.perf_counter()]
@@ -90,9 +90,9 @@ def measure_workers(
     started, cpu = time.perf_counter(), cpu_seconds()
     waited = taken = 0
     while taken < images:
-        asked = time.perf_counter()
+        started_waiting = time.perf_counter()
         taken += len(next(batches).ids)
-        waited += time.perf_counter() - asked
+        waited += time.perf_counter() - started_waiting
     spent, cpu = time.perf_counter() - started, cpu_seconds() - cpu
     return Speed(workers, taken / spent, 1000 * waited / taken, 1000 * cpu / taken)
 

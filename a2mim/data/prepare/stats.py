@@ -87,7 +87,7 @@ def measure_stats(dataset: ImageDataset, num_workers: int = 0) -> Stats:
     Raises:
         UnreadableData: no image can be read.
     """
-    total = Stats(dataset.form.bits)
+    total = Stats(dataset.pixel_format.bits)
     chunks = DataLoader(_Chunks(dataset), batch_size=None, num_workers=num_workers, collate_fn=as_it_is)
     with tqdm(total=len(dataset), desc="measuring", unit="img", leave=False) as bar:
         for chunk in chunks:
@@ -111,7 +111,7 @@ class _Chunks:
     def __getitem__(self, chunk: int) -> Stats:
         ids = np.arange(chunk * CHUNK, min(len(self.dataset), (chunk + 1) * CHUNK))
         self.dataset.will_need(ids)
-        stats = Stats(self.dataset.form.bits)
+        stats = Stats(self.dataset.pixel_format.bits)
         for i in ids:
             try:
                 stats.add(of_image(self.dataset.read(i)))

@@ -128,14 +128,14 @@ def _parts(source: Path) -> list[Part]:
     folders = {name: inner(folder) for name, folder in find_splits(source).items()} or {"shard": source}
     parts, first = [], 0
     for name, folder in folders.items():
-        found = walk(folder)
-        if not found.images:
-            raise ValueError(f"no images in {str(folder)!r}: {what_is_there(folder, found)}")
-        if found.passed_over():
-            warnings.warn(f"{folder}: passed over: {found.passed_over()}", stacklevel=3)
-        labels, class_names = labels_from_paths(found.images)
+        listing = walk(folder)
+        if not listing.images:
+            raise ValueError(f"no images in {str(folder)!r}: {what_is_there(folder, listing)}")
+        if listing.passed_over():
+            warnings.warn(f"{folder}: passed over: {listing.passed_over()}", stacklevel=3)
+        labels, class_names = labels_from_paths(listing.images)
         inside = folder.relative_to(source).as_posix()
-        paths = found.images if inside == "." else [f"{inside}/{path}" for path in found.images]
+        paths = listing.images if inside == "." else [f"{inside}/{path}" for path in listing.images]
         parts.append(Part(name, paths, labels, class_names, first))
         first += len(paths)
     if len(parts) == 1 and (said := split_classes(parts[0].class_names)):
@@ -186,11 +186,11 @@ def begin(out: Path, manifest: dict, paths: list[str], class_names: list[str] | 
     """Records what is about to be written. If a record exists, it must be the same."""
     record = out / "manifest.json"
     if record.exists():
-        found = json.loads(record.read_text(encoding="utf-8"))
+        earlier = json.loads(record.read_text(encoding="utf-8"))
         for field, value in manifest.items():
-            if found.get(field) != value:
+            if earlier.get(field) != value:
                 raise ValueError(
-                    f"{str(out)!r} holds shards made with {field}={found.get(field)!r}, now it is {value!r}; "
+                    f"{str(out)!r} holds shards made with {field}={earlier.get(field)!r}, now it is {value!r}; "
                     "write to another folder, or use the earlier value"
                 )
         return

@@ -32,8 +32,8 @@ def is_remote(shard: str) -> bool:
 
 
 def scheme_of(address: str) -> str | None:
-    found = _SCHEME.match(address)
-    return found.group(1).lower() if found else None
+    match = _SCHEME.match(address)
+    return match.group(1).lower() if match else None
 
 
 def local_path(shard: str) -> str:

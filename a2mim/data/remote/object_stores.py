@@ -74,33 +74,33 @@ class StoredObject:
 
 def within(timeout: float, work):
     """The result of `work()`, run in a thread. If it takes longer, raises TimeoutError and abandons the thread."""
-    found = {}
+    outcome = {}
 
     def run() -> None:
         try:
-            found["result"] = work()
+            outcome["result"] = work()
         except BaseException as error:
-            found["error"] = error
+            outcome["error"] = error
 
     thread = threading.Thread(target=run, daemon=True)
     thread.start()
     thread.join(timeout)
     if thread.is_alive():
         raise TimeoutError
-    if "error" in found:
-        raise found["error"]
-    return found["result"]
+    if "error" in outcome:
+        raise outcome["error"]
+    return outcome["result"]
 
 
 def glob(pattern: str, access: Access) -> list[str]:
     """The addresses that match a pattern, sorted."""
     files, path = _file_system(pattern, access)
     try:
-        found = within(4 * access.timeout, lambda: files.glob(path))
+        matches = within(4 * access.timeout, lambda: files.glob(path))
     except TimeoutError:
         raise ShardError(f"{public_name(pattern)}: no answer in time") from None
     slashes = "://" if ":///" in pattern else ":///"  # spells each address like the pattern, so that it is unique
-    return sorted(files.unstrip_protocol(match).replace(slashes, "://") for match in found)
+    return sorted(files.unstrip_protocol(match).replace(slashes, "://") for match in matches)
 
 
 def _file_system(address: str, access: Access):

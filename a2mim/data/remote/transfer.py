@@ -27,9 +27,9 @@ class Stat:
     checksum: tuple[str, str] | None = None
 
 
-def refuse_another(name: str, wanted: str | None, found: str | None) -> None:
+def refuse_another(name: str, wanted: str | None, present: str | None) -> None:
     """ShardError if the tag differs: the offsets of an index are valid only for the content that was indexed."""
-    if wanted and found and wanted != found:
+    if wanted and present and wanted != present:
         raise ShardError(f"{name}: changed since it was indexed; start anew to index it again")
 
 

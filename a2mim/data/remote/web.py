@@ -181,13 +181,13 @@ def _checksum(headers) -> tuple[str, str] | None:
 
     An ETag is no checksum: for a file uploaded in parts, Amazon's is computed from the parts.
     """
-    found = {"md5": headers.get("Content-MD5"), "sha256": headers.get("x-amz-checksum-sha256")}
+    stated = {"md5": headers.get("Content-MD5"), "sha256": headers.get("x-amz-checksum-sha256")}
     for part in (headers.get("x-goog-hash") or "").split(","):
         if part.strip().startswith("md5="):
-            found["md5"] = part.strip()[4:]
+            stated["md5"] = part.strip()[4:]
     digest = re.search(r"sha-256=:([^:]+):", headers.get("Repr-Digest") or "")
-    found["sha256"] = digest.group(1) if digest else found["sha256"]
-    for algorithm, text in found.items():
+    stated["sha256"] = digest.group(1) if digest else stated["sha256"]
+    for algorithm, text in stated.items():
         try:
             if text:
                 return algorithm, base64.b64decode(text, validate=True).hex()
@@ -197,8 +197,8 @@ def _checksum(headers) -> tuple[str, str] | None:
 
 
 def _starts_at(answer, offset: int) -> bool:
-    found = re.match(r"bytes (\d+)-", answer.headers.get("Content-Range", ""))
-    return answer.status == 206 and found is not None and int(found.group(1)) == offset
+    match = re.match(r"bytes (\d+)-", answer.headers.get("Content-Range", ""))
+    return answer.status == 206 and match is not None and int(match.group(1)) == offset
 
 
 def _in_words(cause: Exception) -> str:

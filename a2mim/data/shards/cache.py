@@ -37,23 +37,23 @@ class ShardCache:
 
     def find(self, address: str, stat: Stat | None) -> Path | None:
         """The copy, if it exists and is what the server has now; stat=None accepts any copy."""
-        place = self._place(address)
+        path = self._path_of(address)
         with contextlib.suppress(OSError, ValueError, KeyError):
-            note = json.loads(Path(f"{place}{_NOTE}").read_text(encoding="utf-8"))
+            note = json.loads(Path(f"{path}{_NOTE}").read_text(encoding="utf-8"))
             fetched = Stat(note["size"], note["tag"])
-            now = place.stat()
+            now = path.stat()
             whole = now.st_size == fetched.size and now.st_mtime_ns == note.get("changed", now.st_mtime_ns)
             if whole and (stat is None or _same(fetched, stat)):
                 with contextlib.suppress(OSError):  # records the time of the last use; the oldest copies are dropped
-                    os.utime(place, ns=(time.time_ns(), now.st_mtime_ns))
-                return place
+                    os.utime(path, ns=(time.time_ns(), now.st_mtime_ns))
+                return path
         return None
 
     def known(self, address: str) -> Stat | None:
         """Size and tag of the copy, if there is one."""
         if self.find(address, None) is None:
             return None
-        note = json.loads(Path(f"{self._place(address)}{_NOTE}").read_text(encoding="utf-8"))
+        note = json.loads(Path(f"{self._path_of(address)}{_NOTE}").read_text(encoding="utf-8"))
         return Stat(note["size"], note["tag"])
 
     def fetch(self, address: str, stat: Stat, verify: Callable[[str], object] | None = None) -> Path:
@@ -63,17 +63,17 @@ class ShardCache:
             verify: called with the path of a new copy before it gets its name; may raise TarError. None: checks every
                 header and the end of the archive.
         """
-        place = self._place(address)
-        make_cache_folder(place.parent)
-        with _locked(place):
-            found = self.find(address, stat)
-            return found or self._download(address, stat, place, verify or _walk)
+        path = self._path_of(address)
+        make_cache_folder(path.parent)
+        with _locked(path):
+            copy = self.find(address, stat)
+            return copy or self._download(address, stat, path, verify or _walk)
 
-    def _download(self, address: str, stat: Stat, place: Path, verify) -> Path:
+    def _download(self, address: str, stat: Stat, path: Path, verify) -> Path:
         origin = origin_of(address, self.access, stat)
         with _locked(self.folder / "room"):
             self._make_room(stat.size or 0, address)
-            descriptor, part = tempfile.mkstemp(dir=place.parent, prefix=f"{stat.size or 0}-", suffix=_PART)
+            descriptor, part = tempfile.mkstemp(dir=path.parent, prefix=f"{stat.size or 0}-", suffix=_PART)
         try:
             most = self.access.cache_bytes if stat.size is None else stat.size + BLOCK
             with os.fdopen(descriptor, "wb") as file:
@@ -87,11 +87,11 @@ class ShardCache:
             if stat.size is None:
                 with _locked(self.folder / "room"):
                     self._make_room(0, address)
-            place.unlink(missing_ok=True)  # before the note of the new copy replaces its own
+            path.unlink(missing_ok=True)  # before the note of the new copy replaces its own
             changed = os.stat(part).st_mtime_ns  # a copy that was written to later is not used
             note = {"address": origin.name, "size": size, "tag": stat.tag, "changed": changed}
-            write_json(f"{place}{_NOTE}", note)
-            os.replace(part, place)
+            write_json(f"{path}{_NOTE}", note)
+            os.replace(part, path)
         except FileNotFoundError as error:
             raise ShardError(str(error)) from None
         except OSError as error:
@@ -100,7 +100,7 @@ class ShardCache:
         finally:
             if os.path.exists(part):
                 os.unlink(part)
-        return place
+        return path
 
     def _make_room(self, size: int, address: str) -> None:
         """Drops the copies that were unused for longest, until `size` more bytes are within the limit."""
@@ -113,14 +113,14 @@ class ShardCache:
         total, copies = size, []
         for path in self.folder.glob("*/*"):
             with contextlib.suppress(OSError):
-                found = path.stat()
-                if path.suffix == _PART and time.time() - found.st_mtime > _STALE_PART:
+                status = path.stat()
+                if path.suffix == _PART and time.time() - status.st_mtime > _STALE_PART:
                     path.unlink()
                 elif path.suffix == _PART:  # in progress: counts with the size in its name
-                    total += max(found.st_size, int(path.name.partition("-")[0]))
+                    total += max(status.st_size, int(path.name.partition("-")[0]))
                 elif path.suffix not in (_NOTE, _LOCK):
-                    total += found.st_size
-                    copies.append((found.st_atime, found.st_size, path))
+                    total += status.st_size
+                    copies.append((status.st_atime, status.st_size, path))
         for _, length, path in sorted(copies):
             if total <= bound:
                 return
@@ -128,7 +128,7 @@ class ShardCache:
                 path.unlink()
                 total -= length
 
-    def _place(self, address: str) -> Path:
+    def _path_of(self, address: str) -> Path:
         """The path of a copy. It depends on the whole address, because two data sets may share a base name."""
         whole = hashlib.sha256(address.encode("utf-8", "surrogateescape")).hexdigest()[:24]
         return self.folder / whole / re.sub(r"[^\w.-]+", "_", base_name(address))
@@ -153,10 +153,10 @@ def _transfer(origin, file, part: str, stat: Stat) -> None:
     if stat.checksum:
         algorithm, wanted = stat.checksum
         with open(part, "rb") as written:
-            found = hashlib.file_digest(written, algorithm).hexdigest()
-        if found != wanted:
+            digest = hashlib.file_digest(written, algorithm).hexdigest()
+        if digest != wanted:
             _begin_again(file)
-            raise PassingFault(f"{origin.name}: the {algorithm} is {found}, the server says {wanted}")
+            raise PassingFault(f"{origin.name}: the {algorithm} is {digest}, the server says {wanted}")
 
 
 def _begin_again(file) -> None:
@@ -170,6 +170,6 @@ def _walk(path: str) -> None:
 
 
 @contextlib.contextmanager
-def _locked(place: Path):
-    with open_lock(f"{place}{_LOCK}"):
+def _locked(path: Path):
+    with open_lock(f"{path}{_LOCK}"):
         yield

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 
 from a2mim.data.access import Access
 from a2mim.data.shards.index import ShardIndex, collect
-from a2mim.data.shards.index_file import local_places, local_stamp, store
+from a2mim.data.shards.index_file import local_paths, local_stamp, store
 from a2mim.data.shards.tarfiles import BLOCK, TarError, members
 from a2mim.files import replacing
 
@@ -54,11 +54,11 @@ def import_index(shard: str, access: Access) -> ShardIndex:
         raise TarError(f"{path}: older than its shard; make it anew with wds2idx")
     with open(shard, "rb") as file:
         read = lambda offset, size: os.pread(file.fileno(), size, offset)  # noqa: E731
-        found = list(_components(path, shard, read))
-        _check_places(path, shard, found)
-        index = collect(found, read, os.path.basename(shard))
+        components = list(_components(path, shard, read))
+        _check_places(path, shard, components)
+        index = collect(components, read, os.path.basename(shard))
     index.unchecked = True
-    store(index, local_places(shard, access), local_stamp(shard))
+    store(index, local_paths(shard, access), local_stamp(shard))
     return index
 
 
@@ -81,18 +81,18 @@ def _components(path: str, shard: str, read) -> Iterator[tuple[str, int, int]]:
             yield part[3] if width == 4 else _header_at(shard, offset)[0], offset, size
 
 
-def _check_places(path: str, shard: str, found: list[tuple[str, int, int]]) -> None:
+def _check_places(path: str, shard: str, components: list[tuple[str, int, int]]) -> None:
     end, length = 0, os.path.getsize(shard)
-    for name, offset, size in found:
+    for name, offset, size in components:
         if offset % BLOCK or offset < end + BLOCK or offset + size > length:
             raise TarError(f"{path}: {name} is said to lie at byte {offset} of {shard}, where it cannot be")
         end = offset + size
-    if not found:
+    if not components:
         raise TarError(f"{path}: lists no sample")
-    for name, offset, size in (found[0], found[-1]):
+    for name, offset, size in (components[0], components[-1]):
         if _header_at(shard, offset) != (name, offset, size):
             raise TarError(f"{path}: {name} does not lie at byte {offset} of {shard}: an index of another shard")
-    for _ in members(shard, found[-1][1] - BLOCK):
+    for _ in members(shard, components[-1][1] - BLOCK):
         pass  # reads to the end of the archive
 
 
@@ -101,9 +101,9 @@ def _header_at(shard: str, offset: int) -> tuple[str, int, int]:
     for start in (offset - BLOCK, offset - 3 * BLOCK, offset - 4 * BLOCK):
         if start >= 0:
             try:
-                found = next(members(shard, start), None)
+                member = next(members(shard, start), None)
             except TarError:
                 continue
-            if found is not None and found[1] == offset and (start < offset - BLOCK or len(found[0]) < 100):
-                return found
+            if member is not None and member[1] == offset and (start < offset - BLOCK or len(member[0]) < 100):
+                return member
     raise TarError(f"{shard}: byte {offset}: no member begins here")

@@ -66,7 +66,7 @@ def scan(path: str, name: str | None = None) -> ShardIndex:
         return collect(files(path, lost), read, name or os.path.basename(path), lost)
 
 
-def collect(found, read, name: str, lost: Sequence[str] = ()) -> ShardIndex:
+def collect(members, read, name: str, lost: Sequence[str] = ()) -> ShardIndex:
     """Groups (name, offset, size) of members into samples, see samples.py.
 
     Args:
@@ -74,12 +74,12 @@ def collect(found, read, name: str, lost: Sequence[str] = ()) -> ShardIndex:
         name: the shard's file name.
         lost: names of members whose content is missing; complete only after `found` is exhausted.
     """
-    samples = group(found)
+    samples = group(members)
     texts, rows, odd = _Texts(), np.zeros(len(samples.images), SAMPLE), 0
-    for row, (key, place) in enumerate(samples.images.items()):
+    for row, (key, span) in enumerate(samples.images.items()):
         contents = {
-            suffix: read(*where) if where[1] <= LONGEST[suffix] else None
-            for suffix, (where, _) in samples.beside.get(key, {}).items()
+            suffix: read(*member_span) if member_span[1] <= LONGEST[suffix] else None
+            for suffix, (member_span, _) in samples.beside.get(key, {}).items()
             if suffix in LONGEST
         }
         label, named = NONE, None
@@ -93,7 +93,7 @@ def collect(found, read, name: str, lost: Sequence[str] = ()) -> ShardIndex:
             texts.number(text_of(contents), few=True),
             texts.number(folder if slash else None),
         )
-        rows[row] = (*place, label, key_of(f"{name}/{key}"), *numbers)
+        rows[row] = (*span, label, key_of(f"{name}/{key}"), *numbers)
     gone = sum(split is not None and split[1].rpartition(".")[2] in _COUNTED for split in map(split_name, lost))
     return ShardIndex(
         samples=rows,

@@ -43,9 +43,9 @@ def local_stamp(path: str) -> np.ndarray:
     return stamp_of(os.stat(path))
 
 
-def stamp_of(found: os.stat_result) -> np.ndarray:
+def stamp_of(status: os.stat_result) -> np.ndarray:
     """`local_stamp` from the result of `os.stat` or `os.fstat`."""
-    return np.array([VERSION, found.st_size, found.st_mtime_ns, found.st_ino & (2**63 - 1)], np.int64)
+    return np.array([VERSION, status.st_size, status.st_mtime_ns, status.st_ino & (2**63 - 1)], np.int64)
 
 
 def remote_stamp(size: int | None, tag: str) -> np.ndarray:
@@ -53,12 +53,12 @@ def remote_stamp(size: int | None, tag: str) -> np.ndarray:
     return np.array([VERSION, -1 if size is None else size, key_of(tag) >> 1, 0], np.int64)
 
 
-def local_places(path: str, access: Access) -> tuple[Path, Path]:
+def local_paths(path: str, access: Access) -> tuple[Path, Path]:
     """Paths of the index of a local shard, the preferred one first."""
-    return Path(f"{path}.index.npz"), cached_place(os.path.abspath(path), access)
+    return Path(f"{path}.index.npz"), cached_path(os.path.abspath(path), access)
 
 
-def cached_place(address: str, access: Access) -> Path:
+def cached_path(address: str, access: Access) -> Path:
     """Path of the index of a shard in the cache folder."""
     whole = hashlib.sha256(address.encode("utf-8", "surrogateescape")).hexdigest()[:24]
     return access.folder / "indices" / f"{whole}.npz"
@@ -66,26 +66,26 @@ def cached_place(address: str, access: Access) -> Path:
 
 def read_index(path: str, access: Access = DEFAULT) -> ShardIndex:
     """The index of a local shard, loaded if its file is valid and up to date, else made again. Raises TarError."""
-    index = load(local_places(path, access), local_stamp(path))
+    index = load(local_paths(path, access), local_stamp(path))
     return make_index(path, access) if index is None else index
 
 
 def make_index(path: str, access: Access = DEFAULT) -> ShardIndex:
     """Makes and stores the index of a local shard. Raises TarError."""
-    places, stamp = local_places(path, access), local_stamp(path)
+    paths, stamp = local_paths(path, access), local_stamp(path)
     index = scan(path)
-    store(index, places, stamp)
+    store(index, paths, stamp)
     return index
 
 
-def load(places: Iterable[Path], stamp: np.ndarray, compare: int = STAMP) -> ShardIndex | None:
+def load(paths: Iterable[Path], stamp: np.ndarray, compare: int = STAMP) -> ShardIndex | None:
     """The first index with this stamp, without the keys.
 
     Args:
         compare: how many numbers of the stamp must be equal.
     """
-    for place in places:
-        arrays = _read(place, stamp, compare, ("head", "samples", "texts"))
+    for path in paths:
+        arrays = _read(path, stamp, compare, ("head", "samples", "texts"))
         if arrays is not None:
             counts = dict(zip(_COUNTS, arrays["head"][STAMP:-1].tolist(), strict=True))
             counts |= {name: bool(counts[name]) for name in ("captions", "unchecked")}
@@ -93,16 +93,16 @@ def load(places: Iterable[Path], stamp: np.ndarray, compare: int = STAMP) -> Sha
     return None
 
 
-def load_keys(places: Iterable[Path], stamp: np.ndarray, compare: int = STAMP) -> list[str] | None:
+def load_keys(paths: Iterable[Path], stamp: np.ndarray, compare: int = STAMP) -> list[str] | None:
     """The keys of the first index with this stamp."""
-    for place in places:
-        arrays = _read(place, stamp, compare, ("head", "samples", "texts", "keys"))
+    for path in paths:
+        arrays = _read(path, stamp, compare, ("head", "samples", "texts", "keys"))
         if arrays is not None:
             return _split(arrays["keys"])
     return None
 
 
-def store(index: ShardIndex, places: Iterable[Path], stamp: np.ndarray) -> Path | None:
+def store(index: ShardIndex, paths: Iterable[Path], stamp: np.ndarray) -> Path | None:
     """Writes the index to the first path that can be written, and returns that path."""
     counts = [int(getattr(index, name)) for name in _COUNTS]
     arrays = {
@@ -112,45 +112,45 @@ def store(index: ShardIndex, places: Iterable[Path], stamp: np.ndarray) -> Path 
         "keys": _join(index.keys or []),
     }
     arrays["checksum"] = _checksum(arrays)
-    for place in places:
+    for path in paths:
         with contextlib.suppress(OSError):
-            place.parent.mkdir(parents=True, exist_ok=True)
-            delete_partials(place.parent, _SLOWEST, place.name)
-            with replacing(place, "wb") as file:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            delete_partials(path.parent, _SLOWEST, path.name)
+            with replacing(path, "wb") as file:
                 np.savez(file, **arrays)
-            return place
+            return path
     return None
 
 
-def _read(place: Path, stamp: np.ndarray, compare: int, names: tuple[str, ...]) -> dict[str, np.ndarray] | None:
+def _read(path: Path, stamp: np.ndarray, compare: int, names: tuple[str, ...]) -> dict[str, np.ndarray] | None:
     """The named arrays, if the stamp is the expected one and all checks pass; else None."""
     most = _MOST if stamp[1] < 0 else int(stamp[1]) + SPARE
     try:
-        content = read_file(place, most)
+        content = read_file(path, most)
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
             head = _array(archive, "head", _DTYPES["head"])
             if len(head) and 0 < head[0] < VERSION:
                 return None
             arrays = {name: _array(archive, name, dtype) for name, dtype in _DTYPES.items()}
-            found = _array(archive, "checksum", np.dtype("u1"))
-        if not np.array_equal(found, _checksum(arrays)):
+            checksum = _array(archive, "checksum", np.dtype("u1"))
+        if not np.array_equal(checksum, _checksum(arrays)):
             raise _Damaged("its checksum does not fit")
         if not np.array_equal(head[:compare], stamp[:compare]):
             return None
         _check(arrays, int(stamp[1]))
     except NotPlain as error:
-        _tell(place, str(error.strerror))
+        _tell(path, str(error.strerror))
         return None
     except OSError:  # it does not exist, or must not be read
         return None
     except Exception as error:  # a damaged zip archive raises nearly anything
-        _tell(place, str(error) if isinstance(error, _Damaged) else f"{type(error).__name__}: {error}")
+        _tell(path, str(error) if isinstance(error, _Damaged) else f"{type(error).__name__}: {error}")
         return None
     return {name: arrays[name] for name in names}
 
 
-def _tell(place: Path, why: str) -> None:
-    warnings.warn(f"{place}: this index is damaged and is made anew: {why}", stacklevel=5)
+def _tell(path: Path, why: str) -> None:
+    warnings.warn(f"{path}: this index is damaged and is made anew: {why}", stacklevel=5)
 
 
 def _array(archive: zipfile.ZipFile, name: str, dtype: np.dtype) -> np.ndarray:

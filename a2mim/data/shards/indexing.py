@@ -53,7 +53,7 @@ class Shard:
         """webdataset's key of each sample, from the cached index if there is one."""
         keys = self.index.keys if self.index else None
         if keys is None:
-            keys = index_file.load_keys(places_of(self, access), self.stamp)
+            keys = index_file.load_keys(paths_of(self, access), self.stamp)
         if keys is None:
             copy = self.address if self.stat is None else ShardCache(access).fetch(self.address, self.stat)
             keys = shard_index.scan(os.fspath(copy), base_name(self.address)).keys
@@ -82,7 +82,7 @@ def index_all(shards: list[Shard], access: Access) -> None:
     for shard in local:
         try:
             shard.stamp = index_file.local_stamp(shard.address)
-            shard.index = index_file.load(places_of(shard, access), shard.stamp)
+            shard.index = index_file.load(paths_of(shard, access), shard.stamp)
         except OSError as error:
             shard.fault = _as_shard_error(error, shard.address)
             continue
@@ -93,10 +93,10 @@ def index_all(shards: list[Shard], access: Access) -> None:
     _threads(partial(_index_remote, access=access), remote, "indexing", _FETCHED_AT_ONCE)
 
 
-def places_of(shard: Shard, access: Access):
+def paths_of(shard: Shard, access: Access):
     if shard.stat is None:
-        return index_file.local_places(shard.address, access)
-    return (index_file.cached_place(shard.address, access),)
+        return index_file.local_paths(shard.address, access)
+    return (index_file.cached_path(shard.address, access),)
 
 
 def _scan(shards: list[Shard], access: Access) -> None:
@@ -136,8 +136,8 @@ def _ask(shard: Shard, access: Access) -> None:
 def _index_remote(shard: Shard, access: Access) -> None:
     """Loads the index from the cache or from beside the shard; else fetches the shard into the cache and scans it."""
     shard.stamp = index_file.remote_stamp(shard.stat.size, shard.stat.tag or shard.address)
-    places, stamp = places_of(shard, access), shard.stamp
-    shard.index = index_file.load(places, stamp) or _index_beside(shard, access)
+    paths, stamp = paths_of(shard, access), shard.stamp
+    shard.index = index_file.load(paths, stamp) or _index_beside(shard, access)
     if shard.index is not None:
         return
     made, name = [], base_name(shard.address)
@@ -146,7 +146,7 @@ def _index_remote(shard: Shard, access: Access) -> None:
             shard.address, shard.stat, lambda path: made.append(shard_index.scan(path, name))
         )
         shard.index = made[0] if made else shard_index.scan(os.fspath(copy), name)
-        index_file.store(shard.index, places, stamp)
+        index_file.store(shard.index, paths, stamp)
         shard.size = shard.size or os.path.getsize(copy)
     except OSError as error:
         shard.fault = _as_shard_error(error, shard.address)
@@ -156,11 +156,11 @@ def _index_beside(shard: Shard, access: Access) -> ShardIndex | None:
     """`<shard>.index.npz` on the server, if it was made from a shard of this size; times of change do not matter."""
     if shard.address.startswith("pipe:") or shard.size is None or "?" in shard.address:
         return None
-    place, *_ = places_of(shard, access)
+    path, *_ = paths_of(shard, access)
     address = f"{shard.address}.index.npz"
     try:
-        place.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=place.parent, prefix=".beside.", suffix=PARTIAL) as file:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".beside.", suffix=PARTIAL) as file:
             bounded = Bounded(file, shard.size + index_file.SPARE, address)
             persist(lambda: origin_of(address, access).download(bounded), access, file.tell)
             file.flush()
@@ -168,7 +168,7 @@ def _index_beside(shard: Shard, access: Access) -> ShardIndex | None:
             index = index_file.load(beside, stamp, compare=index_file.SIZE_ONLY)
             if index is not None:
                 index.keys = index_file.load_keys(beside, stamp, compare=index_file.SIZE_ONLY)
-                index_file.store(index, [place], shard.stamp)
+                index_file.store(index, [path], shard.stamp)
             return index
     except (OSError, ValueError):  # it does not exist, or is not usable
         return None

@@ -45,10 +45,10 @@ def _value(suffix: str, content: bytes | None) -> object:
     try:
         if suffix == "cls":
             return content.decode("utf-8-sig").strip()
-        found = json.loads(content.decode("utf-8-sig"))
+        content_of_json = json.loads(content.decode("utf-8-sig"))
     except (ValueError, RecursionError, MemoryError):  # not UTF-8, not JSON, too many digits, nested too deep
         raise NoClass("cannot be read") from None
-    return found.get("label") if isinstance(found, dict) else None
+    return content_of_json.get("label") if isinstance(content_of_json, dict) else None
 
 
 def _class(value: object) -> tuple[int, str | None]:

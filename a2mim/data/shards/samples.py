@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 from a2mim.data.walk import ARRAYS, PICTURES
 
-Place = tuple[int, int]  # offset and size in bytes
+Span = tuple[int, int]  # offset and size in bytes
 _KEY = re.compile(r"((?:.*/)?[^/.]+)\.([^/]*)", re.DOTALL)
 _NO_SAMPLE = re.compile(r"^__[^/]*__($|/)|(^|/)\._[^/]*$")  # webdataset's own members, and metadata of macOS
 
@@ -27,9 +27,9 @@ class Samples:
         duplicates: images left out because an earlier image has the same key.
     """
 
-    images: dict[str, Place] = field(default_factory=dict)
+    images: dict[str, Span] = field(default_factory=dict)
     suffixes: dict[str, str] = field(default_factory=dict)
-    beside: dict[str, dict[str, tuple[Place, str]]] = field(default_factory=dict)
+    beside: dict[str, dict[str, tuple[Span, str]]] = field(default_factory=dict)
     duplicates: int = 0
 
     @property
@@ -49,56 +49,56 @@ def group(members: Iterable[tuple[str, int, int]]) -> Samples:
 
     Of several images with one key, the first is kept. Arrays (.npy) are images only if the archive has no pictures.
     """
-    found, arrays = Samples(), Samples()
+    samples, arrays = Samples(), Samples()
     for member, offset, size in members:
         split = split_name(member)
         if split is None:
             continue
         key, suffix = split
-        place = (offset, size)
+        span = (offset, size)
         if suffix in PICTURES:
-            if not _take(found, key, suffix, place):
-                found.duplicates += 1
-                if suffix != found.suffixes[key]:
-                    found.beside.setdefault(key, {}).setdefault(suffix, (place, member))
+            if not _take(samples, key, suffix, span):
+                samples.duplicates += 1
+                if suffix != samples.suffixes[key]:
+                    samples.beside.setdefault(key, {}).setdefault(suffix, (span, member))
         elif suffix in ARRAYS:
-            _take(arrays, key, suffix, place)
+            _take(arrays, key, suffix, span)
         else:
-            found.beside.setdefault(key, {}).setdefault(suffix, (place, member))
-    _add_dotted(found, PICTURES)
-    if not found.images:
-        found.images, found.suffixes = arrays.images, arrays.suffixes
-        _add_dotted(found, ARRAYS)
+            samples.beside.setdefault(key, {}).setdefault(suffix, (span, member))
+    _add_dotted(samples, PICTURES)
+    if not samples.images:
+        samples.images, samples.suffixes = arrays.images, arrays.suffixes
+        _add_dotted(samples, ARRAYS)
     else:
-        for key, place in arrays.images.items():
-            found.beside.setdefault(key, {})["npy"] = (place, f"{key}.npy")
-    return found
+        for key, span in arrays.images.items():
+            samples.beside.setdefault(key, {})["npy"] = (span, f"{key}.npy")
+    return samples
 
 
-def _take(samples: Samples, key: str, suffix: str, place: Place) -> bool:
+def _take(samples: Samples, key: str, suffix: str, span: Span) -> bool:
     if key in samples.images:
         return False
-    samples.images[key], samples.suffixes[key] = place, suffix
+    samples.images[key], samples.suffixes[key] = span, suffix
     return True
 
 
-def _add_dotted(found: Samples, suffixes: tuple[str, ...]) -> None:
+def _add_dotted(samples: Samples, suffixes: tuple[str, ...]) -> None:
     """Makes images of members such as 22.05.png and adds the other members of their key: 22.05.cls, else 22.cls."""
-    parts = {suffix for key in found.images for suffix in found.beside.get(key, ())}
-    for key in [key for key in found.beside if key not in found.images]:
-        others = found.beside[key]
+    parts = {suffix for key in samples.images for suffix in samples.beside.get(key, ())}
+    for key in [key for key in samples.beside if key not in samples.images]:
+        others = samples.beside[key]
         dotted = [s for s in others if "." in s and s.rpartition(".")[2] in suffixes and s not in parts]
         if not dotted:
             continue
-        del found.beside[key]
+        del samples.beside[key]
         shared = {suffix: value for suffix, value in others.items() if "." not in suffix}
         for suffix in others:
             if "." in suffix and suffix not in dotted:
                 front, _, last = suffix.rpartition(".")
-                found.beside.setdefault(f"{key}.{front}", {})[last] = others[suffix]
+                samples.beside.setdefault(f"{key}.{front}", {})[last] = others[suffix]
         for suffix in dotted:
-            place, member = others[suffix]
+            span, member = others[suffix]
             name, _, last = member.rpartition(".")
-            found.duplicates += not _take(found, name, last.lower(), place)
-            own = found.beside.pop(f"{key}.{suffix.rpartition('.')[0]}", {})
-            found.beside[name] = shared | own | found.beside.get(name, {})
+            samples.duplicates += not _take(samples, name, last.lower(), span)
+            own = samples.beside.pop(f"{key}.{suffix.rpartition('.')[0]}", {})
+            samples.beside[name] = shared | own | samples.beside.get(name, {})

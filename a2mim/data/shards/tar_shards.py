@@ -16,7 +16,7 @@ from a2mim.data.remote.origins import origin_of
 from a2mim.data.remote.retry import persist
 from a2mim.data.remote.transfer import Bounded
 from a2mim.data.shards.index import NONE
-from a2mim.data.shards.index_file import cached_place
+from a2mim.data.shards.index_file import cached_path
 from a2mim.data.shards.indexing import Shard, index_all, look_at
 from a2mim.data.shards.labels import LabelsDisagree, resolve
 from a2mim.data.shards.tar_store import TarStore
@@ -140,19 +140,19 @@ def _fetched_text(address: str, access: Access) -> Path:
     """The path of the copy of a small remote file; it does not exist if the server has no such file. If the server does
     not answer, an earlier copy is used.
     """
-    place, found = cached_place(address, access).with_suffix(".txt"), io.BytesIO()
+    path, content = cached_path(address, access).with_suffix(".txt"), io.BytesIO()
     try:
         origin = origin_of(address, access)
-        bounded = Bounded(found, LONGEST_TEXT, address)
-        persist(lambda: origin.download(bounded), access, found.tell)
-        make_cache_folder(place.parent)
-        with replacing(place, "wb") as file:
-            file.write(found.getvalue())
+        bounded = Bounded(content, LONGEST_TEXT, address)
+        persist(lambda: origin.download(bounded), access, content.tell)
+        make_cache_folder(path.parent)
+        with replacing(path, "wb") as file:
+            file.write(content.getvalue())
     except FileNotFoundError:
-        place.unlink(missing_ok=True)
+        path.unlink(missing_ok=True)
     except ShardError:
         pass
-    return place
+    return path
 
 
 def _few(names: list[str]) -> str:

@@ -67,8 +67,8 @@ class TarStore:
                 self._copies.ask(shard, self._copy)
             elif hasattr(os, "posix_fadvise"):  # macOS has none
                 with contextlib.suppress(OSError):
-                    place = int(self.offsets[i]), int(self.sizes[i])
-                    os.posix_fadvise(self._descriptor(shard), *place, os.POSIX_FADV_WILLNEED)
+                    span = int(self.offsets[i]), int(self.sizes[i])
+                    os.posix_fadvise(self._descriptor(shard), *span, os.POSIX_FADV_WILLNEED)
 
     def name(self, i: int) -> str:
         """Reads the name from the index on disk. Names are needed rarely and would use most of the memory."""
@@ -85,9 +85,9 @@ class TarStore:
     def _shard_of(self, i: int) -> int:
         return int(np.searchsorted(self.ends, i, side="right"))
 
-    def _by_range(self, shard: int) -> bool:
-        found = self.shards[shard]
-        return self.access.remote == "ranges" and found.stat is not None and not found.address.startswith("pipe:")
+    def _by_range(self, number: int) -> bool:
+        shard = self.shards[number]
+        return self.access.remote == "ranges" and shard.stat is not None and not shard.address.startswith("pipe:")
 
     def _range(self, i: int) -> bytes:
         address = self.shards[self._shard_of(i)].address
@@ -97,9 +97,9 @@ class TarStore:
         except FileNotFoundError as error:
             raise ShardError(f"{error}; it was there when it was indexed") from None
 
-    def _copy(self, shard: int) -> str:
-        found = self.shards[shard]
-        return os.fspath(ShardCache(self.access).fetch(found.address, found.stat))
+    def _copy(self, number: int) -> str:
+        shard = self.shards[number]
+        return os.fspath(ShardCache(self.access).fetch(shard.address, shard.stat))
 
     def _read(self, shard: int, i: int) -> bytes:
         address, offset, size = self.shards[shard].name, int(self.offsets[i]), int(self.sizes[i])
@@ -130,30 +130,30 @@ class TarStore:
         self._refuse_changed(shard)
         return self._open[shard]
 
-    def _newly_opened(self, shard: int) -> int:
+    def _newly_opened(self, number: int) -> int:
         """Opens a shard. If too many files are open, closes those of this store first."""
-        found = self.shards[shard]
+        shard = self.shards[number]
         for attempt in range(2):
             try:
-                return _opened(found.address) if found.stat is None else self._opened_copy(shard)
+                return _opened(shard.address) if shard.stat is None else self._opened_copy(number)
             except OSError as error:
                 if error.errno not in (errno.EMFILE, errno.ENFILE) or attempt or not self._open:
                     raise
                 self.close()
         raise AssertionError
 
-    def _refuse_changed(self, shard: int) -> None:
+    def _refuse_changed(self, number: int) -> None:
         """ShardError if the open file is not what was indexed, because it was replaced or written to."""
-        found, descriptor = self.shards[shard], self._open[shard]
+        shard, descriptor = self.shards[number], self._open[number]
         now = os.fstat(descriptor)
-        if found.size is not None and now.st_size != found.size:
-            what = f"from {found.size} to {now.st_size} bytes"
-        elif found.stat is None and found.stamp is not None and not np.array_equal(stamp_of(now), found.stamp):
+        if shard.size is not None and now.st_size != shard.size:
+            what = f"from {shard.size} to {now.st_size} bytes"
+        elif shard.stat is None and shard.stamp is not None and not np.array_equal(stamp_of(now), shard.stamp):
             what = "without a change of its size"
         else:
             return
-        os.close(self._open.pop(shard))
-        raise ShardError(f"{found.name}: changed since it was indexed, {what}; start anew to index it again")
+        os.close(self._open.pop(number))
+        raise ShardError(f"{shard.name}: changed since it was indexed, {what}; start anew to index it again")
 
     def _opened_copy(self, shard: int) -> int:
         """Opens a copy. If it was dropped from the cache between its arrival and its use, it is fetched again."""

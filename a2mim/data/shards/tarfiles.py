@@ -92,15 +92,15 @@ def _resolved(path: str, links: list[Link], lost: list[str]) -> Iterator[tuple[s
     """Yields the targets of links. It reads the archive a second time, so that only targets are held in memory."""
     target_of = {normal(link.name): _target(link) for link in links}
     wanted = set(target_of.values())
-    places = {normal(name): (offset, size) for name, offset, size in members(path) if normal(name) in wanted}
+    spans = {normal(name): (offset, size) for name, offset, size in members(path) if normal(name) in wanted}
     for link in links:
         target = normal(link.name)
         for _ in range(_MOST_LINKS):
             target = target_of.get(target, "")
-            if target in places or not target:
+            if target in spans or not target:
                 break
-        if target in places:
-            yield link.name, *places[target]
+        if target in spans:
+            yield link.name, *spans[target]
         else:
             lost.append(link.name)
 
@@ -110,8 +110,8 @@ def _target(link: Link) -> str:
     if not link.target or (not link.hard and link.target.startswith("/")):
         return ""
     folder = "" if link.hard else posixpath.dirname(normal(link.name))
-    found = normal(posixpath.join(folder, link.target))
-    return "" if found == ".." or found.startswith("../") else found
+    target = normal(posixpath.join(folder, link.target))
+    return "" if target == ".." or target.startswith("../") else target
 
 
 def normal(name: str) -> str:

@@ -11,7 +11,7 @@ from small_images import encoded, picture, write_tar
 from a2mim.data import open_dataset
 from a2mim.data.errors import ShardError
 from a2mim.data.shards import index_file
-from a2mim.data.shards.index_file import load, load_keys, local_places, local_stamp, read_index, store
+from a2mim.data.shards.index_file import load, load_keys, local_paths, local_stamp, read_index, store
 
 
 def test_the_index_is_cached_and_rebuilt_when_the_shard_changes(shards, tmp_path, monkeypatch):
@@ -54,7 +54,7 @@ def test_a_read_only_folder_is_indexed_in_the_users_cache(shards, tmp_path, monk
 
 def loaded(path, access):
     """Everything that an index file gives, as bytes; None where it is refused."""
-    places, stamp = local_places(str(path), access), local_stamp(str(path))
+    places, stamp = local_paths(str(path), access), local_stamp(str(path))
     index, keys = load(places, stamp), load_keys(places, stamp)
     if index is None or keys is None:
         return None
@@ -99,7 +99,7 @@ def test_places_and_numbers_that_no_shard_has_are_refused_also_with_a_right_chec
     index = read_index(str(named), access)
     index.samples, index.keys = index.samples.copy(), [str(k) for k in range(12)]
     index.samples[column][3] = value
-    store(index, local_places(str(named), access), local_stamp(str(named)))
+    store(index, local_paths(str(named), access), local_stamp(str(named)))
     with pytest.warns(UserWarning, match="this index is damaged and is made anew"):
         assert loaded(named, access) is None
 

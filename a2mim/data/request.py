@@ -15,15 +15,15 @@ from a2mim.files import write_private
 PRIVATE = ".asked.json"
 
 
-def public_asked(asked: dict[str, Any]) -> dict[str, Any]:
+def public_request(request: dict[str, Any]) -> dict[str, Any]:
     """The request without passwords and queries of URLs. An object from Python is replaced by the name of its type."""
-    return {key: _public(value) for key, value in _recordable(asked).items()}
+    return {key: _public(value) for key, value in _recordable(request).items()}
 
 
-def keep_private(folder: Path, asked: dict[str, Any]) -> None:
+def keep_private(folder: Path, request: dict[str, Any]) -> None:
     """Writes the whole request to a private file when summary.json does not hold all of it."""
-    whole = _recordable(asked)
-    if whole != public_asked(asked):
+    whole = _recordable(request)
+    if whole != public_request(request):
         write_private(folder / PRIVATE, json.dumps(whole, indent=2, ensure_ascii=False) + "\n")
     else:
         (folder / PRIVATE).unlink(missing_ok=True)
@@ -31,15 +31,15 @@ def keep_private(folder: Path, asked: dict[str, Any]) -> None:
 
 def recall(folder: Path) -> dict[str, Any]:
     """The request that started the run: config, data, test_data, laptop, …; {} if the folder does not record it."""
-    asked = _read(folder / "summary.json").get("asked")
-    asked = asked if isinstance(asked, dict) else {}
+    request = _read(folder / "summary.json").get("asked")
+    request = request if isinstance(request, dict) else {}
     whole = _read(folder / PRIVATE)
-    return asked | {key: value for key, value in whole.items() if _public(value) == asked.get(key)}
+    return request | {key: value for key, value in whole.items() if _public(value) == request.get(key)}
 
 
-def _recordable(asked: dict[str, Any]) -> dict[str, Any]:
+def _recordable(request: dict[str, Any]) -> dict[str, Any]:
     plain = (str, list, bool, int, float, type(None))
-    return {k: v if isinstance(v, plain) else f"<{type(v).__name__} given from Python>" for k, v in asked.items()}
+    return {k: v if isinstance(v, plain) else f"<{type(v).__name__} given from Python>" for k, v in request.items()}
 
 
 def _public(value: Any) -> Any:
@@ -50,7 +50,7 @@ def _public(value: Any) -> Any:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
         return {}
-    return found if isinstance(found, dict) else {}
+    return content if isinstance(content, dict) else {}
