@@ -1,4 +1,6 @@
-"""L2 logistic regression on frozen features; the strength of the penalty is chosen on held-out training images."""
+"""L2 logistic regression on frozen features. Held-out training images choose the strength of the penalty."""
+
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
@@ -9,6 +11,7 @@ from a2mim.evaluation.features import check_features, class_positions, refuse_be
 from a2mim.evaluation.linear import hold_out
 
 _BLOCK_BYTES = 2**27  # of scores held at once
+_KEPT_BYTES = 2**28  # of features kept in float64; more are read anew for each step
 
 
 def logreg(
@@ -16,26 +19,27 @@ def logreg(
     train_labels: Tensor,
     test_features: Tensor,
     test_labels: Tensor,
-    c_powers=(-6.0, 5.0),
+    c_powers: Sequence[float] = (-6.0, 5.0),
     c_values: int = 45,
     max_iterations: int = 1000,
     tolerance: float = 1e-12,
     held_out: float = 0.1,
     seed: int = 0,
-    device=None,
+    device: torch.device | str | None = None,
 ) -> dict:
     """Minimises C · (sum of cross-entropies) + |weights|² / 2, biases free, by L-BFGS in float64.
 
-    C is the one of the grid that is best on held-out training images; of equals the smallest. The last fit is on all
-    training images. Each fit starts from the last one, from the strongest penalty on: the optimum is the same.
+    C is the value of the grid that is most accurate on held-out training images; the smallest of several such values.
+    The last fit takes all training images. On the grid, each fit starts where the one before ended, from the
+    strongest penalty to the weakest. The start does not change the optimum.
 
     Args:
-        train_features, test_features: (N, D) and (M, D) float, maybe on disk; taken to the device block by block.
+        train_features, test_features: (N, D) and (M, D) float, in memory or on disk.
         train_labels, test_labels: (N,) and (M,) int64 >= 0, any values.
-        c_powers, c_values: the grid: 10 to the power of so many evenly spaced numbers.
-        tolerance: of the relative change of the loss, at which a fit ends.
+        c_powers, c_values: the grid is 10 to the power of `c_values` evenly spaced numbers between the two `c_powers`.
+        tolerance: a fit ends when one step lowers the loss by less than this share of it.
         held_out: share of each class that chooses C, in (0, 1).
-        device: None: where the features are.
+        device: where to compute. None: where the features are.
 
     Returns:
         "top1", "top5" in percent, "correct" (M,) bool, "C", "held_out_top1" and the constants; "not_converged" counts
@@ -88,27 +92,51 @@ def logreg(
 
 
 class Softmax:
-    """Multinomial logistic regression on some rows of features: loss, gradient and scores, block by block.
+    """Multinomial logistic regression on some rows of features.
 
-    L-BFGS works in coordinates in which the features are centred and white, up to the penalty: the optimum is the
-    same, and is reached in tens of steps where raw features take a thousand.
+    L-BFGS works in other coordinates, with the same optimum: the features are centred and turned onto their principal
+    axes, and each coordinate is divided by the root of the loss's curvature along it. It needs tens of steps there,
+    and a thousand with features as they are. With fewer rows than dimensions only the rows' own span is searched: the
+    penalty makes the weights 0 outside it.
 
     Args:
-        features: (N, D), read from wherever they lie; targets: (N,) in 0..C-1; rows: those that are fitted.
+        features: (N, D), in memory or on disk.
+        targets: (N,) int64 in 0..C-1.
+        rows: the rows to fit.
+        n_classes: C.
+        device: where to compute.
     """
 
-    def __init__(self, features: Tensor, targets: Tensor, rows: Tensor, n_classes: int, device):
-        self.features, self.targets, self.rows = features, targets, rows
-        self.shape, self.device = (n_classes, features.shape[1] + 1), device  # the bias is the last column
+    def __init__(self, features: Tensor, targets: Tensor, rows: Tensor, n_classes: int, device: torch.device | str):
+        self.features, self.rows, self.n_classes, self.device = features, rows, n_classes, device
+        self.targets = targets[rows].to(device)
         self.block = max(1, _BLOCK_BYTES // (8 * max(n_classes, features.shape[1])))
-        total, squares = 0, 0
-        for x in self._blocks():
-            total, squares = total + x.sum(dim=0), squares + x.T @ x
-        self.mean = total / len(rows)
-        self.variances, self.axes = torch.linalg.eigh(squares / len(rows) - torch.outer(self.mean, self.mean))
+        self.turned: Tensor | None = None  # (n, R) features on the axes, where they are few enough to be kept
+        self.mean = sum(x.sum(dim=0) for x in self._blocks()) / len(rows)
+        self.variances, self.axes = self._principal_axes()
+        if 8 * len(rows) * self.axes.shape[1] <= _KEPT_BYTES:
+            self.turned = torch.cat([(x - self.mean) @ self.axes for x in self._blocks()])
 
-    def _blocks(self):
+    def _blocks(self) -> Iterator[Tensor]:
+        """(B, D) features as they are, or (B, R) on the axes where these are kept; float64."""
+        if self.turned is not None:
+            return iter(self.turned.split(self.block))
         return (self.features[rows].to(self.device, torch.float64) for rows in self.rows.split(self.block))
+
+    def _principal_axes(self) -> tuple[Tensor, Tensor]:
+        """(R,) variances and (D, R) orthonormal axes, R the smaller of rows and dimensions."""
+        dim = len(self.mean)
+        span = torch.eye(dim, dtype=torch.float64, device=self.device)
+        if len(self.rows) < dim:
+            span = torch.linalg.qr((torch.cat(list(self._blocks())) - self.mean).T).Q
+        covariance = torch.zeros(span.shape[1], span.shape[1], dtype=torch.float64, device=self.device)
+        for x in self._blocks():
+            centred = x - self.mean
+            if span.shape[1] < dim:
+                centred = centred @ span
+            covariance += centred.T @ centred
+        variances, axes = torch.linalg.eigh(covariance / len(self.rows))
+        return variances.clamp(min=0), span @ axes
 
     def fit(self, c: float, start: Tensor | None, max_iterations: int, tolerance: float) -> tuple[Tensor, bool]:
         """((C, D + 1) weights and biases, whether the fit converged).
@@ -118,49 +146,65 @@ class Softmax:
         from scipy.optimize import minimize  # a third of a second, which starting a run need not wait for
 
         penalty = 1 / (c * len(self.rows))
-        curvature = self.variances.clamp(min=0) / self.shape[0] + penalty  # of the loss along each axis, roughly
-        whiten = self.axes * curvature.rsqrt()  # (D, D)
-
-        def outside(flat: np.ndarray) -> Tensor:
-            """The optimiser's coordinates -> weights and biases."""
-            inside = torch.from_numpy(flat.reshape(self.shape)).to(self.device)
-            weights = inside[:, :-1] @ whiten.T
-            return torch.cat([weights, (inside[:, -1] - weights @ self.mean)[:, None]], dim=1)
+        first = torch.zeros(self.n_classes, self.axes.shape[1] + 1, dtype=torch.float64, device=self.device)
+        if start is not None:
+            first[:, :-1] = start[:, :-1] @ self.axes
+            first[:, -1] = start[:, -1] + start[:, :-1] @ self.mean
+        scale = (self._curvature(first) + penalty).rsqrt()
 
         def loss(flat: np.ndarray) -> tuple[float, np.ndarray]:
-            value, gradient = self.loss(outside(flat), penalty)
-            centred = gradient[:, :-1] - gradient[:, -1:] * self.mean
-            gradient = torch.cat([centred @ whiten, gradient[:, -1:]], dim=1)
-            return value, gradient.cpu().numpy().ravel()
+            value, gradient = self._loss(torch.from_numpy(flat).to(self.device).view_as(first) * scale, penalty)
+            return value, (gradient * scale).cpu().numpy().ravel()
 
-        first = np.zeros(self.shape)
-        if start is not None:
-            first[:, :-1] = (start[:, :-1] @ self.axes * curvature.sqrt()).cpu().numpy()
-            first[:, -1] = (start[:, -1] + start[:, :-1] @ self.mean).cpu().numpy()
         options = {"maxiter": max_iterations, "maxfun": 10 * max_iterations, "maxls": 50}
         options |= {"ftol": tolerance, "gtol": 1e-8}
-        found = minimize(loss, first.ravel(), jac=True, method="L-BFGS-B", options=options)
-        return outside(found.x), bool(found.success)
+        found = minimize(loss, (first / scale).cpu().numpy().ravel(), jac=True, method="L-BFGS-B", options=options)
+        return self._as_given(torch.from_numpy(found.x).to(self.device).view_as(first) * scale), bool(found.success)
 
-    def loss(self, weights: Tensor, penalty: float) -> tuple[float, Tensor]:
-        """(mean cross-entropy + penalty · |weights without biases|² / 2, its gradient (C, D + 1))."""
-        matrix, bias = weights[:, :-1], weights[:, -1]
+    def _as_given(self, turned: Tensor) -> Tensor:
+        """Weights for centred features on the axes (C, R + 1) -> weights for features as they are (C, D + 1).
+
+        The same number added to every bias changes no answer, so the biases are made to sum to 0.
+        """
+        weights = turned[:, :-1] @ self.axes.T
+        biases = turned[:, -1] - weights @ self.mean
+        return torch.cat([weights, (biases - biases.mean())[:, None]], dim=1)
+
+    def _curvature(self, weights: Tensor) -> Tensor:
+        """(C, R + 1): the cross-entropy's second derivative along each axis for each class at these weights, roughly.
+
+        Roughly: the mean of p (1 - p) times the axis's variance.
+        """
+        used = weights if self.turned is not None else self._as_given(weights)
+        total = torch.zeros(self.n_classes, dtype=torch.float64, device=self.device)
+        for x in self._blocks():
+            shares = (x @ used[:, :-1].T + used[:, -1]).softmax(dim=1)
+            total += (shares * (1 - shares)).sum(dim=0)
+        ones = torch.ones_like(self.variances[:1])
+        return torch.outer(total / len(self.rows), torch.cat([self.variances, ones]))
+
+    def _loss(self, weights: Tensor, penalty: float) -> tuple[float, Tensor]:
+        """(mean cross-entropy + penalty · |weights without biases|² / 2, its gradient), both (C, R + 1)."""
+        used = weights if self.turned is not None else self._as_given(weights)
         total = torch.zeros((), dtype=torch.float64, device=self.device)
-        gradient = torch.zeros_like(weights)
-        for x, rows in zip(self._blocks(), self.rows.split(self.block), strict=True):
-            wanted = self.targets[rows].to(self.device)
-            log_likelihood = (x @ matrix.T + bias).log_softmax(dim=1)
+        gradient = torch.zeros_like(used)
+        for x, wanted in zip(self._blocks(), self.targets.split(self.block), strict=True):
+            log_likelihood = (x @ used[:, :-1].T + used[:, -1]).log_softmax(dim=1)
             total -= log_likelihood.gather(1, wanted[:, None]).sum()
             error = log_likelihood.exp_()
             error[torch.arange(len(wanted), device=self.device), wanted] -= 1
             gradient[:, :-1] += error.T @ x
             gradient[:, -1] += error.sum(dim=0)
         gradient /= len(self.rows)
+        if self.turned is None:
+            turned = (gradient[:, :-1] - gradient[:, -1:] * self.mean) @ self.axes
+            gradient = torch.cat([turned, gradient[:, -1:]], dim=1)
+        matrix = weights[:, :-1]
         gradient[:, :-1] += penalty * matrix
         return (total / len(self.rows) + penalty * matrix.square().sum() / 2).item(), gradient
 
     def ranks(self, weights: Tensor, features: Tensor, targets: Tensor, rows: Tensor) -> Tensor:
-        """(n,) int64: how many classes score above the true one; after all of them where the target is -1."""
+        """(n,) int64: how many classes score above the true one; more than C where the target is -1."""
         found = []
         for part in rows.split(self.block):
             wanted = targets[part].to(self.device)
