@@ -10,6 +10,7 @@ from timm.scheduler import CosineLRScheduler, MultiStepLRScheduler
 from torch import Tensor, nn
 
 from a2mim.engine.finetune_settings import FinetuneOptimizer
+from a2mim.engine.layers import published_layers
 from a2mim.engine.pretrain_settings import PretrainOptimizer
 from a2mim.engine.setting_groups import Schedule
 from a2mim.names import nearest
@@ -59,13 +60,24 @@ def build_optimizer(model: nn.Module, settings: PretrainOptimizer, global_batch_
 def layer_groups(model: nn.Module, weight_decay: float, layer_decay: float) -> list[dict]:
     """The trainable parameters of a timm classifier by layer and by decay, each group with its `lr_scale`.
 
-    Layers are timm's (`group_matcher`): the stem is layer 0, then L blocks, then what stands behind them, layer L + 1,
-    with the classifier; the scale of layer i is layer_decay^(L + 1 - i), as in MAE and BEiT. What does not decay in
-    pre-training does not decay here.
+    The stem is layer 0, then come L layers, then the classifier and what stands behind the layers, layer L + 1. The
+    scale of layer i is layer_decay^(L + 1 - i), as in MAE and BEiT. ConvNeXt and the ResNets that SparK fine-tunes
+    have the layers of their authors, see `a2mim.engine.layers`; other networks have timm's (`group_matcher`). What
+    does not decay in pre-training does not decay here.
     """
     exempt = list(model.no_weight_decay()) if hasattr(model, "no_weight_decay") else []  # patterns, as timm reads them
     exempt += [name for name, _ in model.named_parameters() if name.rsplit(".", 1)[-1] in NO_DECAY]
-    return param_groups_layer_decay(model, weight_decay, no_weight_decay_list=exempt, layer_decay=layer_decay)
+    layer_of = published_layers(model)
+    if layer_of is None:
+        return param_groups_layer_decay(model, weight_decay, no_weight_decay_list=exempt, layer_decay=layer_decay)
+    last, groups = max(layer_of.values()), {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            spared = parameter.ndim <= 1 or any(fnmatch(name, pattern) for pattern in exempt)
+            scale, decay = layer_decay ** (last - layer_of[name]), 0.0 if spared else weight_decay
+            group = {"lr_scale": scale, "weight_decay": decay, "params": []}
+            groups.setdefault((scale, decay), group)["params"].append(parameter)
+    return list(groups.values())
 
 
 def build_layered_optimizer(

@@ -31,9 +31,15 @@ LAYERS = {
         | {"cls_attn_blocks.1.mlp.fc1.weight": 14, "head.bias": 15},
     ),
     "resnet50": (
-        16,
-        {"conv1.weight": 0, "bn1.weight": 0, "layer1.0.conv1.weight": 1, "layer2.0.conv1.weight": 4}
-        | {"layer4.2.bn3.weight": 16, "fc.weight": 17},
+        6,  # SparK's list
+        {"conv1.weight": 0, "bn1.weight": 0, "layer1.2.conv1.weight": 1, "layer2.1.conv1.weight": 2}
+        | {"layer2.2.conv1.weight": 3, "layer3.2.bn3.weight": 4, "layer3.3.conv1.weight": 5}
+        | {"layer4.0.downsample.0.weight": 6, "layer4.2.bn3.weight": 6, "fc.weight": 7},
+    ),
+    "resnet26": (
+        8,  # not on SparK's list: timm's
+        {"conv1.weight": 0, "layer1.0.conv1.weight": 1, "layer2.0.conv1.weight": 3, "layer4.1.conv1.weight": 8}
+        | {"fc.weight": 9},
     ),
     "xvit_tiny_p16_224": (None, {"patch_embed": 0, "blocks.0.": 1, "blocks.1.": 2, "head.weight": "last"}),
     "linglo_b0": (None, {"patch_embed": 0, "stages.0.units.0.": 1, "head.weight": "last"}),
@@ -61,6 +67,56 @@ def test_the_rate_of_layer_i_of_l_is_scaled_by_decay_to_the_l_plus_1_minus_i(nam
         assert own and own == pytest.approx([0.7 ** (depth + 1 - layer)] * len(own)), start
     exponents = {round(np.log(scale) / np.log(0.7)) for scale, _ in found.values()}
     assert exponents == set(range(depth + 2))  # no layer is skipped
+
+
+# timm's name of a parameter: the official one, and its layer where the official list has 12 or 6
+CONVNEXT = {
+    "stem.0.weight": ("downsample_layers.0.0.weight", 0, 0),
+    "stem.1.bias": ("downsample_layers.0.1.bias", 0, 0),
+    "stages.0.blocks.2.conv_dw.weight": ("stages.0.2.dwconv.weight", 1, 1),
+    "stages.1.downsample.1.weight": ("downsample_layers.1.1.weight", 2, 2),
+    "stages.1.blocks.0.gamma": ("stages.1.0.gamma", 2, 2),
+    "stages.2.downsample.0.weight": ("downsample_layers.2.0.weight", 3, 3),
+    "stages.2.blocks.2.mlp.fc1.weight": ("stages.2.2.pwconv1.weight", 3, 3),
+    "stages.2.blocks.3.norm.weight": ("stages.2.3.norm.weight", 4, 4),
+    "stages.2.blocks.8.mlp.fc2.bias": ("stages.2.8.pwconv2.bias", 5, 5),
+    "stages.3.downsample.1.bias": ("downsample_layers.3.1.bias", 12, 6),
+    "stages.3.blocks.2.conv_dw.bias": ("stages.3.2.dwconv.bias", 12, 6),
+    "head.norm.weight": ("norm.weight", 13, 7),
+    "head.fc.weight": ("head.weight", 13, 7),
+}
+
+
+@pytest.mark.parametrize(("name", "column"), [("convnext_small", 1), ("convnext_base", 1), ("convnext_tiny", 2)])
+def test_convnext_has_the_layers_of_its_authors(name, column):
+    with torch.device("meta"):
+        model = timm.create_model(name, num_classes=5)
+    layers = 12 if column == 1 else 6
+    found = scales(model, 0.7)
+    assert set(found) == {key for key, _ in model.named_parameters()}
+    for key, row in CONVNEXT.items():
+        assert found[key][0] == pytest.approx(0.7 ** (layers + 1 - row[column])), key
+    if column == 1:
+        assert found["stages.2.blocks.26.gamma"][0] == pytest.approx(0.7**2)  # the ninth group of three: layer 11
+    assert {round(np.log(scale) / np.log(0.7)) for scale, _ in found.values()} == set(range(layers + 2))
+    assert all(
+        decay == (0.0 if p.ndim <= 1 else 0.05) for key, p in model.named_parameters() for decay in [found[key][1]]
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "key", "layer", "last"),
+    [
+        *(("resnet101", "layer3.22.conv1.weight", 11, 13), ("resnet101", "layer2.3.conv1.weight", 3, 13)),
+        *(("resnet152", "layer3.35.conv1.weight", 12, 14), ("resnet152", "layer3.3.conv1.weight", 4, 14)),
+        *(("resnet200", "layer2.23.conv1.weight", 7, 18), ("resnet200", "layer3.0.conv1.weight", 8, 18)),
+        ("resnet101", "layer4.0.conv1.weight", 12, 13),
+    ],
+)
+def test_large_resnets_have_spark_s_layers(name, key, layer, last):
+    with torch.device("meta"):
+        model = timm.create_model(name, num_classes=5)
+    assert scales(model, 0.8)[key][0] == pytest.approx(0.8 ** (last - layer))
 
 
 @pytest.mark.parametrize("name", LAYERS)

@@ -1,0 +1,55 @@
+"""The layers of layer decay as the authors of ConvNeXt and SparK count them; timm counts each block as a layer."""
+
+from __future__ import annotations
+
+import re
+
+from timm.models.convnext import ConvNeXt
+from timm.models.resnet import ResNet
+from torch import nn
+
+RESNET_BLOCKS = {(4, 6): (2, 3), (4, 23): (2, 3), (8, 36): (4, 4), (24, 36): (4, 4), (30, 48): (5, 6)}
+
+
+def published_layers(model: nn.Module) -> dict[str, int] | None:
+    """{name of a parameter: its layer}: 0 for the stem, the greatest number for the classifier.
+
+    None for a network whose authors publish no list: other families, and ResNets of other depths.
+
+    Source: https://github.com/facebookresearch/ConvNeXt, optim_factory.py; ConvNeXt-T with 6 layers and the ResNets:
+        https://github.com/keyu-tian/SparK, downstream_imagenet/models/__init__.py.
+    """
+    names = [name for name, _ in model.named_parameters()]
+    if isinstance(model, ConvNeXt):
+        layers = 12 if len(model.stages[2].blocks) > 9 else 6
+        return {name: _convnext_layer(name, layers) for name in names}
+    if isinstance(model, ResNet) and (depths := (len(model.layer2), len(model.layer3))) in RESNET_BLOCKS:
+        return {name: _resnet_layer(name, depths) for name in names}
+    return None
+
+
+def _convnext_layer(name: str, layers: int) -> int:
+    """Three blocks of the third stage are a layer, every other stage is one; a stage's downsampling leads it."""
+    if name.startswith("stem."):
+        return 0
+    found = re.match(r"stages\.(\d)\.(?:downsample|blocks\.(\d+))\.", name)
+    if found is None:
+        return layers + 1  # the last norm and the classifier
+    stage, block = int(found[1]), int(found[2] or 0)
+    if stage == 3:
+        return layers
+    return stage + 1 + (block // 3 if stage == 2 else 0)
+
+
+def _resnet_layer(name: str, depths: tuple[int, int]) -> int:
+    """Two to six blocks of the middle stages are a layer; the first and the last stage are one each."""
+    sizes = RESNET_BLOCKS[depths]
+    counts = [-(-depth // size) for depth, size in zip(depths, sizes, strict=True)]
+    last = 2 + sum(counts)
+    if name.startswith("fc."):
+        return last + 1
+    found = re.match(r"layer(\d)\.(\d+)\.", name)
+    if found is None:
+        return 0
+    stage, block = int(found[1]), int(found[2])
+    return {1: 1, 2: 2 + block // sizes[0], 3: 2 + counts[0] + block // sizes[1], 4: last}[stage]
