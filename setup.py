@@ -29,7 +29,7 @@ setup(
     python_requires=">=3.11",
     cmdclass={"build_py": BuildWithRecipes},
     packages=find_packages(include=["a2mim", "a2mim.*"]),
-    package_data={"a2mim": ["py.typed"], "a2mim.evaluation.protocols": ["*.toml"], "a2mim.report": ["templates/*"]},
+    package_data={"a2mim": ["py.typed"], "a2mim.protocols": ["*.toml"], "a2mim.report": ["templates/*"]},
     install_requires=[
         "torch>=2.6",
         "torchvision>=0.21",

@@ -23,8 +23,10 @@ from a2mim.commands.recipes import add_recipes
 from a2mim.commands.report import add_report
 from a2mim.commands.settings import add_settings
 from a2mim.commands.shards import add_shards
+from a2mim.commands.training import join_resume
 from a2mim.commands.version import version_text
 from a2mim.data.remote.addresses import public_name
+from a2mim.memory import OutOfMemory, first_line, is_out_of_memory
 from a2mim.text import PrintableStream, one_line
 
 # OpenMP's threads spin while they wait for one another. Long spinning is fastest on an idle machine and ruinous beside
@@ -42,8 +44,9 @@ USER_ERRORS = (ValueError, OSError, FloatingPointError)
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs one command and returns its exit status: 0, 1 for bad input in one sentence, 128 + n after signal n."""
+    words = sys.argv[1:] if arguments is None else arguments
     with _escaped_output():
-        return _run(build_parser().parse_args(arguments))
+        return _run(build_parser().parse_args(join_resume(words)))
 
 
 def _run(chosen: argparse.Namespace) -> int:
@@ -57,6 +60,13 @@ def _run(chosen: argparse.Namespace) -> int:
         if chosen.debug:
             raise
         print(f"error: {one_line(public_name(str(error)))}", file=sys.stderr)
+        return 1
+    except (MemoryError, RuntimeError) as error:
+        if chosen.debug or not is_out_of_memory(error):
+            raise
+        too_little = f"too little memory; try a smaller batch ({first_line(error)})"
+        said = str(error) if isinstance(error, OutOfMemory) else too_little
+        print(f"error: {one_line(public_name(said))}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("interrupted outside training; checkpoints that were written are whole", file=sys.stderr)

@@ -11,7 +11,7 @@ from a2mim.contract import build_decoder, check_parts, lookup, takes
 from a2mim.decoders.each_map import EachMap, check_answer
 from a2mim.decoders.tokens import fit_grid
 from a2mim.encoder import MaskedEncoder
-from a2mim.masking import FILLS, expand_mask, mean_colour
+from a2mim.masking import FILLS, expand_mask, mean_colour, median_colour
 from a2mim.pixels import IMAGENET_MEAN, IMAGENET_STD, normalize
 from a2mim.registry import MODELS
 from a2mim.targets import TARGETS
@@ -104,17 +104,8 @@ class MIM(BaseModel):
         the image everywhere", without running the encoder; "predict" returns {"images", "masked"} (B, C, H, W),
         {"target", "recon"} (B, C_t, h, w) and "hidden" (B, 1, h, w) on the target's grid.
         """
-        if images.ndim == 5:
-            images = images.flatten(0, 1)
-        images = normalize(images, self.mean, self.std)
+        images, target, mask = self.prepare(images, mask, generator)
         height, width = images.shape[-2:]
-        if mask is None:
-            mask = self.draw_mask(images, generator)
-        with torch.no_grad():
-            target = self.target(images)
-        if mask.ndim == 4:
-            images, target = (x.repeat_interleave(mask.shape[1], dim=0) for x in (images, target))
-            mask = mask.flatten(0, 1)
         hidden = expand_mask(mask, *target.shape[-2:])
         if mode == "baseline":
             return self.compare(mean_colour(target).expand_as(target), target, hidden)
@@ -123,6 +114,34 @@ class MIM(BaseModel):
         if mode == "predict":
             return {"images": images, "masked": masked, "target": target, "recon": recon, "hidden": hidden}
         return self.compare(recon, target, hidden)
+
+    def prepare(self, images: Tensor, mask: Tensor | None, generator=None) -> tuple[Tensor, Tensor, Tensor]:
+        """(normalised images (B, C, H, W), target (B, C_t, h, w), mask (B, rows, cols)), one row a view and a mask."""
+        if images.ndim == 5:
+            images = images.flatten(0, 1)
+        images = normalize(images, self.mean, self.std)
+        if mask is None:
+            mask = self.draw_mask(images, generator)
+        with torch.no_grad():
+            target = self.target(images)
+        if mask.ndim == 4:
+            images, target = (x.repeat_interleave(mask.shape[1], dim=0) for x in (images, target))
+            mask = mask.flatten(0, 1)
+        return images, target, mask
+
+    @torch.no_grad()
+    def baselines(self, images: Tensor, mask: Tensor | None = None, generator=None) -> dict[str, Tensor]:
+        """The summed losses of two answers that need no network: the target's mean over each image, and its median.
+
+        The mean is a weak rival where most pixels have one value, as in line drawings. Arguments as in `forward`.
+        """
+        _, target, mask = self.prepare(images, mask, generator)
+        hidden = expand_mask(mask, *target.shape[-2:])
+        answers = {"mean": mean_colour(target), "median": median_colour(target)}
+        return {
+            name: torch.stack(list(self.compare(answer.expand_as(target), target, hidden).values())).sum()
+            for name, answer in answers.items()
+        }
 
     def draw_mask(self, images: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """The mask part's answer for normalised images (B, C, H, W)."""

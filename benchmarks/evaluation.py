@@ -29,8 +29,8 @@ from tqdm import tqdm
 from a2mim.evaluation.context import EvalContext
 from a2mim.evaluation.heads import LinearHeads
 from a2mim.evaluation.knn import _CHUNK, knn
-from a2mim.evaluation.protocols import read_protocol
 from a2mim.evaluation.taps import dino_parts, grid_parts
+from a2mim.protocols import read_protocol
 
 QUERIES, BANK, DIM, CLASSES, K = 50_000, 1_281_167, 384, 1000, 200
 ENCODER, SIZE = "vit_tiny_patch16_224", 64

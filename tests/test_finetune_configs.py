@@ -7,7 +7,7 @@ import pytest
 from a2mim.engine.config import load_config
 from a2mim.engine.finetune_protocol import SETTING_OF, protocol_in_force
 from a2mim.engine.finetune_settings import FinetuneSettings
-from a2mim.evaluation.protocols import protocol_names, read_protocol
+from a2mim.protocols import protocol_names, read_protocol
 
 CONFIGS = sorted((Path(__file__).parents[1] / "configs" / "finetune").glob("*.py"))
 PROTOCOLS = protocol_names("finetune")

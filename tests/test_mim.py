@@ -154,6 +154,17 @@ def test_a_misspelt_part_is_one_sentence_with_the_nearest_name(change, message):
         build(**change)
 
 
+def test_the_median_is_the_stronger_rival_on_line_drawings():
+    drawing = torch.zeros(2, 3, 32, 32)
+    drawing[..., ::8, :] = 1.0
+    mask = torch.ones(2, 4, 4, dtype=torch.bool)
+    model = build()
+    found = model.baselines(drawing, mask=mask)
+    assert found["median"].item() == pytest.approx(1 / 8)  # black everywhere: wrong where the lines are
+    assert found["mean"].item() == pytest.approx(2 * 1 / 8 * 7 / 8)
+    assert torch.equal(found["mean"], model(drawing, mode="baseline", mask=mask)["loss_l1"])
+
+
 @pytest.mark.parametrize(
     ("name", "token"),
     [("resnet18", "scaled"), ("xcit_nano_12_p16_224", "add"), ("xcit_nano_12_p16_224", "replace")],

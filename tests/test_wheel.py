@@ -45,7 +45,7 @@ def test_the_wheel_holds_what_the_commands_need(installed):
     recipes = {path.relative_to(ROOT / "configs") for path in (ROOT / "configs").rglob("*.py")}
     assert {path.relative_to(package / "configs") for path in (package / "configs").rglob("*.py")} == recipes
     assert list((package / "report" / "templates").glob("*.html"))
-    assert list((package / "evaluation" / "protocols").glob("*.toml"))
+    assert list((package / "protocols").glob("*.toml"))
     assert not (installed / "tests").exists() and not (installed / "configs").exists()
 
 

@@ -105,7 +105,7 @@ def add_linear_probe(commands) -> None:
 
 
 def run_evaluate(chosen) -> None:
-    from a2mim.evaluation.protocols import protocol_names, read_protocol
+    from a2mim.protocols import protocol_names, read_protocol
 
     if chosen.list:
         for name in protocol_names():

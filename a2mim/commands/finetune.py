@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 
-from a2mim.commands.arguments import DATA_HELP, SOURCE_HELP, access_of, add_machine, add_reading, one_or_list
+from a2mim.commands.arguments import DATA_HELP, SOURCE_HELP, add_reading
+from a2mim.commands.training import add_run_flags, launch, options_of
 
 
 def add_finetune(commands) -> None:
@@ -21,28 +22,18 @@ def add_finetune(commands) -> None:
         action="extend",
         help="labelled test images (default: the test/ beside the train/ of --data)",
     )
-    p.add_argument("--laptop", action="store_true", default=None, help="the recipe's laptop scale, also with --data")
     few = p.add_mutually_exclusive_group()
     few.add_argument("--label-fraction", type=float, metavar="F", help="train on this share of each class, e.g. 0.1")
     few.add_argument("--per-class", type=int, metavar="N", help="train on so many images of each class")
     p.add_argument("--allow-partial", action="store_true", help="take a source that lacks some of the model's weights")
-    p.add_argument("--work-dir", help="the run's folder (default: the first free runs/<recipe>)")
-    p.add_argument("--resume", action="store_true", help="go on from the newest checkpoint")
-    p.add_argument(
-        "--next-epoch", action="store_true", help="with --resume: where the data changed, start the next epoch with it"
-    )
-    p.add_argument(
-        "--cfg-options", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help="settings to change, dotted"
-    )
-    p.add_argument("--seed", type=int, help="of every random number (default: the recipe's)")
     add_reading(p)
-    add_machine(p, num_workers=None)
+    add_run_flags(p)
     p.set_defaults(run=run_finetune)
 
 
 def run_finetune(chosen) -> int:
     config, source = recipe_and_source(chosen)
-    options = options_of(chosen)
+    options = finetune_options(chosen)
 
     from a2mim.engine.config import load_config
     from a2mim.engine.finetune_settings import FinetuneSettings
@@ -52,21 +43,7 @@ def run_finetune(chosen) -> int:
 
     from a2mim.engine.run import finetune
 
-    summary = finetune(
-        config,
-        source,
-        one_or_list(chosen.data),
-        chosen.work_dir,
-        test_data=one_or_list(chosen.test_data),
-        laptop=chosen.laptop,
-        resume=chosen.resume,
-        next_epoch=chosen.next_epoch,
-        num_workers=chosen.num_workers,
-        device=chosen.device,
-        access=access_of(chosen),
-        **options,
-    )
-    return 128 + summary["signal"] if summary["status"] == "stopped" else 0
+    return launch(finetune, chosen, options, config, source)
 
 
 def recipe_and_source(chosen) -> tuple[str, str | None]:
@@ -87,15 +64,12 @@ def recipe_and_source(chosen) -> tuple[str, str | None]:
     return str(recipe) if recipe.is_file() else chosen.protocol, chosen.config
 
 
-def options_of(chosen) -> dict:
-    from a2mim.engine.config import parse_options
-
+def finetune_options(chosen) -> dict:
+    """The dotted settings that the command line changes."""
     read = {key: getattr(chosen, key) for key in ("bits", "exif", "value_range", "nodata", "fill")}
     read["nodata"] = "nan" if chosen.nodata is not None and math.isnan(chosen.nodata) else chosen.nodata
     options = {f"data.{key}": value for key, value in read.items() if value is not None}  # a resumed run knows them
-    options |= parse_options(chosen.cfg_options)
-    if chosen.seed is not None:
-        options["seed"] = chosen.seed
+    options |= options_of(chosen)
     if chosen.allow_partial:
         options["classifier.allow_partial"] = True
     if chosen.label_fraction is not None:

@@ -6,12 +6,13 @@ argument color_format, set it to "rgb". Transforms draw from the global generato
 seeded from the sample's key before the call and restored after it.
 """
 
-import difflib
 import random
 from collections.abc import Sequence
 from contextlib import contextmanager
 
 import numpy as np
+
+from a2mim.names import nearest
 
 
 class TransformError(ValueError):
@@ -64,8 +65,7 @@ def _build(config: dict):
 
     name = config.get("type")
     if isinstance(name, str) and TRANSFORMS.get(name) is None:
-        near = difflib.get_close_matches(name, TRANSFORMS.module_dict, n=3, cutoff=0.4)
-        hint = f"; did you mean {' or '.join(near)}?" if near else ""
+        hint = nearest(name, TRANSFORMS.module_dict, cutoff=0.4, listed=False)
         raise TransformError(f"the transform {name!r} is not in mmcv's registry{hint}")
     try:
         return TRANSFORMS.build(config)

@@ -60,7 +60,8 @@ class Run:
     def meta(self) -> dict:
         """Plain values that every checkpoint carries beside the weights."""
         settings, request = self.settings.model_dump(mode="json"), public_request(self.request.given())
-        return {**self.task.meta(), "settings": json.dumps(settings), "request": json.dumps(request)}
+        data = {"test_fingerprint": self.task.test_set and self.task.test_set.fingerprint}
+        return {**self.task.meta(), **data, "settings": json.dumps(settings), "request": json.dumps(request)}
 
     def last_good(self) -> str:
         """Where the weights were last saved, as part of a sentence."""
@@ -188,12 +189,12 @@ def build_runner(run: Run, resume_from: ResumePoint | None) -> TrainRunner:
 
 
 def choose_amp(amp: str | None, device: torch.device) -> str | None:
-    """The type to compute in. For "auto": bf16 on a GPU that has it, float32 elsewhere.
+    """The type to compute in. For "auto": bf16 on a GPU that computes in it, float32 elsewhere.
 
     On a CPU without AVX-512, bf16 is 10 to 22 times slower than float32.
     """
     if amp == "auto":
-        return "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else None
+        return "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False) else None
     if amp and device.type == "cpu" and "AVX512" not in torch.backends.cpu.get_cpu_capability():
         warnings.warn(f"amp={amp!r} on this CPU, which has no AVX-512, is far slower than float32", stacklevel=2)
     return amp

@@ -1,6 +1,6 @@
 """Fine-tuning protocols as settings, and back: where each constant of a protocol stands in a recipe.
 
-The constants themselves stand in one place, `a2mim.evaluation.protocols`.
+The constants themselves stand in one place, `a2mim.protocols`.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from operator import attrgetter
 from typing import Any
 
 from a2mim.engine.finetune_settings import FinetuneSettings
+from a2mim.protocols import Protocol, protocol_names, read_protocol
 
 SETTING_OF = {  # a protocol's constant -> the setting of the same meaning
     **{key: key for key in ("global_batch_size", "seed", "clip_grad")},
@@ -33,8 +34,6 @@ SETTING_OF = {  # a protocol's constant -> the setting of the same meaning
 
 def recipe_of_name(name: str) -> dict | None:
     """The recipe that the bare name of a protocol stands for; None where it is no protocol's name."""
-    from a2mim.evaluation.protocols import protocol_names
-
     return {"protocol": name} if name in protocol_names("finetune") else None
 
 
@@ -44,8 +43,6 @@ def protocol_settings(name: str, variant: str | None) -> dict:
     Raises:
         ValueError: there is no such protocol or variant, or the protocol judges frozen features.
     """
-    from a2mim.evaluation.protocols import protocol_names, read_protocol
-
     protocol = read_protocol(name, {"variant": variant} if variant else None)
     if protocol.kind != "finetune":
         known = ", ".join(protocol_names("finetune"))
@@ -54,12 +51,10 @@ def protocol_settings(name: str, variant: str | None) -> dict:
     return {SETTING_OF[key]: _to_setting(key, value) for key, value in constants.items()}
 
 
-def protocol_in_force(settings: FinetuneSettings) -> Any:
-    """The protocol with the constants that these settings make of it; an
-    `evaluation.protocols.Protocol`, which knows its deviations and its hash. None for a recipe without a protocol.
+def protocol_in_force(settings: FinetuneSettings) -> Protocol | None:
+    """The protocol with the constants that these settings make of it, which knows its deviations and its hash; None for
+    a recipe without a protocol.
     """
-    from a2mim.evaluation.protocols import read_protocol
-
     if settings.protocol is None:
         return None
     chosen = {"variant": settings.variant} if settings.variant else {}

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import glob
 import json
 import re
 import warnings
 from itertools import count
 from pathlib import Path
 
-import torch
 from mmengine.dist import is_main_process
 
 from a2mim.data.reading import Reading
 from a2mim.data.request import keep_private, public_request
+from a2mim.engine.processes import agree, launcher
 from a2mim.engine.records import Request
 from a2mim.engine.setting_groups import Settings
 from a2mim.engine.stored import holds_run, read_settings, write_settings
@@ -34,6 +35,15 @@ def find_run(work_dir, name: str) -> Path:
     return max(found, key=lambda folder: (folder / "config.py").stat().st_mtime)
 
 
+def find_own(name: str) -> Path | None:
+    """The folder that this torchrun's processes wrote to before they were restarted, of runs/name, runs/name-2, …"""
+    own = launcher()
+    for folder in sorted(Path("runs").glob(f"{glob.escape(name)}*")):
+        if own is not None and holds_run(folder) and read_summary(folder).get("launcher") == own:
+            return folder
+    return None
+
+
 def refuse_used(work_dir) -> None:
     """A folder that a user names for a new run must not hold another."""
     if work_dir and holds_run(Path(work_dir)):
@@ -42,19 +52,7 @@ def refuse_used(work_dir) -> None:
 
 def claim(folder, name: str) -> Path:
     """Makes the folder, or the first free one of runs/name, runs/name-2, …, and locks it; the same on every process."""
-    choice = None
-    if is_main_process():
-        try:
-            choice = _make(Path(folder)) if folder else _make_free(Path("runs"), name)
-        except (ValueError, OSError) as error:
-            choice = error
-    if torch.distributed.is_initialized():
-        shared = [choice]
-        torch.distributed.broadcast_object_list(shared, src=0)
-        choice = shared[0]
-    if isinstance(choice, Exception):
-        raise choice
-    return choice
+    return agree(lambda: _make(Path(folder)) if folder else _make_free(Path("runs"), name))
 
 
 def _make(folder: Path) -> Path:
@@ -101,7 +99,13 @@ def remember(
         keep_private(folder, request.given())
         write_json(
             folder / "summary.json",
-            {"status": "running", "asked": public_request(request.given()), "changes": changes, **(facts or {})},
+            {
+                "status": "running",
+                "asked": public_request(request.given()),
+                "changes": changes,
+                "launcher": launcher(),
+                **(facts or {}),
+            },
         )
         write_settings(folder, settings, changes)
 

@@ -19,6 +19,7 @@ from a2mim.analysis.reconstructions import draw, layout, save
 from a2mim.checkpoints import checkpoint_path, keep_newest, write_checkpoint
 from a2mim.engine.facts import starting_facts
 from a2mim.engine.folder import remember
+from a2mim.engine.processes import Exchange, first_alone
 from a2mim.engine.records import Request, step_seed
 from a2mim.engine.setting_groups import Checkpoint, Settings
 from a2mim.engine.state import first_broken, state_of
@@ -123,7 +124,8 @@ class LogHook(Hook):
             torch.distributed.all_reduce(mean)
         images = (runner.iter - self.logged) * len(batch["images"]) * runner.world_size
         line = {"step": runner.iter, "epoch": round(runner.run.loader.epochs_done(runner.iter), 3)}
-        line |= dict(zip(values, (mean / runner.world_size).tolist(), strict=True))
+        averaged = dict(zip(values, (mean / runner.world_size).tolist(), strict=True))
+        line |= averaged | runner.run.task.derive(averaged)
         group = optimizer.optimizer.param_groups[0]
         line |= {"lr": group["lr"] / group.get("lr_scale", 1.0), "grad_norm": optimizer.grad_norm}
         line["images_per_second"] = round(images / max(loop.spent, 1e-9), 1)
@@ -195,8 +197,11 @@ class PictureHook(Hook):
             self.draw(runner)
 
     def draw(self, runner) -> None:
-        if not is_main_process():
-            return
+        with first_alone() as first:
+            if first:
+                self._draw(runner)
+
+    def _draw(self, runner) -> None:
         model = runner.inner_model
         generator = torch.Generator(runner.context.device).manual_seed(step_seed(runner.seed, 0, 0, "picture"))
         model.eval()
@@ -248,9 +253,10 @@ class CheckpointHook(Hook):
             )
         checkpoint = state_of(runner)  # on every process: hooks may exchange something
         checkpoint["loader"]["faults"] = dict(faults_of_all(runner))
-        if is_main_process():
-            write_checkpoint(checkpoint_path(runner.run.checkpoints, runner.iter), checkpoint)
-            keep_newest(runner.run.checkpoints, self.keep)
+        with first_alone() as first:
+            if first:
+                write_checkpoint(checkpoint_path(runner.run.checkpoints, runner.iter), checkpoint)
+                keep_newest(runner.run.checkpoints, self.keep)
         self.saved = runner.iter
 
     def after_train(self, runner) -> None:
@@ -258,35 +264,40 @@ class CheckpointHook(Hook):
 
 
 class SignalHook(Hook):
-    """SIGTERM, Ctrl-C and a lost terminal let the step finish and the run save; a second one ends it at once."""
+    """Signals let the step finish and the run save: SIGTERM, SIGUSR1 (SLURM's warning), Ctrl-C, a lost terminal.
+
+    torchrun passes on to its processes what a scheduler has sent to them already, so the same signal comes twice or
+    more; only a second Ctrl-C without torchrun ends the run at once. Several processes stop after the same step: what
+    one of them received in step n, all know after step n + 1.
+    """
 
     priority = "VERY_HIGH"
-    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 
     def __init__(self):
         self.received: int | None = None
         self.previous: dict = {}
+        self.exchange = Exchange()
 
     def before_train(self, runner) -> None:
         if threading.current_thread() is threading.main_thread():  # Python allows it nowhere else
             self.previous = {number: signal.signal(number, self.note) for number in self.numbers}
 
     def note(self, number, frame) -> None:
-        if self.received is not None:
+        if self.received == number == signal.SIGINT and "TORCHELASTIC_RUN_ID" not in os.environ:
             raise SystemExit(128 + number)
-        self.received = number
+        self.received = self.received or number
 
     def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None) -> None:
-        received = self.received or 0
-        if runner.distributed:  # all processes stop after the same step
-            flag = torch.tensor(received, device=runner.context.device)
-            torch.distributed.all_reduce(flag, op=torch.distributed.ReduceOp.MAX)
-            received = int(flag)
+        received = self.exchange.largest(self.received or 0)
         if received:
             self.received = received
             runner.train_loop.stop = True
 
     def after_train(self, runner) -> None:
+        self.exchange.collect()
+        if not runner.train_loop.stop:
+            self.received = None  # it came with the last step, after which there is nothing to stop
         self.restore()
 
     def restore(self) -> None:

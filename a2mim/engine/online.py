@@ -14,6 +14,7 @@ from mmengine.hooks import Hook
 from a2mim.batchnorm import calibrate_batchnorm, unsynchronise
 from a2mim.data import EvalLoader
 from a2mim.engine.pretrain_settings import Judging, PretrainData
+from a2mim.engine.processes import first_alone
 from a2mim.evaluation import knn
 from a2mim.evaluation.calibration import BATCH, IMAGES, calibration_rows
 from a2mim.evaluation.features import frozen, pooling_of
@@ -57,8 +58,14 @@ class OnlineKNN(Hook):
         self.began, self.first_step = time.perf_counter(), runner.iter
 
     def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None) -> None:
-        if runner.rank or not runner.run.loader.ends(runner.iter, self.every):
+        if not runner.run.loader.ends(runner.iter, self.every):
             return
+        with first_alone() as first:
+            if first:
+                self.judge_in_time(runner)
+
+    def judge_in_time(self, runner) -> None:
+        """Judges, unless that would take more than its share of the time."""
         elapsed = time.perf_counter() - self.began
         if self.spent + self.expected(runner, elapsed) > SHARE * elapsed:
             self.passed_over += 1

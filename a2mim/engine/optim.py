@@ -133,9 +133,31 @@ def build_schedule(optimizer, settings: Schedule, steps_per_epoch: int, total_st
             warmup_prefix=False,  # epochs count from the start of the run, as the recipe means them
             **common,
         )
-    return CosineLRScheduler(
-        optimizer, t_initial=total_steps - warmup, lr_min=settings.min_lr, warmup_prefix=True, **common
-    )
+    if settings.warmup == "multiplied":
+        return MultipliedCosine(optimizer, t_initial=total_steps, lr_min=settings.min_lr, **common)
+    prefix = settings.warmup == "before"
+    steps = total_steps - warmup if prefix else total_steps
+    return CosineLRScheduler(optimizer, t_initial=steps, lr_min=settings.min_lr, warmup_prefix=prefix, **common)
+
+
+class MultipliedCosine(CosineLRScheduler):
+    """A cosine over the whole run, multiplied in the warm-up by a factor that rises linearly from
+    `warmup_lr_init` / peak to 1.
+
+    Source: mmengine's LinearLR and CosineAnnealingLR together, as OpenMixup's recipes of A²MIM chain them.
+    """
+
+    def _get_lr(self, t: int) -> list[float]:
+        """The rate of each group at step t."""
+        warmup, self.warmup_t = self.warmup_t, 0
+        try:
+            rates = super()._get_lr(t)
+        finally:
+            self.warmup_t = warmup
+        if t >= warmup:
+            return rates
+        starts = [self.warmup_lr_init / peak if peak else 0.0 for peak in self.base_values]
+        return [rate * (start + (1 - start) * t / warmup) for rate, start in zip(rates, starts, strict=True)]
 
 
 class StepWrapper(OptimWrapper):

@@ -1,8 +1,9 @@
-"""Pre-training as a task of the engine: masks, the mean colour as yardstick, pictures; an encoder comes out."""
+"""Pre-training as a task of the engine: masks, one colour as the rival to beat, pictures; an encoder comes out."""
 
 from __future__ import annotations
 
 import copy
+import math
 import shlex
 import warnings
 from collections.abc import Iterator
@@ -14,7 +15,7 @@ from torch import nn
 
 import a2mim
 from a2mim.batchnorm import unsynchronise
-from a2mim.data import EvalLoader
+from a2mim.data import Access, EvalLoader
 from a2mim.engine import judging
 from a2mim.engine.assembly import build_mim, open_sets
 from a2mim.engine.hooks import PartsHook, PictureHook
@@ -22,7 +23,7 @@ from a2mim.engine.online import OnlineKNN
 from a2mim.engine.optim import build_optimizer
 from a2mim.engine.portrait import draw_portrait
 from a2mim.engine.pretrain_settings import PretrainSettings
-from a2mim.engine.records import Request, StepContext
+from a2mim.engine.records import Request, StepContext, TaskData
 from a2mim.engine.report import command_line, sentence, timm_lines, words
 from a2mim.export import export_timm_folder
 from a2mim.pixels import Preprocessing
@@ -35,22 +36,31 @@ class Pretraining:
 
     command = "pretrain"
     settings_class = PretrainSettings
-    online: OnlineKNN | None = None
 
-    def __init__(
-        self, settings: PretrainSettings, request: Request, device: torch.device, saved: dict | None = None, access=None
-    ):
-        self.settings, self.device, self.saved = settings, device, saved
-        self.train_set, self.test_set = open_sets(request.data, request.test_data, settings.data, access)
-
-    def build(self) -> None:
+    def __init__(self, data: TaskData, request: Request, device: torch.device, saved: dict | None = None):
+        self.settings, self.device = data.settings, device
+        self.train_set, self.test_set = data.train_set, data.test_set
         self.model = build_mim(self.settings)
         self.network = self.model.encoder
-        self.start = self._initialise()
+        self.start = self._initialise(saved)
         self.model.attach_target()  # a teacher that follows the student starts from the weights just loaded
         self.untrained = copy.deepcopy(self.model.encoder)  # judged at the end, so that training starts at once
+        self.online = self._online_knn()
 
-    def _initialise(self) -> dict | None:
+    @staticmethod
+    def open(
+        settings: PretrainSettings, request: Request, saved: dict | None = None, access: Access | None = None
+    ) -> TaskData:
+        """Opens the data; see `a2mim.engine.task.Task`."""
+        return TaskData(settings, *open_sets(request.data, request.test_data, settings.data, access or Access()))
+
+    def _online_knn(self) -> OnlineKNN | None:
+        settings = self.settings
+        if not settings.judge.every_epochs or self.test_set is None or self.train_set.stream:
+            return None
+        return OnlineKNN(self.train_set, self.test_set, settings.judge, settings.data, settings.seed)
+
+    def _initialise(self, saved: dict | None) -> dict | None:
         """Loads the weights to start from, if any, and returns the report; a run that goes on can do without them."""
         encoder, source = self.model.encoder, self.settings.init_from
         if source is None:
@@ -59,13 +69,10 @@ class Pretraining:
             report = initialise(encoder.model, encoder.model_args, source, self.settings.allow_partial)
             return report.as_dict()
         except (OSError, ValueError) as error:
-            if self.saved is None:
+            if saved is None:
                 raise
             warnings.warn(f"what this run started from is judged as a random network: {error}", stacklevel=2)
-            return self.saved.get("start")
-
-    def augmentation(self) -> dict:
-        return {}
+            return saved.get("start")
 
     def optimizer(self) -> torch.optim.Optimizer:
         return build_optimizer(self.model, self.settings.optimizer, self.settings.global_batch_size)
@@ -74,9 +81,7 @@ class Pretraining:
         settings = self.settings
         images = first_images(self.test_set or self.train_set, settings)
         hooks: dict[str, Hook] = {"parts": PartsHook(), "pictures": PictureHook(images, settings.log.pictures)}
-        if settings.judge.every_epochs and self.test_set is not None and not self.train_set.stream:
-            sets = self.train_set, self.test_set
-            self.online = OnlineKNN(*sets, settings.judge, settings.data, settings.seed)
+        if self.online:
             hooks["online"] = self.online
         return hooks
 
@@ -88,18 +93,21 @@ class Pretraining:
 
     @torch.no_grad()
     def measure(self, context: StepContext, batch: dict, step: int) -> dict[str, float]:
-        """The loss that the last step would have had, had the network answered every image's mean colour."""
-        parts = self.micro_batches(context, batch, step, epoch=0)
-        losses = [sum(self.model(**part, mode="baseline").values()) for part in parts]
-        return {"baseline": torch.stack(losses).mean().item()}
+        """The losses of the step just taken, had every image been answered by its mean or by its median colour."""
+        parts = [self.model.baselines(**part) for part in self.micro_batches(context, batch, step, epoch=0)]
+        return {f"{name}_colour": torch.stack([part[name] for part in parts]).mean().item() for name in parts[0]}
+
+    def derive(self, values: dict[str, float]) -> dict[str, float]:
+        """The better of the two colours: what a network that has learned anything is below."""
+        return {"baseline": min(values["mean_colour"], values["median_colour"])}
 
     def caption(self, line: dict) -> str:
-        return f"({self.yardstick} {line['baseline']:.4f})"
+        return f"({self.rival(line)} {line['baseline']:.4f})"
 
-    @property
-    def yardstick(self) -> str:
-        """What the loss is compared with: an answer that takes no learning."""
-        return "mean colour" if isinstance(self.model.target, Pixels) else "target's mean"
+    def rival(self, line: dict) -> str:
+        """The better of the two answers that take no learning; lines of older versions know the mean alone."""
+        best = "median" if line.get("median_colour", math.inf) < line.get("mean_colour", math.inf) else "mean"
+        return f"{best} colour" if isinstance(self.model.target, Pixels) else f"target's {best}"
 
     def meta(self) -> dict:
         """What rebuilds the encoder."""
@@ -126,7 +134,8 @@ class Pretraining:
         return lines
 
     def facts(self, last: dict) -> dict:
-        loss = {"mean_colour": last.get("baseline")}
+        loss = {key: last.get(key) for key in ("mean_colour", "median_colour", "baseline")}
+        loss["baseline_name"] = f"each image's {self.rival(last)}"
         facts = {"encoder": self.model.encoder.arguments(), "start": self.start, "loss": loss}
         return facts | ({"online_knn": self.online.facts()} if self.online else {})
 
@@ -156,8 +165,14 @@ class Pretraining:
         loss, asked = summary["loss"], summary["asked"]
         lines = []
         if loss["first"] is not None:
-            baseline = f"always answering each image's {self.yardstick}: {loss['mean_colour']:.4f}"
-            lines.append(f"  loss     {loss['first']:.4f} -> {loss['last']:.4f} ({baseline})")
+            baseline, name = loss["baseline"], loss["baseline_name"]
+            rival = f"always answering {name}: {baseline:.4f}"
+            lines.append(f"  loss     {loss['first']:.4f} -> {loss['last']:.4f} ({rival})")
+            if not loss["last"] < baseline:
+                lines.append(
+                    f"  warning  the last loss is not below that of always answering {name}: nothing was learned yet;"
+                    " train longer, or look at the learning rate and at the pictures"
+                )
         pictures = sorted((folder / "reconstructions").glob("*.png"))
         lines += judged_lines(summary["judged"])
         lines += [f"  picture  {pictures[-1]}", f"  summary  {folder / 'summary.json'}"]

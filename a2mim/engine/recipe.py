@@ -14,10 +14,10 @@ import traceback
 import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from difflib import get_close_matches
 from pathlib import Path
 
 from a2mim.engine.recipes import find_recipe
+from a2mim.names import close_names
 
 ALIKE = 0.8  # difflib's ratio from which a helper's name passes for a mistyped setting
 
@@ -90,9 +90,7 @@ class Names:
         """
         if name.startswith("_") or (name in self.bound and name not in self.assigned):
             return True
-        return name in self.used and not get_close_matches(
-            name, settings - self.assigned.get(name, set()), n=1, cutoff=ALIKE
-        )
+        return name in self.used and not close_names(name, settings - self.assigned.get(name, set()), 1, cutoff=ALIKE)
 
 
 def names_in(path: Path) -> Names:

@@ -11,10 +11,11 @@ import keyword
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from difflib import get_close_matches
 from os import PathLike
 from pathlib import Path
 from typing import Any
+
+from a2mim.names import close_names
 
 _PACKAGE = Path(__file__).parents[1]
 _WIDTH = 100  # characters of a line of a copied recipe
@@ -86,7 +87,7 @@ def find_recipe(given: str | PathLike) -> Path:
 
 def _near(name: str, known: list[str]) -> list[str]:
     by_last = {key.rpartition("/")[2]: key for key in known}
-    return [by_last[match] for match in get_close_matches(name.rpartition("/")[2], list(by_last), n=2)]
+    return [by_last[match] for match in close_names(name.rpartition("/")[2], by_last, 2)]
 
 
 def standalone(path: Path, settings: dict[str, Any]) -> str:

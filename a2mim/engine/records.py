@@ -10,7 +10,8 @@ from typing import Any, Self
 
 import torch
 
-from a2mim.data import Access
+from a2mim.data import Access, ImageDataset
+from a2mim.engine.processes import restarted
 
 
 @dataclass(frozen=True)
@@ -64,12 +65,22 @@ class Launch:
     """How a run is started; none of it is recalled by `--resume`. See `a2mim.pretrain` for each."""
 
     work_dir: str | PathLike | None = None
-    resume: bool = False
+    resume: bool | str = False  # "auto": where there is something to go on with
     next_epoch: bool = False
     num_workers: int | None = None
     device: str | None = None
     access: Access | None = None
     overrides: dict = field(default_factory=dict)
+
+    @property
+    def goes_on(self) -> bool:
+        """Whether an earlier run is looked for. torchrun gives restarted processes their first command line again."""
+        return bool(self.resume) or restarted()
+
+    @property
+    def may_start(self) -> bool:
+        """Whether a run begins where none is found."""
+        return self.resume == "auto" or restarted()
 
 
 @dataclass(frozen=True)
@@ -93,6 +104,22 @@ class ResumePoint:
     def step(self) -> int:
         """Optimiser steps taken."""
         return int(self.meta["step"])
+
+
+@dataclass(frozen=True)
+class TaskData:
+    """What a task has opened before its model is built: enough to make the loader, and to refuse what does not fit.
+
+    Args:
+        settings: of the recipe, completed by what the data and the source say.
+        train_set, test_set: images to train on, and to judge on.
+        augmentation: what TrainLoader takes beyond the crop.
+    """
+
+    settings: Any
+    train_set: ImageDataset
+    test_set: ImageDataset | None
+    augmentation: dict = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -98,12 +98,19 @@ def page_line(page: Path | None) -> list[str]:
 
 
 def stopped_lines(summary: dict, command: str, folder: Path, page: Path | None = None) -> list[str]:
-    again = [*command_line(command), summary["asked"]["config"], "--work-dir", str(folder), "--resume"]
     return [
         f"stopped by a signal after step {summary['steps']} of {summary['of_steps']}, saved in {summary['checkpoint']}",
         *page_line(page),
-        f"go on with: {shlex.join(again)}",
+        f"go on with: {again(command, summary['asked']['config'], folder)}",
     ]
+
+
+def again(command: str, config: str, folder: Path) -> str:
+    """The command line that goes on with a run, with as many processes as now."""
+    words = [*command_line(command, alone=False), config, "--work-dir", str(folder), "--resume"]
+    if int(os.environ.get("GROUP_WORLD_SIZE", 1)) > 1:
+        return f"the torchrun of this run on every node, with the last words {shlex.join(words[words.index(config) :])}"
+    return shlex.join(words)
 
 
 PROBES = (("linear probe", "linear"), ("attentive probe", "attentive"), ("k-NN", "knn"))  # name, key of the result
@@ -114,14 +121,21 @@ def probes(*results: dict) -> list[tuple[str, str]]:
     return [(name, key) for name, key in PROBES if all(key in result for result in results)]
 
 
-def command_line(command: str) -> list[str]:
-    """The first words of a command as the user typed this one: a script in tools/, the module, or `a2mim`."""
-    program = Path(sys.argv[0])
+def command_line(command: str, alone: bool = True) -> list[str]:
+    """The first words of a command as the user typed this one: a script in tools/, the module, or `a2mim`.
+
+    Args:
+        alone: for one process; otherwise under torchrun, where this process is.
+    """
+    program, python, torchrun = Path(sys.argv[0]), ["python"], []
+    if not alone and "TORCHELASTIC_RUN_ID" in os.environ:
+        torchrun = ["torchrun", "--nproc-per-node", os.environ["LOCAL_WORLD_SIZE"]]
+        python = []
     if program.parent.name == "tools" and program.with_name("pretrain.py").is_file():
-        return ["python", str(program.with_name(f"{command.replace('-', '_')}.py"))]
+        return [*torchrun, *python, str(program.with_name(f"{command.replace('-', '_')}.py"))]
     if program.name == "cli.py" and program.parent.name == "a2mim":
-        return ["python", "-m", "a2mim.cli", command]
-    return ["a2mim", command]
+        return [*torchrun, *python, "-m", "a2mim.cli", command]
+    return [*torchrun, *(["--no-python"] if torchrun else []), "a2mim", command]
 
 
 def timm_lines(folder: Path, classes: int | None = None) -> list[str]:

@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import json
+import os
+import time
 import warnings
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from a2mim.checkpoints import read_newest
+from a2mim.checkpoints import read_checkpoint, read_newest
+from a2mim.data import ImageDataset
 from a2mim.data.request import public_request, recall
 from a2mim.engine import folder
 from a2mim.engine.config import differences, load_config, settle
+from a2mim.engine.processes import agree, restarted
 from a2mim.engine.records import Launch, Request, ResumePoint
 from a2mim.engine.report import say
 from a2mim.engine.setting_groups import Settings
-from a2mim.engine.stored import read_log, read_settings
+from a2mim.engine.stored import holds_run, read_log, read_settings
+
+STALE = 60  # seconds, at most, until a network file system shows what another node has written
 
 
 @dataclass(frozen=True)
@@ -41,19 +47,40 @@ class Resumed:
     origins: dict[str, str]
 
 
-def take_up(kind: type[Settings], request: Request, launch: Launch) -> Resumed:
+def find_resumed(launch: Launch, request: Request) -> Path | None:
+    """The folder of the run to go on with, the same on every process; None where a new run is to start.
+
+    Raises:
+        FileNotFoundError: there is no run, and none may start.
+        ValueError: "auto" without a folder.
+    """
+    return agree(lambda: _find(launch, request))
+
+
+def _find(launch: Launch, request: Request) -> Path | None:
+    if not launch.may_start:
+        return folder.find_run(launch.work_dir, request.name)
+    if launch.work_dir is None:
+        if not restarted():
+            raise ValueError("--resume auto needs --work-dir: the folder to go on with, or to start in")
+        return folder.find_own(request.name)
+    where = Path(launch.work_dir)
+    return where if holds_run(where) else None
+
+
+def take_up(kind: type[Settings], request: Request, launch: Launch, where: Path) -> Resumed:
     """Reads a run's folder.
 
     Raises:
-        FileNotFoundError: there is no run.
-        ValueError: its checkpoints are lost or not readable; its settings are not readable.
+        ValueError: its checkpoints are lost or not readable; its settings are not readable; with "auto", it is the run
+            of another recipe or of other data.
     """
-    where = folder.find_run(launch.work_dir, request.name)
-    found = read_newest(where / "checkpoints")
-    point = ResumePoint(*found) if found else None
+    point = newest_of_all(where / "checkpoints")
     saved, summary = _saved(point.meta if point else {}), folder.read_summary(where)
-    asked = recall(where) or saved.get("request") or {}
+    asked = _recalled(where, saved)
     filled, changed = request.filled_from(asked), []
+    if launch.may_start and not launch.next_epoch:
+        refuse_other_run(where, saved.get("settings") or _stored(where, saved), asked, request, launch, kind)
     if filled.source != asked.get("source", filled.source):
         changed.append(f"not the source: the run has begun, from {asked['source']}")
         filled = replace(filled, source=asked["source"])
@@ -67,6 +94,98 @@ def take_up(kind: type[Settings], request: Request, launch: Launch) -> Resumed:
     import_again(filled.config, settings, kind)
     origins = dict(summary.get("origins") or {}) | dict.fromkeys(launch.overrides, "resume")
     return Resumed(where, point, filled, settings, changed, list(summary.get("changes") or []), origins)
+
+
+def newest_of_all(checkpoints: Path) -> ResumePoint | None:
+    """The newest checkpoint that the first process can read, on every process; None where there is none."""
+    read: list[tuple[Path, dict]] = []
+
+    def choose() -> Path | None:
+        newest = read_newest(checkpoints)
+        read.extend([newest] if newest else [])
+        return newest[0] if newest else None
+
+    path = agree(choose)
+    if path is None:
+        return None
+    return ResumePoint(*read[0]) if read else ResumePoint(path, _read_late(path))
+
+
+def _read_late(path: Path) -> dict:
+    """Reads a file that another process sees; a network file system may show it here some seconds later."""
+    for _ in range(STALE):
+        if path.name in os.listdir(path.parent):  # listing makes NFS ask again
+            break
+        time.sleep(1)
+    return read_checkpoint(path)
+
+
+def refuse_other_run(
+    where: Path, stored: dict, asked: dict, request: Request, launch: Launch, kind: type[Settings]
+) -> None:
+    """ValueError where the command line means another run than the folder holds; what it leaves open is the same."""
+    laptop = request.data is None if request.laptop is None else request.laptop
+    wanted = load_config(request.config, launch.overrides, laptop, kind).model_dump()
+    before = settle(stored, where, None, False, kind).model_dump()
+    others = differences(_known(before, wanted), wanted)
+    given = public_request(request.given())
+    others += [
+        f"{key}: {asked[key]!r} -> {given[key]!r}"
+        for key in ("data", "test_data", "source")
+        if given.get(key) is not None and public_request({key: asked.get(key)})[key] != given[key]
+    ]
+    if others:
+        raise ValueError(
+            f"--resume auto: {where} holds another run than this command line means ({'; '.join(others[:3])}); choose"
+            " another --work-dir, or say --resume to go on with these changes"
+        )
+
+
+def _known(before: dict, wanted: dict) -> dict:
+    """`before`, but None where `wanted` is None: the data and the source have filled that in."""
+    return {
+        key: _known(value, wanted[key])
+        if isinstance(value, dict) and isinstance(wanted.get(key), dict)
+        else None
+        if wanted.get(key) is None
+        else value
+        for key, value in before.items()
+    }
+
+
+def check_test_set(meta: dict, test_set: ImageDataset | None, named: bool) -> list[str]:
+    """Sentences about test images that are others than when the checkpoint was saved.
+
+    Args:
+        named: the user names data now, or gives up what was begun with the old ones.
+
+    Raises:
+        ValueError: they are others, and nobody has named them.
+    """
+    before, now = meta.get("test_fingerprint"), test_set and test_set.fingerprint
+    if before is None or before == now:
+        return []
+    if not named:
+        raise ValueError(
+            "the test images are others than when the run was saved, so its results cannot be compared: resume with"
+            " what they were, or name them with --test-data"
+        )
+    return [f"test images: {before} -> {now}"]
+
+
+def _recalled(where: Path, saved: dict) -> dict:
+    """What the run was asked for. Where summary.json and the checkpoint disagree, the checkpoint is right: its position
+    belongs to its data.
+    """
+    recalled, kept = recall(where), saved.get("request") or {}
+    public = public_request(recalled)
+    others = [key for key in kept if recalled and public.get(key) != kept[key]]
+    if others:
+        said = "; ".join(f"{key}: {public.get(key)!r} there, {kept[key]!r} in the checkpoint" for key in others)
+        warnings.warn(
+            f"{where / 'summary.json'} does not say what the checkpoint says, which is taken: {said}", stacklevel=2
+        )
+    return (recalled or kept) | {key: kept[key] for key in others}
 
 
 def refuse_lost_checkpoints(where: Path, settings: Settings) -> None:

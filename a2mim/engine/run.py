@@ -14,18 +14,20 @@ from a2mim.data import Access
 from a2mim.engine import folder
 from a2mim.engine.assembly import Run, build_loader, build_runner, choose_workers
 from a2mim.engine.config import load_with_origins
+from a2mim.engine.failures import explained
 from a2mim.engine.finetuning import Finetuning
 from a2mim.engine.hooks import SignalHook
 from a2mim.engine.optim import check_optimizer
 from a2mim.engine.pretraining import Pretraining
+from a2mim.engine.processes import leave_together, start_processes, stop_processes
 from a2mim.engine.records import Launch, Request, ResumePoint
 from a2mim.engine.report import announce, describe_run, report, say
 from a2mim.engine.report_hook import write_page
-from a2mim.engine.resuming import take_up
-from a2mim.engine.runner import leave_together, start_processes, stop_processes
+from a2mim.engine.resuming import check_test_set, find_resumed, take_up
 from a2mim.engine.state import with_own_faults
 from a2mim.export import check_targets
 from a2mim.files import write_json
+from a2mim.memory import OutOfMemory, first_line, is_out_of_memory
 
 
 def pretrain(
@@ -35,7 +37,7 @@ def pretrain(
     *,
     test_data=None,
     laptop: bool | None = None,
-    resume: bool = False,
+    resume: bool | str = False,
     next_epoch: bool = False,
     num_workers: int | None = None,
     device: str | None = None,
@@ -53,7 +55,8 @@ def pretrain(
             test split of `data`, where it has one.
         laptop: run the recipe's laptop block; None means exactly when there is no `data`.
         resume: go on from the newest readable checkpoint of `work_dir` (or of the newest runs/<recipe>), with the
-            settings and the data of that run, except for what is given now.
+            settings and the data of that run, except for what is given now. "auto": go on if `work_dir` holds a run
+            of this very recipe and data, else start there; implied where torchrun restarts the processes.
         next_epoch: with `resume`: where the data, the global batch or the seed are others now, give up the rest of the
             epoch and start the next one with them; without it they are refused.
         num_workers: data processes; None chooses.
@@ -77,7 +80,7 @@ def finetune(
     *,
     test_data=None,
     laptop: bool | None = None,
-    resume: bool = False,
+    resume: bool | str = False,
     next_epoch: bool = False,
     num_workers: int | None = None,
     device: str | None = None,
@@ -116,8 +119,14 @@ def carry_out(task_class: type[Pretraining | Finetuning], request: Request, laun
         signals = runner.hook("signals", SignalHook)
         if resume_point:
             say(f"resuming from {resume_point.path}, step {resume_point.step} of {run.max_steps}")
+        del resume_point  # a checkpoint is as large as the model and its optimiser
         try:
             runner.train()
+        except (RuntimeError, MemoryError) as error:
+            told = explained(error, run, runner.iter + 1)
+            if told is None:
+                raise
+            raise told from error
         finally:
             signals.restore()
         summary = describe_run(runner, started)
@@ -133,6 +142,13 @@ def carry_out(task_class: type[Pretraining | Finetuning], request: Request, laun
             report(summary, runner, write_page(run.folder))
         del runner  # holds the process group, whose threads must end before the interpreter does
         leave_together()
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error) or isinstance(error, OutOfMemory):
+            raise
+        raise OutOfMemory(
+            "too little memory to begin or to end the run: raise accumulate, or lower global_batch_size, data.img_size"
+            f" or --num-workers ({first_line(error)})"
+        ) from error
     finally:
         folder.release()
         stop_processes()
@@ -143,36 +159,44 @@ def prepare(
     task_class: type[Pretraining | Finetuning], request: Request, launch: Launch
 ) -> tuple[Run, ResumePoint | None]:
     """The run, and where it goes on. Finds what can be wrong, and writes nothing."""
-    resumed = None
-    if launch.resume:
-        resumed = take_up(task_class.settings_class, request, launch)
-        request, settings, origins = resumed.request, resumed.settings, resumed.origins
-    elif launch.next_epoch:
-        raise ValueError("--next-epoch says how to go on with a run: add --resume, or leave it out")
+    if launch.resume not in (True, False, "auto"):
+        raise ValueError(f"--resume {launch.resume!r}: give --resume alone, or --resume auto")
+    kind, device = task_class.settings_class, None
+    named = request.data is not None or request.test_data is not None
+    if launch.goes_on:
+        device = start_processes(launch.device)
+        where = find_resumed(launch, request)
     else:
+        where = None
+        if launch.next_epoch:
+            raise ValueError("--next-epoch says how to go on with a run: add --resume, or leave it out")
         folder.refuse_used(launch.work_dir)
+    resumed = take_up(kind, request, launch, where) if where else None
+    if resumed:
+        request, settings, origins = resumed.request, resumed.settings, resumed.origins
+    else:
         if request.laptop is None:
             request = replace(request, laptop=request.data is None)
-        settings, origins = load_with_origins(
-            request.config, launch.overrides, bool(request.laptop), task_class.settings_class, say_note
-        )
+        settings, origins = load_with_origins(request.config, launch.overrides, bool(request.laptop), kind, say_note)
     check_optimizer(settings.optimizer.type)
     if settings.export:
         check_targets(settings.export)
-    device = start_processes(launch.device)
+    device = device or start_processes(launch.device)
     torch.set_float32_matmul_precision("high")  # TF32 on GPUs that have it; nothing on a CPU
     torch.backends.cudnn.benchmark = True
     point = resumed.point if resumed else None
-    task = task_class(settings, request, device, point and point.meta, launch.access or Access())
-    loader = build_loader(task.train_set, task.settings, device, launch.num_workers, task.augmentation())
+    saved = point.meta if point else None
+    data = task_class.open(settings, request, saved, launch.access)
+    loader = build_loader(data.train_set, data.settings, device, launch.num_workers, data.augmentation)
     changed = list(resumed.changed) if resumed else []
     if point:
+        changed += check_test_set(point.meta, data.test_set, named or launch.next_epoch)
         state = with_own_faults(point.checkpoint["loader"], *get_dist_info())
         changed += loader.load_state_dict(state, launch.next_epoch)
     torch.manual_seed(settings.seed)
-    task.build()
-    where = resumed.folder if resumed else launch.work_dir and Path(launch.work_dir)
-    run = Run(task.settings, where, request, device, loader, task, choose_workers(launch.num_workers, device))
+    task = task_class(data, request, device, saved)
+    chosen = resumed.folder if resumed else Path(launch.work_dir) if launch.work_dir else None
+    run = Run(task.settings, chosen, request, device, loader, task, choose_workers(launch.num_workers, device))
     run.origins = origins
     if resumed and point:
         run.changes = [*resumed.changes, *([{"step": point.step, "changed": changed}] if changed else [])]

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import gc
-import os
 import time
 from itertools import count
 from typing import TypeVar
@@ -15,7 +13,6 @@ from mmengine.model import MMDistributedDataParallel
 from mmengine.optim import OptimWrapper
 from mmengine.runner import BaseLoop, Runner
 
-from a2mim.devices import choose_device
 from a2mim.engine.records import ResumePoint, StepContext
 from a2mim.engine.state import restore
 from a2mim.registry import SCOPE
@@ -173,11 +170,14 @@ class TrainRunner(Runner):
         if not self.distributed:
             return model
         ids = [self.context.device.index] if self.context.device.type == "cuda" else None
-        return MMDistributedDataParallel(module=model, device_ids=ids, broadcast_buffers=False)
+        return MMDistributedDataParallel(
+            module=model, device_ids=ids, broadcast_buffers=False, gradient_as_bucket_view=True
+        )
 
     def load_or_resume(self) -> None:
         if self.resume_point is not None:
             restore(self, self.resume_point.checkpoint)
+            self.resume_point = None  # its tensors are copied; a second set of weights stays in memory otherwise
 
     def _init_model_weights(self) -> None:
         """timm has done it."""
@@ -187,29 +187,3 @@ class TrainRunner(Runner):
 
     def dump_config(self) -> None:
         """Written by the run, in a form that can be given to it again."""
-
-
-def start_processes(device: str | None) -> torch.device:
-    """The device of this process; joins the process group when torchrun has started several.
-
-    mmengine's own start needs a GPU: it calls torch.cuda.set_device whatever the backend.
-    """
-    chosen = choose_device(device)
-    if int(os.environ.get("WORLD_SIZE", 1)) > 1 and not torch.distributed.is_initialized():
-        if chosen.type == "cuda":
-            chosen = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
-            torch.cuda.set_device(chosen)
-        torch.distributed.init_process_group("nccl" if chosen.type == "cuda" else "gloo")
-    return chosen
-
-
-def leave_together() -> None:
-    """Waits for the process that hands over: one that leaves while another still talks to it may take it down."""
-    gc.collect()
-    if torch.distributed.is_initialized():
-        torch.distributed.barrier()
-
-
-def stop_processes() -> None:
-    if torch.distributed.is_initialized():
-        torch.distributed.destroy_process_group()

@@ -80,6 +80,11 @@ class Schedule(Group):
     type: Literal["cosine", "step"] = Field("cosine", description="Shape of the decay.")
     epochs: Count = Field(300, description="Passes over the training images.")
     warmup_epochs: NonNegative = Field(10, description="Epochs in which the rate rises linearly.")
+    warmup: Literal["before", "inside", "multiplied"] = Field(
+        "before",
+        description="Cosine: where it begins. before: at its peak, when the warm-up ends; inside: with the run, and the"
+        " warm-up hides its first part; multiplied: with the run, and the warm-up multiplies it.",
+    )
     min_lr: NonNegative = Field(1e-5, description="Cosine: the rate at the end.")
     decay_epochs: Annotated[list[Count], Must("a list of epochs")] = Field(
         [], description="Step: epochs after which the rate is multiplied by `decay_rate`."
@@ -92,6 +97,8 @@ class Schedule(Group):
             raise ValueError(
                 f"schedule.warmup_epochs={self.warmup_epochs} must be less than schedule.epochs={self.epochs}"
             )
+        if self.warmup != "before" and self.type != "cosine":
+            raise ValueError(f"schedule.warmup={self.warmup!r} is for schedule.type='cosine' only; leave it out")
         return self
 
 

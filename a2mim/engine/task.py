@@ -7,22 +7,21 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from mmengine.hooks import Hook
 from torch import nn
 
-from a2mim.data import ImageDataset
-from a2mim.engine.records import StepContext
+from a2mim.data import Access, ImageDataset
+from a2mim.engine.records import Request, StepContext, TaskData
 from a2mim.engine.setting_groups import Settings
 
 
 class Task(Protocol):
-    """Made from (settings, request, device, saved, access): opens data, completes the settings, writes nothing.
+    """Made from (data, request, device, saved): builds the model, from torch's seeded generator, and writes nothing.
 
-    `saved` is the `meta` of the checkpoint that the run goes on from, or None; `access` says how data are
-    reached.
+    `data` is what `open` returned; `saved` is the `meta` of the checkpoint that the run goes on from, or None.
     """
 
     command: str  # of the command line, with which a stopped run goes on
@@ -30,14 +29,12 @@ class Task(Protocol):
     settings: Settings
     train_set: ImageDataset
     test_set: ImageDataset | None
-    model: nn.Module  # from `build` on; train_step(**micro_batch) gives named losses
+    model: nn.Module  # train_step(**micro_batch) gives named losses
     network: nn.Module  # the part of the model that is compiled, and whose BatchNorm is synchronised
 
-    def build(self) -> None:
-        """Makes the model, from torch's seeded generator."""
-
-    def augmentation(self) -> dict:
-        """What TrainLoader takes beyond the crop."""
+    @staticmethod
+    def open(settings: Any, request: Request, saved: dict | None = None, access: Access | None = None) -> TaskData:
+        """Opens the data and completes the settings, before anything is built. access: how data are reached."""
 
     def optimizer(self) -> torch.optim.Optimizer:
         """Of the model's trainable parameters."""
@@ -50,6 +47,9 @@ class Task(Protocol):
 
     def measure(self, context: StepContext, batch: dict, step: int) -> dict[str, float]:
         """Further numbers for a line of the log, of the step just taken on `batch`; averaged over the processes."""
+
+    def derive(self, values: dict[str, float]) -> dict[str, float]:
+        """Numbers for a line of the log that follow from its averaged ones."""
 
     def caption(self, line: dict) -> str:
         """What the progress bar says beside the loss; `line` is the log's last."""

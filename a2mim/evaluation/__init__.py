@@ -17,8 +17,8 @@ from a2mim.evaluation.knn import knn
 from a2mim.evaluation.linear import hold_out, linear_probe
 from a2mim.evaluation.linear_dino import linear_probe_dino
 from a2mim.evaluation.logreg import logreg
-from a2mim.evaluation.protocols import protocol_names, read_protocol
 from a2mim.evaluation.results import read_results, write_result
+from a2mim.protocols import protocol_names, read_protocol
 
 __all__ = [
     "Difference",

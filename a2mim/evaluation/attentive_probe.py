@@ -14,7 +14,7 @@ from a2mim.evaluation.features import check_features, refuse_below_one
 from a2mim.evaluation.linear import hold_out, schedule
 from a2mim.evaluation.passes import CentralViews
 from a2mim.evaluation.probe import Labelled, Stack, probe
-from a2mim.evaluation.protocols import read_protocol
+from a2mim.protocols import read_protocol
 
 PROTOCOLS = ("efficient-probe", "efficient-probe-published", "attentive-capi")
 PART = "cells"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from a2mim.evaluation.context import EvalContext
-from a2mim.evaluation.protocols import Protocol
+from a2mim.protocols import Protocol
 
 
 @dataclass(frozen=True)

@@ -13,10 +13,10 @@ from a2mim.evaluation import copydays, davis, label_free_run, runners, seg_augme
 from a2mim.evaluation.cache import Cache
 from a2mim.evaluation.context import VIEW, EvalContext
 from a2mim.evaluation.cost import ViewPass, estimate
-from a2mim.evaluation.protocols import Protocol, read_protocol
 from a2mim.evaluation.results import write_result
 from a2mim.evaluation.segmentation import open_task, result_of
 from a2mim.evaluation.subsets import write_list
+from a2mim.protocols import Protocol, read_protocol
 
 DENSE = ("davis", "copydays", "segmentation")  # they read folders of a form of their own
 UNLABELLED = ("label-free",)  # they look at no label

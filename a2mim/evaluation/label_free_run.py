@@ -15,8 +15,8 @@ from a2mim.evaluation.calibration import calibration_batches, calibration_loader
 from a2mim.evaluation.cells import MapReader, map_of
 from a2mim.evaluation.encoder import Encoder
 from a2mim.evaluation.features import pooling_name
-from a2mim.evaluation.protocols import Protocol
 from a2mim.evaluation.taps import CELLS
+from a2mim.protocols import Protocol
 
 GROUPS = 10  # of the jackknife
 _SAMPLE = 256  # images whose cells are looked at

@@ -9,7 +9,7 @@ from a2mim.evaluation.features import check_features, class_positions, refuse_be
 from a2mim.evaluation.heads import LarsHeads, LinearHeads
 from a2mim.evaluation.passes import TrainingPass
 from a2mim.evaluation.probe import Labelled, Stack, TrainingBatch, probe
-from a2mim.evaluation.protocols import read_protocol
+from a2mim.protocols import read_protocol
 
 PROTOCOLS = ("linear-cached", "dino-linear", "mae-linear")
 

@@ -17,9 +17,9 @@ from a2mim.evaluation.context import EvalContext
 from a2mim.evaluation.features import check_features, class_positions
 from a2mim.evaluation.intervals import wilson_interval
 from a2mim.evaluation.linear import best_head, fit, hold_out
-from a2mim.evaluation.protocols import Protocol
 from a2mim.evaluation.robustness import Damaged
 from a2mim.evaluation.taps import CELLS
+from a2mim.protocols import Protocol
 
 
 def run(context: EvalContext, protocol: Protocol) -> list[dict]:

@@ -22,9 +22,9 @@ from a2mim.evaluation.knn import check_constants, knn
 from a2mim.evaluation.linear import hold_out, linear_probe, schedule
 from a2mim.evaluation.logreg import logreg
 from a2mim.evaluation.probe import Labelled, Stack, check_probe, probe
-from a2mim.evaluation.protocols import Protocol, read_protocol
 from a2mim.evaluation.subsets import draw_subset, parse_size, write_list
 from a2mim.evaluation.taps import CELLS, dino_parts, grid_parts
+from a2mim.protocols import Protocol, read_protocol
 
 COUNTS = (
     *("k", "epochs", "batch_size", "c_values", "max_iterations", "tries", "queries", "reduction"),

@@ -23,7 +23,7 @@ from a2mim.evaluation.dense import resized
 from a2mim.evaluation.encoder import Encoder
 from a2mim.evaluation.identity import hash_of
 from a2mim.evaluation.miou import confusion, interval, ious, scores
-from a2mim.evaluation.protocols import Protocol
+from a2mim.protocols import Protocol
 
 PICTURES = 8  # test images that are drawn with their prediction
 TILE = 192  # pixels of a side in these pictures

@@ -28,7 +28,9 @@ class FourierLoss(FloatLoss):
     Args:
         alpha: exponent of the weight log(1 + |F(y) - F(x)|^alpha); 0 is plain L2. Dimensionless, >= 0.
         average: "image" compares each image's spectrum (the paper); "batch" averages the complex spectra first (the
-            reference code), so that opposite errors cancel and the term shrinks about as 1/B.
+            reference code), so that opposite errors cancel and the term shrinks about as 1/B. "image" is not the
+            reference's ave_spectrum=False, which divides the weights by their maximum over the batch; here no image
+            changes another one's term.
         visible: what stands at visible pixels: "target", "prediction" (no gradient), "mean" (the target's mean colour)
             or "mixed" (half prediction without gradient, half target).
         leak: share of the reconstruction, with gradient, in the visible pixels; 0..1.

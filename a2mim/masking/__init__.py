@@ -8,7 +8,7 @@ leave the argument out.
 
 from a2mim.masking.blocks import BEiTBlocks, InverseBlock
 from a2mim.masking.cells import CellMask, expand_mask
-from a2mim.masking.fill import FILLS, fill_mean, fill_none, mean_colour
+from a2mim.masking.fill import FILLS, fill_mean, fill_none, mean_colour, median_colour
 from a2mim.masking.multiblock import MultiBlock
 from a2mim.masking.uniform import BlockMask, UniformGrid
 
@@ -24,4 +24,5 @@ __all__ = [
     "fill_mean",
     "fill_none",
     "mean_colour",
+    "median_colour",
 ]

@@ -30,6 +30,11 @@ def mean_colour(images: Tensor) -> Tensor:
     return reduce(images.float(), "b c h w -> b c 1 1", "mean").to(images.dtype)
 
 
+def median_colour(images: Tensor) -> Tensor:
+    """(B, C, H, W) -> (B, C, 1, 1): the median of each channel's pixels; of an even number the lower middle one."""
+    return images.flatten(2).median(dim=2).values[..., None, None]
+
+
 @MODELS.register_module()
 class LearnedFill(nn.Module):
     """Hidden pixels take one learned colour.

@@ -76,7 +76,7 @@ def check_pixels(pixels: Mapping[str, Any], path: Path) -> Mapping[str, Any]:
         "mean": lambda value: not _numbers(value, MOST_CHANNELS),
         "std": lambda value: not _numbers(value, MOST_CHANNELS) or min(value) <= 0,
         "interpolation": lambda value: value not in INTERPOLATIONS,
-        "img_size": lambda value: not _sizes(value, 2),
+        "img_size": lambda value: not _sizes([value, value] if isinstance(value, int) else value, 2),
         "input_size": lambda value: not _sizes(value, 3),
     }
     for key, wrong in faults.items():

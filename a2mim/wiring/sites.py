@@ -4,7 +4,6 @@ Invariant: only a throw-away copy is studied, see `a2mim.wiring.tracing`. On the
 layouts are guessed from shapes, and only gradients that are None count as dead.
 """
 
-import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from a2mim.names import close_names
 from a2mim.wiring.layout import Layout, cell_stride, distinct, guess_all, leaves, replace_leaves
 from a2mim.wiring.measure import HookPoint, observe, read_intermediates, read_stripes, verify_outputs
 from a2mim.wiring.tracing import Call, Trace, feature_modules, trace, trial_copy
@@ -304,7 +304,7 @@ def find_map(model: nn.Module, seen: Trace, name: str, asked: str = "site") -> C
     by_name = {call.name: call for call in seen.calls}
     if name in by_name:
         return by_name[name]
-    near = difflib.get_close_matches(name, by_name, n=4, cutoff=0.3) or [n for n in by_name if "." not in n]
+    near = close_names(name, by_name, 4, cutoff=0.3) or [n for n in by_name if "." not in n]
     times = seen.counts.get(name, 0)
     if name not in dict(model.named_modules()):
         why = "is no module of this model"

@@ -4,7 +4,6 @@ Invariant: the model has what the caller requested. Stochastic depth and dropout
 timm's default is not. An image size or a number of channels that is given twice must be the same both times.
 """
 
-import difflib
 import json
 import re
 from collections.abc import Mapping
@@ -16,6 +15,7 @@ import timm
 import torch
 from torch import nn
 
+from a2mim.names import close_names
 from a2mim.wiring.plain_arguments import fault_of_argument, shorten
 
 OFF = ("drop_path_rate", "drop_rate", "proj_drop_rate")  # rates whose default in timm is not always 0
@@ -146,7 +146,7 @@ def as_timm_reads(folder: str | Path) -> nn.Module:
 
 def unknown_model(name: str, what: str = "not a model that timm knows") -> ValueError:
     """The error for a name, with the nearest names that timm knows."""
-    near = difflib.get_close_matches(name.split(".")[0], timm.list_models(), n=4, cutoff=0.3)
+    near = close_names(name.split(".")[0], timm.list_models(), 4, cutoff=0.3)
     return ValueError(f"{name!r} is {what}" + (f"; the nearest names: {', '.join(near)}." if near else "."))
 
 

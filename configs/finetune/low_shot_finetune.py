@@ -2,7 +2,7 @@
 
 python tools/finetune.py configs/finetune/low_shot_finetune.py SOURCE --data TRAIN --test-data TEST --label-fraction 0.1
 
-The constants are the protocol's (a2mim/evaluation/protocols); whatever is set beside them stands in the result.
+The constants are the protocol's (a2mim/protocols); whatever is set beside them stands in the result.
 """
 
 protocol = "low-shot-finetune"

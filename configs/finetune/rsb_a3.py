@@ -2,7 +2,7 @@
 
 python tools/finetune.py configs/finetune/rsb_a3.py SOURCE --data TRAIN --test-data TEST
 
-The constants are the protocol's (a2mim/evaluation/protocols); whatever is set beside them stands in the result.
+The constants are the protocol's (a2mim/protocols); whatever is set beside them stands in the result.
 """
 
 protocol = "rsb-a3"

@@ -3,7 +3,7 @@
 python tools/finetune.py configs/finetune/spark_finetune.py SOURCE --data TRAIN --test-data TEST
 
 A ResNet-101 or larger: --cfg-options variant=large.
-The constants are the protocol's (a2mim/evaluation/protocols); whatever is set beside them stands in the result.
+The constants are the protocol's (a2mim/protocols); whatever is set beside them stands in the result.
 """
 
 protocol = "spark-finetune"

@@ -246,6 +246,32 @@ def test_assign_returns_what_stood_there():
     assert config["model"]["encoder"]["name"] == "b"
 
 
+@pytest.mark.parametrize(
+    ("recipe", "option", "words"),
+    [
+        ("finetune/mae_finetune", "labels.subsets=3", "labels.subset"),
+        ("finetune/low_shot_finetune", "optimizer.base_lr=-1", "at least 0"),
+        ("mae-finetune", "variant=vit-gigantic", "no variant"),
+        ("finetune/mae_finetune", "protocol=mae-finetun", "did you mean mae-finetune"),
+        ("finetune/mae_finetune", "protocol=dino-knn", "judges frozen features"),
+    ],
+)
+def test_a_mistake_in_a_fine_tuning_recipe_is_told_before_torch_is_imported(recipe, option, words):
+    program = "import sys\nfrom a2mim.cli import main\ncode = main(sys.argv[1:])\nassert 'torch' not in sys.modules\n"
+    command = [
+        sys.executable,
+        "-c",
+        program + "sys.exit(code)",
+        "finetune",
+        recipe,
+        "resnet18",
+        "--cfg-options",
+        option,
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 1 and words in done.stderr and done.stderr.count("\n") == 1, done.stderr
+
+
 def test_reading_a_recipe_imports_no_torch(recipe):
     code = (
         "import sys; from a2mim.engine.config import load_config;"

@@ -20,7 +20,7 @@ from a2mim.cli import main
 from a2mim.data import EvalLoader, match_labels, open_dataset, open_stream
 from a2mim.engine.config import load_config
 from a2mim.engine.finetune_settings import FinetuneSettings, Labels
-from a2mim.engine.finetuning import choose_rows
+from a2mim.engine.labelled_data import choose_rows
 from a2mim.engine.run import finetune
 from a2mim.evaluation.calibration import calibration_loader
 from a2mim.evaluation.results import read_results
@@ -168,7 +168,7 @@ def test_xcit_s_class_attention_is_frozen_where_averaging_does_not_read_it(run):
     ("arguments", "message"),
     [
         ([], "fine-tuning needs a SOURCE"),
-        (["test_vit", "--cfg-options", "global_batch_size=7"], "even number of images in a piece, not 7"),
+        (["test_vit", "--cfg-options", "global_batch_size=7"], "even number of images in a micro-batch, not 7"),
         (["test_vit", "--cfg-options", "classifier.pooling=median"], "does not take classifier.pooling='median'"),
         (["vgg11", "--cfg-options", "classifier.pooling=default"], "has no stochastic depth"),
         (["test_vitt"], "nearest names: test_vit"),

@@ -106,6 +106,26 @@ def test_cosine_warms_up_linearly_and_falls_to_the_least_rate(models):
         assert lr == pytest.approx(expected), step
 
 
+def cosine(step, steps, peak=2e-3, least=1e-5):
+    return least + (peak - least) * (1 + math.cos(math.pi * step / steps)) / 2
+
+
+def test_a_warm_up_inside_the_cosine_hides_its_first_part(models):
+    found = rates(models, {"warmup": "inside"}, steps_per_epoch=10, total=100)
+    expected = [2e-3 * step / 20 if step < 20 else cosine(step, 100) for step in range(100)]
+    assert found == pytest.approx(expected)
+
+
+def test_a_multiplied_warm_up_is_the_product_of_a_line_and_a_cosine(models):
+    found = rates(models, {"warmup": "multiplied"}, steps_per_epoch=10, total=100)
+    assert found == pytest.approx([min(1, step / 20) * cosine(step, 100) for step in range(100)])
+
+
+def test_where_the_cosine_begins_is_no_setting_of_a_step_schedule():
+    with pytest.raises(ValueError, match=r"warmup=.inside. is for schedule\.type=.cosine. only"):
+        Schedule(type="step", warmup="inside")
+
+
 def test_step_schedule_multiplies_at_the_given_epochs(models):
     found = rates(models, {"type": "step", "decay_epochs": [5, 8], "warmup_epochs": 0}, steps_per_epoch=10, total=100)
     assert [found[s] for s in (0, 49, 50, 79, 80, 99)] == pytest.approx([2e-3, 2e-3, 2e-4, 2e-4, 2e-5, 2e-5])

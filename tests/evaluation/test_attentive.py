@@ -10,7 +10,7 @@ from a2mim.evaluation import attentive_probe, judge, linear_probe
 from a2mim.evaluation.attentive import AttentiveHeads, CapiProbe, EfficientProbe, fitting_queries
 from a2mim.evaluation.attentive_probe import CellFile
 from a2mim.evaluation.cells import MapReader, flat_cells, map_of, noise
-from a2mim.evaluation.protocols import read_protocol
+from a2mim.protocols import read_protocol
 
 
 def slow_efficient(x, query, value, linear, eps=1e-6):

@@ -8,9 +8,9 @@ from PIL import Image
 from a2mim.checkpoints import FORMAT
 from a2mim.encoder import MaskedEncoder
 from a2mim.evaluation.context import EvalContext
-from a2mim.evaluation.protocols import read_protocol
 from a2mim.evaluation.runners import RUNNERS, check
 from a2mim.export.timm_folder import write_timm_folder
+from a2mim.protocols import read_protocol
 from a2mim.weights.loading import load_encoder
 
 SIZE = 32

@@ -15,9 +15,9 @@ from a2mim.data import open_dataset
 from a2mim.evaluation import context, encoder, evaluate, read_results
 from a2mim.evaluation.cache import Cache
 from a2mim.evaluation.evaluate import sensible_protocols
-from a2mim.evaluation.protocols import read_protocol
 from a2mim.evaluation.results import unpack
 from a2mim.pixels import Preprocessing
+from a2mim.protocols import read_protocol
 
 SIZE = 32
 FAST = {

@@ -11,7 +11,7 @@ from a2mim.evaluation.heads import LarsHeads, LinearHeads
 from a2mim.evaluation.linear import cosine, schedule
 from a2mim.evaluation.passes import TrainingPass
 from a2mim.evaluation.probe import Labelled, Stack, TrainingBatch, probe
-from a2mim.evaluation.protocols import read_protocol
+from a2mim.protocols import read_protocol
 
 CLASSES = 4
 

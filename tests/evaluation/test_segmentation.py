@@ -11,8 +11,8 @@ from torchmetrics.functional.segmentation import mean_iou
 from a2mim.data.masks import Masked
 from a2mim.evaluation import evaluate, read_results, seg_augmented, seg_knn, seg_linear
 from a2mim.evaluation.miou import confusion, interval, scores
-from a2mim.evaluation.protocols import read_protocol
 from a2mim.evaluation.segmentation import SegmentationTask, oracle, shares
+from a2mim.protocols import read_protocol
 
 IGNORE = 255
 

@@ -5,12 +5,13 @@ A protocol of one's own is such a file anywhere, given by its path.
 """
 
 import ast
-import difflib
 import hashlib
 import json
 import tomllib
 from dataclasses import dataclass, field
 from pathlib import Path
+
+from a2mim.names import nearest
 
 FOLDER = Path(__file__).parent
 KINDS = (
@@ -83,7 +84,7 @@ def read_protocol(name: str, overrides: dict | None = None) -> Protocol:
     overridden = {}
     for key, given in asked.items():
         if key not in constants:
-            raise ValueError(f"{name} has no constant {key!r}{_nearest(key, constants)}.")
+            raise ValueError(f"{name} has no constant {key!r}{nearest(key, constants)}")
         value = _typed(name, key, given, constants[key])
         if value != constants[key]:
             overridden[key] = [constants[key], value]
@@ -104,7 +105,7 @@ def _read(name: str) -> dict:
     if not path.is_file():
         if name.endswith(".toml"):
             raise FileNotFoundError(f"{name} does not exist: give a protocol's name or an existing TOML file.")
-        raise ValueError(f"protocol {name!r} is not known{_nearest(name, protocol_names())}.")
+        raise ValueError(f"protocol {name!r} is not known{nearest(name, protocol_names())}")
     try:
         content = tomllib.loads(path.read_text(encoding="utf-8"))
     except tomllib.TOMLDecodeError as error:
@@ -133,8 +134,3 @@ def _typed(name: str, key: str, given, default):
     if default != "auto" and value != "auto" and type(value) is not type(default):
         raise ValueError(f"{key}={given!r} of {name} must be like {default!r}, of type {type(default).__name__}.")
     return value
-
-
-def _nearest(word: str, known) -> str:
-    near = difflib.get_close_matches(word, list(known), n=3)
-    return f"; the nearest are {', '.join(near)}" if near else f": choose one of {', '.join(known)}"

@@ -2,7 +2,7 @@
 
 import pytest
 
-from a2mim.evaluation.protocols import FOLDER, KINDS, protocol_names, read_protocol
+from a2mim.protocols import FOLDER, KINDS, protocol_names, read_protocol
 
 NAMES = (
     *("dino-knn", "dino-linear", "dinov2-linear", "mae-linear", "logreg", "low-shot", "mae-finetune"),
@@ -77,8 +77,8 @@ def test_a_file_of_ones_own_is_a_protocol(tmp_path):
 @pytest.mark.parametrize(
     ("name", "overrides", "words"),
     [
-        ("dino-kn", {}, "nearest are dino-knn"),
-        ("dino-knn", {"temprature": 1.0}, "nearest are temperature"),
+        ("dino-kn", {}, "did you mean dino-knn"),
+        ("dino-knn", {"temprature": 1.0}, "did you mean temperature"),
         ("dino-knn", {"k": "many"}, "of type int"),
         ("dino-knn", {"k": 2.5}, "of type int"),
         ("dino-linear", {"epochs": True}, "of type int"),
