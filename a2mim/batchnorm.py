@@ -77,12 +77,14 @@ class _Moments:
     def update(self, layer: _BatchNorm, inputs: tuple[Tensor], output: Tensor) -> None:
         """Forward hook: with momentum 1 the running statistics are those of the batch just normalised."""
         count = inputs[0].numel() // layer.num_features
+        assert layer.running_mean is not None and layer.running_var is not None  # _Moments takes tracking layers only
         mean, variance = layer.running_mean.double(), layer.running_var.double()
         self.count += count
         self.total = self.total.to(mean) + count * mean
         self.squares = self.squares.to(mean) + (count - 1) * variance + count * mean.square()
 
     def write(self, layer: _BatchNorm) -> None:
+        assert layer.running_mean is not None and layer.running_var is not None
         mean = self.total / self.count
         layer.running_mean.copy_(mean)
         layer.running_var.copy_((self.squares - self.count * mean.square()) / (self.count - 1))
@@ -140,6 +142,7 @@ def calibrate_batchnorm(model: nn.Module, batches: Iterable[Tensor]) -> int:
     for layer, seen in moments.items():
         if seen.count:
             seen.write(layer)
+            assert layer.num_batches_tracked is not None
             layer.num_batches_tracked.fill_(number_of_batches)
     return images_seen
 

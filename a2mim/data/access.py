@@ -56,7 +56,7 @@ class Access:
     def workers(self) -> int:
         """Number of processes that index, check and write shards."""
         usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()  # macOS has none
-        return self.processes or max(1, usable // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
+        return self.processes or max(1, (usable or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
 
 
 DEFAULT = Access()

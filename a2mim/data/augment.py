@@ -4,6 +4,8 @@ The augmentations draw from the global generators of Python, numpy and torch. Th
 before each call, so that neither the number of workers nor a resume changes the result.
 """
 
+from typing import Any
+
 import numpy as np
 import torch
 
@@ -33,9 +35,11 @@ class Augment:
         if auto_augment == "trivial":
             self.transform = TrivialAugmentWide(interpolation=InterpolationMode(interpolation))
             return
-        settings = dict(color_jitter=color_jitter or None, auto_augment=auto_augment or None, mean=tuple(mean))
+        settings: dict[str, Any] = dict(color_jitter=color_jitter or None, auto_augment=auto_augment or None)
         try:
-            parts = transforms_imagenet_train(img_size, interpolation=interpolation, separate=True, **settings)
+            parts = transforms_imagenet_train(
+                img_size, interpolation=interpolation, separate=True, mean=tuple(mean), **settings
+            )
         except (AssertionError, KeyError, ValueError) as error:
             raise TransformError(
                 f"auto_augment={auto_augment!r} is not understood by timm ({error}); write e.g. 'rand-m9-mstd0.5-inc1'"

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from torch.utils.data import Dataset
 
 from a2mim.data import keyed
 from a2mim.data.crops import DRAWS, center_crop, random_crop
@@ -17,7 +18,7 @@ from a2mim.data.dataset import ImageDataset
 from a2mim.data.decode import UnreadableImage
 from a2mim.data.errors import MachineError, ShardError
 from a2mim.data.faults import UnreadableData
-from a2mim.data.records import Request, WorkerBatch
+from a2mim.data.records import Fault, Request, WorkerBatch
 from a2mim.data.transforms import TransformError, Transforms
 
 MAX_IN_A_ROW = 9  # unreadable images, each the replacement of the one before; then the data set itself is broken
@@ -68,7 +69,7 @@ class CenterCrops:
         return center_crop(pixels, self.size, self.short_side, self.interpolation)
 
 
-class Batches:
+class Batches(Dataset[WorkerBatch]):
     """A map-style data set whose items are whole batches. The index is a `Request`.
 
     Args:
@@ -97,7 +98,8 @@ class Batches:
         epoch, ids, slot = request.epoch, request.ids, request.slot
         self.dataset.will_need(request.ahead)
         images = torch.empty((len(ids), *self.shape), dtype=self.dtype) if self.ring is None else self.ring[slot]
-        rows, faults = images.numpy(), []
+        rows = images.numpy()
+        faults: list[Fault] = []
         shown: list[int] = []
         uniforms = keyed.uniforms(self.crop.seed, epoch, self.dataset.keys[ids], self.crop.draws, keyed.CROP)
         for i, u in zip(ids, uniforms, strict=True):
@@ -131,7 +133,7 @@ class Batches:
 
     def _crop(self, i: int, u: np.ndarray, faults: list) -> np.ndarray:
         """The crop of image i. Faults of the image are added to `faults`, also when it raises UnreadableImage."""
-        notes = []
+        notes: list[str] = []
         try:
             pixels = self.dataset.read(i, notes)
         except UnreadableImage as error:

@@ -113,5 +113,7 @@ def _resize_bicubic(pixels: np.ndarray, size) -> np.ndarray:
 
     bands = [pixels] if pixels.shape[2] == 3 else pixels.transpose(2, 0, 1)
     images = [Image.fromarray(np.ascontiguousarray(band)) for band in bands]
-    resized = [np.atleast_3d(image.resize((size[1], size[0]), Image.Resampling.BICUBIC)) for image in images]
+    resized = [
+        np.atleast_3d(np.asarray(image.resize((size[1], size[0]), Image.Resampling.BICUBIC))) for image in images
+    ]
     return np.concatenate(resized, axis=2).transpose(2, 0, 1)

@@ -10,7 +10,7 @@ import dataclasses
 import functools
 import hashlib
 from collections.abc import Callable
-from typing import Protocol
+from typing import Any, Protocol, cast
 
 import numpy as np
 
@@ -32,6 +32,14 @@ class Store(Protocol):
 
     def name(self, i: int) -> str:
         """A name that helps a person to find the image: a path, or shard and member."""
+
+
+@dataclasses.dataclass(eq=False)
+class Stream:
+    """The pipeline that a StreamLoader reads, and the images of an epoch over all processes."""
+
+    pipeline: Any
+    images_per_epoch: int
 
 
 class ImageDataset:
@@ -59,7 +67,7 @@ class ImageDataset:
     passed_over = depths_differ = ""
     label_reader: Callable[[], tuple[np.ndarray, list[str] | None, int]] | None = None  # labels, names, odd ones
     promise = ""  # which guarantees do not hold, as text for the user; see own_data.py
-    stream = None  # the training stream, when this set holds only its first images; see streams.py
+    stream: Stream | None = None  # the training stream, when this set holds only its first images; see streams.py
 
     def __init__(self, store: Store, title: str, keys, labels, shard_sizes, class_names=None, splits=(), duplicates=0):
         self.store, self.title = store, title
@@ -108,7 +116,8 @@ class ImageDataset:
             ValueError: the first readable image does not fit.
         """
         nodata = None if nodata is None else float(nodata)
-        self.pixel_format = PixelFormat(in_chans, bits or 16, exif, value_range and tuple(value_range), nodata, fill)
+        limits = cast("tuple[float, float] | None", value_range and tuple(value_range))
+        self.pixel_format = PixelFormat(in_chans, bits or 16, exif, limits, nodata, fill)
         depths = self._depth_of_first()
         if bits is None and depths:
             depths += self._depths_of_others()

@@ -42,11 +42,8 @@ def decode(data: bytes, notes: list[str] | None = None, pixel_format: PixelForma
 
 def depth_of(data: bytes, pixel_format: PixelFormat = RGB) -> int:
     """Bits per value of one encoded image: 8 or 16. Raises UnreadableImage, or Unfit if the format does not fit."""
-    return (
-        _depth_by_header(data)
-        if pixel_format.in_chans <= 4 and _depth_by_header(data)
-        else _depth_by_decoding(data, pixel_format)
-    )
+    by_header = _depth_by_header(data) if pixel_format.in_chans <= 4 else None
+    return by_header or _depth_by_decoding(data, pixel_format)
 
 
 def quick_depth_of(data: bytes, pixel_format: PixelFormat = RGB) -> int:
@@ -92,9 +89,9 @@ def _decode_by_kind(data: bytes, notes: list[str], pixel_format: PixelFormat) ->
             notes += [LENIENT] if decoded == DAMAGED else []
             decoded = decode_by_pillow(data, pixel_format.in_chans)
         return fit_picture(decoded, pixel_format.in_chans), False
-    if data.startswith(tiffs.MAGIC) and (decoded := tiffs.decode_tiff(data, pixel_format.in_chans)) is not None:
-        pixels = fit_range(decoded.values, pixel_format)
-        return (fit_picture(pixels, pixel_format.in_chans) if decoded.is_picture else pixels), False
+    if data.startswith(tiffs.MAGIC) and (tiff := tiffs.decode_tiff(data, pixel_format.in_chans)) is not None:
+        pixels = fit_range(tiff.values, pixel_format)
+        return (fit_picture(pixels, pixel_format.in_chans) if tiff.is_picture else pixels), False
     if rasters.is_deep(data):
         pixels = rasters.decode_deep(data)
     else:

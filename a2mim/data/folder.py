@@ -27,9 +27,9 @@ class FolderStore:
         except FileNotFoundError:
             raise UnreadableImage("missing", "the file has gone since the folder was listed") from None
         except NotPlain as error:
-            raise UnreadableImage("no image file", error.strerror) from None
+            raise UnreadableImage("no image file", error.strerror or str(error)) from None
         except OSError as error:  # no permission, a damaged disk: one image's fault until there are too many
-            raise UnreadableImage("cannot be opened", error.strerror) from None
+            raise UnreadableImage("cannot be opened", error.strerror or str(error)) from None
 
     def name(self, i: int) -> str:
         return os.path.join(self.root, self.paths[i])
@@ -77,12 +77,12 @@ def inner(folder: Path) -> Path:
 def labels_from_paths(paths: list[str]) -> tuple[np.ndarray, list[str] | None]:
     """Labels by first-level folder if every image is in one and there are at least two; else -1 and None."""
     first = [path.partition("/")[0] if "/" in path else None for path in paths]
-    name_of = {folder: class_name(folder) for folder in set(first) - {None}}
+    name_of = {folder: class_name(folder) for folder in set(first) if folder is not None}
     names = sorted(set(name_of.values()))
     if None in first or len(names) < 2:
         return np.full(len(paths), -1), None
     number = {name: k for k, name in enumerate(names)}
-    return np.array([number[name_of[folder]] for folder in first]), names
+    return np.array([number[name_of[folder]] for folder in first if folder is not None]), names
 
 
 def what_is_there(root: Path, listing: Walk) -> str:

@@ -125,8 +125,8 @@ class EvalLoader:
         self.indices = np.arange(len(dataset)) if indices is None else np.asarray(indices, np.int64)
         self.faults = Faults()
         crop = CenterCrops(size, short_side, interpolation)
-        size = min(batch_size, max(1, len(self.indices)))
-        self._workers = Workers(Batches(dataset, crop), size, num_workers, 2, start_method, pin_memory)
+        images_at_once = min(batch_size, max(1, len(self.indices)))
+        self._workers = Workers(Batches(dataset, crop), images_at_once, num_workers, 2, start_method, pin_memory)
 
     def __len__(self) -> int:
         return -(-len(self.indices) // self.batch_size)

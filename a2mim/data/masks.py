@@ -158,8 +158,8 @@ def _open_folder(root: Path, split: str) -> Masked:
     stems = sorted(images)
 
     def read(i: int) -> tuple[np.ndarray, np.ndarray]:
-        paths = images[stems[i]], masks[stems[i]]
-        return _pair(*(read_file(path) for path in paths), *map(str, paths))
+        image, mask = images[stems[i]], masks[stems[i]]
+        return _pair(read_file(image), read_file(mask), str(image), str(mask))
 
     listed = next((path for path in (folder / "classes.txt", root / "classes.txt") if path.is_file()), None)
     return Masked(
@@ -194,7 +194,8 @@ def _open_shards(source) -> Masked:
             for offset, size in spans:
                 file.seek(offset)
                 contents.append(file.read(size))
-        return _pair(*contents, f"{shard}:{key}", f"{shard}:{key}.mask.png")
+        image, mask = contents
+        return _pair(image, mask, f"{shard}:{key}", f"{shard}:{key}.mask.png")
 
     listed = Path(shards[0]).parent / "classes.txt"
     names = [f"{shard}:{key}" for shard, key, *_ in pairs]

@@ -68,8 +68,8 @@ class LoaderOptions:
         """The function that crops one image."""
         return RandomCrops(
             size=height_and_width(self.img_size),
-            scale=tuple(self.scale),
-            ratio=tuple(self.ratio),
+            scale=(self.scale[0], self.scale[1]),
+            ratio=(self.ratio[0], self.ratio[1]),
             hflip=self.hflip,
             interpolation=self.interpolation,
             transforms=Transforms(self.transforms),

@@ -1,7 +1,7 @@
 """Labels of a user's data set: from an attribute if there is one, else from the items."""
 
 from collections.abc import Sequence, Sized
-from typing import Any
+from typing import Any, SupportsInt, cast
 
 import numpy as np
 from tqdm import tqdm
@@ -21,13 +21,14 @@ def labels_outside(source: Any) -> Sequence[object] | None:
     for name in _BESIDE:
         labels = getattr(source, name, None)
         if labels is not None and not callable(labels) and isinstance(labels, Sized) and len(labels) == len(source):
-            return labels
+            return cast(Sequence[object], labels)  # a list, an array or a tensor
     if hasattr(source, "dataset") and isinstance(getattr(source, "indices", None), Sized):
         labels = labels_outside(source.dataset)
         return None if labels is None else [labels[int(i)] for i in source.indices]
     if isinstance(getattr(source, "datasets", None), list | tuple):
         parts = [labels_outside(part) for part in source.datasets]
-        return None if any(part is None for part in parts) else [label for part in parts for label in part]
+        known = [part for part in parts if part is not None]
+        return None if len(known) < len(parts) else [label for part in known for label in part]
     column = _column(source)
     return None if column is None else list(source[column])
 
@@ -63,7 +64,8 @@ def numbered(stored: Sequence[object]) -> tuple[np.ndarray, list[str] | None, in
     if names and all(map(is_class_name, names)) and all(isinstance(label, str | None) for label in stored):
         known = sorted(set(map(class_name, names)))
         number = {name: k for k, name in enumerate(known)}
-        return np.array([-1 if label is None else number[class_name(label)] for label in stored], np.int64), known, 0
+        numbers = [-1 if label is None else number[class_name(str(label))] for label in stored]
+        return np.array(numbers, np.int64), known, 0
     labels = np.array([label_number(label) for label in stored], np.int64)
     missing = [label for label, number in zip(stored, labels, strict=True) if number < 0]
     return labels, None, sum(label is not None and not _means_none(label) for label in missing)
@@ -72,7 +74,7 @@ def numbered(stored: Sequence[object]) -> tuple[np.ndarray, list[str] | None, in
 def _means_none(label: object) -> bool:
     """-1 stands for no label, as in torchvision's unlabelled parts."""
     try:
-        return int(label) == -1
+        return int(cast(SupportsInt, label)) == -1
     except (TypeError, ValueError, OverflowError, RuntimeError):
         return False
 

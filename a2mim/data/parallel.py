@@ -34,7 +34,9 @@ def each(work: Callable, items: Iterable, processes: int) -> Iterator[tuple]:
         for item in items:
             yield item, _outcome(work, item)
         return
-    waiting, done, running = queue.SimpleQueue(), queue.SimpleQueue(), []
+    waiting: queue.SimpleQueue = queue.SimpleQueue()
+    done: queue.SimpleQueue = queue.SimpleQueue()
+    running: list[subprocess.Popen] = []
     for item in items:
         waiting.put(item)
     threads = [
@@ -66,6 +68,7 @@ def _feed(work: Callable, waiting, done, running: list) -> None:
     name = f"{work.__module__}:{work.__name__}"
     command = [sys.executable, "-m", "a2mim.data.parallel", name]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment) as process:
+        assert process.stdin is not None and process.stdout is not None
         running.append(process)
         while True:
             try:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-BITS = {np.dtype(np.uint8): 8, np.dtype(np.uint16): 16}
+BITS: dict[np.dtype, int] = {np.dtype(np.uint8): 8, np.dtype(np.uint16): 16}
 DTYPES = {bits: dtype for dtype, bits in BITS.items()}
 _VALUES_AT_ONCE = 1 << 20
 _UNTURNED = {6: 8, 8: 6}  # EXIF orientations that are not their own inverse
@@ -127,6 +127,7 @@ def fit_range(values: np.ndarray, pixel_format: PixelFormat) -> np.ndarray:
 
 
 def _scaled(values: np.ndarray, pixel_format: PixelFormat) -> np.ndarray:
+    assert pixel_format.value_range is not None  # the caller refuses such values without a range
     low, high = pixel_format.value_range
     if pixel_format.nodata is not None:
         hidden = np.isnan(values) if np.isnan(pixel_format.nodata) else values == pixel_format.nodata

@@ -41,7 +41,8 @@ class Plan:
         self.global_batch_size, self.seed, self.block = global_batch_size, seed, block
         self.lanes = min(lanes, global_batch_size)
         self.steps = self.size // global_batch_size
-        self._epoch, self._order = None, None
+        self._epoch: int | None = None
+        self._order = np.empty(0, np.int64)
 
     def batch(self, epoch: int, step: int, rank: int = 0, world_size: int = 1, repeats: int = 1) -> np.ndarray:
         """The ids of one rank's part of a global batch: (global_batch_size / world_size,) int64. With `repeats`, they

@@ -1,5 +1,7 @@
 """Loader position: the number of batches yielded since epoch 0."""
 
+from typing import Any
+
 OLDER = {"repeats": 1}  # defaults for keys that older states lack
 
 
@@ -12,6 +14,12 @@ class Progress:
 
     position = 0
     _began = 0, 0  # (a position, the epoch that begins there)
+
+    def __len__(self) -> int:
+        raise NotImplementedError
+
+    def _identity(self) -> dict[str, Any]:
+        raise NotImplementedError
 
     @property
     def epoch(self) -> int:
@@ -52,7 +60,7 @@ class Progress:
     def _take_up(self, state: dict, next_epoch: bool) -> list[str]:
         """See `TrainLoader.load_state_dict`."""
         epoch, step = state["epoch"], state["step"]
-        position = state.get("position", epoch * len(self) + step)  # older states have none
+        position: int = state.get("position", epoch * len(self) + step)  # older states have none
         changed = [field for field, now in self._identity().items() if state.get(field, OLDER.get(field)) != now]
         if changed and not next_epoch:
             field = changed[0]

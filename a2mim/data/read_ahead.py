@@ -20,7 +20,8 @@ class ReadAhead:
     """
 
     def __init__(self, threads: int):
-        self.threads, self._process = threads, None
+        self.threads = threads
+        self._process: int | None = None
 
     def ask(self, key: Hashable, work: Callable) -> None:
         """Starts the work, unless it was requested already."""
@@ -51,7 +52,8 @@ class ReadAhead:
         if self._process == os.getpid():
             return
         self._process, self._lock = os.getpid(), threading.Lock()
-        self._waiting, self._requests = OrderedDict(), queue.SimpleQueue()
+        self._waiting: OrderedDict[Hashable, _Result] = OrderedDict()
+        self._requests: queue.SimpleQueue[tuple[_Result, Callable] | None] = queue.SimpleQueue()
         for _ in range(self.threads):
             threading.Thread(target=_serve, args=(self._requests,), daemon=True).start()
 

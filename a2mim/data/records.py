@@ -70,6 +70,7 @@ class Batch(Mapping[str, Tensor]):
     @classmethod
     def of(cls, made: WorkerBatch) -> "Batch":
         """The batch of a worker's answer that contains its images."""
+        assert made.images is not None and made.labels is not None and made.ids is not None  # errors are raised before
         return cls(made.images, torch.from_numpy(made.labels), torch.from_numpy(made.ids))
 
     def __getitem__(self, name: str) -> Any:

@@ -88,7 +88,7 @@ def _opened(source, split: str, access: Access) -> ImageDataset:
 
         return open_own(source)
     if not isinstance(source, _PLAIN):
-        source = source[0] if len(source) == 1 else _only_shards(source)
+        source = source[0] if len(source) == 1 else _only_shards(list(source))
     if isinstance(source, _PLAIN):
         source = os.fspath(source)
         if source.startswith("~"):
@@ -190,7 +190,10 @@ def _braces(source: str) -> list[str]:
         return [source]
     if "${" in source and not source.startswith("pipe:"):
         source = _with_variables(source)
-    from braceexpand import UnbalancedBracesError, braceexpand
+    from braceexpand import (  # type: ignore[attr-defined]  # its stub lacks the error
+        UnbalancedBracesError,
+        braceexpand,
+    )
 
     _refuse_too_many(sum(map(_number_of, source.split("::"))), source)
     try:

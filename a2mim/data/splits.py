@@ -25,7 +25,8 @@ def find_splits(root: str | os.PathLike) -> dict[str, Path]:
     (cat_train/, cat_test/, dog_train/, …) are classes, not a split.
     """
     folders = [entry.name for entry in list_folder(root) if not entry.name.startswith(".") and _is_folder(entry)]
-    trains, tests = {}, {}
+    trains: dict[str, dict[str, str]] = {}
+    tests: dict[str, dict[str, str]] = {}
     for name in folders:
         for words, named in ((TRAIN_WORDS, trains), (TEST_WORDS, tests)):
             split = _without_word(name, words)

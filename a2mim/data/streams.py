@@ -17,14 +17,14 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from a2mim.data import keyed
 from a2mim.data.batches import MAX_IN_A_ROW, RandomCrops
-from a2mim.data.dataset import ImageDataset
+from a2mim.data.dataset import ImageDataset, Stream
 from a2mim.data.decode import UnreadableImage
 from a2mim.data.faults import Faults, UnreadableData
 from a2mim.data.items import image_and_label
 from a2mim.data.keyed import key_of
 from a2mim.data.options import LoaderOptions
 from a2mim.data.progress import Progress
-from a2mim.data.records import Batch, WorkerBatch
+from a2mim.data.records import Batch, Fault, WorkerBatch
 from a2mim.data.workers import as_it_is, explained_death
 
 HEAD = 256  # images kept
@@ -67,13 +67,6 @@ def open_stream(pipeline, images_per_epoch: int | None = None) -> ImageDataset:
     return dataset
 
 
-class Stream:
-    """The pipeline that a StreamLoader reads."""
-
-    def __init__(self, pipeline, images_per_epoch: int):
-        self.pipeline, self.images_per_epoch = pipeline, images_per_epoch
-
-
 @dataclass(frozen=True)
 class StreamPlan:
     """The part of a `Plan` that a stream has."""
@@ -104,14 +97,16 @@ class StreamLoader(Progress):
         chosen = LoaderOptions(img_size, global_batch_size, **options)
         if chosen.repeats != 1:
             raise ValueError(f"repeats={chosen.repeats}: images of a pipeline come once each; leave repeats at 1")
-        self.plan = StreamPlan(global_batch_size, dataset.stream.images_per_epoch // global_batch_size)
+        self.stream = _stream_of(dataset)
+        self.plan = StreamPlan(global_batch_size, self.stream.images_per_epoch // global_batch_size)
         if not self.plan.steps or global_batch_size % chosen.world_size:
             raise ValueError(
-                f"an epoch of {dataset.stream.images_per_epoch} images has no step of global_batch_size="
+                f"an epoch of {self.stream.images_per_epoch} images has no step of global_batch_size="
                 f"{global_batch_size} for {chosen.world_size} processes; change one of them"
             )
         self.dataset, self.seed = dataset, chosen.seed
-        self.faults, self._running = Faults(), None
+        self.faults = Faults()
+        self._running: Iterator[WorkerBatch] | None = None
         self.crop, self.batch_size = chosen.crops(), chosen.batch_size
         batches = _StreamBatches(dataset, self.crop, self.batch_size, chosen.rank)
         self._loader = DataLoader(
@@ -129,7 +124,7 @@ class StreamLoader(Progress):
     @property
     def left_out(self) -> int:
         """Images of an epoch that do not fill a batch."""
-        return self.dataset.stream.images_per_epoch - self.plan.steps * self.plan.global_batch_size
+        return self.stream.images_per_epoch - self.plan.steps * self.plan.global_batch_size
 
     def __iter__(self) -> Iterator[Batch]:
         """Yields to the end of the current epoch. The next iterator continues in the stream."""
@@ -154,6 +149,11 @@ class StreamLoader(Progress):
         return {"plan": "stream", "seed": self.seed, **asdict(self.plan)}
 
 
+def _stream_of(dataset: ImageDataset) -> Stream:
+    assert dataset.stream is not None  # open_stream sets it
+    return dataset.stream
+
+
 class _StreamBatches(IterableDataset):
     """An endless stream of finished batches, made in a worker or in this process."""
 
@@ -163,7 +163,7 @@ class _StreamBatches(IterableDataset):
     def __iter__(self) -> Iterator[WorkerBatch]:
         worker = get_worker_info()
         number = self.rank * _MOST_WORKERS + (worker.id if worker else 0)
-        faults = []
+        faults: list[Fault] = []
         try:
             images = self._crops(number, faults)
             while True:
@@ -180,16 +180,16 @@ class _StreamBatches(IterableDataset):
             said = error if known else UnreadableData(f"{self.dataset.title} failed: {type(error).__name__}: {error}")
             yield WorkerBatch(faults=tuple(faults), error=said)
 
-    def _crops(self, number: int, faults: list) -> Iterator[tuple[torch.Tensor, int, int]]:
+    def _crops(self, number: int, faults: list) -> Iterator[tuple[np.ndarray, int, int]]:
         """Yields (crop, label, position in this worker's stream) without end."""
         bad, position = 0, -1
         while True:
             began = position
-            for item in self.dataset.stream.pipeline:
+            for item in _stream_of(self.dataset).pipeline:
                 position += 1
                 content, label = image_and_label(item)
                 try:
-                    notes = []
+                    notes: list[str] = []
                     pixels = self.dataset.decode(content, notes)
                 except UnreadableImage as error:
                     bad += 1

@@ -20,7 +20,7 @@ from a2mim.data.pixel_format import Unfit, UnreadableImage, turn
 from a2mim.data.rasters import by_opencv, refuse_bomb, refuse_bytes
 
 if TYPE_CHECKING:
-    from tifffile import TiffFile, TiffPage, TiffPageSeries
+    from tifffile import TiffFile, TiffFrame, TiffPage, TiffPageSeries
 
 # tifffile logs damage and quotes the file. Without a handler, Python would print that to the terminal.
 logging.getLogger("tifffile").addHandler(logging.NullHandler())
@@ -52,7 +52,7 @@ def decode_tiff(data: bytes, in_chans: int) -> Tiff | None:
     import tifffile
 
     with tifffile.TiffFile(io.BytesIO(data), _multifile=False) as file:  # OME files can refer to other files
-        page = file.pages[0]
+        page = file.pages.first  # as pages[0], which can be a frame only when the caller asks for frames
         if page.photometric not in (_MINISWHITE, _MINISBLACK, _RGB) or page.bitspersample < 8 or page.dtype is None:
             return None
         series = _channels_as_pages(file, in_chans)
@@ -151,6 +151,7 @@ def _read_series(series: "TiffPageSeries", in_chans: int) -> np.ndarray:
 
 def _read_page(page: "TiffPage", data: bytes) -> np.ndarray:
     """(H, W, C). OpenCV decodes what tifffile cannot decompress, for example RGB with LZW."""
+    assert page.dtype is not None  # decode_tiff leaves such pages to Pillow
     refuse_bomb(page.imagewidth, page.imagelength)
     refuse_bytes(page.imagewidth * page.imagelength * page.samplesperpixel * page.dtype.itemsize)
     if page.axes not in _INTERLEAVED:
@@ -181,7 +182,8 @@ def _read_page_by_opencv(page: "TiffPage", data: bytes) -> np.ndarray:
 
 
 def _needs_package(page: "TiffPage") -> str:
-    return f"{page.samplesperpixel} bands compressed by {page.compression.name}; pip install imagecodecs"
+    compression = getattr(page.compression, "name", page.compression)  # a number that tifffile does not know
+    return f"{page.samplesperpixel} bands compressed by {compression}; pip install imagecodecs"
 
 
 def _decompressed(series: "TiffPageSeries") -> np.ndarray:
@@ -193,10 +195,12 @@ def _decompressed(series: "TiffPageSeries") -> np.ndarray:
         raise UnreadableImage("other compression", _needs_package(series.keyframe)) from None
 
 
-def _refuse_inflation(page: "TiffPage") -> None:
+def _refuse_inflation(page: "TiffPage | TiffFrame") -> None:
     """Refuses strips and tiles that exceed the size in the header, because tifffile expands them without limit."""
     if int(page.compression) not in (*_DEFLATE, *_LZMA):
         return
+    if page.dtype is None:
+        raise UnreadableImage("damaged", "a page with no known type of values")
     most = math.prod(page.chunks) * page.dtype.itemsize
     handle = page.parent.filehandle
     for offset, count in zip(page.dataoffsets, page.databytecounts, strict=True):

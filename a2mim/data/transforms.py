@@ -9,6 +9,7 @@ seeded from the sample's key before the call and restored after it.
 import random
 from collections.abc import Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 
@@ -35,7 +36,7 @@ class Transforms:
         """(H, W, C) -> (H', W', C) of the same dtype. `seed` belongs to the sample, below 2 ** 53."""
         if not self.transforms:
             return pixels
-        results = {"img": pixels, "img_shape": pixels.shape[:2], "ori_shape": pixels.shape[:2]}
+        results: dict[str, Any] = {"img": pixels, "img_shape": pixels.shape[:2], "ori_shape": pixels.shape[:2]}
         with seeded(seed):
             for transform in self.transforms:
                 results = transform(results)

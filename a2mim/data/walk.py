@@ -140,7 +140,7 @@ class _Walker:
 def list_folder(path: str | os.PathLike) -> list[os.DirEntry]:
     """The entries of a folder, sorted by name; OSError names the folder if it cannot be listed."""
     try:
-        with os.scandir(path) as entries:
+        with os.scandir(os.fspath(path)) as entries:
             return sorted(entries, key=lambda entry: entry.name)
     except OSError as error:
         raise OSError(

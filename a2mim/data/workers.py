@@ -19,6 +19,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from itertools import count, islice
+from typing import Any
 
 import numpy as np
 import torch
@@ -64,9 +65,9 @@ class Workers:
         self._ring = batches.ring = _shared_ring((slots, size, *batches.shape), batches.dtype) if num_workers else None
         self._requests = _Requests(max(1, num_workers), slots)
         self._pin = pin_memory
-        many = {"prefetch_factor": prefetch, "persistent_workers": True, "worker_init_fn": _settle}
+        many: dict[str, Any] = {"prefetch_factor": prefetch, "persistent_workers": True, "worker_init_fn": _settle}
         many["multiprocessing_context"] = start_method
-        self._loader = DataLoader(
+        self._loader: DataLoader[WorkerBatch] = DataLoader(
             batches,
             sampler=self._requests,
             batch_size=None,
@@ -92,6 +93,7 @@ class Workers:
             if made is None:
                 return
             if made.images is None and made.error is None:
+                assert self._ring is not None and made.ids is not None  # a worker answers with a slot of the ring
                 made = replace(made, images=self._copy(self._ring[made.slot, : len(made.ids)]))
             yield made
 
@@ -114,7 +116,8 @@ class _Requests:
         self.workers, self.slots = workers, slots
 
     def __iter__(self):
-        coming, known = iter(self.items), deque()
+        coming = iter(self.items)
+        known: deque[Request] = deque()
         for number in count():
             known.extend(islice(coming, self.workers + 1 - len(known)))
             if not known:

@@ -125,7 +125,7 @@ def _check(item: tuple[str, Access, PixelFormat]) -> ShardReport:
 
 
 def _check_image(dataset: ImageDataset, i: int, report: ShardReport) -> None:
-    notes = []
+    notes: list[str] = []
     try:
         dataset.read(i, notes)
         report.lenient += LENIENT in notes

@@ -27,17 +27,17 @@ def describe_shards(shards: list[Shard]) -> Iterator[str]:
         if shard.fault is not None:
             yield f"damaged  {shard.fault}"
             continue
-        samples = shard.index.samples
+        samples, index = shard.indexed.samples, shard.indexed
         labelled = int(((samples["label"] >= 0) | (samples["name"] >= 0)).sum())
-        notes = [f"{shard.index.duplicates} duplicates"] if shard.index.duplicates else []
-        notes += [f"{shard.index.incomplete} without an image"] if shard.index.incomplete else []
-        notes += ["headers unchecked"] if shard.index.unchecked else []
+        notes = [f"{index.duplicates} duplicates"] if index.duplicates else []
+        notes += [f"{index.incomplete} without an image"] if index.incomplete else []
+        notes += ["headers unchecked"] if index.unchecked else []
         size = f"{(shard.size or 0) / 1e6:10,.1f} MB"
         yield f"{len(samples):8,} images {labelled:8,} labelled {size}  {', '.join([shard.name, *notes])}"
     good = [shard for shard in shards if shard.fault is None]
-    images = sum(len(shard.index.samples) for shard in good)
-    size = sum(shard.size or 0 for shard in good) / 1e6
-    yield f"{images:8,} images in {len(good)} of {len(shards)} shards, {size:,.1f} MB"
+    images = sum(len(shard.indexed.samples) for shard in good)
+    megabytes = sum(shard.size or 0 for shard in good) / 1e6
+    yield f"{images:8,} images in {len(good)} of {len(shards)} shards, {megabytes:,.1f} MB"
 
 
 def describe_samples(shards: list[Shard], access: Access) -> Iterator[str]:
@@ -45,8 +45,8 @@ def describe_samples(shards: list[Shard], access: Access) -> Iterator[str]:
     for shard in shards:
         if shard.fault is not None:
             continue
-        texts = [*shard.index.texts, ""]
-        for key, sample in zip(shard.keys(access), shard.index.samples, strict=True):
+        texts = [*shard.indexed.texts, ""]
+        for key, sample in zip(shard.keys(access), shard.indexed.samples, strict=True):
             label = str(sample["label"]) if sample["label"] >= 0 else texts[sample["name"]] or "-"
             yield f"{shard.name}\t{escaped(key)}\t{label}\t{sample['size']}"
 

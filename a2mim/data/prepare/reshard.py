@@ -26,6 +26,7 @@ from a2mim.data.shards.cache import ShardCache
 from a2mim.data.shards.indexing import Shard
 from a2mim.data.shards.samples import Span, group
 from a2mim.data.shards.tar_shards import open_shards
+from a2mim.data.shards.tar_store import TarStore
 from a2mim.data.shards.tarfiles import files
 from a2mim.data.sources import expand
 from a2mim.data.walk import ARRAYS, PICTURES
@@ -74,6 +75,7 @@ def reshard(
     if samples_per_shard < 1:
         raise ValueError(f"samples_per_shard={samples_per_shard} must be at least 1")
     dataset = open_shards(expand(source, access), str(source), access)
+    assert isinstance(dataset.store, TarStore)
     shards, sizes = dataset.store.shards, dataset.store.sizes
     names = [f"{base_name(shard.address)}/{key}" for shard in shards for key in shard.keys(access)]
     divided = divide(sizes, samples_per_shard, max_bytes, seed)
@@ -149,7 +151,8 @@ def _members_of(item: tuple[int, Shard, Access]) -> list[dict[str, Span]]:
 
 def write_part(part: Part) -> dict:
     """Writes one shard under a temporary name and renames it; returns counts of what was done to its images."""
-    done, before = Counter(), 0
+    done: Counter[str] = Counter()
+    before = 0
     paths = {number: _path(shard, part.access) for number, shard in part.shards.items()}
     try:
         with partial_path(part.path) as unfinished, tarfile.open(unfinished, "w", format=tarfile.GNU_FORMAT) as archive:
@@ -202,7 +205,8 @@ def _recorded(out: Path) -> dict:
 
 
 def _totals(out: Path, record: dict, manifest: dict, written: int) -> dict:
-    done, shards = Counter(), manifest["shards"]
+    done: Counter[str] = Counter()
+    shards = manifest["shards"]
     for entry in record.values():
         done.update(entry["done"])
     numbers = "000000" if shards == 1 else f"{{000000..{shards - 1:06d}}}"

@@ -88,7 +88,7 @@ def measure_workers(
     for _ in range(max(1, 2 * workers)):
         next(batches)
     started, cpu = time.perf_counter(), cpu_seconds()
-    waited = taken = 0
+    waited, taken = 0.0, 0
     while taken < images:
         started_waiting = time.perf_counter()
         taken += len(next(batches).ids)
@@ -127,7 +127,7 @@ def _cpu_of(process: int) -> float:
 
 def what_limits(stages: dict[str, float], speeds: list[Speed], cores: int) -> str:
     """One or two sentences: the slowest stage, and what would help."""
-    total, slowest = sum(stages.values()), max(stages, key=stages.get)
+    total, slowest = sum(stages.values()), max(stages, key=stages.__getitem__)
     slowest = "read" if stages["read"] > _STARVED * total else slowest
     share = f"{stages[slowest] / total:.0%} of {total:.2f} ms an image"
     if slowest == "read":

@@ -10,7 +10,7 @@ from fractions import Fraction
 from math import isnan, sqrt
 
 import numpy as np
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from a2mim.data.dataset import ImageDataset
@@ -88,7 +88,9 @@ def measure_stats(dataset: ImageDataset, num_workers: int = 0) -> Stats:
         UnreadableData: no image can be read.
     """
     total = Stats(dataset.pixel_format.bits)
-    chunks = DataLoader(_Chunks(dataset), batch_size=None, num_workers=num_workers, collate_fn=as_it_is)
+    chunks: DataLoader[Stats] = DataLoader(
+        _Chunks(dataset), batch_size=None, num_workers=num_workers, collate_fn=as_it_is
+    )
     with tqdm(total=len(dataset), desc="measuring", unit="img", leave=False) as bar:
         for chunk in chunks:
             total.add(chunk)
@@ -99,7 +101,7 @@ def measure_stats(dataset: ImageDataset, num_workers: int = 0) -> Stats:
     return total
 
 
-class _Chunks:
+class _Chunks(Dataset[Stats]):
     """A map-style data set; an item is the statistics of `CHUNK` images."""
 
     def __init__(self, dataset: ImageDataset):
@@ -112,7 +114,7 @@ class _Chunks:
         ids = np.arange(chunk * CHUNK, min(len(self.dataset), (chunk + 1) * CHUNK))
         self.dataset.will_need(ids)
         stats = Stats(self.dataset.pixel_format.bits)
-        for i in ids:
+        for i in ids.tolist():
             try:
                 stats.add(of_image(self.dataset.read(i)))
             except UnreadableImage as error:

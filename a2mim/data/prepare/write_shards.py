@@ -171,7 +171,8 @@ def divide(sizes: np.ndarray, samples_per_shard: int, max_bytes: int, seed: int 
     order = np.arange(len(sizes))
     if seed is not None:
         order = np.argsort(keyed.hashes(seed, 0, order, 1, keyed.ORDER)[:, 0], kind="stable")
-    shards, room = [], -1
+    shards: list[list[int]] = []
+    room = -1
     for i in order.tolist():
         need = int(sizes[i]) + _OVERHEAD
         if need > room or len(shards[-1]) == samples_per_shard:

@@ -67,4 +67,5 @@ def _stop(process: subprocess.Popen) -> None:
     if process.poll() is None:
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
+    assert process.stdout is not None  # opened with a pipe
     process.stdout.close()

@@ -25,6 +25,7 @@ _PASSING = (408, 425, 429, 500, 502, 503, 504)
 _NO_HEAD = (400, 403, 405, 501)  # answers of servers and signed URLs that allow only GET
 _NOT_REACHED = (urllib3.exceptions.NewConnectionError, urllib3.exceptions.ConnectTimeoutError)
 _CONNECTIONS = 32
+_POOLS = 16
 
 
 class WebFile:
@@ -156,8 +157,9 @@ def _leave(answer) -> None:
 @functools.lru_cache(maxsize=2)
 def _pool(process: int, proxy: str | None):
     """Keeps connections for reuse. The process number is a key, so that a forked process does not share them."""
-    sizes = {"num_pools": 16, "maxsize": _CONNECTIONS}
-    return urllib3.ProxyManager(proxy, **sizes) if proxy else urllib3.PoolManager(**sizes)
+    if proxy:
+        return urllib3.ProxyManager(proxy, num_pools=_POOLS, maxsize=_CONNECTIONS)
+    return urllib3.PoolManager(num_pools=_POOLS, maxsize=_CONNECTIONS)
 
 
 def _proxy(url: str) -> str | None:

@@ -27,7 +27,7 @@ def index_path(shard: str) -> str:
 
 def export_index(shard: str) -> str:
     """Writes the index beside a local shard and returns its path. All headers of the shard are checked."""
-    samples = []
+    samples: list[tuple[tuple[str, str, str], list]] = []
     for name, offset, size in members(shard):
         folder, slash, file = name.rpartition("/")
         key, _, suffix = file.partition(".")
@@ -42,8 +42,8 @@ def export_index(shard: str) -> str:
     lines = [f"{'v1.1' if blanks else 'v1.2'} {len(samples)}"]  # v1.2 cannot store names with blanks
     lines += [" ".join(" ".join(map(str, part[: 3 if blanks else 4])) for part in parts) for _, parts in samples]
     path = index_path(shard)
-    with replacing(path, errors="surrogateescape") as file:
-        file.write("\n".join(lines) + "\n")
+    with replacing(path, errors="surrogateescape") as out:
+        out.write("\n".join(lines) + "\n")
     return path
 
 

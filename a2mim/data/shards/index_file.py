@@ -14,6 +14,7 @@ import warnings
 import zipfile
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -105,7 +106,7 @@ def load_keys(paths: Iterable[Path], stamp: np.ndarray, compare: int = STAMP) ->
 def store(index: ShardIndex, paths: Iterable[Path], stamp: np.ndarray) -> Path | None:
     """Writes the index to the first path that can be written, and returns that path."""
     counts = [int(getattr(index, name)) for name in _COUNTS]
-    arrays = {
+    arrays: dict[str, Any] = {
         "head": np.concatenate([stamp, np.array([*counts, len(index.texts)], np.int64)]),
         "samples": index.samples,
         "texts": _join(index.texts),

@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import BinaryIO, cast
 
 import numpy as np
 from tqdm import tqdm
@@ -52,12 +53,19 @@ class Shard:
     def keys(self, access: Access) -> list[str]:
         """webdataset's key of each sample, from the cached index if there is one."""
         keys = self.index.keys if self.index else None
-        if keys is None:
+        if keys is None and self.stamp is not None:
             keys = index_file.load_keys(paths_of(self, access), self.stamp)
         if keys is None:
             copy = self.address if self.stat is None else ShardCache(access).fetch(self.address, self.stat)
             keys = shard_index.scan(os.fspath(copy), base_name(self.address)).keys
+        assert keys is not None  # a scan gives keys
         return keys
+
+    @property
+    def indexed(self) -> ShardIndex:
+        """The index of a shard that can be used."""
+        assert self.index is not None
+        return self.index
 
 
 def look_at(addresses: list[str], access: Access) -> list[Shard]:
@@ -135,6 +143,7 @@ def _ask(shard: Shard, access: Access) -> None:
 
 def _index_remote(shard: Shard, access: Access) -> None:
     """Loads the index from the cache or from beside the shard; else fetches the shard into the cache and scans it."""
+    assert shard.stat is not None
     shard.stamp = index_file.remote_stamp(shard.stat.size, shard.stat.tag or shard.address)
     paths, stamp = paths_of(shard, access), shard.stamp
     shard.index = index_file.load(paths, stamp) or _index_beside(shard, access)
@@ -154,14 +163,14 @@ def _index_remote(shard: Shard, access: Access) -> None:
 
 def _index_beside(shard: Shard, access: Access) -> ShardIndex | None:
     """`<shard>.index.npz` on the server, if it was made from a shard of this size; times of change do not matter."""
-    if shard.address.startswith("pipe:") or shard.size is None or "?" in shard.address:
+    if shard.address.startswith("pipe:") or shard.size is None or shard.stamp is None or "?" in shard.address:
         return None
     path, *_ = paths_of(shard, access)
     address = f"{shard.address}.index.npz"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".beside.", suffix=PARTIAL) as file:
-            bounded = Bounded(file, shard.size + index_file.SPARE, address)
+            bounded = Bounded(cast(BinaryIO, file), shard.size + index_file.SPARE, address)
             persist(lambda: origin_of(address, access).download(bounded), access, file.tell)
             file.flush()
             stamp, beside = index_file.remote_stamp(shard.size, ""), [Path(file.name)]

@@ -47,7 +47,8 @@ def resolve(indices: Sequence[ShardIndex], listed: list[str] | None) -> tuple[np
 
 def _column(indices: Sequence[ShardIndex], column: str) -> tuple[np.ndarray, list[str]]:
     """((N,) int64 numbers of texts, -1 = none; the texts), with one numbering for all shards."""
-    known, codes = {}, []
+    known: dict[str, int] = {}
+    codes = []
     for index in indices:
         used = np.unique(index.samples[column])
         table = np.full(len(index.texts) + 1, NONE, np.int64)  # index -1, the last one, means no text

@@ -43,17 +43,17 @@ def open_shards(addresses: list[str], title: str, access: Access = DEFAULT) -> I
     if skipped and (not access.skip_bad_shards or len(skipped) == len(shards)):
         _refuse_damaged(shards)
     shards = [shard for shard in shards if shard.fault is None]
-    sizes = np.array([len(shard.index.samples) for shard in shards], np.int64)
+    sizes = np.array([len(shard.indexed.samples) for shard in shards], np.int64)
     if not sizes.sum():
         raise ValueError(
             f"no images in {title!r}: a sample is a member such as 000001.jpg, with its label in 000001.cls"
         )
     labels, names, fault = _labels(shards, access)
     keys, offsets, lengths = (
-        np.concatenate([shard.index.samples[column] for shard in shards]) for column in ("key", "offset", "size")
+        np.concatenate([shard.indexed.samples[column] for shard in shards]) for column in ("key", "offset", "size")
     )
-    duplicates = sum(shard.index.duplicates for shard in shards)
-    incomplete = sum(shard.index.incomplete for shard in shards)
+    duplicates = sum(shard.indexed.duplicates for shard in shards)
+    incomplete = sum(shard.indexed.incomplete for shard in shards)
     unchecked, odd_labels, lost = (
         sum(getattr(shard.index, count) for shard in shards) for count in ("unchecked", "odd_labels", "lost")
     )
@@ -62,7 +62,7 @@ def open_shards(addresses: list[str], title: str, access: Access = DEFAULT) -> I
         shard.index = None  # no longer needed; frees its memory
     store = TarStore(shards, np.cumsum(sizes), offsets, lengths, _decided(access, shards))
     dataset = ImageDataset(store, title, keys, labels, sizes, names, duplicates=duplicates)
-    dataset.skipped, dataset.incomplete, dataset.unchecked = skipped, incomplete, unchecked
+    dataset.skipped, dataset.incomplete, dataset.unchecked = tuple(skipped), incomplete, unchecked
     dataset.odd_labels, dataset.lost, dataset.label_fault = odd_labels, lost, fault
     return dataset
 
@@ -70,9 +70,9 @@ def open_shards(addresses: list[str], title: str, access: Access = DEFAULT) -> I
 def _labels(shards: list[Shard], access: Access) -> tuple[np.ndarray, list[str] | None, str]:
     """(labels, class names, why the labels are not used). Pre-training can use a set whose labels disagree."""
     try:
-        return *resolve([shard.index for shard in shards], _listed_classes(shards[0], access)), ""
+        return *resolve([shard.indexed for shard in shards], _listed_classes(shards[0], access)), ""
     except LabelsDisagree as error:
-        return np.full(sum(len(shard.index.samples) for shard in shards), NONE, np.int64), None, str(error)
+        return np.full(sum(len(shard.indexed.samples) for shard in shards), NONE, np.int64), None, str(error)
 
 
 def _folders(shards: list[Shard]) -> list[str]:

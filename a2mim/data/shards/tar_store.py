@@ -4,6 +4,7 @@ import contextlib
 import errno
 import os
 from collections import OrderedDict
+from typing import Any
 
 import numpy as np
 
@@ -34,7 +35,9 @@ class TarStore:
     """
 
     def __init__(self, shards: list[Shard], ends: np.ndarray, offsets: np.ndarray, sizes: np.ndarray, access: Access):
-        self._open, self._lost, self._named = OrderedDict(), {}, (None, [])
+        self._open: OrderedDict[Any, Any] = OrderedDict()
+        self._lost: dict[Any, Any] = {}
+        self._named: tuple[int | None, list[str]] = (None, [])
         self.shards, self.ends, self.offsets, self.sizes, self.access = shards, ends, offsets, sizes, access
         self._ranges = ReadAhead(REQUESTS)
         self._copies = ReadAhead(TRANSFERS)
@@ -99,6 +102,7 @@ class TarStore:
 
     def _copy(self, number: int) -> str:
         shard = self.shards[number]
+        assert shard.stat is not None  # only remote shards are copied
         return os.fspath(ShardCache(self.access).fetch(shard.address, shard.stat))
 
     def _read(self, shard: int, i: int) -> bytes:

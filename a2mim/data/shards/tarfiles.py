@@ -11,7 +11,7 @@ import os
 import posixpath
 import re
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import NamedTuple, NoReturn
 
 from a2mim.data.errors import ShardError
 
@@ -239,7 +239,7 @@ class _Headers:
     def _read(self, offset: int, size: int) -> bytes:
         return os.pread(self.descriptor, size, offset)
 
-    def _fail(self, offset: int, what: str):
+    def _fail(self, offset: int, what: str) -> NoReturn:
         raise TarError(f"{self.path}: byte {offset}: {what}")
 
 
