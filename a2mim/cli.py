@@ -12,6 +12,7 @@ from collections.abc import Iterator
 
 import shtab
 
+from a2mim.commands.analyze import add_analyze
 from a2mim.commands.data import add_bench_data, add_measure_stats
 from a2mim.commands.embed import add_embed
 from a2mim.commands.evaluate import add_compare, add_evaluate, add_knn, add_linear_probe
@@ -37,6 +38,7 @@ os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 COMMANDS = (
     *(add_pretrain, add_finetune, add_evaluate, add_compare, add_knn, add_linear_probe),
     *(add_export, add_verify, add_embed, add_shards, add_measure_stats, add_bench_data, add_check_model, add_report),
+    add_analyze,
     *(add_recipes, add_settings),
 )
 USER_ERRORS = (ValueError, OSError, FloatingPointError)

@@ -50,7 +50,7 @@ ALLOWED = {
         "weights",
         "wiring",
     },
-    "analysis": {"data", "files", "encoder", "evaluation", "pixels", "weights"},
+    "analysis": {"batchnorm", "data", "devices", "encoder", "evaluation", "files", "pixels", "weights"},
     "engine": {
         *("analysis", "batchnorm", "checkpoints", "data", "devices", "encoder", "evaluation", "export", "files"),
         *(
@@ -71,6 +71,7 @@ ALLOWED = {
     "report": {"files"},
     "embedding": {"batchnorm", "data", "evaluation", "files"},
     "commands": {
+        "analysis",
         "check",
         "data",
         "embedding",

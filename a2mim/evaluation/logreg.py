@@ -1,6 +1,9 @@
 """L2 logistic regression on frozen features. Held-out training images choose the strength of the penalty."""
 
+from __future__ import annotations
+
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -47,13 +50,73 @@ def logreg(
 
     Source: https://github.com/facebookresearch/dinov2, dinov2/eval/log_regression.py (cuML's solver there).
     """
-    refuse_below_one(c_values=c_values, max_iterations=max_iterations)
     check_features(train_features, train_labels, test_features, test_labels)
-    classes, targets = torch.unique(train_labels, return_inverse=True)
+    constants = {"c_powers": c_powers, "c_values": c_values, "max_iterations": max_iterations, "tolerance": tolerance}
+    fitted = fit_logreg(train_features, train_labels, held_out=held_out, seed=seed, device=device, **constants)
+    wanted = class_positions(fitted.classes, test_labels)
+    rank = fitted.problem.ranks(fitted.weights, test_features, wanted, torch.arange(len(test_labels)))
+    result = {
+        "protocol": "logreg",
+        "top1": 100 * (rank == 0).double().mean().item(),
+        "top5": 100 * (rank < 5).double().mean().item(),
+        "C": fitted.c,
+        "held_out_top1": fitted.held_out_top1,
+        "not_converged": fitted.not_converged,
+        "seed": seed,
+        "n_train": len(train_labels),
+        "n_test": len(test_labels),
+        "n_classes": len(fitted.classes),
+        "correct": rank == 0,
+    }
+    return result | ({"note": fitted.note} if fitted.note else {})
+
+
+@dataclass(frozen=True)
+class FittedLogreg:
+    """A fitted logistic regression.
+
+    Attributes:
+        weights: (C, D + 1) float64; the last column is the bias.
+        classes: (C,) the sorted labels that the rows stand for.
+        c: strength of the data against the penalty.
+        held_out_top1: accuracy in percent by which C was chosen, or None.
+        not_converged: fits that ended at the limit of iterations.
+        note: a sentence about C, or "".
+        problem: what was solved.
+    """
+
+    weights: Tensor
+    classes: Tensor
+    c: float
+    held_out_top1: float | None
+    not_converged: int
+    note: str
+    problem: Softmax
+
+    def logits(self, features: Tensor) -> Tensor:
+        """(B, D) -> (B, C) float32, on the features' device."""
+        weights = self.weights.to(features.device, torch.float32)
+        return features.float() @ weights[:, :-1].T + weights[:, -1]
+
+
+def fit_logreg(
+    features: Tensor,
+    labels: Tensor,
+    c_powers: Sequence[float] = (-6.0, 5.0),
+    c_values: int = 45,
+    max_iterations: int = 1000,
+    tolerance: float = 1e-12,
+    held_out: float = 0.1,
+    seed: int = 0,
+    device: torch.device | str | None = None,
+) -> FittedLogreg:
+    """Chooses C on held-out images and fits all of them; arguments as in `logreg`."""
+    refuse_below_one(c_values=c_values, max_iterations=max_iterations)
+    classes, targets = torch.unique(labels, return_inverse=True)
     grid = [float(c) for c in 10 ** np.linspace(*c_powers, c_values)]
-    chosen = hold_out(train_labels, held_out, seed)
+    chosen = hold_out(labels, held_out, seed)
     note, failed, accuracy = "", 0, None
-    device = train_features.device if device is None else device
+    device = features.device if device is None else device
     if len(classes) == 1 or len(chosen) == 0 or len(grid) == 1:
         c = grid[len(grid) // 2]
         note = f"C = {c:g}, the middle of the grid: " + (
@@ -62,7 +125,7 @@ def logreg(
     else:
         kept = torch.ones(len(targets), dtype=torch.bool)
         kept[chosen] = False
-        problem = Softmax(train_features, targets, torch.nonzero(kept)[:, 0], len(classes), device)
+        problem = Softmax(features, targets, torch.nonzero(kept)[:, 0], len(classes), device)
         scores: list[float] = []
         fitted: list[Tensor] = []  # the last two: weights change nearly linearly with log C
         for value in tqdm(grid, desc="logistic regression", unit="C", leave=False):
@@ -70,28 +133,14 @@ def logreg(
             weights, converged = problem.fit(value, start, max_iterations, tolerance)
             fitted = [*fitted[-1:], weights]
             failed += not converged
-            ranks = problem.ranks(weights, train_features, targets, chosen)
+            ranks = problem.ranks(weights, features, targets, chosen)
             scores.append((ranks == 0).double().mean().item())
         c, accuracy = grid[int(np.argmax(scores))], 100 * max(scores)
         if c in (grid[0], grid[-1]):
             note = "the chosen C is at the end of the grid"
-    problem = Softmax(train_features, targets, torch.arange(len(targets)), len(classes), device)
+    problem = Softmax(features, targets, torch.arange(len(targets)), len(classes), device)
     weights, converged = problem.fit(c, None, max_iterations, tolerance)
-    rank = problem.ranks(weights, test_features, class_positions(classes, test_labels), torch.arange(len(test_labels)))
-    result = {
-        "protocol": "logreg",
-        "top1": 100 * (rank == 0).double().mean().item(),
-        "top5": 100 * (rank < 5).double().mean().item(),
-        "C": c,
-        "held_out_top1": accuracy,
-        "not_converged": failed + (not converged),
-        "seed": seed,
-        "n_train": len(train_labels),
-        "n_test": len(test_labels),
-        "n_classes": len(classes),
-        "correct": rank == 0,
-    }
-    return result | ({"note": note} if note else {})
+    return FittedLogreg(weights, classes, c, accuracy, failed + (not converged), note, problem)
 
 
 class Softmax:

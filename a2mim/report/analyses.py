@@ -16,19 +16,20 @@ def analysis_plots(runs: Sequence[RunRecord]) -> list[Plot]:
     line with "label", "x", "y" and, where there is one, an interval "low" and "high". "log": true asks for a
     logarithmic axis.
     """
-    return [plot for run in runs for result in run.analyses.values() for plot in _plots(result, _name(runs, run))]
+    return [plot for run in runs for result in run.analyses.values() for plot in plots_of(result, _name(runs, run))]
 
 
 def feature_plots(runs: Sequence[RunRecord]) -> list[Plot]:
     """The figures that each run drew of its features; the format is that of an analysis."""
-    return [plot for run in runs for plot in _plots(run.representation or {}, _name(runs, run))]
+    return [plot for run in runs for plot in plots_of(run.representation or {}, _name(runs, run))]
 
 
 def _name(runs: Sequence[RunRecord], run: RunRecord) -> str:
     return run.name if len(runs) > 1 else ""
 
 
-def _plots(result: dict[str, Any], name: str) -> list[Plot]:
+def plots_of(result: dict[str, Any], name: str = "") -> list[Plot]:
+    """The figures of one file; those that lack something are left out. name: of the run, in front of each title."""
     figures = result.get("figures")
     found = [_plot(figure, name) for figure in figures] if isinstance(figures, list) else []
     return [plot for plot in found if plot]

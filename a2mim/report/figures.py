@@ -64,21 +64,26 @@ def svg(plot: Plot) -> str:
     with matplotlib.rc_context({**_RC, "svg.hashsalt": f"figure-{next(_numbers)}"}):
         figure = Figure(figsize=_SIZE)
         axes = figure.subplots()
-        for line in plot.lines:
-            _draw(axes, line)
+        draw_on(axes, plot)
         for x in plot.marks:
             axes.axvline(x, color=_GRID, linewidth=1, linestyle=":")
-        axes.set_xlabel(plot.x_label)
-        axes.set_ylabel(plot.y_label)
-        if plot.log and all(y > 0 for line in plot.lines for y in line.y):
-            axes.set_yscale("log")
-            for set_formatter in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
-                set_formatter(lambda value, _: f"{value:g}")
-        if len(plot.lines) > 1:
-            axes.legend(fontsize=10)
         buffer = io.StringIO()
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     return _with_page_colours(buffer.getvalue(), plot)
+
+
+def draw_on(axes, plot: Plot) -> None:
+    """The lines, bands, labels and legend of a figure, on matplotlib's axes."""
+    for line in plot.lines:
+        _draw(axes, line)
+    axes.set_xlabel(plot.x_label)
+    axes.set_ylabel(plot.y_label)
+    if plot.log and all(y > 0 for line in plot.lines for y in line.y):
+        axes.set_yscale("log")
+        for set_formatter in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
+            set_formatter(lambda value, _: f"{value:g}")
+    if len(plot.lines) > 1:
+        axes.legend(fontsize=10)
 
 
 def _draw(axes, line: Line) -> None:

@@ -129,7 +129,7 @@ def read_run(folder: str | Path, running: bool = False) -> RunRecord:
         raise FileNotFoundError(f"{folder}: there is no such folder; give the folder of a run, such as runs/a2mim_xcit")
     if not any((folder / name).is_file() for name in ("summary.json", "log.jsonl", "settings.json")):
         raise FileNotFoundError(f"{folder} holds no run: it has neither summary.json nor log.jsonl")
-    summary = _json(folder / "summary.json") or {}
+    summary = read_json(folder / "summary.json") or {}
     lines, bad = _log(folder / "log.jsonl")
     status = str(summary.get("status", "running"))
     if status == "running" and not running:
@@ -138,20 +138,20 @@ def read_run(folder: str | Path, running: bool = False) -> RunRecord:
         folder=folder,
         status=status,
         summary=summary,
-        settings=_json(folder / "settings.json"),
+        settings=read_json(folder / "settings.json"),
         lines=[line for line in lines if _number(line.get("loss"))],
         online=[line for line in lines if any(_number(line.get(key)) for key in _ON_THE_WAY)],
         events=[line for line in lines if "says" in line],
         bad_lines=bad,
         differences=list(_differences(summary.get("judged"))),
         pictures=_pictures(folder / "reconstructions"),
-        receipts=[found for path in sorted(folder.glob("*/receipt.json")) if (found := _json(path))],
-        analyses={path.stem: found for path in sorted(folder.glob("analysis/*.json")) if (found := _json(path))},
-        representation=_json(folder / "representation" / "representation.json"),
+        receipts=[found for path in sorted(folder.glob("*/receipt.json")) if (found := read_json(path))],
+        analyses={path.stem: found for path in sorted(folder.glob("analysis/*.json")) if (found := read_json(path))},
+        representation=read_json(folder / "representation" / "representation.json"),
     )
 
 
-def _json(path: Path) -> dict[str, Any] | None:
+def read_json(path: Path) -> dict[str, Any] | None:
     """A JSON object, or None where there is none that can be read."""
     try:
         if not path.is_file() or path.stat().st_size > _MOST_BYTES:
@@ -202,6 +202,6 @@ def _differences(judged: Any) -> Iterator[Difference]:
 
 
 def _pictures(folder: Path) -> list[Picture]:
-    layout = _json(folder / "layout.json")
+    layout = read_json(folder / "layout.json")
     found = [(int(match[1]), path) for path in folder.glob("step_*.png") if (match := _STEP.fullmatch(path.name))]
     return [Picture(step, path, layout) for step, path in sorted(found)]

@@ -1,0 +1,11 @@
+"""What a network has learnt: python tools/analyze.py runs/a2mim_xcit --data photos [--what interactions,rank]"""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that a checkout runs without being installed
+
+from a2mim.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main(["analyze", *sys.argv[1:]]))
