@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import timm
@@ -88,7 +89,7 @@ class Subjects:
     ):
         self.device, self.seed, self.source = choose_device(device), seed, str(source)
         found = read_source(source)
-        sizes = {} if img_size is None else {"img_size": img_size}
+        sizes: dict[str, Any] = {} if img_size is None else {"img_size": img_size}
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             model, self.pixels, _ = build_reported(found, **sizes)
@@ -160,7 +161,12 @@ class Subjects:
             with torch.no_grad():
                 return model(images).float()
 
-        return Judged(score, f"the fine-tuned classifier in {folder}", torch.arange(model.num_classes))
+        return Judged(score, f"the fine-tuned classifier in {folder}", torch.arange(self._outputs(model)))
+
+    def _outputs(self, model: nn.Module) -> int:
+        """How many classes a classifier has, by its answer to one black image."""
+        with torch.no_grad():
+            return model(torch.zeros(1, self.pixels.channels, *self.pixels.img_size, device=self.device)).shape[1]
 
     def _fit(self, network: Network) -> Judged:
         if not self.labelled:

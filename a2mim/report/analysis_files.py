@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import matplotlib
+from cycler import cycler
 from matplotlib.figure import Figure
 
 from a2mim.report.analyses import plots_of
 from a2mim.report.figures import Plot, draw_on
 from a2mim.report.records import read_json
 
-_RC = {"svg.fonttype": "none", "text.parse_math": False, "axes.spines.top": False, "axes.spines.right": False}
+_RC: dict[str, Any] = {
+    "svg.fonttype": "none",
+    "text.parse_math": False,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+}
 _RC |= {"axes.grid": True, "grid.color": "#d5dae0", "legend.frameon": False, "figure.constrained_layout.use": True}
 _SERIES = ("#0060a8", "#a34a00", "#00735a", "#8c2f74", "#5c5c00", "#444444")  # those of the page, in light
 _DASHES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (1, 1)))
@@ -30,8 +37,9 @@ def write_figures(results: list[Path]) -> list[Path]:
 
 
 def _save(plot: Plot, path: Path) -> None:
-    cycle = matplotlib.cycler(color=_SERIES) + matplotlib.cycler(linestyle=_DASHES)
-    with matplotlib.rc_context({**_RC, "axes.prop_cycle": cycle, "svg.hashsalt": path.name}):
+    settings: dict[Any, Any] = {**_RC, "svg.hashsalt": path.name}
+    settings["axes.prop_cycle"] = cycler(color=_SERIES) + cycler(linestyle=_DASHES)
+    with matplotlib.rc_context(settings):
         figure = Figure(figsize=_SIZE)
         axes = figure.subplots()
         draw_on(axes, plot)
