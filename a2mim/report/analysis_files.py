@@ -19,7 +19,8 @@ _RC: dict[str, Any] = {
     "axes.spines.top": False,
     "axes.spines.right": False,
 }
-_RC |= {"axes.grid": True, "grid.color": "#d5dae0", "legend.frameon": False, "figure.constrained_layout.use": True}
+_RC |= {"axes.grid": True, "grid.color": "#d5dae0"}
+_RC |= {"legend.frameon": False, "figure.constrained_layout.use": True}
 _SERIES = ("#0060a8", "#a34a00", "#00735a", "#8c2f74", "#5c5c00", "#444444")  # those of the page, in light
 _DASHES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (1, 1)))
 _SIZE, _DPI = (4.6, 3.0), 200  # inches, pixels an inch
