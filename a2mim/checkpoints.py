@@ -31,10 +31,19 @@ def list_checkpoints(folder: Path) -> list[Path]:
 
 
 def write_checkpoint(path: Path, checkpoint: dict) -> None:
-    """Writes atomically: the name appears when every byte is on disk, or not at all."""
+    """Writes atomically: the name appears when every byte is on disk, or not at all.
+
+    Raises:
+        OSError: as the system says; torch hides it behind a RuntimeError about the end of the file.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path, "wb") as file:
-        torch.save(checkpoint, file)
+        try:
+            torch.save(checkpoint, file)
+        except RuntimeError as error:
+            if isinstance(error.__context__, OSError):
+                raise error.__context__ from None
+            raise
 
 
 def keep_newest(folder: Path, keep: int) -> None:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from a2mim.decoders import DECODERS, EachMap
 from a2mim.decoders.each_map import reads_all_maps
 from a2mim.names import nearest
-from a2mim.registry import MODELS
+from a2mim.registry import MODELS, find_part
 
 
 def takes(function: Callable, name: str) -> bool:
@@ -42,7 +42,7 @@ def build_decoder(decoder, encoder, out_channels: int, out_stride: int) -> nn.Mo
             else EachMap(lambda **_: decoder, encoder.channels, encoder.strides, out_channels, out_stride)
         )
     config = {} if isinstance(decoder, str) else dict(decoder)
-    kind = lookup(decoder, DECODERS, "decoder") if isinstance(decoder, str) else MODELS.get(config.get("type") or "")
+    kind = lookup(decoder, DECODERS, "decoder") if isinstance(decoder, str) else find_part(config.get("type"), MODELS)
 
     def make(**extra: Any) -> nn.Module:
         return kind(**extra) if isinstance(decoder, str) else MODELS.build({**config, **extra})

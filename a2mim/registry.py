@@ -1,6 +1,8 @@
 """The mmengine scope "a2mim": parts that a config names by `type`, looked up and checked in one place."""
 
+import importlib
 import inspect
+from typing import Any
 
 from mmengine import registry as roots
 from mmengine.registry import Registry
@@ -11,10 +13,18 @@ SCOPE = "a2mim"
 
 
 def build_part(cfg: dict, registry: Registry, default_args: dict | None = None):
-    """Builds `cfg["type"]` with the other keys as arguments. ValueError, with the nearest names, for a wrong one."""
+    """Builds `cfg["type"]` with the other keys as arguments; a wrong one is one sentence with the nearest right
+    ones.
+
+    Args:
+        cfg: of a recipe or from Python. A dotted `type` is imported, so what a file brings has to pass
+            `a2mim.engine.recalled.refuse_code` first.
+        registry: the table of parts.
+        default_args: below those of `cfg`.
+    """
     arguments = {**(default_args or {}), **cfg}
     name = arguments.pop("type", None)
-    part = registry.get(name) if name else None
+    part = name if callable(name) else find_part(name, registry)
     if part is None:
         raise ValueError(f"type={name!r} is not a part of a2mim{nearest(name, registry.module_dict)}")
     signature = inspect.signature(part)
@@ -28,7 +38,41 @@ def build_part(cfg: dict, registry: Registry, default_args: dict | None = None):
     return part(**arguments)
 
 
-# modules that register parts; they are imported when a part is first needed
+def find_registered(name: object, registry: Registry) -> Any:
+    """The part of that name in a registry or its parents, or None. Nothing is imported but a2mim's own parts."""
+    registry.import_from_location()
+    place: Registry | None = registry
+    while place is not None:
+        if isinstance(name, str) and name.removeprefix(f"{place.scope}.") in place.module_dict:
+            return place.module_dict[name.removeprefix(f"{place.scope}.")]
+        place = place.parent
+    return None
+
+
+def find_part(name: object, registry: Registry) -> Any:
+    """The part of that name: a registered one, or else what a dotted path names, which is imported.
+
+    mmengine's own look-up imports any name, with or without a dot, and for "a.b" the module "a.registry".
+    """
+    found = find_registered(name, registry)
+    if found is not None or not (isinstance(name, str) and "." in name):
+        return found
+    parts = name.split(".")
+    for cut in range(len(parts) - 1, 0, -1):  # a class may stand inside another
+        module = ".".join(parts[:cut])
+        try:
+            found = importlib.import_module(module)
+        except ModuleNotFoundError as error:
+            if f"{module}.".startswith(f"{error.name}."):
+                continue
+            raise ValueError(f"type={name!r} cannot be imported: {error}") from error  # something that it needs
+        for part in parts[cut:]:
+            found = getattr(found, part, None)
+        return found
+    return None
+
+
+# the modules that register parts, imported when a part is first asked for
 _PARTS = [f"a2mim.{module}" for module in ("decoders", "losses", "masking", "mim", "targets")]
 MODELS = Registry("model", build_func=build_part, parent=roots.MODELS, scope=SCOPE, locations=_PARTS)
 

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
+from a2mim.files import replacing
 from a2mim.pixels import denormalize
 
 COLUMNS = ("image", "masked", "reconstruction", "hidden part filled in")
@@ -94,9 +95,11 @@ def mid_grey(like: Tensor, mean, std) -> Tensor:
 
 
 def save(picture: np.ndarray, path: Path) -> None:
-    """Writes (H, W, 3) uint8 RGB as PNG."""
+    """Writes (H, W, 3) uint8 RGB as PNG; the file appears whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    mmcv.imwrite(mmcv.rgb2bgr(picture), str(path))
+    encoded = cv2.imencode(".png", mmcv.rgb2bgr(picture))[1]
+    with replacing(path, "wb") as file:
+        file.write(encoded.tobytes())
 
 
 def _zoom(width: int) -> int:

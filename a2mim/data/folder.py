@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from a2mim.data.dataset import ImageDataset
+from a2mim.data.errors import refuse_machine_faults
 from a2mim.data.keyed import key_of
 from a2mim.data.names import class_name
 from a2mim.data.pixel_format import UnreadableImage
@@ -29,6 +30,7 @@ class FolderStore:
         except NotPlain as error:
             raise UnreadableImage("no image file", error.strerror or str(error)) from None
         except OSError as error:  # no permission, a damaged disk: one image's fault until there are too many
+            refuse_machine_faults(error, self.name(i))
             raise UnreadableImage("cannot be opened", error.strerror or str(error)) from None
 
     def name(self, i: int) -> str:

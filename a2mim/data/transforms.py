@@ -61,6 +61,13 @@ def seeded(seed: int):
         torch.default_generator.set_state(states[2])
 
 
+def is_registered_transform(name: str) -> bool:
+    """Whether the name stands in mmcv's registry; nothing but mmcv is imported for the answer."""
+    from mmcv.transforms import TRANSFORMS
+
+    return name in TRANSFORMS.module_dict
+
+
 def _build(config: dict):
     from mmcv.transforms import TRANSFORMS
 

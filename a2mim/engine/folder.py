@@ -19,6 +19,7 @@ from a2mim.engine.setting_groups import Settings
 from a2mim.engine.stored import holds_run, read_settings, write_settings
 from a2mim.files import open_lock, write_json
 
+SUBFOLDERS = ("checkpoints", "reconstructions", "logs", "encoder", "classifier", "representation", "analysis")
 _locks = []  # an open file keeps its lock until the process ends
 
 
@@ -55,8 +56,20 @@ def claim(folder, name: str) -> Path:
     return agree(lambda: _make(Path(folder)) if folder else _make_free(Path("runs"), name))
 
 
+def refuse_links(folder: Path) -> None:
+    """A link in a run's folder would carry what the run writes to another place; ValueError names the first."""
+    places = [folder, *(folder / name for name in SUBFOLDERS)]
+    for path in (path for place in places if place.is_dir() for path in sorted(place.iterdir())):
+        if path.is_symlink():
+            raise ValueError(
+                f"{path} is a link, and a run follows none inside its folder, so that all it writes stays there; remove"
+                " the link, or choose another --work-dir (which may be a link itself)"
+            )
+
+
 def _make(folder: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
+    refuse_links(folder)
     try:
         lock = open_lock(folder / ".lock", wait=False)
     except BlockingIOError:

@@ -24,7 +24,7 @@ from a2mim.engine.records import Request, step_seed
 from a2mim.engine.setting_groups import Checkpoint, Settings
 from a2mim.engine.state import first_broken, state_of
 from a2mim.engine.stored import read_log
-from a2mim.files import write_json, write_text
+from a2mim.files import telling_full_disk, write_json, write_text
 
 
 class RecordHook(Hook):
@@ -164,7 +164,7 @@ def keep_lines_until(path: Path, step: int) -> list[dict]:
 
     Returns the lines that stay. A warning counts the damaged ones.
     """
-    if not path.exists():
+    if not os.path.lexists(path):
         return []
     lines, damaged = read_log(path)
     kept = [line for line in lines if line["step"] <= step]
@@ -255,7 +255,9 @@ class CheckpointHook(Hook):
         checkpoint["loader"]["faults"] = dict(faults_of_all(runner))
         with first_alone() as first:
             if first:
-                write_checkpoint(checkpoint_path(runner.run.checkpoints, runner.iter), checkpoint)
+                path = checkpoint_path(runner.run.checkpoints, runner.iter)
+                with telling_full_disk(path, f"{runner.run.last_good()}; make room, then go on with --resume"):
+                    write_checkpoint(path, checkpoint)
                 keep_newest(runner.run.checkpoints, self.keep)
         self.saved = runner.iter
 

@@ -16,6 +16,7 @@ from a2mim.data.request import public_request, recall
 from a2mim.engine import folder
 from a2mim.engine.config import differences, load_config, settle
 from a2mim.engine.processes import agree, restarted
+from a2mim.engine.recalled import Typed, refuse_code
 from a2mim.engine.records import Launch, Request, ResumePoint
 from a2mim.engine.report import say
 from a2mim.engine.setting_groups import Settings
@@ -72,8 +73,8 @@ def take_up(kind: type[Settings], request: Request, launch: Launch, where: Path)
     """Reads a run's folder.
 
     Raises:
-        ValueError: its checkpoints are lost or not readable; its settings are not readable; with "auto", it is the run
-            of another recipe or of other data.
+        ValueError: its checkpoints are lost or not readable; its settings are not readable, or name code that the user
+            did not type; with "auto", it is the run of another recipe or of other data.
     """
     point = newest_of_all(where / "checkpoints")
     saved, summary = _saved(point.meta if point else {}), folder.read_summary(where)
@@ -87,11 +88,13 @@ def take_up(kind: type[Settings], request: Request, launch: Launch, where: Path)
     stored = _stored(where, saved)
     settings = settle(stored, where, launch.overrides, False, kind)
     if point is None:
-        refuse_lost_checkpoints(where, settings)
+        refuse_lost_checkpoints(where, settings, summary.get("status") == "running")
     before = settle(saved.get("settings") or stored, where, None, False, kind)
     changed += differences(before.model_dump(), settings.model_dump())
     changed += _moved_data(saved.get("request"), filled)
     import_again(filled.config, settings, kind)
+    typed = Typed(request.config, launch.overrides, request.source)
+    refuse_code(settings, filled.source if point is None else None, where, typed)
     origins = dict(summary.get("origins") or {}) | dict.fromkeys(launch.overrides, "resume")
     return Resumed(where, point, filled, settings, changed, list(summary.get("changes") or []), origins)
 
@@ -188,12 +191,17 @@ def _recalled(where: Path, saved: dict) -> dict:
     return (recalled or kept) | {key: kept[key] for key in others}
 
 
-def refuse_lost_checkpoints(where: Path, settings: Settings) -> None:
-    """Lets a run start again at step 0 only if it was killed before its first checkpoint was due."""
+def refuse_lost_checkpoints(where: Path, settings: Settings, killed: bool) -> None:
+    """Lets a run start again at step 0 only if it ended before its first checkpoint was written.
+
+    Args:
+        killed: it said no last word, so it may have ended while it wrote the checkpoint of its last step.
+    """
     lines = read_log(where / "log.jsonl")[0]
     step, epoch = (max([0, *(line.get(key, 0) for line in lines)]) for key in ("step", "epoch"))
     every = settings.checkpoint
-    if step >= every.every_steps if every.every_steps else epoch >= every.every_epochs:
+    done, due = (step, every.every_steps) if every.every_steps else (epoch, every.every_epochs)
+    if done > due or (done == due and not killed):
         raise ValueError(
             f"{where} has logged {step} steps and holds no checkpoint, so there is no step to go on from; to start"
             " over, delete the folder and leave out --resume, or choose another --work-dir"

@@ -24,9 +24,10 @@ from a2mim.engine.records import Launch, Request, ResumePoint
 from a2mim.engine.report import announce, describe_run, report, say
 from a2mim.engine.report_hook import write_page
 from a2mim.engine.resuming import check_test_set, find_resumed, take_up
+from a2mim.engine.runner import TrainRunner
 from a2mim.engine.state import with_own_faults
 from a2mim.export import check_targets
-from a2mim.files import write_json
+from a2mim.files import telling_full_disk, write_json
 from a2mim.memory import OutOfMemory, first_line, is_out_of_memory
 
 
@@ -120,26 +121,17 @@ def carry_out(task_class: type[Pretraining | Finetuning], request: Request, laun
         if resume_point:
             say(f"resuming from {resume_point.path}, step {resume_point.step} of {run.max_steps}")
         del resume_point  # a checkpoint is as large as the model and its optimiser
-        try:
-            runner.train()
-        except (RuntimeError, MemoryError) as error:
-            told = explained(error, run, runner.iter + 1)
-            if told is None:
-                raise
-            raise told from error
-        finally:
-            signals.restore()
-        summary = describe_run(runner, started)
-        if signals.received:
-            saved = str(list_checkpoints(run.checkpoints)[-1])
-            summary |= {"status": "stopped", "signal": signals.received, "checkpoint": saved}
-        else:
-            summary |= {"status": "finished"}
-            if is_main_process():
-                summary |= run.task.hand_over(runner.averaged, run.folder)
-        if is_main_process():
-            write_json(run.folder / "summary.json", summary)
-            report(summary, runner, write_page(run.folder))
+        with telling_full_disk(run.folder, "checkpoints that were written are whole; make room, then --resume"):
+            try:
+                runner.train()
+            except (RuntimeError, MemoryError) as error:
+                told = explained(error, run, runner.iter + 1)
+                if told is None:
+                    raise
+                raise told from error
+            finally:
+                signals.restore()
+            summary = _close(run, runner, signals, started)
         del runner  # holds the process group, whose threads must end before the interpreter does
         leave_together()
     except (RuntimeError, MemoryError) as error:
@@ -152,6 +144,22 @@ def carry_out(task_class: type[Pretraining | Finetuning], request: Request, laun
     finally:
         folder.release()
         stop_processes()
+    return summary
+
+
+def _close(run: Run, runner: TrainRunner, signals: SignalHook, started: float) -> dict:
+    """Hands over what the run has made, and returns its summary, which is also written and shown."""
+    summary = describe_run(runner, started)
+    if signals.received:
+        saved = str(list_checkpoints(run.checkpoints)[-1])
+        summary |= {"status": "stopped", "signal": signals.received, "checkpoint": saved}
+    else:
+        summary |= {"status": "finished"}
+        if is_main_process():
+            summary |= run.task.hand_over(runner.averaged, run.folder)
+    if is_main_process():
+        write_json(run.folder / "summary.json", summary)
+        report(summary, runner, write_page(run.folder))
     return summary
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from itertools import count
 from typing import TypeVar
 
@@ -13,6 +14,8 @@ from mmengine.model import MMDistributedDataParallel
 from mmengine.optim import OptimWrapper
 from mmengine.runner import BaseLoop, Runner
 
+from a2mim.data.workers import WorkerDied
+from a2mim.engine.hooks import CheckpointHook
 from a2mim.engine.records import ResumePoint, StepContext
 from a2mim.engine.state import restore
 from a2mim.registry import SCOPE
@@ -59,7 +62,7 @@ class TrainLoop(BaseLoop):
         """To the end of the epoch, of the run, or until a hook stops it."""
         self.runner.call_hook("before_train_epoch")
         counted = ready = time.perf_counter()
-        for batch in self.dataloader:
+        for batch in self._batches():
             self.waited += time.perf_counter() - ready
             self.run_iter(batch)
             self.spent += time.perf_counter() - counted
@@ -69,6 +72,16 @@ class TrainLoop(BaseLoop):
                 break
             ready = time.perf_counter()  # a hook's time is spent, but not waiting for data
         self.runner.call_hook("after_train_epoch")
+
+    def _batches(self) -> Iterator[dict]:
+        """Batches of the loader. When a data worker dies, the last step is saved, if one process can do that alone."""
+        try:
+            yield from self.dataloader
+        except WorkerDied as error:
+            if not self.step or self.runner.distributed:
+                raise
+            self.runner.hook("checkpoint", CheckpointHook).save(self.runner)
+            raise WorkerDied(f"{error}; step {self.step} is saved: go on with --resume") from None
 
     def run_iter(self, batch: dict) -> None:
         """One step, in `accumulate` micro-batches; `outputs` are the losses, averaged over them."""

@@ -9,6 +9,7 @@ from PIL import Image
 from small_images import encoded, picture
 
 from a2mim.data import TrainLoader, match_labels, open_dataset
+from a2mim.data.errors import MachineError
 from a2mim.data.pixel_format import UnreadableImage
 
 
@@ -257,3 +258,14 @@ def test_names_that_are_no_utf8_are_read_and_shown(tmp_path):
             file.write(encoded(picture(0)))
     dataset = open_dataset(tmp_path)
     assert dataset.class_names == ["a", "stra\\xdfe"] and dataset.read(0).shape == dataset.read(1).shape
+
+
+def test_too_few_open_files_are_the_machine_s_fault_and_no_image_s(class_folder, monkeypatch):
+    dataset = open_dataset(class_folder)
+
+    def full(path):
+        raise OSError(errno.EMFILE, "Too many open files", path)
+
+    monkeypatch.setattr("a2mim.data.folder.read_file", full)
+    with pytest.raises(MachineError, match=r"too many open files .*ulimit -n"):
+        dataset.read(3)

@@ -20,9 +20,10 @@ from a2mim.data.folder import inner, labels_from_paths, what_is_there
 from a2mim.data.names import escaped
 from a2mim.data.splits import TEST_WORDS, TRAIN_WORDS, find_splits, split_classes, split_word
 from a2mim.data.walk import suffix_of, walk
-from a2mim.files import write_text
+from a2mim.files import delete_partials, partial_path, telling_full_disk, write_text
 
 NAME = "shard-{:06d}.tar"
+FREE = "free some, then run the same command again: shards that are complete stay"
 _OVERHEAD = 2048  # greatest number of bytes of tar headers and padding per sample
 
 
@@ -205,29 +206,20 @@ def begin(out: Path, manifest: dict, paths: list[str], class_names: list[str] | 
 
 
 def _write_shard(out: Path, part: Part, number: int, members: list[tuple[int, Path, int]], progress: tqdm) -> None:
-    """Closing a ShardWriter calls `post`, which renames the shard. After an exception it must not be renamed."""
-    from webdataset import ShardWriter
+    """Writes one shard under a random name; it gets its own when it is complete."""
+    from webdataset import TarWriter
 
-    pattern = str(out.absolute() / part.name).replace("%", "%%") + "-%06d.tar.part"
-    writer = ShardWriter(
-        pattern,
-        maxcount=len(members),
-        maxsize=float("inf"),
-        start_shard=number,
-        post=lambda written: os.replace(written, written.removesuffix(".part")),
-        verbose=0,
-        encoder=False,
-        mtime=0,
-    )
-    try:
-        for i, path, label in members:
-            sample = {"__key__": f"{i:09d}", suffix_of(path.name): path.read_bytes()}
+    path = out / part.file(number)
+    delete_partials(out, name=path.name)  # what a killed run left of this shard
+    with (
+        telling_full_disk(path, FREE),
+        partial_path(path) as partial,
+        partial.open("wb") as file,
+        TarWriter(file, encoder=False, mtime=0) as writer,
+    ):
+        for i, image, label in members:
+            sample = {"__key__": f"{i:09d}", suffix_of(image.name): image.read_bytes()}
             if label >= 0:
                 sample["cls"] = str(label).encode()
             writer.write(sample)
             progress.update()
-    except BaseException:
-        writer.post = None
-        raise
-    finally:
-        writer.close()

@@ -80,14 +80,16 @@ def test_a_killed_run_goes_on_where_it_was(class_folder, tmp_path):
     killed = subprocess.run([sys.executable, "-c", KILLED, class_folder, out], capture_output=True)
     assert killed.returncode == -signal.SIGKILL
     finished = {path.name: path.stat().st_mtime_ns for path in out.glob("*.tar")}
-    assert sorted(finished) == ["shard-000000.tar", "shard-000001.tar"] and (out / "shard-000002.tar.part").exists()
+    assert sorted(finished) == ["shard-000000.tar", "shard-000001.tar"] and list(
+        out.glob(".shard-000002.tar.*.partial")
+    )
     report = make_shards(class_folder, out, samples_per_shard=4)
     assert (report["written"], report["kept"]) == (2, 2)
     assert all((out / name).stat().st_mtime_ns == written for name, written in finished.items())
     make_shards(class_folder, tmp_path / "whole", samples_per_shard=4)
     for path in (tmp_path / "whole").iterdir():
         assert (out / path.name).read_bytes() == path.read_bytes()
-    assert not list(out.glob("*.part"))
+    assert not list(out.glob(".*.partial"))
 
 
 def test_an_interrupted_shard_does_not_get_its_name(class_folder, tmp_path):
