@@ -165,40 +165,40 @@ class MaskedEncoder(nn.Module):
         self.name, self.model, self.img_size = built.name, built.model, built.img_size
         self.model_args = dict(built.model_args)
         self.in_chans = self.model_args.get("in_chans", in_chans)
-        found = _study(self.model, self.img_size, self.in_chans, site, mask_patch_size, maps)
+        wired = _study(self.model, self.img_size, self.in_chans, site, mask_patch_size, maps)
 
         if hide != "token" or token == "none":
-            found.sites.clear()
-        self.found = found  # for the certificate
-        self.site = found.sites[0].name if len(found.sites) == 1 else tuple(s.name for s in found.sites)
-        self.sites, self.outputs = _map_tensors(found.sites), _map_tensors(found.finals)
+            wired.sites.clear()
+        self.found = wired  # for the certificate
+        self.site = wired.sites[0].name if len(wired.sites) == 1 else tuple(s.name for s in wired.sites)
+        self.sites, self.outputs = _map_tensors(wired.sites), _map_tensors(wired.finals)
         # The layouts are registered as modules, so that their tables move to the encoder's device.
-        self.layouts = nn.ModuleList(place.layout for place in (*self.sites, *self.outputs))
-        self.channels = [place.channels for place in self.outputs]
-        self.strides = [max(place.strides) for place in self.outputs]
+        self.layouts = nn.ModuleList(point.layout for point in (*self.sites, *self.outputs))
+        self.channels = [point.channels for point in self.outputs]
+        self.strides = [max(point.strides) for point in self.outputs]
 
         self.tokens, self.gammas = nn.ParameterList(), nn.ParameterList()
-        for width in (place.channels for place in self.sites):
+        for width in (point.channels for point in self.sites):
             start = nn.init.trunc_normal_(torch.empty(width), std=token_std) if token_std else torch.zeros(width)
             self.tokens.append(nn.Parameter(start))
             if token == "scaled":
                 self.gammas.append(nn.Parameter(torch.full((width,), 1e-6)))
 
-        self.frozen = found.frozen
+        self.frozen = wired.frozen
         for parameter in self.frozen:
             self.model.get_parameter(parameter).requires_grad_(False)
-        if found.pool and can_rebuild(self.name, self.model, {**self.model_args, "global_pool": found.pool}):
-            self.model.reset_classifier(0, found.pool)
-            self.model_args["global_pool"] = found.pool
+        if wired.pool and can_rebuild(self.name, self.model, {**self.model_args, "global_pool": wired.pool}):
+            self.model.reset_classifier(0, wired.pool)
+            self.model_args["global_pool"] = wired.pool
 
         # Bound methods, so that a deep copy of the encoder (EMA) connects its own model to its own tokens.
         self._images, self._mask, self._inserting, self._tapped = None, None, False, {}
-        for i, place in enumerate(found.sites):
-            self.model.get_submodule(place.module).register_forward_hook(partial(self._insert, i))
-        self.tapping = [place.module for place in found.finals if place.module]
+        for i, point in enumerate(wired.sites):
+            self.model.get_submodule(point.module).register_forward_hook(partial(self._insert, i))
+        self.tapping = [point.module for point in wired.finals if point.module]
         for i, module in enumerate(self.tapping):
             self.model.get_submodule(module).register_forward_hook(partial(self._tap, i))
-        for module in found.resized:
+        for module in wired.resized:
             self.model.get_submodule(module).register_forward_pre_hook(self._refill)
         if visible_stats:
             sum_over_visible(self.model, self.name, self.img_size, self._hidden_share)
@@ -234,7 +234,7 @@ class MaskedEncoder(nn.Module):
             self._images, self._inserting = None, False
         outputs, self._tapped = (self._tapped if self.tapping else {0: output}), {}
         tensors = {path: tensor for i, one in outputs.items() for path, tensor in leaves(one, (i,))}
-        maps = [self._to_map(tensors[place.path], place.layout, mask) for place in self.outputs]
+        maps = [self._to_map(tensors[output_map.path], output_map.layout, mask) for output_map in self.outputs]
         last = self.outputs[-1]
         return (maps, last.layout.prefix(tensors[last.path])) if with_prefix else maps
 
@@ -278,14 +278,14 @@ class MaskedEncoder(nn.Module):
         if mask is None:
             return None
         features, new = dict(leaves(output, (number,))), {}
-        for i, place in enumerate(self.sites):
-            if place.path[0] != number:
+        for i, site in enumerate(self.sites):
+            if site.path[0] != number:
                 continue
-            layout = place.layout
-            hidden = layout.spread(pool_mask(mask, layout.grid, place.strides, self.img_size))
+            layout = site.layout
+            hidden = layout.spread(pool_mask(mask, layout.grid, site.strides, self.img_size))
             token = layout.write_channels(self.tokens[i])
             gamma = layout.write_channels(self.gammas[i]) if self.token_mode == "scaled" else None
-            new[place.path] = _mix(features[place.path], token, hidden, self.token_mode, gamma)
+            new[site.path] = _mix(features[site.path], token, hidden, self.token_mode, gamma)
         return replace_leaves(output, new, (number,))
 
     def _tap(self, number: int, module, inputs, output):

@@ -52,24 +52,24 @@ def load_reported(source: str | Path, allow_partial: bool = False, **overrides) 
     return model.eval(), preprocessing.to_dict(), report
 
 
-def build(found: Source, allow_partial: bool = False, **overrides) -> tuple[nn.Module, Preprocessing]:
+def build(weights: Source, allow_partial: bool = False, **overrides) -> tuple[nn.Module, Preprocessing]:
     """(the model with all of the source's tensors, or some with `allow_partial`; its preprocessing)."""
-    return build_reported(found, allow_partial, **overrides)[:2]
+    return build_reported(weights, allow_partial, **overrides)[:2]
 
 
 def build_reported(
-    found: Source, allow_partial: bool = False, **overrides
+    weights: Source, allow_partial: bool = False, **overrides
 ) -> tuple[nn.Module, Preprocessing, LoadReport]:
     """The same as `build`, and the report; see `load_reported`."""
-    if found.tensors is None:
-        built = create(found.name, found.model_args | overrides)
+    if weights.tensors is None:
+        built = create(weights.name, weights.model_args | overrides)
         channels = overrides.get("in_chans") or built.model.pretrained_cfg["input_size"][0]
         preprocessing = preprocessing_of(built.model.pretrained_cfg, built.img_size).for_channels(channels)
-        return built.model, preprocessing, report_of(found, built.model, {})
+        return built.model, preprocessing, report_of(weights, built.model, {})
     overrides.pop("pretrained", None)  # the weights come from the file
-    model, size, report = _filled(found, found.model_args | overrides, allow_partial)
+    model, size, report = _filled(weights, weights.model_args | overrides, allow_partial)
     channels = model.pretrained_cfg["input_size"][0]
-    preprocessing = (found.preprocessing.at_size(size) if size else found.preprocessing).for_channels(channels)
+    preprocessing = (weights.preprocessing.at_size(size) if size else weights.preprocessing).for_channels(channels)
     model.pretrained_cfg["input_size"] = (channels, *preprocessing.img_size)
     return model, preprocessing, report
 
@@ -88,96 +88,96 @@ def initialise(model: nn.Module, model_args: dict, source: str | Path, allow_par
     name = model.pretrained_cfg["architecture"]
     # Size, channels and the place of the norm follow from the shapes in the file.
     told = {k: v for k, v in model_args.items() if k not in ("img_size", "in_chans", "head_norm_first")}
-    found = read_source(source, name, told)
-    if found.tensors is None:
+    weights = read_source(source, name, told)
+    if weights.tensors is None:
         raise ValueError(f"{source} is a name with random weights: write {source}:{PUBLISHED} to start from timm's.")
-    same = found.name.partition(".")[0] if is_registered(found.name) else found.name
+    same = weights.name.partition(".")[0] if is_registered(weights.name) else weights.name
     if same != name:
-        raise ValueError(f"{source} holds the weights of {found.name}, not of {name}.")
-    filled, _, report = _filled(found, model_args, allow_partial)
+        raise ValueError(f"{source} holds the weights of {weights.name}, not of {name}.")
+    filled, _, report = _filled(weights, model_args, allow_partial)
     model.load_state_dict(filled.state_dict())
     return report
 
 
 def _filled(
-    found: Source, arguments: dict[str, Any], allow_partial: bool
+    weights: Source, arguments: dict[str, Any], allow_partial: bool
 ) -> tuple[nn.Module, list[int] | None, LoadReport]:
     """(the model with the source's tensors, [H, W] or None, the report). timm adapts them to size and channels."""
-    if not is_registered(found.name):
-        return _filled_own(found, arguments, allow_partial)
-    found = _with_norm_of(found, arguments)
+    if not is_registered(weights.name):
+        return _filled_own(weights, arguments, allow_partial)
+    weights = _with_norm_of(weights, arguments)
     cfg = {
         "source": None,  # no other weights are fetched
         "file": None,
-        "input_size": (found.model_args.get("in_chans", 3), *found.preprocessing.img_size),
+        "input_size": (weights.model_args.get("in_chans", 3), *weights.preprocessing.img_size),
         "num_classes": 0,
-        **{key: getattr(found.preprocessing, key) for key in ("mean", "std", "interpolation")},
+        **{key: getattr(weights.preprocessing, key) for key in ("mean", "std", "interpolation")},
     }
-    tensors = dict(found.tensors)
-    stated = on_meta(found.name, **found.model_args)
+    tensors = dict(weights.tensors)
+    stated = on_meta(weights.name, **weights.model_args)
     sizes = {key: value.numel() for key, value in stated.state_dict().items()}
     # timm silently resamples tables of positions, even if no other size was requested
     strange = {key for key, value in tensors.items() if value.numel() != sizes.get(key, value.numel())}
     unlike = set(sizes) ^ set(tensors)
     if (strange or unlike) and not allow_partial:
-        raise ValueError(_difference(found, stated))
+        raise ValueError(_difference(weights, stated))
     if allow_partial:
-        fresh = create(found.name, arguments).model.state_dict()
+        fresh = create(weights.name, arguments).model.state_dict()
         tensors = fresh | {key: value for key, value in tensors.items() if key in fresh and key not in strange}
 
     def create_with(tensors: dict) -> BuiltModel:
-        return create(found.name, arguments, cfg | {"state_dict": dict(tensors)})
+        return create(weights.name, arguments, cfg | {"state_dict": dict(tensors)})
 
     try:
         model = create_with(tensors).model
     except RuntimeError as error:
         if not allow_partial:
-            raise ValueError(_difference(found, create(found.name, arguments).model) or first_line(error)) from None
+            raise ValueError(_difference(weights, create(weights.name, arguments).model) or first_line(error)) from None
         tensors |= {key: value for key, value in fresh.items() if tensors[key].shape != value.shape}
         model = create_with(tensors).model
     model.pretrained_cfg.pop("state_dict", None)  # otherwise the weights would be in memory twice
-    model.pretrained_cfg["input_size"] = (arguments.get("in_chans", 3), *found.preprocessing.img_size)
-    problem = _not_adapted(found, model, arguments)
+    model.pretrained_cfg["input_size"] = (arguments.get("in_chans", 3), *weights.preprocessing.img_size)
+    problem = _not_adapted(weights, model, arguments)
     if not allow_partial:
-        problem = _difference(found, model, values=True) or problem
-    report = report_of(found, model, tensors)
-    _refuse(found, report, problem)
+        problem = _difference(weights, model, values=True) or problem
+    report = report_of(weights, model, tensors)
+    _refuse(weights, report, problem)
     size = arguments.get("img_size")
     return model, [size, size] if isinstance(size, int) else size and list(size), report
 
 
-def _with_norm_of(found: Source, arguments: dict[str, Any]) -> Source:
+def _with_norm_of(weights: Source, arguments: dict[str, Any]) -> Source:
     """The source with ConvNeXt's last norm before or after the pooling, as the model of these arguments has it."""
     key = "head_norm_first"
-    if bool(arguments.get(key)) == bool(found.model_args.get(key)):
-        return found
-    model_args = found.model_args | {key: bool(arguments.get(key))}
-    tensors = place_norm(found.tensors, on_meta(found.name, **model_args).state_dict())
-    return replace(found, model_args=model_args, tensors=tensors)
+    if bool(arguments.get(key)) == bool(weights.model_args.get(key)):
+        return weights
+    model_args = weights.model_args | {key: bool(arguments.get(key))}
+    tensors = place_norm(weights.tensors, on_meta(weights.name, **model_args).state_dict())
+    return replace(weights, model_args=model_args, tensors=tensors)
 
 
 def _filled_own(
-    found: Source, arguments: dict[str, Any], allow_partial: bool
+    weights: Source, arguments: dict[str, Any], allow_partial: bool
 ) -> tuple[nn.Module, list[int], LoadReport]:
     """Like `_filled`, for a network that is not timm's: it is built for its size, and nothing is adapted."""
-    built = create(found.name, {"img_size": list(found.preprocessing.img_size)} | arguments)
+    built = create(weights.name, {"img_size": list(weights.preprocessing.img_size)} | arguments)
     fresh = built.model.state_dict()
-    fits = {k: v for k, v in found.tensors.items() if k in fresh and fresh[k].shape == v.shape}
-    report = report_of(found, built.model, fresh | fits)
-    _refuse(found, report, _difference(found, built.model) if report.partial and not allow_partial else "")
+    fits = {k: v for k, v in weights.tensors.items() if k in fresh and fresh[k].shape == v.shape}
+    report = report_of(weights, built.model, fresh | fits)
+    _refuse(weights, report, _difference(weights, built.model) if report.partial and not allow_partial else "")
     built.model.load_state_dict(fresh | fits)
     return built.model, list(built.img_size), report
 
 
-def _refuse(found: Source, report: LoadReport, problem: str) -> None:
+def _refuse(weights: Source, report: LoadReport, problem: str) -> None:
     """Raises ValueError if tensors do not fit, if none fits, or if some are not finite."""
     if problem:
         raise ValueError(problem)
     if not report.loaded:
-        raise ValueError(f"nothing in {found.path} belongs to {found.name}: no weights would be loaded.")
-    if fault := fault_of_values(found.tensors):
+        raise ValueError(f"nothing in {weights.path} belongs to {weights.name}: no weights would be loaded.")
+    if fault := fault_of_values(weights.tensors):
         raise ValueError(
-            f"the weights in {found.path} cannot be used: {fault}. The training has diverged or the file is damaged;"
+            f"the weights in {weights.path} cannot be used: {fault}. The training has diverged or the file is damaged;"
             " give an earlier checkpoint."
         )
 
@@ -201,25 +201,25 @@ def describe_report(report: LoadReport | dict) -> str:
     return str(report if isinstance(report, LoadReport) else LoadReport.from_dict(report))
 
 
-def report_of(found: Source, model: nn.Module, tensors: dict[str, Tensor]) -> LoadReport:
+def report_of(weights: Source, model: nn.Module, tensors: dict[str, Tensor]) -> LoadReport:
     """The report on every tensor; `tensors` are those that the model was given."""
-    own, given = model.state_dict(), found.tensors or {}
+    own, given = model.state_dict(), weights.tensors or {}
     return LoadReport(
-        source=str(found.path or found.name),
-        recognised=found.recognised,
-        architecture=found.name,
+        source=str(weights.path or weights.name),
+        recognised=weights.recognised,
+        architecture=weights.name,
         of=len(own) if given else 0,
         loaded=sum(key in given and tensors[key] is given[key] for key in own),
         missing=[key for key in own if given and key not in given],
         unexpected=[key for key in given if key not in own],
         reshaped=[key for key in own if key in given and tensors[key] is not given[key]],
-        left_out=found.left_out,
+        left_out=weights.left_out,
     )
 
 
-def _difference(found: Source, model: nn.Module, values: bool = False) -> str:
+def _difference(weights: Source, model: nn.Module, values: bool = False) -> str:
     """A sentence on keys that do not agree, or ""; `values` also compares tensors of equal shape."""
-    own, given = model.state_dict(), found.tensors
+    own, given = model.state_dict(), weights.tensors
     missing = [key for key in own if key not in given]
     unexpected = [key for key in given if key not in own]
     same_shape = [key for key in own if key in given and own[key].shape == given[key].shape]
@@ -237,7 +237,7 @@ def _difference(found: Source, model: nn.Module, values: bool = False) -> str:
     ]
     if not parts:
         return ""
-    return f"the weights in {found.path} are not those of {found.name}, of {len(own)} tensors: {'; '.join(parts)}."
+    return f"the weights in {weights.path} are not those of {weights.name}, of {len(own)} tensors: {'; '.join(parts)}."
 
 
 def _same(own: Tensor, given: Tensor) -> bool:
@@ -245,12 +245,12 @@ def _same(own: Tensor, given: Tensor) -> bool:
     return torch.equal(own.cpu().nan_to_num(), given.to(own.dtype).nan_to_num())
 
 
-def _not_adapted(found: Source, model: nn.Module, arguments: dict) -> str:
+def _not_adapted(weights: Source, model: nn.Module, arguments: dict) -> str:
     """A sentence if timm left a first convolution random because it cannot adapt its channels; or ""."""
     first = model.pretrained_cfg.get("first_conv") or ()
-    own, channels = model.state_dict(), [found.model_args.get("in_chans", 3), arguments.get("in_chans", 3)]
+    own, channels = model.state_dict(), [weights.model_args.get("in_chans", 3), arguments.get("in_chans", 3)]
     for key in (f"{name}.weight" for name in ([first] if isinstance(first, str) else first)):
-        given = found.tensors.get(key)
+        given = weights.tensors.get(key)
         if given is None or key not in own or given.shape == own[key].shape or channels[0] == channels[1]:
             continue
         try:
@@ -259,7 +259,7 @@ def _not_adapted(found: Source, model: nn.Module, arguments: dict) -> str:
             expected = None
         if expected is None or not torch.equal(expected.to(own[key].dtype), own[key].cpu()):
             return (
-                f"{key} in {found.path}, {tuple(given.shape)}, cannot be adapted from {channels[0]} to {channels[1]}"
-                f" channels and would stay random: load {found.name} with in_chans={channels[0]}."
+                f"{key} in {weights.path}, {tuple(given.shape)}, cannot be adapted from {channels[0]} to {channels[1]}"
+                f" channels and would stay random: load {weights.name} with in_chans={channels[0]}."
             )
     return ""

@@ -69,8 +69,8 @@ def read_source(source: str | Path, name: str | None = None, model_args: Mapping
 
 def _read_path(path: Path, name: str | None, model_args: Mapping[str, Any] | None) -> Source:
     read = _read_folder if path.is_dir() else _of_file
-    found = read(path, name, dict(model_args or {}))
-    return replace(found, given=path)
+    weights = read(path, name, dict(model_args or {}))
+    return replace(weights, given=path)
 
 
 def _read_folder(folder: Path, name: str | None, model_args: dict[str, Any]) -> Source:
@@ -135,10 +135,10 @@ def _without_classes(arguments: object) -> object:
 
 
 def _dictionary(holder: Mapping[str, Any], key: str, path: Path) -> Mapping[str, Any]:
-    found = holder.get(key) or {}
-    if not isinstance(found, Mapping):
+    content = holder.get(key) or {}
+    if not isinstance(content, Mapping):
         raise ValueError(f"{path} has no dictionary under {key!r}.")
-    return found
+    return content
 
 
 def _read_hub_folder(folder: Path, config: dict[str, Any], typed: str | None, model_args: dict[str, Any]) -> Source:
@@ -155,7 +155,7 @@ def _read_hub_folder(folder: Path, config: dict[str, Any], typed: str | None, mo
         pixels = check_pixels(pixels, folder)
     receipt = folder / "receipt.json"
     check_hashes(folder, read_json(receipt) if receipt.is_file() else {}, (weights.name,))
-    return _of_foreign(weights, read_weights(weights), name, model_args, pixels)
+    return _of_toolkit(weights, read_weights(weights), name, model_args, pixels)
 
 
 def _of_file(path: Path, name: str | None, model_args: dict[str, Any]) -> Source:
@@ -170,7 +170,7 @@ def _of_file(path: Path, name: str | None, model_args: dict[str, Any]) -> Source
             raise
         content = None  # torch.save's old format has no checksums; read_weights recognises it
     if content is None:
-        return _of_foreign(path, read_weights(path), name, model_args)
+        return _of_toolkit(path, read_weights(path), name, model_args)
     return _of_checkpoint(path, content, name)
 
 
@@ -234,39 +234,40 @@ def classifier_arguments(stated: Mapping[str, Any], path: Path) -> dict[str, Any
     }
 
 
-def _of_foreign(
+def _of_toolkit(
     path: Path, content: object, name: str | None, model_args: dict | None = None, pixels: Mapping | None = None
 ) -> Source:
     """Weights of another toolkit for the model `name`; tensors that an encoder does not need are left out by name."""
     own = _unfilled(name, model_args or {}).state_dict() if name else {}
-    found = recognise(content, own)
-    if found is None:
+    recognised = recognise(content, own)
+    if recognised is None:
         what = f"as those of {name} or as " if name else "as "
         raise ValueError(
             f"{path} is not a checkpoint of a2mim, and its keys are not recognised {what}one of the known formats"
             " (docs/starting_from.md lists them)."
         )
     if name is None:
-        near = _likely(found)
+        near = _likely(recognised)
         raise ValueError(
-            f"{path} is not a checkpoint of a2mim: it holds the weights of {found.form.title}, without the name of the"
-            f" architecture; write NAME:{path}, with timm's name of it, e.g. {near}:{path}."
+            f"{path} is not a checkpoint of a2mim: it holds the weights of {recognised.form.title}, without the name of"
+            f" the architecture; write NAME:{path}, with timm's name of it, e.g. {near}:{path}."
         )
-    tensors = dict(found.tensors)
-    arguments = arguments_of(name, tensors, model_args or {}, found.masked) if is_registered(name) else {}
+    tensors = dict(recognised.tensors)
+    arguments = arguments_of(name, tensors, model_args or {}, recognised.masked) if is_registered(name) else {}
     model = _unfilled(name, arguments)
     own = model.state_dict()
     tensors = place_norm(tensors, own)
-    told = f"{found.form.title}" + (f", in {found.where}" if found.where else "")
+    told = f"{recognised.form.title}" + (f", in {recognised.where}" if recognised.where else "")
     for key in own:  # an unused counter, which older files lack
         if key.endswith("num_batches_tracked") and key.replace("num_batches_tracked", "running_mean") in tensors:
             tensors.setdefault(key, torch.zeros((), dtype=torch.int64))
-    if found.masked and "head.norm.weight" in own and not any("norm_pre" in k or "head.norm" in k for k in tensors):
+    has_norm = any("norm_pre" in key or "head.norm" in key for key in tensors)
+    if recognised.masked and "head.norm.weight" in own and not has_norm:
         tensors["head.norm.weight"] = torch.ones(own["head.norm.weight"].shape)
         tensors["head.norm.bias"] = torch.zeros(own["head.norm.bias"].shape)
         told += "; it has no final norm, so weight 1 and bias 0 are used"
     cfg = model.pretrained_cfg
-    known = pixels or found.pixels or {}
+    known = pixels or recognised.pixels or {}
     size = arguments.get("img_size", cfg["input_size"][1:])
     preprocessing = preprocessing_of(cfg | known, [size, size] if isinstance(size, int) else size)
     if not known and preprocessing.mean != IMAGENET_MEAN:
@@ -278,9 +279,9 @@ def _of_foreign(
         preprocessing=preprocessing.for_channels(arguments.get("in_chans", 3)),
         tensors=tensors,
         path=path,
-        calibrated=not found.masked,
+        calibrated=not recognised.masked,
         recognised=told,
-        left_out=dict(found.left_out),
+        left_out=dict(recognised.left_out),
     )
 
 
@@ -289,14 +290,14 @@ def _unfilled(name: str, arguments: dict[str, Any]) -> nn.Module:
     return on_meta(name, **arguments) if is_registered(name) else build_model(name, model_args=arguments).model
 
 
-def _likely(found: Recognised) -> str:
+def _likely(recognised: Recognised) -> str:
     """The first of the format's usual architectures that these tensors fit; else the first."""
-    for name in found.form.examples:
+    for name in recognised.form.examples:
         own = on_meta(name).state_dict()
-        fits = [key for key in own if key in found.tensors and own[key].shape == found.tensors[key].shape]
-        if 10 * len(fits) >= 9 * len(own) and set(found.tensors) <= set(own):
+        fits = [key for key in own if key in recognised.tensors and own[key].shape == recognised.tensors[key].shape]
+        if 10 * len(fits) >= 9 * len(own) and set(recognised.tensors) <= set(own):
             return name
-    return (found.form.examples or ("resnet50",))[0]
+    return (recognised.form.examples or ("resnet50",))[0]
 
 
 def _published(name: str) -> Source:

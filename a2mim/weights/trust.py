@@ -40,11 +40,11 @@ def settle_name(stated: object, typed: str | None, path: Path) -> str:
         return typed
     if typed is not None:
         raise ValueError(f"{path} holds the weights of {shorten(stated)}, not of {typed}.")
-    place = path.parent if path.name == "config.json" else path
+    target = path.parent if path.name == "config.json" else path
     raise ValueError(
         f"{path} names the network {shorten(stated)}, which is not in timm's table of models, and a file may not choose"
         " code to import or an address to open: if you trust it, name the network yourself by its dotted path, as"
-        f" my_package.MyNet:{place}."
+        f" my_package.MyNet:{target}."
     )
 
 

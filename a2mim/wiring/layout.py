@@ -139,19 +139,19 @@ def guess_layouts(
 
     A guess can be wrong (Hiera's tokens are permuted). `read_intermediates` and `verify_outputs` measure the layout.
     """
-    found = []
+    layouts = []
     if len(shape) == 4:
         for channel, positions in ((1, (2, 3)), (3, (1, 2))):
             grid = tuple(shape[axis] for axis in positions)
             if _plausible(grid, img_size):
-                found.append(Layout(channel, positions, grid, grid, raster_table(math.prod(grid))))
+                layouts.append(Layout(channel, positions, grid, grid, raster_table(math.prod(grid))))
     elif len(shape) == 3:
         for number_before in dict.fromkeys((prefix, *((0, 1, 2, 3, 4, 5, 8, 9) if unknown else (0, 1, 2, 5)))):
             for grid in _grids(shape[1] - number_before, img_size):
-                found.append(Layout(2, (1,), shape[1:2], grid, raster_table(math.prod(grid), number_before)))
+                layouts.append(Layout(2, (1,), shape[1:2], grid, raster_table(math.prod(grid), number_before)))
         for grid in _grids(shape[2], img_size) if unknown and shape[1] > 1 else ():
-            found.append(Layout(1, (2,), shape[2:3], grid, raster_table(math.prod(grid))))
-    return found
+            layouts.append(Layout(1, (2,), shape[2:3], grid, raster_table(math.prod(grid))))
+    return layouts
 
 
 def _plausible(grid: tuple[int, int], img_size: tuple[int, int]) -> bool:
@@ -208,4 +208,4 @@ def guess_all(output, images: Tensor, model: nn.Module) -> dict[tuple, list[Layo
         for path, t in leaves(output)
         if t.is_floating_point() and t.ndim > 2 and len(t) == len(images)
     }
-    return {path: found for path, found in guesses.items() if found}
+    return {path: layouts for path, layouts in guesses.items() if layouts}

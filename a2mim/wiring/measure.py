@@ -24,7 +24,7 @@ class HookPoint:
     guesses: dict[tuple, list[Layout]]
 
 
-def read_intermediates(model: nn.Module, images: Tensor, places: list[HookPoint]) -> list[dict[tuple, Layout]]:
+def read_intermediates(model: nn.Module, images: Tensor, points: list[HookPoint]) -> list[dict[tuple, Layout]]:
     """Measures layouts against timm's own `forward_intermediates`, which returns NCHW maps, usually in one forward.
 
     Each flat position of a hook point is overwritten with its own number. timm's map shows the number at the raster
@@ -36,16 +36,16 @@ def read_intermediates(model: nn.Module, images: Tensor, places: list[HookPoint]
     Returns:
         for each hook point, path -> layout.
     """
-    layouts = [{path: found[0] for path, found in place.guesses.items()} for place in places]
+    layouts = [{path: candidates[0] for path, candidates in point.guesses.items()} for point in points]
     if images.is_meta or not hasattr(model, "forward_intermediates"):
         return layouts
-    unread = {(i, path): list(found) for i, place in enumerate(places) for path, found in place.guesses.items()}
+    unread = {(i, path): list(guess) for i, point in enumerate(points) for path, guess in point.guesses.items()}
     while unread:
-        trial = {key: found.pop(0) for key, found in unread.items()}
-        for (i, path), layout in _show_numbers(model, images, [place.module for place in places], trial).items():
+        trial = {key: candidates.pop(0) for key, candidates in unread.items()}
+        for (i, path), layout in _show_numbers(model, images, [point.module for point in points], trial).items():
             layouts[i][path] = layout
             del unread[i, path]
-        unread = {key: found for key, found in unread.items() if found}
+        unread = {key: candidates for key, candidates in unread.items() if candidates}
     return layouts
 
 
@@ -58,9 +58,9 @@ def _show_numbers(model: nn.Module, images: Tensor, modules: list[str], layouts:
     def overwrite(i: int):
         def hook(module, inputs, output):
             tensors, new = dict(leaves(output)), {}
-            for (place, path), layout in layouts.items():
-                if place == i:
-                    numbers = torch.arange(math.prod(layout.shape), device=images.device) + starts[place, path]
+            for (point, path), layout in layouts.items():
+                if point == i:
+                    numbers = torch.arange(math.prod(layout.shape), device=images.device) + starts[point, path]
                     shown = layout.write(numbers[None]).to(tensors[path].dtype).expand_as(tensors[path])
                     new[path] = shown.clone()  # an in-place operation may follow
             return replace_leaves(output, new)
@@ -109,7 +109,7 @@ def verify_outputs(
         path -> layout. Outputs that do not respond cell by cell (a later stage mixes them) keep the likeliest guess.
     """
     path, layout = next(iter(known.items()))
-    best = {key: found[0] for key, found in guesses.items()}
+    best = {key: candidates[0] for key, candidates in guesses.items()}
     if images.is_meta or not guesses:
         return best
     number = math.prod(layout.grid)
@@ -118,8 +118,8 @@ def verify_outputs(
     half[0], half[-1] = True, False
     answers = _disturb(model, images, module, path, layout, half, best)
     permuted = []
-    for key, found in guesses.items():
-        fits = [g for g in found if g.grid == layout.grid and answers[key][_cells(g)].equal(half)]
+    for key, candidates in guesses.items():
+        fits = [g for g in candidates if g.grid == layout.grid and answers[key][_cells(g)].equal(half)]
         if fits:
             best[key] = fits[0]
             best[key].evidence = "impulses"
@@ -214,7 +214,7 @@ def read_stripes(run: Callable[[Tensor], dict], images: Tensor, guesses: dict) -
     noise = torch.randn(images.shape, generator=torch.Generator().manual_seed(4), device="cpu").to(images)
     patterns = _gray_stripes(*images.shape[-2:]).to(images)
     still = run(images.expand(2, -1, -1, -1))
-    answers = {(key, i): [] for key, found in guesses.items() for i in range(len(found))}
+    answers = {(key, i): [] for key, candidates in guesses.items() for i in range(len(candidates))}
     for pattern in patterns:
         lit = run(torch.cat([images + noise * pattern, images + noise * (1 - pattern)]))
         for key, i in answers:
@@ -223,10 +223,10 @@ def read_stripes(run: Callable[[Tensor], dict], images: Tensor, guesses: dict) -
             contrast = (on - off) / (on + off).clamp(min=1e-20)
             answers[key, i].append(contrast - contrast.mean())
     best = {}
-    for key, found in guesses.items():
-        scores = [_agreement(torch.stack(answers[key, i]), layout, patterns) for i, layout in enumerate(found)]
+    for key, candidates in guesses.items():
+        scores = [_agreement(torch.stack(answers[key, i]), layout, patterns) for i, layout in enumerate(candidates)]
         chosen = next(i for i, score in enumerate(scores) if score >= max(scores) - 0.05)
-        best[key] = found[chosen]
+        best[key] = candidates[chosen]
         best[key].evidence = "stripes" if scores[chosen] >= MATCH else "shape"
     return best
 
@@ -246,5 +246,5 @@ def _gray_stripes(height: int, width: int, bits: int = 3) -> Tensor:
 def _agreement(contrast: Tensor, layout: Layout, patterns: Tensor) -> float:
     """Cosine between the contrast (K, P) of the positions and the stripes at their cells."""
     expected = 2 * F.adaptive_avg_pool2d(patterns, layout.grid).flatten(1) - 1
-    found = contrast[:, _cells(layout)]
-    return float((found * expected).sum() / (found.norm() * expected.norm()).clamp(min=1e-20))
+    measured = contrast[:, _cells(layout)]
+    return float((measured * expected).sum() / (measured.norm() * expected.norm()).clamp(min=1e-20))

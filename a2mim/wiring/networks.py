@@ -102,13 +102,13 @@ def find_class(name: str):
     """
     if "." not in name:
         raise unknown_model(name)
-    found, problem = None, ""
+    named, problem = None, ""
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())  # a script's path is its own folder
     parts = name.split(".")
     for cut in range(len(parts) - 1, 0, -1):
         try:
-            found = importlib.import_module(".".join(parts[:cut]))
+            named = importlib.import_module(".".join(parts[:cut]))
         except ModuleNotFoundError as error:
             problem = str(error)
             if not f"{name}.".startswith(f"{error.name}."):  # the module exists, but one of its imports fails
@@ -118,18 +118,18 @@ def find_class(name: str):
             problem = str(error)
             break
         for part in parts[cut:]:
-            found, problem = getattr(found, part, None), f"{'.'.join(parts[:cut])} has no {'.'.join(parts[cut:])}"
+            named, problem = getattr(named, part, None), f"{'.'.join(parts[:cut])} has no {'.'.join(parts[cut:])}"
         break
-    if found is None:
+    if named is None:
         raise unknown_model(name, f"neither a model that timm knows nor a class that Python can import ({problem})")
-    returned = found
-    if inspect.isfunction(found):
-        returned = typing.get_type_hints(found).get("return")
+    returned = named
+    if inspect.isfunction(named):
+        returned = typing.get_type_hints(named).get("return")
     if not (inspect.isclass(returned) and issubclass(returned, nn.Module)):
         raise ValueError(f"{name} is neither an nn.Module nor a function annotated to return one (-> nn.Module).")
     if not is_configured(returned):
-        return found
-    return lambda **arguments: found(_configure(returned.config_class, arguments))
+        return named
+    return lambda **arguments: named(_configure(returned.config_class, arguments))
 
 
 def is_configured(kind: type) -> bool:
@@ -239,18 +239,18 @@ def _find_map(network: nn.Module, images: Tensor, name: str) -> tuple[str, dict[
     except ValueError as error:
         raise ValueError(f"{name}: {error}") from error
     trial.eval()
-    candidates = {("", path): found for path, found in guess_all(seen.output, images, trial).items()}
+    candidates = {("", path): layouts for path, layouts in guess_all(seen.output, images, trial).items()}
     tensors, shapes = {"": dict(leaves(seen.output)), **seen.tensors}, set()
     for call in reversed(seen.calls):
-        for path, found in call.guesses.items():
+        for path, layouts in call.guesses.items():
             shape = tensors[call.name][path].shape
             if call.depth >= 0.5 and shape not in shapes and len(shapes) < 8:
                 shapes.add(shape)
-                candidates[call.name, path] = found
-    candidates = {key: [g for g in found if min(g.grid) > 1] for key, found in candidates.items()}
-    candidates = {key: found for key, found in candidates.items() if found}
+                candidates[call.name, path] = layouts
+    candidates = {key: [g for g in layouts if min(g.grid) > 1] for key, layouts in candidates.items()}
+    candidates = {key: layouts for key, layouts in candidates.items() if layouts}
     if images.is_meta or not candidates:
-        measured = {key: found[0] for key, found in candidates.items()}
+        measured = {key: layouts[0] for key, layouts in candidates.items()}
     else:
         modules = list(dict.fromkeys(module for module, _ in candidates))
         measured = read_stripes(lambda lit: observe(_run(trial), trial, modules, lit), images[:1], candidates)
@@ -266,7 +266,7 @@ def _find_map(network: nn.Module, images: Tensor, name: str) -> tuple[str, dict[
             " return one from its forward."
         )
     module = next(iter(chosen))[0]
-    layouts = {path: layout for (place, path), layout in chosen.items() if place == module}
+    layouts = {path: layout for (owner, path), layout in chosen.items() if owner == module}
     layouts = distinct(layouts, tensors[module])
     widths = [tensors[module][path].shape[layout.channel] for path, layout in layouts.items()]
     return module, layouts, sum(widths)

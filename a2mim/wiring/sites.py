@@ -67,9 +67,9 @@ def study(
     It usually costs three forwards and one backward, each of one image.
     """
     trial, both = trial_copy(model), images
-    asked = [] if site == "auto" else _names(site, "site")
+    named_sites = [] if site == "auto" else _names(site, "site")
     decoded = [] if maps == "auto" else _names(maps, "maps")
-    images, seen = _trace_one(trial, both, [*asked, *decoded])
+    images, seen = _trace_one(trial, both, [*named_sites, *decoded])
     if not seen.calls:
         raise ValueError("no module of the model has a feature map of the image, so the mask token has no place.")
     last = last_map(model, seen.calls)
@@ -84,31 +84,31 @@ def study(
     strides = _Strides(tuple(images.shape[2:]), declared, bool(seen.resized))
     reached = _walk(roots, set())
     before = [call for call in seen.calls if not reached.isdisjoint(call.nodes.values())]
-    if asked:
-        calls = [find_map(trial, seen, name) for name in asked]
+    if named_sites:
+        calls = [find_map(trial, seen, name) for name in named_sites]
         _refuse_behind(calls, before)
     else:
-        final_stride = max(strides.of(found[0])[0] for found in (guesses or last.guesses).values())
+        final_stride = max(strides.of(guess[0])[0] for guess in (guesses or last.guesses).values())
         calls = [choose_site(model, before or seen.calls, final_stride, max_stride, images, roots, strides)]
-    places, outputs = _measure(trial, both, seen, calls, named, last, {} if named else guesses)
+    layouts_of, outputs = _measure(trial, both, seen, calls, named, last, {} if named else guesses)
     tensors = {"": dict(leaves(seen.output)), **seen.tensors}
 
     def maps_of(name: str, module: str, layouts: dict, **more) -> FeatureMaps:
         channels = [tensors[name][path].shape[layout.channel] for path, layout in layouts.items()]
         return FeatureMaps(name, module, layouts, [strides.of(x) for x in layouts.values()], channels, **more)
 
-    ends = {"": outputs} if outputs else {call.name: places[call.name] for call in named or [last]}
+    ends = {"": outputs} if outputs else {call.name: layouts_of[call.name] for call in named or [last]}
     finals = [
         maps_of(name, hook_target(trial, name) if name else "", distinct(layouts, tensors[name]))
         for name, layouts in ends.items()
     ]
     sites = []
     for call in calls:
-        used = used_paths(trial, call, images, list(ends), asked + decoded)
-        layouts = {path: places[call.name][path] for path in used}
+        used = used_paths(trial, call, images, list(ends), named_sites + decoded)
+        layouts = {path: layouts_of[call.name][path] for path in used}
         more = {"depth": call.depth, "leak": leak(call, roots, images)}
         sites.append(maps_of(call.name, hook_target(trial, call.name), layouts, **more))
-    read = [x.to_map(tensors[found.name][path]) for found in finals for path, x in found.layouts.items()]
+    read = [x.to_map(tensors[maps.name][path]) for maps in finals for path, x in maps.layouts.items()]
     frozen = unreached(trial, read)
     return Study(sites, finals, frozen, better_pool(trial, seen.output, frozen), seen.resized)
 
@@ -143,14 +143,14 @@ def _measure(trial, images, seen: Trace, sites: list[Call], named: list[Call], l
     read = read_intermediates(
         trial, images[:1], [HookPoint(targets[name], call.guesses) for name, call in calls.items()]
     )
-    places = dict(zip(calls, read, strict=True))
-    outputs = verify_outputs(trial, images, targets[last.name], places[last.name], guesses)
+    layouts_of = dict(zip(calls, read, strict=True))
+    outputs = verify_outputs(trial, images, targets[last.name], layouts_of[last.name], guesses)
     if images.is_meta:
-        return places, outputs
+        return layouts_of, outputs
     unsure = {
         (targets[name], path): calls[name].guesses[path]
-        for name, found in places.items()
-        for path, layout in found.items()
+        for name, by_path in layouts_of.items()
+        for path, layout in by_path.items()
         if layout.evidence == "shape"
     }
     unsure |= {("", path): guesses[path] for path, layout in outputs.items() if layout.evidence == "shape"}
@@ -159,11 +159,12 @@ def _measure(trial, images, seen: Trace, sites: list[Call], named: list[Call], l
         measured = read_stripes(
             lambda lit: observe(trial.forward_features, trial, modules, lit), images[:1].detach(), unsure
         )
-        for name, found in places.items():
-            found.update({path: measured[targets[name], path] for path in found if (targets[name], path) in measured})
+        for name, by_path in layouts_of.items():
+            target = targets[name]
+            by_path.update({path: measured[target, path] for path in by_path if (target, path) in measured})
         outputs.update({path: measured["", path] for path in outputs if ("", path) in measured})
     # Tokens that respond to nothing are no map, whatever their number (EfficientViM's hidden states); NCHW maps are.
-    return places, {
+    return layouts_of, {
         path: layout for path, layout in outputs.items() if layout.evidence != "shape" or len(layout.shape) == 2
     }
 
@@ -213,7 +214,7 @@ def choose_site(
     pixels) are chosen only if there is no other. Maps that timm declares come before those that the trace found. A map
     in a branch that the image also passes by (NASNet, Xception) is chosen only if no other is left.
     """
-    strides = {id(c): max(sizes.of(found[0])[0] for found in c.guesses.values()) for c in calls}
+    strides = {id(c): max(sizes.of(guess[0])[0] for guess in c.guesses.values()) for c in calls}
     inside = [c for c in calls if DEPTHS[0] <= c.depth <= DEPTHS[1]] or calls
     fine = [c for c in inside if strides[id(c)] <= max_stride] or inside
     names = {name for name, _ in feature_modules(model)}
@@ -244,10 +245,10 @@ def leak(call: Call, roots: list, images: Tensor) -> float:
         images: the traced images. The result is 1 for an output that does not depend on them (position embeddings).
     """
     nodes = list(call.nodes.values())
-    through, around = _sources(nodes, set()), _sources(roots, set(nodes))
+    through, bypassing = _sources(nodes, set()), _sources(roots, set(nodes))
     if not any(node.variable is images for node in through):
         return 1.0
-    return sum(number for node, number in through.items() if node in around) / sum(through.values())
+    return sum(number for node, number in through.items() if node in bypassing) / sum(through.values())
 
 
 def used_paths(
@@ -295,11 +296,11 @@ def _walk(starts: list, walls: set) -> set:
     return seen
 
 
-def find_map(model: nn.Module, seen: Trace, name: str, asked: str = "site") -> Call:
+def find_map(model: nn.Module, seen: Trace, name: str, argument: str = "site") -> Call:
     """The call of the module with that name; ValueError with the reason and the nearest names if there is none.
 
     Args:
-        asked: the argument that held the name, "site" or "maps".
+        argument: the argument that held the name, "site" or "maps".
     """
     by_name = {call.name: call for call in seen.calls}
     if name in by_name:
@@ -314,8 +315,8 @@ def find_map(model: nn.Module, seen: Trace, name: str, asked: str = "site") -> C
         why = f"runs {times} times in one forward, so its output is not one map"
     else:
         why = "returns nothing that has the shape of a feature map of the image"
-    use = "can take the mask token" if asked == "site" else "have one"
-    raise ValueError(f"{asked} {name!r} {why}; names nearest to it that {use}: {', '.join(near[:8])}.")
+    use = "can take the mask token" if argument == "site" else "have one"
+    raise ValueError(f"{argument} {name!r} {why}; names nearest to it that {use}: {', '.join(near[:8])}.")
 
 
 def hook_target(model: nn.Module, name: str) -> str:

@@ -196,12 +196,12 @@ def _read_address(address: str, arguments: dict[str, Any]) -> tuple[str, dict[st
     Raises:
         ValueError: the config.json names a model that is not timm's, or an argument that a file may not set.
     """
-    source, _, place = address.partition(":")
+    source, _, path = address.partition(":")
     if source == "local-dir":
-        config = read_json(Path(place) / "config.json")
+        config = read_json(Path(path) / "config.json")
         name, stated = config.get("architecture"), config.get("model_args")
     else:
-        _, name, stated = timm.models.load_model_config_from_hf(place)
+        _, name, stated = timm.models.load_model_config_from_hf(path)
     if not is_registered(name):
         raise ValueError(f"{address} names the architecture {shorten(name)}, which is not a model that timm knows.")
     if not isinstance(stated, dict | None):

@@ -75,7 +75,7 @@ def sum_over_visible(model: nn.Module, name: str, img_size: tuple[int, int], hid
     Raises:
         ValueError: the architecture has no such sums.
     """
-    found = 0
+    hooked = 0
     for stage, stride in feature_modules(model):
         grid = tuple(math.ceil(side / stride) for side in img_size)  # all three architectures round up
         visible = VisibleShare(hidden, grid, (stride, stride))
@@ -86,8 +86,8 @@ def sum_over_visible(model: nn.Module, name: str, img_size: tuple[int, int], hid
                 block.attn.register_forward_pre_hook(visible.pass_share, with_kwargs=True)
             else:
                 continue
-            found += 1
-    if not found:
+            hooked += 1
+    if not hooked:
         raise ValueError(
             f"visible_stats=True has no effect for {name}, whose layers do not sum over all tokens; leave it out (it is"
             " for XCiT, X-ViT and LinGlo)."

@@ -42,20 +42,20 @@ class Form:
 
 def _shift(template: str, by: int):
     """A replacement that adds `by` to the first group, the number of a stage: toolkits count from 0 or from 1."""
-    return lambda found: template.format(int(found[1]) + by, *found.groups()[1:])
+    return lambda match: template.format(int(match[1]) + by, *match.groups()[1:])
 
 
 def _join_qkv(tensors: dict) -> dict:
     """….attn.{q,k,v}.{weight,bias} -> ….attn.qkv.{weight,bias}, concatenated along the first axis."""
     joined = {}
     for key, value in tensors.items():
-        found = re.fullmatch(r"(blocks\.\d+\.attn\.)([qkv])\.(weight|bias)", key)
-        if not found:
+        match = re.fullmatch(r"(blocks\.\d+\.attn\.)([qkv])\.(weight|bias)", key)
+        if not match:
             joined[key] = value
-        elif found[2] == "q":
-            parts = [tensors.get(f"{found[1]}{letter}.{found[3]}") for letter in "qkv"]
+        elif match[2] == "q":
+            parts = [tensors.get(f"{match[1]}{letter}.{match[3]}") for letter in "qkv"]
             if all(part is not None for part in parts):  # otherwise loading reports the missing key
-                joined[f"{found[1]}qkv.{found[3]}"] = torch.cat(parts)
+                joined[f"{match[1]}qkv.{match[3]}"] = torch.cat(parts)
     return joined
 
 
@@ -63,9 +63,9 @@ def _split_class_attention(tensors: dict) -> dict:
     """Splits XCiT's class attention: one qkv in the authors' code, three layers in timm's."""
     split = {}
     for key, value in tensors.items():
-        found = re.fullmatch(r"(cls_attn_blocks\.\d+\.attn\.)qkv\.(weight|bias)", key)
-        if found:
-            split |= {f"{found[1]}{x}.{found[2]}": part for x, part in zip("qkv", value.chunk(3), strict=True)}
+        match = re.fullmatch(r"(cls_attn_blocks\.\d+\.attn\.)qkv\.(weight|bias)", key)
+        if match:
+            split |= {f"{match[1]}{x}.{match[2]}": part for x, part in zip("qkv", value.chunk(3), strict=True)}
         else:
             split[key] = value
     return split

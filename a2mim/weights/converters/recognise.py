@@ -113,7 +113,7 @@ def recognise(content, own: dict[str, Tensor] | None = None) -> Recognised | Non
     extra = [key for key in tensors if key not in own and AUXILIARY.match(key)]
     left_out.update(key.rpartition(".")[2] if INDEX.search(key) else key.partition(".")[0] for key in extra)
     tensors = {key: _as_shaped(value, own.get(key)) for key, value in tensors.items() if key not in extra}
-    words = {word for place in opened for word in place.split(" ")}
+    words = {word for step in opened for word in step.split(" ")}
     vit = "blocks.0.attn.qkv.weight" in tensors  # timm's mean for a ViT is 0.5 unless its tag has another
     imagenet = masked or words & {"teacher", "student"} or (vit and words & IMAGENET_MARKS)
     return Recognised(
