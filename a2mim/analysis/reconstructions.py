@@ -1,5 +1,6 @@
 """Reconstruction pictures: a row an image, with what was given, what was seen and what was answered."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import cv2
@@ -15,7 +16,9 @@ from a2mim.pixels import denormalize
 
 COLUMNS = ("image", "masked", "reconstruction", "hidden part filled in")
 FEATURES = ("image", "masked", "prediction", "target")
-_GAP, _HEADER, _SIDE = 4, 24, 160  # pixels: between panels, above them, and the side that small panels are enlarged to
+_GAP, _HEADER, _SIDE = 4, 44, 160  # pixels: between panels, above them, and the side that small panels are enlarged to
+_DARKEST, _BRIGHTEST = 0.02, 0.98  # quantiles that become black and white in a stretched picture
+_SAMPLE = 100_000  # values of a band that these quantiles are taken from
 
 
 def layout(shown: dict[str, Tensor]) -> dict:
@@ -27,26 +30,44 @@ def layout(shown: dict[str, Tensor]) -> dict:
     return {"columns": list(titles), "tile": [width * zoom, height * zoom], "gap": _GAP, "header": _HEADER}
 
 
-def draw(shown: dict[str, Tensor], mean, std) -> np.ndarray:
+def draw(
+    shown: dict[str, Tensor],
+    mean: Tensor | Sequence[float],
+    std: Tensor | Sequence[float],
+    bands: Sequence[int] | None = None,
+    stretch: bool = False,
+    caption: str = "",
+) -> np.ndarray:
     """MIM's mode "predict" -> (H, W, 3) uint8 RGB.
 
     Args:
-        shown: "target", "recon": (B, C, h, w) normalised; "hidden": (B, 1, h, w) bool. More than three channels show
-            their first three, one channel is shown grey. Where "images" (B, C, H, W) have another shape, the target is
-            no picture: its three main directions are shown as colours.
-        mean, std: of the normalisation.
+        shown: "target", "recon": (B, C, h, w) normalised; "hidden": (B, 1, h, w) bool. Where "images" (B, C, H, W)
+            have another shape, the target is no picture: its three main directions are shown as colours.
+        mean, std: of the normalisation, one value a channel.
+        bands: the channels to show, from 0: one (grey) or three (red, green, blue). None: the first three, or the
+            first where there are fewer.
+        stretch: the 2nd percentile of each band of the images becomes black and the 98th white, in every panel. For
+            data that use a small part of their range.
+        caption: ASCII text above the titles.
     """
+    images = shown.get("images", shown["target"])
+    chosen = list(bands) if bands else list(range(3 if images.shape[1] >= 3 else 1))
+    mean, std = (torch.as_tensor(v, dtype=torch.float32, device=images.device).flatten()[chosen] for v in (mean, std))
+    names = ("images", "target", "recon") if _is_picture(shown) else ("images",)
+    shown = shown | {name: shown[name][:, chosen] for name in names if name in shown}
+    if stretch:
+        mean, std = _stretched(shown.get("images", shown["target"]), mean, std)
     if not _is_picture(shown):
         titles, stacked = FEATURES, torch.stack(_feature_panels(shown, mean, std))
     else:
         titles = COLUMNS
-        stacked = torch.stack([denormalize(panel, mean, std) for panel in _pixel_panels(shown, mean, std)])[:, :, :3]
+        stacked = torch.stack([denormalize(panel, mean, std) for panel in _pixel_panels(shown, mean, std)])
     if stacked.shape[2] < 3:
-        stacked = stacked[:, :, :1].expand(-1, -1, 3, -1, -1)
+        stacked = stacked.expand(-1, -1, 3, -1, -1)
     pixels = rearrange(stacked.cpu(), "column b c h w -> b column h w c").numpy()
     zoom = _zoom(pixels.shape[3])
     rows = [_join([_enlarge(panel, zoom) for panel in row], axis=1) for row in pixels]
-    return np.concatenate([_header(rows[0].shape[1], titles), _join(rows, axis=0)])
+    return np.concatenate([_header(rows[0].shape[1], titles, caption), _join(rows, axis=0)])
 
 
 def _is_picture(shown: dict[str, Tensor]) -> bool:
@@ -72,7 +93,7 @@ def _feature_panels(shown: dict[str, Tensor], mean, std) -> list[Tensor]:
     images, size = shown["images"], tuple(shown["images"].shape[-2:])
     hidden = F.interpolate(shown["hidden"].float(), size, mode="nearest-exact") > 0
     pixels = [denormalize(x, mean, std) for x in (images, torch.where(hidden, mid_grey(images, mean, std), images))]
-    pixels = [x[:, :3] if x.shape[1] >= 3 else x[:, :1].expand(-1, 3, -1, -1) for x in pixels]
+    pixels = [x.expand(-1, 3, -1, -1) for x in pixels]
     cells = shown["target"].float().movedim(1, -1).flatten(0, 2)
     centre = cells.mean(0)
     directions = torch.linalg.svd(cells - centre, full_matrices=False)[2][:3]  # (3, C), in order of variance
@@ -84,6 +105,20 @@ def _feature_panels(shown: dict[str, Tensor], mean, std) -> list[Tensor]:
         colours = F.pad(colours, (0, 0, 0, 0, 0, 3 - colours.shape[1]))
         panels.append(F.interpolate(colours, size, mode="nearest-exact"))
     return [*pixels, *panels]
+
+
+def _stretched(images: Tensor, mean: Tensor, std: Tensor) -> tuple[Tensor, Tensor]:
+    """(C,) mean and (C,) deviation with which `denormalize` spreads each band from black to white.
+
+    Args:
+        images: (B, C, H, W) normalised.
+        mean, std: (C,), of the normalisation.
+    """
+    values = images.float().movedim(1, 0).flatten(1)
+    values = values[:, :: -(-values.shape[1] // _SAMPLE)] * std[:, None] + mean[:, None]
+    low, high = (values.quantile(share, dim=1) for share in (_DARKEST, _BRIGHTEST))
+    width = torch.where(high > low, high - low, torch.ones_like(low))  # a constant band is black
+    return (mean - low) / width, std / width
 
 
 def mid_grey(like: Tensor, mean, std) -> Tensor:
@@ -118,8 +153,10 @@ def _join(parts: list[np.ndarray], axis: int) -> np.ndarray:
     return np.concatenate([piece for part in parts for piece in (part, gap)][:-1], axis=axis)
 
 
-def _header(width: int, titles: tuple[str, ...]) -> np.ndarray:
+def _header(width: int, titles: tuple[str, ...], caption: str) -> np.ndarray:
+    """(_HEADER, width, 3) uint8: the caption, and below it a title above each column."""
     strip = np.full((_HEADER, width, 3), 255, np.uint8)
+    cv2.putText(strip, caption, (2, 16), cv2.FONT_HERSHEY_SIMPLEX, 0.45, (0, 0, 0), 1, cv2.LINE_AA)
     for i, title in enumerate(titles):
         left = i * (width + _GAP) // len(titles) + 2
         cv2.putText(strip, title, (left, _HEADER - 8), cv2.FONT_HERSHEY_SIMPLEX, 0.45, (0, 0, 0), 1, cv2.LINE_AA)

@@ -177,13 +177,18 @@ def keep_lines_until(path: Path, step: int) -> list[dict]:
 class PictureHook(Hook):
     """Draws the same few images, with the same masks, at the start, now and then, and at the end.
 
+    16-bit images, and images of other than one or three channels, are stretched by percentiles: most of them use a
+    small part of their range.
+
     Args:
-        images: (N, C, H, W) uint8.
+        images: (N, C, H, W) uint8 or uint16.
         how_many: pictures in a run, at least 2: the first and the last.
+        bands: the channels to show, see `a2mim.analysis.reconstructions.draw`.
     """
 
-    def __init__(self, images: torch.Tensor, how_many: int):
-        self.images, self.how_many = images, how_many
+    def __init__(self, images: torch.Tensor, how_many: int, bands: tuple[int, ...] | None = None):
+        self.images, self.how_many, self.bands = images, how_many, bands
+        self.stretch = images.dtype != torch.uint8 or images.shape[1] not in (1, 3)
         self.drawn: int | None = None  # the step of the last picture
 
     def before_train(self, runner) -> None:
@@ -194,14 +199,15 @@ class PictureHook(Hook):
 
     def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None) -> None:
         if runner.iter in self.steps:
-            self.draw(runner)
+            self.draw(runner, outputs)
 
-    def draw(self, runner) -> None:
+    def draw(self, runner, outputs: dict | None = None) -> None:
+        """Writes the picture of now. outputs: the losses of the last step; None before the first."""
         with first_alone() as first:
             if first:
-                self._draw(runner)
+                self._draw(runner, outputs)
 
-    def _draw(self, runner) -> None:
+    def _draw(self, runner, outputs: dict | None) -> None:
         model = runner.inner_model
         generator = torch.Generator(runner.context.device).manual_seed(step_seed(runner.seed, 0, 0, "picture"))
         model.eval()
@@ -209,7 +215,13 @@ class PictureHook(Hook):
             shown = model(runner.context.to_device(self.images), mode="predict", generator=generator)
         model.train()
         folder = runner.run.folder / "reconstructions"
-        save(draw(shown, model.mean, model.std), folder / f"step_{runner.iter:08d}.png")
+        caption = (
+            f"step {runner.iter:,} of {runner.max_iters:,}, epoch {runner.run.loader.epochs_done(runner.iter):.2f}"
+        )
+        caption += f", loss {float(outputs['loss']):.4f}" if outputs else ""
+        picture = draw(shown, model.mean, model.std, self.bands, self.stretch, caption)
+        save(picture, folder / f"step_{runner.iter:08d}.png")
+        runner.visualizer.add_image("reconstructions", picture, step=runner.iter)
         write_json(folder / "layout.json", layout(shown))
         self.drawn = runner.iter
 

@@ -114,12 +114,17 @@ class OnlineKNN(Hook):
     def facts(self) -> dict:
         """For summary.json; the share is of this process's time."""
         elapsed = time.perf_counter() - self.began
-        return {
+        facts = {
             "history": self.history,
             "images": [len(self.bank), len(self.queries)],
             "passed_over": self.passed_over,
             "share_of_time": round(self.spent / max(elapsed, 1e-9), 4),
         }
+        if self.passed_over and not self.history:
+            facts["note"] = (
+                f"no k-NN on the way: at every epoch's end it would have taken more than {SHARE:.0%} of the time so far"
+            )
+        return facts
 
 
 class ImageSample:

@@ -10,6 +10,8 @@ from pydantic import Field, model_validator
 from a2mim.engine.setting_groups import Images, Log, Mean, Optimizer, Schedule, Settings, Std
 from a2mim.engine.setting_types import Count, Flag, Group, Integer, Must, NonNegative, Text
 
+Band = Annotated[Integer, Ge(0)]
+
 
 class PretrainData(Images):
     """The images that the encoder is trained on."""
@@ -40,6 +42,9 @@ class PretrainLog(Log):
 
     pictures: Annotated[Integer, Ge(2)] = Field(5, description="Pictures of reconstructions in a run.")
     rows: Count = Field(6, description="Images in a picture.")
+    bands: (
+        Annotated[tuple[Band] | tuple[Band, Band, Band], Must("a list of one or three channel numbers, from 0")] | None
+    ) = Field(None, description="Channels that a picture shows: one in grey, or red, green and blue. None: the first.")
 
 
 class Judging(Group):
@@ -85,6 +90,11 @@ class PretrainSettings(Settings):
     def _parts(self) -> Self:
         check_parts(self.model)
         check_cell(self.model.get("masking"), self.data.img_size)
+        if self.log.bands and max(self.log.bands) >= self.data.in_chans:
+            raise ValueError(
+                f"log.bands={list(self.log.bands)}: the images have the channels 0 to {self.data.in_chans - 1}"
+                f" (data.in_chans={self.data.in_chans})"
+            )
         return self
 
 

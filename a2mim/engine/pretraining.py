@@ -80,7 +80,8 @@ class Pretraining:
     def hooks(self) -> dict[str, Hook]:
         settings = self.settings
         images = first_images(self.test_set or self.train_set, settings)
-        hooks: dict[str, Hook] = {"parts": PartsHook(), "pictures": PictureHook(images, settings.log.pictures)}
+        pictures = PictureHook(images, settings.log.pictures, settings.log.bands)
+        hooks: dict[str, Hook] = {"parts": PartsHook(), "pictures": pictures}
         if self.online:
             hooks["online"] = self.online
         return hooks

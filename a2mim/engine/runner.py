@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from itertools import count
-from typing import TypeVar
+from pathlib import Path
+from typing import Any, TypeVar
 
 import torch
 from mmengine.config import Config
 from mmengine.hooks import EMAHook, Hook
+from mmengine.logging import MMLogger
 from mmengine.model import MMDistributedDataParallel
 from mmengine.optim import OptimWrapper
 from mmengine.runner import BaseLoop, Runner
@@ -151,6 +154,13 @@ class TrainRunner(Runner):
             experiment_name=f"{run.folder.name}-{next(_runs)}",  # mmengine keys its globals by this name
             cfg=Config({"_": run.folder.name}) if tensorboard else None,
         )
+        for folder in (Path(self._log_dir), Path(self.work_dir)):  # mmengine makes them in any case
+            with suppress(OSError):  # TensorBoard's files lie there
+                folder.rmdir()
+
+    def build_logger(self, log_level: int | str = "INFO", log_file: str | None = None, **options: Any) -> MMLogger:
+        """A logger of the screen alone: the run's log is log.jsonl, and mmengine's file would stay empty."""
+        return MMLogger.get_instance(name=self._experiment_name, log_level=log_level, **options)
 
     @property
     def inner_model(self) -> torch.nn.Module:

@@ -23,6 +23,13 @@ def encoded(pixels: np.ndarray, suffix: str = "jpg", **options) -> bytes:
     return buffer.getvalue()
 
 
+def npy(values: np.ndarray) -> bytes:
+    """The content of an .npy file."""
+    buffer = io.BytesIO()
+    np.save(buffer, values)
+    return buffer.getvalue()
+
+
 def write_tar(path, members: list[tuple[str, bytes]], format=tarfile.USTAR_FORMAT):
     with tarfile.open(path, "w", format=format) as archive:
         for name, content in members:

@@ -1,11 +1,11 @@
 import contextlib
-import hashlib
 import itertools
 import pickle
 
 import numpy as np
 import pytest
 import torch
+from batch_streams import digest, loader, stream
 from small_images import encoded, picture, write_tar
 
 from a2mim.data import EvalLoader, TrainLoader, check_shards, open_dataset
@@ -13,19 +13,6 @@ from a2mim.data.batches import Batches
 from a2mim.data.decode import LENIENT, UnreadableImage, decode
 from a2mim.data.faults import UnreadableData
 from a2mim.data.records import Request
-
-
-def loader(dataset, batch=8, **options) -> TrainLoader:
-    return TrainLoader(dataset, 16, batch, **options)
-
-
-def digest(batch: dict) -> str:
-    parts = (batch[name].contiguous().numpy().tobytes() for name in ("images", "labels", "ids"))
-    return hashlib.sha256(b"".join(parts)).hexdigest()
-
-
-def stream(source, epochs: int = 2) -> list[str]:
-    return [digest(batch) for _ in range(epochs) for batch in source]
 
 
 def test_batches_have_the_promised_shapes_and_types(dataset):

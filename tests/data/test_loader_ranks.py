@@ -10,7 +10,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from test_loader import loader
+from batch_streams import loader
 
 SCRIPT = Path(__file__).with_name("stream_rank.py")
 STEPS = 5  # 40 images, batches of 8

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import tifffile
 from PIL import Image
-from small_images import encoded, picture, write_tar
+from small_images import encoded, npy, picture, write_tar
 
 from a2mim.data import EvalLoader, TrainLoader, open_dataset
 from a2mim.data.decode import REDUCED, PixelFormat, Unfit, UnreadableImage, decode
@@ -16,12 +16,6 @@ DEEP = np.random.default_rng(0).integers(0, 65536, (20, 30, 4), dtype=np.uint16)
 def tiff(values: np.ndarray, **options) -> bytes:
     buffer = io.BytesIO()
     tifffile.imwrite(buffer, values, **options)
-    return buffer.getvalue()
-
-
-def npy(values: np.ndarray) -> bytes:
-    buffer = io.BytesIO()
-    np.save(buffer, values)
     return buffer.getvalue()
 
 

@@ -8,7 +8,7 @@ from collections import namedtuple
 import numpy as np
 import pytest
 import torch
-from test_loader import digest, stream
+from batch_streams import digest, stream
 
 from a2mim.data import EvalLoader, StreamLoader, TrainLoader, open_stream, workers
 from a2mim.data.records import Request

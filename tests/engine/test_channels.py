@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,7 +13,10 @@ from a2mim.cli import build_parser, main
 from a2mim.commands.arguments import reading_of
 from a2mim.data import EvalLoader, open_dataset
 from a2mim.data.reading import Reading
+from a2mim.engine.config import load_config
 from a2mim.evaluation import extract_features
+
+RECIPES = Path(__file__).parents[2] / "configs"
 
 
 @pytest.fixture(scope="module")
@@ -91,3 +95,17 @@ def test_an_encoder_of_a_run_is_judged_on_images_read_as_the_run_read_them(recip
     assert (other.exif, other.value_range) == (False, (0.0, 2.0))
     shutil.copytree(folder / "encoder", tmp_path / "moved" / "to" / "encoder")
     assert read(tmp_path / "moved" / "to" / "encoder") == read("resnet18") == Reading()
+
+
+@pytest.mark.parametrize("bands", [[0, 1, 4], [4]])
+def test_a_band_that_the_images_lack_is_refused_with_those_they_have(bands):
+    changes = {"log.bands": bands, "data.in_chans": 4, "data.mean": [0.5] * 4, "data.std": [0.2] * 4}
+    with pytest.raises(ValueError, match=r"log.bands=\[.*4\]: the images have the channels 0 to 3"):
+        load_config(str(RECIPES / "a2mim_xcit.py"), changes)
+    assert load_config(str(RECIPES / "a2mim_xcit.py"), changes | {"log.bands": [3, 2, 0]}).log.bands == (3, 2, 0)
+
+
+@pytest.mark.parametrize("bands", [[0, 1], [], "rgb", [0.5]])
+def test_bands_are_one_or_three_channel_numbers(bands):
+    with pytest.raises(ValueError, match=r"log.bands=.* must be None or a list of one or three channel numbers"):
+        load_config(str(RECIPES / "a2mim_xcit.py"), {"log.bands": bands})

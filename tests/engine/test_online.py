@@ -68,6 +68,14 @@ def test_it_never_costs_more_than_its_share(run, labelled):
     assert len(found["history"]) + found["passed_over"] == 4
 
 
+def test_a_history_that_stays_empty_is_explained(run, labelled, monkeypatch):
+    monkeypatch.setattr(online, "SHARE", 1e-9)
+    _, summary = run("run", data=labelled, **{"schedule.epochs": 2})
+    found = summary["online_knn"]
+    assert found["history"] == [] and found["passed_over"] == 2
+    assert "no k-NN on the way: at every epoch's end it would have taken more than" in found["note"]
+
+
 def test_what_was_found_before_a_resume_is_kept(run, labelled, always, tmp_path):
     folder, whole = run("run", data=labelled)
     for path in list_checkpoints(folder / "checkpoints")[4:]:

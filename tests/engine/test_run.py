@@ -34,6 +34,9 @@ def test_a_run_leaves_the_folder_that_the_documentation_names(run):
     assert json.loads((folder / "summary.json").read_text()) == summary
     assert summary["status"] == "finished"
     assert summary["steps"] == 3
+    assert not [
+        path for path in folder.rglob("[!.]*") if not (any(path.iterdir()) if path.is_dir() else path.stat().st_size)
+    ]
     assert len(list((folder / "reconstructions").glob("*.png"))) == 2
     line = json.loads((folder / "log.jsonl").read_text().splitlines()[0])
     assert line["loss"] == pytest.approx(line["loss_l1"] + line["loss_fourier"])
@@ -58,6 +61,7 @@ def test_tensorboard_gets_what_the_log_gets(run):
 
     accumulator = EventAccumulator(str(events[0]))
     accumulator.Reload()
+    assert [image.step for image in accumulator.Images("reconstructions")] == [0, 3]
     lines = [json.loads(text) for text in (folder / "log.jsonl").read_text().splitlines()]
     assert [s.value for s in accumulator.Scalars("loss")] == pytest.approx([line["loss"] for line in lines])
 

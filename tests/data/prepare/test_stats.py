@@ -3,8 +3,7 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
-from small_images import encoded, picture, write_tar
-from test_rasters import npy
+from small_images import encoded, npy, picture, write_tar
 
 from a2mim.data import open_dataset
 from a2mim.data.faults import UnreadableData
