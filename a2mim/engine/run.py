@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -108,7 +109,7 @@ def finetune(
 
 def carry_out(task_class: type[Pretraining | Finetuning], request: Request, launch: Launch) -> dict:
     """Runs a task from its preparation to its summary."""
-    started = time.time()
+    started, before = time.time(), torch.are_deterministic_algorithms_enabled()
     try:
         run, resume_point = prepare(task_class, request, launch)
         run.folder = folder.claim(run.folder, run.request.name)
@@ -142,6 +143,7 @@ def carry_out(task_class: type[Pretraining | Finetuning], request: Request, laun
             f" or --num-workers ({first_line(error)})"
         ) from error
     finally:
+        torch.use_deterministic_algorithms(before)
         folder.release()
         stop_processes()
     return summary
@@ -191,7 +193,10 @@ def prepare(
         check_targets(settings.export)
     device = device or start_processes(launch.device)
     torch.set_float32_matmul_precision("high")  # TF32 on GPUs that have it; nothing on a CPU
-    torch.backends.cudnn.benchmark = True
+    torch.backends.cudnn.benchmark = not settings.deterministic
+    if settings.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when cuBLAS starts, after this
+        torch.use_deterministic_algorithms(True)
     point = resumed.point if resumed else None
     saved = point.meta if point else None
     data = task_class.open(settings, request, saved, launch.access)

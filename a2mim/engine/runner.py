@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import time
 from collections.abc import Iterator
 from contextlib import suppress
@@ -16,6 +17,7 @@ from mmengine.logging import MMLogger
 from mmengine.model import MMDistributedDataParallel
 from mmengine.optim import OptimWrapper
 from mmengine.runner import BaseLoop, Runner
+from torch.nn.parallel import DistributedDataParallel
 
 from a2mim.data.workers import WorkerDied
 from a2mim.engine.hooks import CheckpointHook
@@ -24,6 +26,8 @@ from a2mim.engine.state import restore
 from a2mim.registry import SCOPE
 
 _runs = count()
+_ARGUMENTS = inspect.signature(DistributedDataParallel).parameters
+BUFFERS = "forward_sync_buffers" if "forward_sync_buffers" in _ARGUMENTS else "broadcast_buffers"  # the newer name
 SomeHook = TypeVar("SomeHook", bound=Hook)
 
 
@@ -193,9 +197,8 @@ class TrainRunner(Runner):
         if not self.distributed:
             return model
         ids = [self.context.device.index] if self.context.device.type == "cuda" else None
-        return MMDistributedDataParallel(
-            module=model, device_ids=ids, broadcast_buffers=False, gradient_as_bucket_view=True
-        )
+        buffers = {BUFFERS: False}  # each process gathers BatchNorm's statistics for itself
+        return MMDistributedDataParallel(module=model, device_ids=ids, gradient_as_bucket_view=True, **buffers)
 
     def load_or_resume(self) -> None:
         if self.resume_point is not None:

@@ -132,6 +132,10 @@ class Settings(Group):
     )
     ema: PositiveShare | None = Field(None, description="Momentum of averaged weights, e.g. 1e-4. None: no average.")
     compile: Flag = Field(False, description="Compile the network with torch.compile.")
+    deterministic: Flag = Field(
+        False,
+        description="The same numbers in each run on a GPU too: only kernels that add in a fixed order; slower.",
+    )
     channels_last: Flag = Field(False, description="Keep images and weights in the channels-last memory format.")
     sync_batchnorm: Flag = Field(False, description="BatchNorm over the images of all GPUs.")
     checkpoint: Checkpoint = Field(Checkpoint(), description="When the run is saved.")

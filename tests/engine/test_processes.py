@@ -6,10 +6,12 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 
 import pytest
 import torch
 
+from a2mim.checkpoints import list_checkpoints
 from a2mim.cli import main
 from a2mim.commands.training import join_resume
 from a2mim.engine import processes, report
@@ -227,3 +229,41 @@ def test_two_processes_of_a_slurm_step_agree_wait_and_leave(tmp_path):
     program = PAIR.replace('int(os.environ["RANK"])', 'int(os.environ["RANK_HERE"])')
     for printed in start_two(tmp_path, program):
         assert printed.endswith("left\n"), printed
+
+
+@pytest.mark.slow
+def test_one_of_two_processes_is_killed_and_torchrun_s_restart_ends_with_the_same_weights(recipe, images, tmp_path):
+    """The command line says nothing of resuming: the restarted processes find the folder of their own run."""
+
+    def start(name):
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = str(free.getsockname()[1])
+        torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--max-restarts", "2"]
+        words = ["-m", "a2mim.cli", "pretrain", str(recipe), "--data", str(images), "--device", "cpu"]
+        words += ["--num-workers", "0", "--cfg-options", "schedule.epochs=8"]
+        here = tmp_path / name
+        here.mkdir()
+        environ = os.environ | {"OMP_NUM_THREADS": "1"}
+        command = [*torchrun, "--master-port", port, *words]
+        return here / "runs" / "tiny", subprocess.Popen(
+            command, cwd=here, env=environ, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        )
+
+    whole, process = start("whole")
+    printed = process.communicate(timeout=300)[0]
+    assert process.returncode == 0, printed
+    killed, process = start("killed")
+    deadline = time.monotonic() + 200
+    while not (killed / "checkpoints" / "step_00000005.pth").exists():
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.01)
+    workers = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True, check=True).stdout
+    os.kill(int(workers.split()[-1]), signal.SIGKILL)
+    printed = process.communicate(timeout=300)[0]
+    assert process.returncode == 0, printed
+    assert [path.name for path in (tmp_path / "killed" / "runs").iterdir()] == ["tiny"]
+    both = [torch.load(list_checkpoints(each / "checkpoints")[-1], weights_only=True) for each in (whole, killed)]
+    assert both[0]["meta"]["step"] == both[1]["meta"]["step"] == 24
+    for key, value in both[0]["state_dict"].items():
+        assert torch.equal(value, both[1]["state_dict"][key]), key
