@@ -150,6 +150,9 @@ def weights_of(run: Path) -> tuple[dict, dict]:
     numbers = {"step": [checkpoint["meta"]["step"], 0]} | numbers_of(tensors)
     for text in (run / "log.jsonl").read_text().splitlines():
         line = json.loads(text)
+        if "mean_colour" in line:  # "baseline" in the records; now that is the better of mean and median
+            line["baseline"] = line.pop("mean_colour")
+            del line["median_colour"]
         for key, value in line.items():
             if isinstance(value, float) and key not in ("images_per_second", "data_share", "test_top1", "test_top5"):
                 numbers[f"step {line['step']} {key}"] = near(value, 10 if key == "grad_norm" else 1)
