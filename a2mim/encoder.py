@@ -95,7 +95,7 @@ class MaskedEncoder(nn.Module):
         site: the module whose output takes the token, e.g. "layer3", "blocks.5", "patch_embed". "auto" is the last map
             with half the final stride in a hierarchical network, and the middle block of an isotropic one. With several
             names, each site has its own token.
-        token: "add", "replace" or "scaled", see `insert_token`; "none" where the fill alone stands for what is hidden.
+        token: "add", "replace" or "scaled", see `insert_token`; "none": only the fill marks hidden cells.
         img_size: pixels, one number or (height, width); None is the model's own size.
         in_chans: channels of the images.
         mask_patch_size: side of a hidden square in pixels; "auto" prefers a site whose cells are no larger.

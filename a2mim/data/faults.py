@@ -41,7 +41,7 @@ class Faults(Counter):
             images: number of images handed out so far, this batch included.
 
         Raises:
-            UnreadableData: too many of these images are unreadable. An error from the worker is raised as it is.
+            UnreadableData: too many of these images are unreadable. An error from the worker is raised unchanged.
         """
         self.add(made.faults)
         if made.error is not None:

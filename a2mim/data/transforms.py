@@ -62,7 +62,7 @@ def seeded(seed: int):
 
 
 def is_registered_transform(name: str) -> bool:
-    """Whether the name stands in mmcv's registry; nothing but mmcv is imported for the answer."""
+    """True if mmcv's registry has the name; imports only mmcv."""
     from mmcv.transforms import TRANSFORMS
 
     return name in TRANSFORMS.module_dict
