@@ -2,8 +2,11 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 
+from a2mim.data.augment import Augment
 from a2mim.engine.config import load_config
 from a2mim.engine.finetune_protocol import SETTING_OF, protocol_in_force
 from a2mim.engine.finetune_settings import FinetuneSettings
@@ -65,3 +68,16 @@ def test_a_recipe_has_a_laptop_scale_and_says_how_it_is_run(path):
     text = path.read_text()
     assert len(text.splitlines()) <= 60
     assert f"python tools/finetune.py configs/finetune/{path.name} SOURCE --data" in text
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)
+def test_a_recipe_s_own_augmentation_runs_300_images(path):
+    settings = load_config(path, kind=FinetuneSettings)
+    chosen = settings.augment
+    if not chosen.auto_augment and not chosen.color_jitter:
+        pytest.skip("it augments nothing")
+    augment = Augment(chosen.auto_augment, chosen.color_jitter, 32, (0.5,) * 3, settings.data.interpolation)
+    image = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (3, 32, 32), np.uint8))
+    made = [augment(image, seed) for seed in range(300)]
+    assert all(one.shape == image.shape and one.dtype == torch.uint8 for one in made)
+    assert len({one.numpy().tobytes() for one in made}) > 100

@@ -6,9 +6,10 @@ from itertools import islice
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from a2mim.data import TrainLoader, open_dataset
-from a2mim.data.augment import Augment
+from a2mim.data.augment import Augment, _operations
 from a2mim.data.plan import Plan
 from a2mim.data.repeated import repeat_order, repeated
 from a2mim.data.transforms import TransformError
@@ -33,6 +34,20 @@ def test_an_augmentation_is_a_function_of_the_seed_and_leaves_the_global_generat
 def test_colour_jitter_is_left_out_where_there_is_randaugment_as_in_timm():
     with_jitter, without = (Augment("rand-m9-mstd0.5-inc1", j, 32, (0.5,) * 3, "bilinear") for j in (0.4, 0.0))
     assert all(torch.equal(with_jitter(IMAGE, seed), without(IMAGE, seed)) for seed in range(8))
+
+
+@pytest.mark.parametrize("words", ["rand-m10-inc1", "rand-m9-mstd2-inc1", "original", "originalr", "v0r", "augmix-m10"])
+def test_a_policy_that_keeps_no_bit_of_a_value_makes_a_black_image(words):
+    """Pillow refuses to posterize to 0 bits, which timm asks for at its greatest strength."""
+    augment = Augment(words, 0.0, 32, (0.5,) * 3, "bicubic")
+    operations = [op for op in _operations(augment.transform) if "oster" in op.name]
+    assert operations
+    picture = Image.fromarray(IMAGE.permute(1, 2, 0).numpy())
+    for operation in operations:
+        operation.prob, operation.level_fn = 1.0, lambda level, hparams: (0,)
+        assert not np.asarray(operation(picture)).any()
+        operation.level_fn = lambda level, hparams: (4,)
+        assert np.array_equal(np.asarray(operation(picture)), np.asarray(picture) & 0xF0)
 
 
 def test_words_that_timm_does_not_know_are_one_sentence():

@@ -5,7 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
-from loopback import LoopbackServer, quick
+from loopback import LoopbackServer, _Handler, quick
 from small_images import encoded, picture, write_tar
 
 from a2mim.data import open_dataset
@@ -320,3 +320,54 @@ def test_no_password_reaches_an_error(server, tmp_path):
         with pytest.raises((OSError, ValueError)) as error:
             open_dataset(address + name, access=quick(tmp_path / "cache"))
         assert "hunter2" not in str(error.value)
+
+
+@pytest.fixture
+def elsewhere(server):
+    """A second server, to which the first one sends its readers with a token in the address; notes headers."""
+    other = LoopbackServer(server.folder)
+    headers, answer = [], _Handler.answer
+
+    def noted(handler, fault):
+        headers.append((handler.here is other, dict(handler.headers), handler.path))
+        if handler.here is other:
+            return answer(handler, fault)
+        handler.send_response(302)
+        handler.send_header("Set-Cookie", "session=hunter2")
+        handler.send_header("Location", other.url.replace("127.0.0.1", "localhost") + handler.path.partition("?")[0])
+        handler.send_header("Content-Length", "0")
+        handler.end_headers()
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_Handler, "answer", noted)
+        yield headers
+    other.close()
+
+
+def test_a_redirect_to_another_host_is_said_and_carries_no_secret_along(server, elsewhere, access):
+    address = server.url.replace("://", "://someone:hunter2@") + "/part-0.tar?sig=hunter2"
+    with pytest.warns(UserWarning, match="redirects to localhost") as said:
+        assert len(open_dataset(address, access=access)) == 12
+    assert all("hunter2" not in str(warning.message) for warning in said)
+    away = [(headers, path) for there, headers, path in elsewhere if there]
+    assert away and any("someone" not in str(headers) and "authorization" in str(headers).lower() for there, headers, _ in elsewhere if not there)
+    for headers, path in away:
+        assert not {"authorization", "cookie", "referer"} & {name.lower() for name in headers}
+        assert "hunter2" not in path and "hunter2" not in str(headers)
+
+
+def test_a_shard_without_a_length_that_never_ends_is_given_up_at_the_bound(server, tmp_path, monkeypatch):
+    sent = []
+
+    def endless(handler, fault):
+        handler.close_connection = True
+        handler.send_response(200)
+        handler.end_headers()
+        while handler.command == "GET" and len(sent) < 4000:
+            handler.wfile.write(b"x" * 65536)
+            sent.append(1)
+
+    monkeypatch.setattr(_Handler, "answer", endless)
+    with pytest.raises(ShardError, match=r"more than 1,000,000 bytes came; given up"):
+        open_dataset(server.url + "/part-0.tar", access=quick(tmp_path / "cache", cache_bytes=1_000_000))
+    assert len(sent) < 1000 and not copies(quick(tmp_path / "cache"))
