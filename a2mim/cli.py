@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import io
 import os
+import signal
 import sys
 import warnings
 from collections.abc import Iterator
@@ -58,6 +59,9 @@ def _run(chosen: argparse.Namespace) -> int:
     try:
         with contextlib.redirect_stdout(PrintableStream(sys.stdout)):
             return chosen.run(chosen) or 0
+    except BrokenPipeError:  # whoever read the output has gone, as in `| head`: no error
+        _discard_output()
+        return 128 + signal.SIGPIPE
     except USER_ERRORS as error:
         if chosen.debug:
             raise
@@ -75,6 +79,12 @@ def _run(chosen: argparse.Namespace) -> int:
         return 130
     finally:
         warnings.formatwarning = before  # a program that calls this function keeps its own
+
+
+def _discard_output() -> None:
+    """Sends what is still to be written nowhere, so that the interpreter's last flush does not fail."""
+    with contextlib.suppress(OSError, ValueError), open(os.devnull, "w") as nowhere:
+        os.dup2(nowhere.fileno(), sys.stdout.fileno())
 
 
 @contextlib.contextmanager

@@ -1,5 +1,6 @@
 """What `import a2mim` gives, and what the command says of itself."""
 
+import os
 import subprocess
 import sys
 
@@ -52,3 +53,13 @@ def test_the_lines_that_a_run_prints_work_as_typed_in_a_fresh_process(tmp_path):
     code = f"{line.rpartition('; ')[0]}\n{code}\nassert model.num_classes == 3"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path)
     assert loaded.returncode == 0, loaded.stderr[-1000:]
+
+
+def test_a_reader_that_goes_away_is_no_error():
+    """As in `a2mim settings | head -1`."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    command = [sys.executable, "-m", "a2mim.cli", "settings"]
+    process = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE)
+    os.close(writing)
+    assert process.returncode == 141 and process.stderr == b""
