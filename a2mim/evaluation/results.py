@@ -6,6 +6,7 @@ that two results of one test set can be paired.
 
 import csv
 import json
+import math
 import os
 from pathlib import Path
 
@@ -72,12 +73,26 @@ def read_results(path: str | os.PathLike) -> list[dict]:
         path = _in_folder(path)
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not JSON ({error}).") from None
-    whole = isinstance(found, list) and all(isinstance(r, dict) and not set(REQUIRED) - set(r) for r in found)
+    whole = isinstance(found, list) and all(map(_is_result, found))
     if not whole:
         raise ValueError(f"{path} is not a results file of a2mim: it must be a list of results.")
     return found
+
+
+def _is_result(found: object) -> bool:
+    """Whether every key is there, and what is computed with has the right form."""
+    if not isinstance(found, dict) or set(REQUIRED) - set(found):
+        return False
+    correct, scores = found["correct"], found.get("scores", {})
+    return (
+        isinstance(correct, str)
+        and not set(correct) - set("01-")
+        and isinstance(found["constants"], dict)
+        and isinstance(scores, dict)
+        and all(isinstance(v, int | float) and math.isfinite(v) for v in scores.values())
+    )
 
 
 def _in_folder(folder: Path) -> Path:

@@ -6,7 +6,7 @@ import json
 import pytest
 import torch
 
-from a2mim.evaluation.results import pack, read_results, unpack, write_result
+from a2mim.evaluation.results import REQUIRED, pack, read_results, unpack, write_result
 
 
 def result(**changes):
@@ -86,3 +86,20 @@ def test_a_run_without_results_is_told_what_makes_them_and_a_missing_folder_is_n
         read_results(tmp_path / "run")
     with pytest.raises(FileNotFoundError, match=r"no such folder or file: .*gone"):
         read_results(tmp_path / "gone")
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"correct": "10x"}, {"correct": 7}, {"constants": []}, {"scores": {"a": "1"}}, {"scores": {"a": float("nan")}}],
+    ids=str,
+)
+def test_a_file_with_values_of_another_form_is_one_sentence(tmp_path, changes):
+    found = dict.fromkeys(REQUIRED, "x") | {"correct": "101", "constants": {}, "interval": [1, 2]}
+    (tmp_path / "results.json").write_text(json.dumps([found]))
+    assert read_results(tmp_path) == [found]
+    (tmp_path / "results.json").write_text(json.dumps([found | changes]))
+    with pytest.raises(ValueError, match="is not a results file of a2mim"):
+        read_results(tmp_path)
+    (tmp_path / "results.json").write_text("[" * 100_000)
+    with pytest.raises(ValueError, match="is not JSON"):
+        read_results(tmp_path)

@@ -350,7 +350,8 @@ def test_a_redirect_to_another_host_is_said_and_carries_no_secret_along(server, 
         assert len(open_dataset(address, access=access)) == 12
     assert all("hunter2" not in str(warning.message) for warning in said)
     away = [(headers, path) for there, headers, path in elsewhere if there]
-    assert away and any("someone" not in str(headers) and "authorization" in str(headers).lower() for there, headers, _ in elsewhere if not there)
+    first = [str(headers).lower() for there, headers, _ in elsewhere if not there]
+    assert away and any("authorization" in headers for headers in first)
     for headers, path in away:
         assert not {"authorization", "cookie", "referer"} & {name.lower() for name in headers}
         assert "hunter2" not in path and "hunter2" not in str(headers)
