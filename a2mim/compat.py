@@ -58,7 +58,7 @@ class _AfterImport:
                 execute(module)
                 self.action()
 
-            loader.exec_module = execute_and_act
+            vars(loader)["exec_module"] = execute_and_act
         return spec
 
 
@@ -86,6 +86,6 @@ def declare_missing_operators() -> None:
             torch.ops.load_library(library)
     for operator, schema in _SCHEMAS.items():
         if not hasattr(torch.ops.torchvision, operator):
-            library = torch.library.Library("torchvision", "FRAGMENT")
-            library.define(schema)
-            _libraries.append(library)
+            declared = torch.library.Library("torchvision", "FRAGMENT")
+            declared.define(schema)
+            _libraries.append(declared)

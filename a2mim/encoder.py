@@ -6,6 +6,7 @@ Invariant: the timm model keeps timm's keys. Without a mask, its features equal 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -39,8 +40,8 @@ def insert_token(
     check_mode(mode)
     if mode == "scaled" and gamma is None:
         raise ValueError('token mode "scaled" needs gamma, one factor per channel (A²MIM starts it at 1e-6).')
-    token, gamma = (None if vector is None else vector.reshape(1, -1, 1, 1) for vector in (token, gamma))
-    return _mix(features, token, mask[:, None], mode, gamma)
+    factor = None if gamma is None else gamma.reshape(1, -1, 1, 1)
+    return _mix(features, token.reshape(1, -1, 1, 1), mask[:, None], mode, factor)
 
 
 def _mix(features: Tensor, token: Tensor, hidden: Tensor, mode: str, gamma: Tensor | None) -> Tensor:
@@ -49,6 +50,7 @@ def _mix(features: Tensor, token: Tensor, hidden: Tensor, mode: str, gamma: Tens
     if mode == "add":
         inside = features + inside
     elif mode == "scaled":
+        assert gamma is not None
         inside = features * gamma.to(features.dtype) + inside
     if hidden.dtype == torch.bool:
         return torch.where(hidden, inside, features)
@@ -228,8 +230,10 @@ class MaskedEncoder(nn.Module):
             images = images.masked_fill(expand_mask(mask, *self.img_size), 0.0)
         self._images, self._mask, self._inserting = images, mask, True
         try:
-            dropping = self.dropping is not None and mask is not None
-            output = self.dropping.run(self.model, images) if dropping else self.model.forward_features(images)
+            if self.dropping is not None and mask is not None:
+                output = self.dropping.run(self.model, images)
+            else:
+                output = self.model.forward_features(images)
         finally:
             self._images, self._inserting = None, False
         outputs, self._tapped = (self._tapped if self.tapping else {0: output}), {}
@@ -244,7 +248,9 @@ class MaskedEncoder(nn.Module):
             tensor = self.dropping.restore(tensor, layout, mask)
         features = layout.to_map(tensor)
         if self.sparse is not None and mask is not None:
-            features = features.masked_fill(~self.sparse.visible(layout.grid, mask)[:, None], 0.0)
+            visible = self.sparse.visible(layout.grid, mask)
+            assert visible is not None  # `hiding_faults` refuses maps whose grid does not fit the mask's
+            features = features.masked_fill(~visible[:, None], 0.0)
         return features
 
     def arguments(self) -> dict:
@@ -295,7 +301,7 @@ class MaskedEncoder(nn.Module):
 
     def _refill(self, module, inputs):
         """Forward pre-hook of a module that receives the image resized: fills its hidden pixels from the image."""
-        if self._mask is None or not self._inserting:
+        if self._mask is None or self._images is None or not self._inserting:
             return None
         resized, *others = inputs
         size = resized.shape[-2:]

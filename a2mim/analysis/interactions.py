@@ -86,7 +86,7 @@ def draw_pairs(sampling: Sampling, generator: np.random.Generator) -> np.ndarray
     rows, columns = sampling.grid
     found: dict[tuple[int, int], None] = {}
     while len(found) < sampling.pairs:
-        row, column = generator.integers(rows), generator.integers(columns)
+        row, column = int(generator.integers(rows)), int(generator.integers(columns))
         near_row = generator.integers(max(0, row - _REACH), min(rows, row + _REACH + 1))
         near_column = generator.integers(max(0, column - _REACH), min(columns, column + _REACH + 1))
         i, j = int(row * columns + column), int(near_row * columns + near_column)

@@ -147,7 +147,7 @@ def pooled(model: nn.Module, sample: Sample, pixels: Preprocessing, batch_size: 
 
 def add_spectrum(album: Album, target: Tensor, recon: Tensor) -> None:
     """The radial power spectrum of target and reconstruction, (B, C, H, W) normalised."""
-    lines = []
+    lines: list[dict[str, Any]] = []
     for label, images in (("image", target), ("reconstruction", recon)):
         frequency, power = radial_power(images)
         lines.append({"label": label, "x": frequency, "y": power})

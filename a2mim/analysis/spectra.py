@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -35,7 +36,7 @@ class DepthSpectrum:
     variance: float
 
 
-def maps_by_depth(model: nn.Module, images: Tensor) -> list[Tensor]:
+def maps_by_depth(model: Any, images: Tensor) -> list[Tensor]:
     """(B, D, h, w) maps of every block or stage that timm lets one look into, first to last.
 
     Raises:

@@ -14,6 +14,7 @@ parameters. Inferred, because the formulas, heads, depths and kind of convolutio
 """
 
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -61,7 +62,8 @@ class KeyOnlyAttention(nn.Module):
         """(B, N, D) -> (B, N, D). visible: (B, N), how much each token counts in the sums, >= 0; None for all alike."""
         keys, values = rearrange(self.kv(tokens), "b n (p h c) -> p b h n c", p=2, h=self.num_heads).unbind(0)
         with without_autocast(tokens):
-            met = self._interact(*widen(keys, values, self.saliency, self.saliency_bias), visible)
+            keys, values, saliency, bias = widen(keys, values, self.saliency, self.saliency_bias)
+            met = self._interact(keys, values, saliency, bias, visible)
         return self.proj_drop(self.proj(rearrange(met, "b h n c -> b n (h c)").to(tokens.dtype)))
 
     def _interact(self, keys: Tensor, values: Tensor, saliency: Tensor, bias: Tensor, visible: Tensor | None) -> Tensor:
@@ -187,6 +189,7 @@ class LinGlo(nn.Module):
         self.stages = nn.Sequential(*stages)
         self.num_features = self.head_hidden_size = embed_dims[-1]
         self.head_drop = nn.Dropout(drop_rate)
+        self.global_pool = global_pool
         self.reset_classifier(num_classes, global_pool)
         self.apply(init_weights)
 
@@ -202,6 +205,7 @@ class LinGlo(nn.Module):
         return dict(stem=r"^patch_embed", blocks=r"^stages\.(\d+)" if coarse else units)
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
+        stage: Any
         for stage in self.stages:
             stage.grad_checkpointing = enable
 
@@ -237,7 +241,9 @@ class LinGlo(nn.Module):
             raise ValueError(f'output_fmt={output_fmt!r} is unknown to LinGlo; choose "NCHW" or "NLC".')
         taken, last = feature_take_indices(len(self.stages), indices)
         maps, x = [], self.patch_embed(x)
-        for i, stage in enumerate(self.stages[: last + 1] if stop_early else self.stages):
+        for i, stage in enumerate(self.stages):
+            if stop_early and i > last:
+                break
             x = stage(x)
             if i in taken:
                 maps.append(x if output_fmt == "NCHW" else rearrange(x, "b d h w -> b (h w) d"))
@@ -249,7 +255,7 @@ class LinGlo(nn.Module):
         """Drops the stages behind the last index and, when asked or left without its input, the classifier."""
         taken, last = feature_take_indices(len(self.stages), indices)
         shortened = last < len(self.stages) - 1
-        self.stages = self.stages[: last + 1]
+        self.stages = nn.Sequential(*list(self.stages)[: last + 1])
         self.num_features = self.head_hidden_size = self.feature_info[last]["num_chs"]
         if prune_head or shortened:
             self.reset_classifier(0, "")

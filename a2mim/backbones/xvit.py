@@ -16,6 +16,7 @@ the authors is public. The attention is theirs, equation by equation. Inferred, 
 """
 
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -107,7 +108,8 @@ class XNSA(nn.Module):
         keys, values = self.kv(tokens)
         if visible is not None:
             keys = keys * visible[:, None, :, None].to(keys.dtype)
-        attended = xnorm_attention(*self.q(queries), keys, values, self.gamma)
+        (asked,) = self.q(queries)
+        attended = xnorm_attention(asked, keys, values, self.gamma)
         return self.proj_drop(self.proj(rearrange(attended, "b h n c -> b n (h c)").to(queries.dtype)))
 
 
@@ -190,13 +192,13 @@ class XViT(nn.Module):
         self.patch_embed = ConvPatchEmbed(to_2tuple(img_size), PATCH_SIZE, in_chans, embed_dim)
         self.grid = tuple(math.ceil(side / PATCH_SIZE) for side in to_2tuple(img_size))
         self.pos_embed = nn.Parameter(torch.empty(1, math.prod(self.grid), embed_dim))
-        self.cls_token = nn.Parameter(torch.empty(1, 1, embed_dim))
+        self.cls_token: nn.Parameter | None = nn.Parameter(torch.empty(1, 1, embed_dim))
 
         common = (embed_dim, num_heads, mlp_ratio, qkv, eta, proj_drop_rate)
         self.blocks = nn.ModuleList([Block(*common, drop_path_rate) for _ in range(depth)])
         self.feature_info = [dict(num_chs=embed_dim, reduction=PATCH_SIZE, module=f"blocks.{i}") for i in range(depth)]
         self.cls_attn_blocks = nn.ModuleList([ClassBlock(*common) for _ in range(cls_attn_layers)])
-        self.norm = nn.LayerNorm(embed_dim, eps=1e-6)
+        self.norm: nn.Module = nn.LayerNorm(embed_dim, eps=1e-6)
         self.head_drop = nn.Dropout(drop_rate)
         self.reset_classifier(num_classes, global_pool)
 
@@ -304,6 +306,7 @@ class XViT(nn.Module):
     def _finish(self, tokens: Tensor) -> Tensor:
         """Class token, class layers and norm."""
         if self.num_prefix_tokens:
+            assert self.cls_token is not None
             tokens = torch.cat([self.cls_token.expand(tokens.shape[0], -1, -1), tokens], dim=1)
         for block in self.cls_attn_blocks:
             tokens = self._run(block, tokens)
@@ -318,7 +321,8 @@ def init_linear(module: nn.Module) -> None:
 
 def fit_positions(state_dict: dict, model: XViT) -> dict:
     """Interpolates the positions of weights that were trained at another size: `input_size` of pretrained_cfg."""
-    old = [math.ceil(side / PATCH_SIZE) for side in model.pretrained_cfg["input_size"][1:]]
+    cfg: Any = model.pretrained_cfg
+    old = [math.ceil(side / PATCH_SIZE) for side in cfg["input_size"][1:]]
     positions = state_dict["pos_embed"]
     if positions.shape[1] == math.prod(old):  # else the strict loading that follows says what does not fit
         positions = resample_abs_pos_embed(positions, list(model.grid), old, num_prefix_tokens=0)

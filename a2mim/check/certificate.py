@@ -8,10 +8,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from a2mim.encoder import MaskedEncoder
 from a2mim.wiring.layout import Layout, leaves
+from a2mim.wiring.model_type import TimmModel
 from a2mim.wiring.networks import OwnNetwork, build_model
 from a2mim.wiring.rates import Rates, measure_rates
 
@@ -90,7 +91,7 @@ class Certificate:
 
 def certify(
     name: str,
-    img_size: int | Sequence[int] | None = None,
+    img_size: int | tuple[int, int] | None = None,
     in_chans: int = 3,
     site: str | Sequence[str] = "auto",
     sizes: Sequence = SIZES,
@@ -112,8 +113,8 @@ def certify(
     own, *others = (
         h if h == w else (h, w) for h, w in ((height, width), (height // 2, width // 2), (2 * height, 2 * width))
     )
-    tried = sorted(dict.fromkeys((own, *others, *sizes)), key=_area)
-    tried = {size: takes(name, size, in_chans, arguments.get("model_args")) for size in tried}
+    every_size = sorted(dict.fromkeys((own, *others, *sizes)), key=_area)
+    tried = {size: takes(name, size, in_chans, arguments.get("model_args")) for size in every_size}
     if not tried[own]:  # the network accepts its own size, so the meta device says nothing about it
         tried = {own: True}
     return Certificate(
@@ -163,7 +164,7 @@ def reload_difference(encoder: MaskedEncoder, images: Tensor) -> float:
     return worst
 
 
-def rebuild(encoder: MaskedEncoder) -> nn.Module:
+def rebuild(encoder: MaskedEncoder) -> TimmModel:
     """The plain network, built only from the encoder's `arguments()`."""
     told = encoder.arguments()
     size = tuple(told["img_size"]) if isinstance(encoder.model, OwnNetwork) else None

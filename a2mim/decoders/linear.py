@@ -22,6 +22,7 @@ class LinearDecoder(nn.Module):
         self.proj = nn.Conv2d(in_channels, out_channels * stride**2, kernel_size=1)
         self.shuffle = nn.PixelShuffle(stride)
         nn.init.trunc_normal_(self.proj.weight, std=0.02)
+        assert self.proj.bias is not None
         nn.init.zeros_(self.proj.bias)
 
     def forward(self, features: Tensor) -> Tensor:

@@ -1,6 +1,7 @@
 """MAE's decoder: a small transformer over the tokens of all cells."""
 
 from functools import partial
+from typing import Any
 
 import torch
 from einops import rearrange
@@ -56,7 +57,7 @@ class TransformerDecoder(nn.Module):
         self.fuse_norm = nn.LayerNorm(channels[-1], eps=1e-6) if len(channels) > 1 else nn.Identity()
         self.embed = nn.Linear(channels[-1], embed_dim)
         self.mask_token = nn.Parameter(torch.zeros(1, 1, embed_dim)) if mask_token else None
-        norm = partial(nn.LayerNorm, eps=1e-6)
+        norm: Any = partial(nn.LayerNorm, eps=1e-6)  # timm asks for a class in its types, and calls it
         self.blocks = nn.Sequential(
             *(Block(embed_dim, num_heads, mlp_ratio=4.0, qkv_bias=True, norm_layer=norm) for _ in range(depth))
         )

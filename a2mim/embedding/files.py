@@ -10,6 +10,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -86,7 +87,7 @@ def _npz(path: Path, blocks, rows: int, embeddings: np.ndarray, about: dict) -> 
         keys += block.keys
         labels.append(block.labels)
         classes += [name or "" for name in block.classes]
-    columns = {
+    columns: dict[str, Any] = {
         "key": np.array(keys, dtype=np.str_),
         "label": np.concatenate(labels),
         "class": np.array(classes, dtype=np.str_),

@@ -12,6 +12,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from timm.optim import Lars
@@ -197,7 +198,8 @@ class AttentiveHeads:
 
     def _groups_of_probes(self, cells: Tensor) -> list[list]:
         """All probes, in groups whose attention weights fit into memory together."""
-        n_queries = self.probes[0].query.shape[0] if self.efficient else self.dim // CAPI_HEAD_DIM
+        probe: Any = self.probes[0]
+        n_queries = probe.query.shape[0] if self.efficient else self.dim // CAPI_HEAD_DIM
         size = len(cells) * n_queries * max(cells.shape[1], self.dim)
         number = max(1, _NUMBERS_AT_ONCE // size)
         return [self.probes[i : i + number] for i in range(0, len(self.probes), number)]

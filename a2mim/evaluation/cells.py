@@ -11,6 +11,7 @@ from torch.nn.functional import adaptive_avg_pool2d
 
 from a2mim.evaluation.features import frozen
 from a2mim.wiring.layout import leaves
+from a2mim.wiring.model_type import TimmModel
 from a2mim.wiring.sites import study
 
 LAST = "auto"  # the last map, through the final norm where the network has one
@@ -56,8 +57,9 @@ class MapReader:
         ]
         self.stride, self.channels, self.module, self.path, layout = min(maps, key=lambda found: found[0])
         self.layout, height, width = layout.to(images.device), *layout.grid
-        self.whole = most_side is None or max(height, width) <= most_side
-        self.grid = (height, width) if self.whole else (min(height, most_side), min(width, most_side))
+        most = max(height, width) if most_side is None else most_side
+        self.whole = max(height, width) <= most
+        self.grid: tuple[int, int] = (min(height, most), min(width, most))
         self.model = model
         self._tapped = None
 
@@ -90,7 +92,7 @@ def noise(channels: int, img_size: tuple[int, int], device) -> Tensor:
     return torch.randn(2, channels, *img_size, generator=torch.Generator().manual_seed(0)).to(device)
 
 
-def map_of(model: nn.Module, reader: MapReader) -> Callable[[Tensor], Tensor]:
+def map_of(model: TimmModel, reader: MapReader) -> Callable[[Tensor], Tensor]:
     """Normalised images (B, C, H, W) -> (B, D, h, w) float32, frozen."""
 
     def run(images: Tensor) -> Tensor:

@@ -42,7 +42,8 @@ def compare(first: dict, second: dict, anyway: bool = False) -> str:
         raise ValueError(f"{names[0]} and {names[1]} have no judged test image in common.")
     if not both.all():
         warnings.warn(f"{int((~both).sum())} of {len(both)} test images were not judged by both", stacklevel=2)
-    sentence = verdict(f"{names[1]} against {names[0]}", *((a[both] == 1).to(torch.bool) for a in answers))
+    before, after = ((a[both] == 1).to(torch.bool) for a in answers)
+    sentence = verdict(f"{names[1]} against {names[0]}", before, after)
     return sentence + _told(first, second, different)
 
 

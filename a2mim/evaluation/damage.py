@@ -49,7 +49,9 @@ def corrupt(image: np.ndarray, name: str, severity: int, seed: int = 0) -> np.nd
     i, x = severity - 1, image.astype(np.float64) / 255
     if name == "jpeg_compression":
         data = cv2.imencode(".jpg", image[:, :, ::-1], [cv2.IMWRITE_JPEG_QUALITY, JPEG[i]])[1]
-        return np.ascontiguousarray(cv2.imdecode(data, cv2.IMREAD_COLOR)[:, :, ::-1])
+        decoded = cv2.imdecode(data, cv2.IMREAD_COLOR)
+        assert decoded is not None  # encoded just now
+        return np.ascontiguousarray(decoded[:, :, ::-1])
     if name == "pixelate":
         height, width = image.shape[:2]
         small = cv2.resize(

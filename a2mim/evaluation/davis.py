@@ -134,7 +134,7 @@ def carry_on(encoder, frames: list[Path], first: np.ndarray, size: tuple[int, in
     grid = features.shape[1:]
     shares = _shrunk(first, grid).to(features.device)
     sources, found = [(features, shares)], [first]
-    recent = deque(maxlen=c["previous_frames"])
+    recent: deque[tuple[Tensor, Tensor]] = deque(maxlen=c["previous_frames"])
     for frame in frames[1:]:
         features = _features(encoder, frame, size)
         shares = propagate(features, [*sources, *recent], c["temperature"], c["radius"], c["sources_kept"])

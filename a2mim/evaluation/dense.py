@@ -17,6 +17,7 @@ from a2mim.evaluation.calibration import balanced_rows
 from a2mim.evaluation.encoder import Encoder
 from a2mim.evaluation.features import frozen
 from a2mim.wiring.layout import leaves
+from a2mim.wiring.model_type import TimmModel
 from a2mim.wiring.sites import study
 
 BATCH = 8  # large pictures that BatchNorm is calibrated on at once
@@ -57,7 +58,7 @@ class DenseEncoder:
         self._tapped = output
 
     def __call__(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
-        model = self.encoder.model
+        model: TimmModel = self.encoder.model
         with frozen(model):
             output = model.forward_features(self.encoder.normalized(images))
             source = self._tapped if self.module else output

@@ -109,6 +109,7 @@ def sensible_protocols(data, access: Access | None = None) -> tuple[list[str], s
 def _write_split(context: EvalContext, out: Path | None) -> str:
     """Writes which images are tested, where the context had to split them off; a sentence about it."""
     rows, whole = context.split_rows, context.whole
+    assert rows is not None  # the caller asks only where images were split off
     path = (out or Path()) / f"test-split-{whole.fingerprint}.tsv"
     path.parent.mkdir(parents=True, exist_ok=True)
     write_list(whole, rows, path)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from a2mim.pixels import IMAGENET_MEAN, IMAGENET_STD, normalize
+from a2mim.wiring.model_type import TimmModel
 
 POOLINGS = ("default", "cls", "avg")
 _NUMBERS = 2**26  # looked at together where a set may lie on disk, larger than memory
@@ -71,7 +72,7 @@ def frozen(model: nn.Module) -> Iterator[None]:
             module.training = training
 
 
-def pooling_of(model: nn.Module, pooling: str) -> Callable[[Tensor], Tensor]:
+def pooling_of(model: TimmModel, pooling: str) -> Callable[[Tensor], Tensor]:
     """The function from normalised images (B, C, H, W) to features (B, D)."""
     if pooling not in POOLINGS:
         raise ValueError(f"pooling={pooling!r} is unknown: choose one of {', '.join(POOLINGS)}.")
@@ -105,7 +106,7 @@ def _norms_after_pooling(model: nn.Module) -> bool:
 
 def unreadable_of(*loaders) -> dict[str, int]:
     """{reason: count} of the images that loaders had asked for in their last pass and did not get."""
-    total = Counter()
+    total: Counter[str] = Counter()
     for loader in loaders:
         faults = getattr(loader, "faults", {})
         total.update(getattr(faults, "unreadable", faults))

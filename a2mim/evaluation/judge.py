@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -26,7 +27,8 @@ from a2mim.evaluation.taps import CELLS, tap
 from a2mim.pixels import IMAGENET_MEAN, IMAGENET_STD, normalize
 
 MOST_SIDE = 7  # cells: a larger map is averaged down to it, so that judging stays short and its file small
-ATTENTIVE = {"epochs": 10, "warmup_epochs": 1, "base_lrs": [0.001, 0.01]}  # of efficient-probe, shortened
+# of efficient-probe, shortened
+ATTENTIVE: dict[str, Any] = {"epochs": 10, "warmup_epochs": 1, "base_lrs": [0.001, 0.01]}
 
 
 def judge(
@@ -102,7 +104,7 @@ class _Extract:
             try:
                 reader = MapReader(
                     self.model,
-                    noise(images.shape[1], tuple(images.shape[2:]), self.device),
+                    noise(images.shape[1], (images.shape[2], images.shape[3]), self.device),
                     most_side=MOST_SIDE,
                 )
                 self.channels = reader.channels

@@ -54,14 +54,14 @@ def knn(
     ks = sorted({min(number, len(train_features)) for number in (k, *also_k)})
     classes, targets = torch.unique(train_labels.to(device), return_inverse=True)
     values, neighbours = nearest(train_features, test_features, ks[-1], block_bytes, device)
-    ranks = {number: [] for number in ks}
+    parts: dict[int, list[Tensor]] = {number: [] for number in ks}
     rows = max(1, block_bytes // (16 * len(classes)))
     for start in range(0, len(values), rows):
         block = slice(start, start + rows)
         for number in ks:
             votes = _votes(values[block, :number], targets[neighbours[block, :number]], len(classes), temperature)
-            ranks[number].append(_rank_of_label(votes, classes, test_labels[block].to(device)).cpu())
-    ranks = {number: torch.cat(parts) for number, parts in ranks.items()}
+            parts[number].append(_rank_of_label(votes, classes, test_labels[block].to(device)).cpu())
+    ranks = {number: torch.cat(found) for number, found in parts.items()}
     by_k = {number: _top1_top5(rank, number) for number, rank in ranks.items()}
     result = {
         "protocol": "dino-knn",

@@ -87,7 +87,8 @@ def _of_cells(encoder: Encoder, loader_of, rows: np.ndarray, c: dict) -> list[tu
     run = map_of(encoder.model, reader)
     some = rows[np.linspace(0, len(rows) - 1, min(len(rows), max(_SAMPLE, c["lidar_images"]))).astype(int)]
     generator = torch.Generator().manual_seed(c["seed"])
-    ranks, views = [], []
+    ranks: list[float] = []
+    views: list[Tensor] = []
     for batch in loader_of(some):
         images = encoder.normalized(batch["images"])
         for cells in run(images).flatten(2).transpose(1, 2).split(1):

@@ -1,6 +1,7 @@
 """Linear probes on cached frozen features; the learning rate is chosen inside the training set, never by the test."""
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -46,7 +47,7 @@ def linear_probe(
     """
     if protocol not in PROTOCOLS:
         raise ValueError(f"protocol={protocol!r} is unknown: choose one of {', '.join(PROTOCOLS)}.")
-    given = {"epochs": epochs, "batch_size": batch_size, "held_out": held_out, "seed": seed}
+    given: dict[str, Any] = {"epochs": epochs, "batch_size": batch_size, "held_out": held_out, "seed": seed}
     given |= {"base_lrs": None if base_lrs is None else [float(lr) for lr in base_lrs]}
     c = read_protocol(protocol, {key: value for key, value in given.items() if value is not None}).constants
     refuse_below_one(epochs=c["epochs"], batch_size=c["batch_size"])
@@ -95,8 +96,11 @@ def _as_published(train_features, train_labels, test_features, test_labels, prot
     judged = held if len(held) else rows
     settings = (lrs, train_features.shape[1], len(classes))
     device = train_features.device
-    heads = LinearHeads(*settings, c["seed"], device) if protocol == "dino-linear" else None
-    heads = heads or LarsHeads(*settings, c, c["seed"], device)
+    heads: LinearHeads | LarsHeads
+    if protocol == "dino-linear":
+        heads = LinearHeads(*settings, c["seed"], device)
+    else:
+        heads = LarsHeads(*settings, c, c["seed"], device)
     generator = torch.Generator().manual_seed(c["seed"] + 1)
 
     def batches():

@@ -63,7 +63,8 @@ def linear_probe_dino(
         [Stack(description, ("features",), heads, list(base_lrs))],
         _Views(model, train_loader, extract, classes, torch.cat(held_ids), mean, std),
         classes,
-        *(Labelled({"features": features}, labels) for features, labels in (held, test)),
+        Labelled({"features": held[0]}, held[1]),
+        Labelled({"features": test[0]}, test[1]),
         epochs=epochs,
         factor=lambda epoch: cosine(epoch / epochs),
     )

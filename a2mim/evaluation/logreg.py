@@ -164,7 +164,8 @@ class Softmax:
         self.targets = targets[rows].to(device)
         self.block = max(1, _BLOCK_BYTES // (8 * max(n_classes, features.shape[1])))
         self.turned: Tensor | None = None  # (n, R) features on the axes, where they are few enough to be kept
-        self.mean = sum(x.sum(dim=0) for x in self._blocks()) / len(rows)
+        total = torch.zeros(features.shape[1], dtype=torch.float64, device=device)
+        self.mean = sum((x.sum(dim=0) for x in self._blocks()), start=total) / len(rows)
         self.variances, self.axes = self._principal_axes()
         if 8 * len(rows) * self.axes.shape[1] <= _KEPT_BYTES:
             self.turned = torch.cat([(x - self.mean) @ self.axes for x in self._blocks()])
@@ -208,7 +209,7 @@ class Softmax:
             value, gradient = self._loss(torch.from_numpy(flat).to(self.device).view_as(first) * scale, penalty)
             return value, (gradient * scale).cpu().numpy().ravel()
 
-        options = {"maxiter": max_iterations, "maxfun": 10 * max_iterations, "maxls": 50}
+        options: dict[str, float] = {"maxiter": max_iterations, "maxfun": 10 * max_iterations, "maxls": 50}
         options |= {"ftol": tolerance, "gtol": 1e-8}
         found = minimize(loss, (first / scale).cpu().numpy().ravel(), jac=True, method="L-BFGS-B", options=options)
         return self._as_given(torch.from_numpy(found.x).to(self.device).view_as(first) * scale), bool(found.success)

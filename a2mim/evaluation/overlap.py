@@ -99,7 +99,7 @@ def _first_equal(train: np.ndarray, test: np.ndarray) -> list[tuple[int, int]]:
 
 def _nearest(train: np.ndarray, test: np.ndarray) -> list[tuple[int, int]]:
     """Pairs at most NEAR and ALIKE bits apart, one a test row: only such are compared as agree in one of the bands."""
-    best = {}
+    best: dict[int, tuple[int, int]] = {}
     shift = 0
     for width in _BANDS:
         ours, theirs = ((hashes >> shift) & ((1 << width) - 1) for hashes in (train[:, 0], test[:, 0]))

@@ -6,6 +6,7 @@ The test set is looked at to report, never to choose.
 import itertools
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -47,13 +48,25 @@ class TrainingBatch:
     size: int
 
 
+class Heads(Protocol):
+    """Several heads trained on the same batches: LinearHeads, LarsHeads or AttentiveHeads."""
+
+    n_classes: int
+
+    def step(self, features: Tensor, targets: Tensor, factor: float) -> None:
+        """One update of all heads on features (B, D); `factor` multiplies their peak learning rates."""
+
+    def logits(self, features: Tensor) -> Tensor:
+        """(B, D) -> (H, C, B): the scores of each head."""
+
+
 @dataclass
 class Stack:
     """Heads that read the same parts."""
 
     name: str
     parts: tuple[str, ...]
-    heads: object  # LinearHeads, LarsHeads or AttentiveHeads
+    heads: Heads
     base_lrs: list[float]  # of each head, per 256 images
 
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from a2mim.evaluation import robustness_run
+from a2mim.evaluation.attentive import AttentiveHeads
 from a2mim.evaluation.attentive_probe import attentive_stack, queries_of
 from a2mim.evaluation.cache import FeatureSet
 from a2mim.evaluation.cells import LAST
@@ -110,7 +111,9 @@ def run_linear(context: EvalContext, protocol: Protocol, out: Path | None = None
     found |= {"held_out": len(held), "seed": c["seed"], "n_train": len(kept), "n_classes": len(classes)}
     found["batch_size"] = training.batch_size
     if protocol.kind == "attentive":
-        found["queries"] = queries_of(c, stacks[0].heads.dim)
+        heads = stacks[0].heads
+        assert isinstance(heads, AttentiveHeads)
+        found["queries"] = queries_of(c, heads.dim)
     if mae and len(c["base_lrs"]) == 1:
         note = f"one rate, as published, not swept; {note}" if note else "one rate, as published, not swept"
     notes = "; ".join(filter(None, (found.pop("note", ""), note)))
@@ -188,7 +191,8 @@ def _logreg(context: EvalContext, protocol: Protocol, train: FeatureSet, test: F
 
 def _sets(context: EvalContext, protocol: Protocol) -> tuple[FeatureSet, FeatureSet]:
     parts = parts_of(protocol, context)
-    return tuple(context.features(split, parts, protocol.constants) for split in ("train", "test"))
+    train, test = (context.features(split, parts, protocol.constants) for split in ("train", "test"))
+    return train, test
 
 
 def _inputs(protocol: Protocol, context: EvalContext) -> dict[str, tuple[str, ...]]:

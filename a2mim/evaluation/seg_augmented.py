@@ -34,6 +34,7 @@ def train(task: SegmentationTask, c: dict) -> nn.Module:
         torch.manual_seed(c["seed"])
         layer = nn.Conv2d(task.reader.channels, task.n_classes, 1)
         nn.init.normal_(layer.weight, std=0.01)
+        assert layer.bias is not None
         nn.init.zeros_(layer.bias)
         head = nn.Sequential(nn.Dropout2d(c["dropout"]), nn.BatchNorm2d(task.reader.channels), layer).to(device)
         optimizer = torch.optim.AdamW(head.parameters(), lr=c["lr"], weight_decay=c["weight_decay"])

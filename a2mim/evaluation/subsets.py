@@ -26,7 +26,7 @@ def draw_subset(labels, size: str | float | int, seed: int = 0) -> np.ndarray:
     order = np.argsort(np.random.PCG64(seed).random_raw(len(labels)), kind="stable")
     order = order[np.argsort(labels[order], kind="stable")]  # classes one after another, shuffled inside
     _, counts = np.unique(labels, return_counts=True)
-    wanted = np.minimum(number, counts) if share is None else np.maximum(1, np.rint(share * counts))
+    wanted = np.minimum(number or 0, counts) if share is None else np.maximum(1, np.rint(share * counts))
     place = np.arange(len(labels)) - np.repeat(np.cumsum(counts) - counts, counts)
     return np.sort(order[place < np.repeat(wanted, counts)])
 
@@ -58,8 +58,8 @@ def write_list(dataset: ImageDataset, rows: np.ndarray, path: str | os.PathLike)
 def read_list(path: str | os.PathLike, dataset: ImageDataset) -> np.ndarray:
     """The rows of a list; ValueError where their labels are not those of this set."""
     try:
-        rows = [line.split("\t")[:2] for line in Path(path).read_text(encoding="utf-8").splitlines() if line.strip()]
-        rows, labels = np.array(rows, np.int64).reshape(-1, 2).T
+        lines = [line.split("\t")[:2] for line in Path(path).read_text(encoding="utf-8").splitlines() if line.strip()]
+        rows, labels = np.array(lines, np.int64).reshape(-1, 2).T
     except ValueError:
         raise ValueError(f"{path} is no list of a2mim: each line must be row, label and name, with tabs.") from None
     if len(rows) == 0 or rows.min() < 0 or rows.max() >= len(dataset) or (dataset.labels[rows] != labels).any():

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from a2mim.evaluation.cells import MapReader, flat_cells
 from a2mim.evaluation.features import average_tokens, frozen, pooling_of
+from a2mim.wiring.model_type import TimmModel
 
 SMALL_WIDTH = 384  # of ViT-S: up to here DINO takes four class tokens, above it one and the mean patch token
 POOLED = ("default", "cls", "avg")
@@ -62,7 +63,7 @@ def is_cells(part: str) -> bool:
     return part.partition(":")[0] == CELLS
 
 
-def dino_parts(model: nn.Module, blocks: int | None = None) -> tuple[tuple[str, ...], str]:
+def dino_parts(model: TimmModel, blocks: int | None = None) -> tuple[tuple[str, ...], str]:
     """(parts to join, what they are) of DINO's linear protocol.
 
     A plain ViT gives the class tokens of its last blocks: four up to width 384; above it the last one beside the mean
@@ -85,7 +86,7 @@ def dino_parts(model: nn.Module, blocks: int | None = None) -> tuple[tuple[str, 
     return parts, words
 
 
-def grid_parts(model: nn.Module, images: Tensor, blocks: Iterable[int]) -> dict[str, tuple[str, ...]]:
+def grid_parts(model: TimmModel, images: Tensor, blocks: Iterable[int]) -> dict[str, tuple[str, ...]]:
     """{name: parts to join}: the inputs of DINOv2's grid, each number of blocks with and without the mean patch token.
 
     A plain ViT gives class tokens. Other models give their pooled output, and above one block the means of the maps
@@ -131,7 +132,7 @@ def _has_own_mean(model: nn.Module, images: Tensor) -> bool:
     return found["default"].shape != found["avg"].shape or not torch.allclose(found["default"], found["avg"])
 
 
-def _forward(model: nn.Module, images: Tensor, depth: int, tokens: bool, final: bool):
+def _forward(model: TimmModel, images: Tensor, depth: int, tokens: bool, final: bool):
     """(output of forward_features or None, the last `depth` blocks: (map, prefix tokens) for tokens, else maps)."""
     if not depth:
         return model.forward_features(images), []
@@ -141,7 +142,7 @@ def _forward(model: nn.Module, images: Tensor, depth: int, tokens: bool, final: 
     return None, model.forward_intermediates(images, indices=depth, intermediates_only=True, **options)
 
 
-def _part(model: nn.Module, part: str, final, blocks: list) -> Tensor:
+def _part(model: TimmModel, part: str, final, blocks: list) -> Tensor:
     if part == "default":
         return model.forward_head(final, pre_logits=True)
     if part == "cls":
@@ -153,7 +154,7 @@ def _part(model: nn.Module, part: str, final, blocks: list) -> Tensor:
     return block[1][:, 0] if kind == "cls" else block.mean(dim=(2, 3))
 
 
-def _refuse_depth(model: nn.Module, number: int) -> None:
+def _refuse_depth(model: TimmModel, number: int) -> None:
     if not is_plain_vit(model):
         raise ValueError(f"{type(model).__name__} has no class token in its blocks: take its pooled output.")
     if not 1 <= number <= len(model.blocks):

@@ -16,6 +16,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from a2mim.wiring.layout import Layout
+from a2mim.wiring.model_type import TimmModel
 
 # the module whose output is the sequence, positions included
 HOOKED = {VisionTransformer: "patch_drop", Cait: "pos_drop", ConVit: "pos_drop"}
@@ -45,10 +46,11 @@ class Dropping:
         ValueError: the architecture needs all tokens; the sentence names the reason.
     """
 
-    def __init__(self, model: nn.Module, name: str, grid: tuple[int, int], mask: Callable[[], Tensor | None]):
+    def __init__(self, model: TimmModel, name: str, grid: tuple[int, int], mask: Callable[[], Tensor | None]):
         self.name, self.mask, self.grid, self.prefix = name, mask, grid, 0
         if isinstance(model, Hiera):
-            self.grid = tuple(model.mask_spatial_shape)
+            rows, cols = model.mask_spatial_shape
+            self.grid = (rows, cols)
             return
         kind = next((k for k in (*HOOKED, *CALLED) if isinstance(model, k)), None)
         if kind is None:
@@ -66,6 +68,7 @@ class Dropping:
     def visible(self) -> Tensor:
         """(B, N) bool: which units of the network's grid are shown."""
         mask = self.mask()
+        assert mask is not None  # the hooks ask only while a mask is set
         ratios = [cells / number for cells, number in zip(self.grid, mask.shape[1:], strict=True)]
         if any(ratio != int(ratio) for ratio in ratios):
             raise ValueError(
@@ -86,7 +89,7 @@ class Dropping:
         """Forward hook."""
         return None if self.mask() is None else self.gather(output)[0]
 
-    def run(self, model: nn.Module, images: Tensor):
+    def run(self, model: TimmModel, images: Tensor):
         """forward_features with the current mask."""
         if isinstance(model, Hiera):
             return model.forward_features(images, mask=self.visible())

@@ -1,5 +1,7 @@
 """Hidden pixels change nothing, proven on the network itself."""
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -7,7 +9,7 @@ from a2mim.hiding.sparse import refuse_unfit
 from a2mim.wiring.sites import feature_modules
 
 
-def hiding_faults(encoder: nn.Module, mask_patch_size: int) -> None:
+def hiding_faults(encoder: Any, mask_patch_size: int) -> None:
     """Raises ValueError where an encoder that drops or runs sparse lets hidden pixels through.
 
     Args:
@@ -27,7 +29,7 @@ def hiding_faults(encoder: nn.Module, mask_patch_size: int) -> None:
         )
 
 
-def trial(encoder: nn.Module, mask_patch_size: int) -> tuple[Tensor, Tensor]:
+def trial(encoder: Any, mask_patch_size: int) -> tuple[Tensor, Tensor]:
     """Two images of noise (2, C, H, W) and a mask of the encoder's cells that hides about half of each."""
     height, width = encoder.img_size
     if height % mask_patch_size or width % mask_patch_size:

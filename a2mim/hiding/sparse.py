@@ -13,6 +13,7 @@ from timm.models._efficientnet_blocks import SqueezeExcite
 from torch import Tensor, nn
 
 from a2mim.wiring.layout import leaves
+from a2mim.wiring.model_type import TimmModel
 
 # gate(mean of the map) times the map: the mean is over visible cells
 AVERAGING = (layers.SEModule, layers.EffectiveSEModule, layers.EcaModule, layers.CecaModule, SqueezeExcite)
@@ -141,6 +142,7 @@ class Sparse:
         by_image = isinstance(module, nn.GroupNorm)
         cells = output.squeeze(-1).transpose(1, 2).flatten(0, 1) if by_image else output.flatten(1)
         visible = self.visible((shape[2], shape[3]))
+        assert visible is not None  # the cells were gathered on this grid
         full = cells.new_zeros(shape[0] * shape[2] * shape[3], cells.shape[1])
         full = full.index_copy(0, self.index(visible), cells)
         return full.view(shape[0], shape[2], shape[3], -1).movedim(-1, 1)
@@ -182,7 +184,7 @@ def channel_axes(module: nn.Module) -> tuple[int, ...]:
     return (3, 1) if getattr(module, "channel_dim", 1) == -1 else (1, 3)
 
 
-def refuse_unfit(model: nn.Module, name: str, images: Tensor, mask: Tensor, maps: list[str]) -> None:
+def refuse_unfit(model: TimmModel, name: str, images: Tensor, mask: Tensor, maps: list[str]) -> None:
     """Runs a hooked copy on masked images and raises ValueError where hidden cells do not stay 0.
 
     Args:
@@ -199,7 +201,9 @@ def refuse_unfit(model: nn.Module, name: str, images: Tensor, mask: Tensor, maps
     problems: list[str] = []
     for inner, module in trial.named_modules():
         module.register_forward_hook(_watch(sparse, inner, len(images), inner in maps, problems))
-    hidden = ~sparse.visible((images.shape[2], images.shape[3]))[:, None]
+    shown = sparse.visible((images.shape[2], images.shape[3]))
+    assert shown is not None  # the pixels of an image are a multiple of the mask's cells
+    hidden = ~shown[:, None]
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
         output = trial.forward_features(images.masked_fill(hidden, 0.0))
     del trial
@@ -239,7 +243,9 @@ def _watch(sparse: Sparse, name: str, batch: int, is_map: bool, problems: list[s
             and isinstance(module, SPREADING)
             and sparse.visible((output.shape[2], output.shape[3])) is None
         ):
-            rows, cols = sparse.mask().shape[1:]
+            mask = sparse.mask()
+            assert mask is not None  # `refuse_unfit` sets one
+            rows, cols = mask.shape[1:]
             grid = f"{output.shape[2]}x{output.shape[3]}"
             problems.append(f"{told} hands on {grid} cells, no multiple of the mask's {rows}x{cols}")
 

@@ -1,5 +1,7 @@
 """A²MIM's distance between the spectra of a reconstruction and of the truth."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -7,7 +9,7 @@ from a2mim.losses.masked import FloatLoss, Focal, absolute
 from a2mim.masking import mean_colour
 from a2mim.registry import MODELS
 
-CRITERIA = {"l1": absolute, "focal_l1": Focal(0.2, 1.0)}
+CRITERIA: dict[str, Callable[[Tensor], Tensor]] = {"l1": absolute, "focal_l1": Focal(0.2, 1.0)}
 # what stands at visible pixels, as its difference from the target; `error` is recon - target, without gradient
 VISIBLE = {
     "target": lambda error, target: torch.zeros_like(error),

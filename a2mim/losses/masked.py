@@ -1,5 +1,7 @@
 """Distances per cell of the target's grid, averaged over the hidden cells of the batch."""
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -36,6 +38,10 @@ class FloatLoss(nn.Module):
         with torch.autocast(recon.device.type, enabled=False):
             return self.distance(recon.float(), target.float(), hidden)
 
+    def distance(self, recon: Tensor, target: Tensor, hidden: Tensor) -> Tensor:
+        """The loss of float32 maps; each loss has its own."""
+        raise NotImplementedError
+
 
 @MODELS.register_module()
 class MaskedL1(FloatLoss):
@@ -48,7 +54,7 @@ class MaskedL1(FloatLoss):
     """
 
     name = "l1"
-    criterion = staticmethod(absolute)
+    criterion: Callable[[Tensor], Tensor] = staticmethod(absolute)
 
     def __init__(self, visible_weight: float = 0.0):
         super().__init__()

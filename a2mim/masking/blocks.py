@@ -1,6 +1,7 @@
 """Masks made of rectangles: several hidden ones (BEiT), or one visible one (CAPI)."""
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -105,7 +106,7 @@ class InverseBlock(CellMask):
         tall = (visible * aspect).sqrt().ceil().long().clamp(1, rows)
         wide = (visible / aspect).sqrt().ceil().long().clamp(max=cols)
         wide = torch.maximum(wide, (visible + tall - 1) // tall)
-        free = (rows, cols) if self.roll else (rows - tall + 1, cols - wide + 1)
+        free: tuple[Any, Any] = (rows, cols) if self.roll else (rows - tall + 1, cols - wide + 1)
         top, left = (
             random_corner(torch.as_tensor(number - 1, device=device), uniform[:, axis])
             for number, axis in zip(free, (1, 2), strict=True)

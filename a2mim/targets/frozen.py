@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -66,7 +67,7 @@ class FrozenFeatures(Held):
         """The network; built at the source's own size where `attach` has not built it."""
         if self.held("teacher") is None:
             self._build(self.asked_size, len(self.mean))
-        return self.held("teacher")
+        return cast(MaskedEncoder, self.held("teacher"))
 
     @property
     def channels(self) -> int:
@@ -89,17 +90,23 @@ class FrozenFeatures(Held):
         if self.asked_size is None:
             stride, size = target_grid(self.seen, own, max(encoder.strides))
         else:
-            size = tuple(self.asked_size)
+            size = (self.asked_size[0], self.asked_size[1])
             stride = target_grid(self.seen, own * self.seen[0] / size[0], max(encoder.strides))[0]
         self._stride = self.asked_stride or stride
         self._build(size, len(mean))
 
     def _encoder(self, size: tuple[int, int] | None, in_chans: int) -> MaskedEncoder:
         arguments = {k: v for k, v in self.found.model_args.items() if k not in ("img_size", "in_chans")}
-        size = size or (self.found.preprocessing and self.found.preprocessing.img_size)
+        own = self.found.preprocessing
+        side = size or (own.img_size if own else None)
+        img_size = (side[0], side[1]) if side else None
         with torch.enable_grad():
             return MaskedEncoder(
-                self.found.name, img_size=size and tuple(size), in_chans=in_chans, maps=self.maps, model_args=arguments
+                self.found.name,
+                img_size=img_size,
+                in_chans=in_chans,
+                maps=self.maps,
+                model_args=arguments,
             )
 
     def _build(self, size: tuple[int, int] | None, in_chans: int) -> None:

@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Sequence
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -48,7 +49,9 @@ class MovingAverage(Held):
         super().__init__()
         if norm not in NORMS:
             raise ValueError(f"MovingAverage: norm={norm!r} is not one of {', '.join(map(repr, NORMS))}")
-        ends = [] if momentum == "auto" else [momentum] if isinstance(momentum, int | float) else list(momentum)
+        ends: list[Any] = []
+        if momentum != "auto":
+            ends = [momentum] if isinstance(momentum, int | float) else list(momentum)
         if (isinstance(momentum, str) and momentum != "auto") or len(ends) > 2 or not all(0 <= m <= 1 for m in ends):
             raise ValueError(f'MovingAverage: momentum={momentum!r} must be "auto", or one or two numbers from 0 to 1')
         self.maps, self.norm, self.ends = maps, norm, ends
@@ -61,7 +64,7 @@ class MovingAverage(Held):
         teacher = self.held("teacher")
         if teacher is None:
             raise ValueError("MovingAverage has no teacher yet: call attach(encoder, mean, std), as MIM does")
-        return teacher
+        return cast(MaskedEncoder, teacher)
 
     @property
     def channels(self) -> int:

@@ -1,5 +1,7 @@
 """Features of a random network that stays as it is: a target that cannot collapse and needs no download."""
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -53,7 +55,7 @@ class RandomFeatures(Held):
         layers = []
         for i in range(self.depth):
             width, kernel = (self.channels, 3) if i else (self.in_chans, self.stride)
-            padding = {"padding": 1, "padding_mode": "replicate"} if i else {}
+            padding: dict[str, Any] = {"padding": 1, "padding_mode": "replicate"} if i else {}
             # on the meta device, so that torch's own initialisation draws nothing from the run's random numbers
             conv = nn.Conv2d(width, self.channels, kernel, 1 if i else kernel, bias=False, device="meta", **padding)
             gain = (2 / (width * kernel**2)) ** 0.5
@@ -65,8 +67,10 @@ class RandomFeatures(Held):
     @torch.no_grad()
     def forward(self, images: Tensor) -> Tensor:
         """(B, C, H, W) normalised -> (B, channels, H / stride, W / stride) float32."""
+        teacher = self.held("teacher")
+        assert teacher is not None  # built with the target
         with full_precision(images):
-            target = normalise(self.held("teacher")(images.float()), "layer")
+            target = normalise(teacher(images.float()), "layer")
         if not self.checked and not target.is_meta:
             self.checked = True
             check_spread(target, type(self).__name__)

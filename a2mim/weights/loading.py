@@ -17,6 +17,7 @@ from a2mim.weights.converters import place_norm
 from a2mim.weights.records import LoadReport, Source, name_some
 from a2mim.weights.sources import PUBLISHED, preprocessing_of, read_source
 from a2mim.weights.trust import fault_of_values
+from a2mim.wiring.model_type import TimmModel
 from a2mim.wiring.networks import build_model
 from a2mim.wiring.timm_models import BuiltModel, build_timm, is_registered, on_meta
 
@@ -74,7 +75,7 @@ def build_reported(
     return model, preprocessing, report
 
 
-def initialise(model: nn.Module, model_args: dict, source: str | Path, allow_partial: bool = False) -> LoadReport:
+def initialise(model: TimmModel, model_args: dict, source: str | Path, allow_partial: bool = False) -> LoadReport:
     """Loads a source's weights into a timm model that exists already, adapted to its size and channels.
 
     Args:

@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file
-from torch import nn
 
 from a2mim.checkpoints import NotOurs, first_line, read_checkpoint, read_newest
 from a2mim.pixels import IMAGENET_MEAN, Preprocessing
@@ -19,6 +18,7 @@ from a2mim.weights.converters import architecture_of, arguments_of, pixels_of, p
 from a2mim.weights.converters.recognise import Recognised
 from a2mim.weights.records import Source
 from a2mim.weights.trust import check_arguments, check_hashes, check_names, check_pixels, settle_name
+from a2mim.wiring.model_type import TimmModel
 from a2mim.wiring.networks import build_model, find_class
 from a2mim.wiring.timm_models import build_timm, is_registered, on_meta, read_json, unknown_model
 
@@ -146,13 +146,14 @@ def _read_hub_folder(folder: Path, config: dict[str, Any], typed: str | None, mo
     weights = next((folder / file for file in WEIGHT_FILES if (folder / file).is_file()), None)
     if weights is None:
         raise FileNotFoundError(f"{folder} has a config.json but none of {', '.join(WEIGHT_FILES)}.")
-    name, pixels, stated = typed, None, folder / "config.json"
+    name, stated = typed, folder / "config.json"
+    pixels: Mapping[str, Any] | None = None
     if name is None and "model_type" in config:
         name, brought = architecture_of(config, folder)
         name = settle_name(name, None, stated)
         model_args = check_arguments(name, _without_classes(brought), stated)
-    if "model_type" in config and (pixels := pixels_of(config, folder)):
-        pixels = check_pixels(pixels, folder)
+    if "model_type" in config and (stated_pixels := pixels_of(config, folder)):
+        pixels = check_pixels(stated_pixels, folder)
     receipt = folder / "receipt.json"
     check_hashes(folder, read_json(receipt) if receipt.is_file() else {}, (weights.name,))
     return _of_toolkit(weights, read_weights(weights), name, model_args, pixels)
@@ -269,7 +270,7 @@ def _of_toolkit(
     cfg = model.pretrained_cfg
     known = pixels or recognised.pixels or {}
     size = arguments.get("img_size", cfg["input_size"][1:])
-    preprocessing = preprocessing_of(cfg | known, [size, size] if isinstance(size, int) else size)
+    preprocessing = preprocessing_of({**cfg, **known}, [size, size] if isinstance(size, int) else size)
     if not known and preprocessing.mean != IMAGENET_MEAN:
         mean = ", ".join(f"{value:g}" for value in preprocessing.mean)
         told += f"; the file does not state mean and deviation, so those of {name} are used (mean {mean})"
@@ -285,7 +286,7 @@ def _of_toolkit(
     )
 
 
-def _unfilled(name: str, arguments: dict[str, Any]) -> nn.Module:
+def _unfilled(name: str, arguments: dict[str, Any]) -> TimmModel:
     """The model for its keys and shapes; timm's takes no memory for its weights."""
     return on_meta(name, **arguments) if is_registered(name) else build_model(name, model_args=arguments).model
 

@@ -61,6 +61,8 @@ class Layout(nn.Module):
         self.evidence = "shape"
         self.channel, self.positions, self.shape = channel, tuple(positions), tuple(shape)
         self.grid = (int(grid[0]), int(grid[1]))
+        self.cells: Tensor
+        self.table: Tensor
         cells = torch.argsort(table, stable=True)[-math.prod(self.grid) :]  # flat position of each raster cell
         assert table[cells].equal(torch.arange(math.prod(self.grid), device="cpu")), (
             "every cell must occur exactly once"
@@ -142,7 +144,7 @@ def guess_layouts(
     layouts = []
     if len(shape) == 4:
         for channel, positions in ((1, (2, 3)), (3, (1, 2))):
-            grid = tuple(shape[axis] for axis in positions)
+            grid = shape[positions[0]], shape[positions[1]]
             if _plausible(grid, img_size):
                 layouts.append(Layout(channel, positions, grid, grid, raster_table(math.prod(grid))))
     elif len(shape) == 3:
@@ -193,7 +195,7 @@ def cell_stride(size: int, cells: int, declared: Sequence[int] = ()) -> float:
 
 def distinct(layouts: dict[tuple, Layout], tensors: dict[tuple, Tensor]) -> dict[tuple, Layout]:
     """Drops paths that repeat a tensor. EfficientViM's last stage returns its map twice."""
-    first = {}
+    first: dict[int, tuple] = {}
     for path in layouts:
         first.setdefault(id(tensors[path]), path)
     return {path: layouts[path] for path in first.values()}
@@ -201,7 +203,7 @@ def distinct(layouts: dict[tuple, Layout], tensors: dict[tuple, Tensor]) -> dict
 
 def guess_all(output, images: Tensor, model: nn.Module) -> dict[tuple, list[Layout]]:
     """Path -> guessed layouts, for the tensors in a module's output that can be maps of `images`."""
-    prefix, img_size = getattr(model, "num_prefix_tokens", 0), tuple(images.shape[-2:])
+    prefix, img_size = getattr(model, "num_prefix_tokens", 0), (images.shape[-2], images.shape[-1])
     unknown = not hasattr(model, "feature_info")
     guesses = {
         path: guess_layouts(t.shape, img_size, prefix, unknown)

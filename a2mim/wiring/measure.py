@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from a2mim.wiring.layout import Layout, leaves, replace_leaves
+from a2mim.wiring.model_type import TimmModel
 
 MATCH = 0.3  # least agreement with the stripes for a tensor to count as a map of the image
 
@@ -49,7 +50,7 @@ def read_intermediates(model: nn.Module, images: Tensor, points: list[HookPoint]
     return layouts
 
 
-def _show_numbers(model: nn.Module, images: Tensor, modules: list[str], layouts: dict) -> dict:
+def _show_numbers(model: TimmModel, images: Tensor, modules: list[str], layouts: dict) -> dict:
     """(index of the hook point, path) -> the layout that timm's maps show, if they show it."""
     starts, handles, start = {}, [], 1
     for key, layout in layouts.items():
@@ -86,7 +87,8 @@ def _show_numbers(model: nn.Module, images: Tensor, modules: list[str], layouts:
             if inside.all() and len(positions.unique()) == len(positions):
                 table = torch.full((math.prod(layout.shape),), -1, dtype=torch.long, device="cpu")
                 table[positions] = torch.arange(len(positions), device="cpu")
-                shown[key] = Layout(layout.channel, layout.positions, layout.shape, feature_map.shape[-2:], table)
+                grid = feature_map.shape[-2], feature_map.shape[-1]
+                shown[key] = Layout(layout.channel, layout.positions, layout.shape, grid, table)
                 shown[key].evidence = "timm's maps"
     return shown
 
@@ -145,7 +147,7 @@ def _cells(layout: Layout) -> Tensor | slice:
     return slice(layout.first, layout.first + math.prod(layout.grid)) if layout.raster else layout.cells
 
 
-def _disturb(model: nn.Module, images: Tensor, module: str, path: tuple, layout: Layout, cells: Tensor, outputs: dict):
+def _disturb(model: TimmModel, images: Tensor, module: str, path: tuple, layout: Layout, cells: Tensor, outputs: dict):
     """Path -> (P,) bool: the flat positions of the output that change when these cells of the map are disturbed."""
 
     def hook(submodule, inputs, output):

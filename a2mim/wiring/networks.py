@@ -176,6 +176,7 @@ class OwnNetwork(nn.Module):
 
     def __init__(self, network: nn.Module, images: Tensor, name: str):
         super().__init__()
+        self.network: nn.Module
         self.__dict__["network"] = network
         for shared in ("_parameters", "_buffers", "_non_persistent_buffers_set", "_modules"):
             self.__dict__[shared] = getattr(network, shared)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from a2mim.names import close_names
 from a2mim.wiring.layout import Layout, cell_stride, distinct, guess_all, leaves, replace_leaves
 from a2mim.wiring.measure import HookPoint, observe, read_intermediates, read_stripes, verify_outputs
+from a2mim.wiring.model_type import TimmModel
 from a2mim.wiring.tracing import Call, Trace, feature_modules, trace, trial_copy
 
 DEPTHS = (0.25, 0.97)  # allowed share of the network that has run at a site
@@ -78,10 +79,10 @@ def study(
     if named:
         roots = [t.grad_fn for call in named for t in seen.tensors[call.name].values()]
     else:
-        finals = {path: t for path, t in leaves(seen.output) if path in guesses}
-        roots = [t.grad_fn for t in (finals or seen.tensors[last.name]).values()]
+        last_tensors = {path: t for path, t in leaves(seen.output) if path in guesses}
+        roots = [t.grad_fn for t in (last_tensors or seen.tensors[last.name]).values()]
     declared = [] if seen.resized else [stride for _, stride in feature_modules(model)]
-    strides = _Strides(tuple(images.shape[2:]), declared, bool(seen.resized))
+    strides = _Strides((images.shape[2], images.shape[3]), declared, bool(seen.resized))
     reached = _walk(roots, set())
     before = [call for call in seen.calls if not reached.isdisjoint(call.nodes.values())]
     if named_sites:
@@ -179,10 +180,13 @@ class _Strides:
 
     def of(self, layout: Layout) -> tuple[float, float]:
         """(vertical, horizontal)."""
-        sides = zip(self.img_size, layout.grid, strict=True)
+        (height, width), (rows, columns) = self.img_size, layout.grid
+        return self._of_side(height, rows), self._of_side(width, columns)
+
+    def _of_side(self, size: int, cells: int) -> float:
         if self.resized:
-            return tuple(size // cells if size % cells == 0 else size / cells for size, cells in sides)
-        return tuple(cell_stride(size, cells, self.declared) for size, cells in sides)
+            return size // cells if size % cells == 0 else size / cells
+        return cell_stride(size, cells, self.declared)
 
 
 def _names(names: str | Sequence[str], what: str) -> list[str]:
@@ -341,12 +345,13 @@ def unreached(model: nn.Module, tensors: list[Tensor], among: list[str] | None =
         reached = {id(node.variable) for node in _sources([t.grad_fn for t in tensors], set())}
         return [name for name, p in named if id(p) not in reached]
     generator = torch.Generator().manual_seed(1)
-    loss = sum((t * torch.randn(t.shape, generator=generator, device="cpu").to(t)).sum() for t in tensors)
+    terms = [(t * torch.randn(t.shape, generator=generator, device="cpu").to(t)).sum() for t in tensors]
+    loss = sum(terms[1:], terms[0])
     gradients = torch.autograd.grad(loss, [p for _, p in named], retain_graph=True, allow_unused=True)
     return [name for (name, _), g in zip(named, gradients, strict=True) if g is None or not g.any()]
 
 
-def better_pool(model: nn.Module, output: Any, frozen: list[str]) -> str | None:
+def better_pool(model: TimmModel, output: Any, frozen: list[str]) -> str | None:
     """ "avg" if the model's own pooling reads parameters that pre-training never reaches and averaging does not.
 
     XCiT's class token passes through class attention, which stays random; the mean of its patch tokens does not. Models

@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from a2mim.names import close_names
+from a2mim.wiring.model_type import TimmModel
 from a2mim.wiring.plain_arguments import fault_of_argument, shorten
 
 OFF = ("drop_path_rate", "drop_rate", "proj_drop_rate")  # rates whose default in timm is not always 0
@@ -37,7 +38,7 @@ class BuiltModel:
     """
 
     name: str
-    model: nn.Module
+    model: TimmModel
     img_size: tuple[int, int]
     model_args: dict[str, Any] = field(default_factory=dict)
     sized: bool = True
@@ -150,7 +151,7 @@ def unknown_model(name: str, what: str = "not a model that timm knows") -> Value
     return ValueError(f"{name!r} is {what}" + (f"; the nearest names: {', '.join(near)}." if near else "."))
 
 
-def _create(name: str, arguments: dict[str, Any], off: dict[str, float]) -> nn.Module:
+def _create(name: str, arguments: dict[str, Any], off: dict[str, Any]) -> TimmModel:
     """timm.create_model, without the rates in `off` that this constructor lacks.
 
     Raises:

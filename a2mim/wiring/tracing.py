@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from a2mim.wiring.layout import Layout, guess_all, leaves
+from a2mim.wiring.model_type import TimmModel
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,7 @@ def trial_copy(model: nn.Module) -> nn.Module:
 
 
 def trace(
-    model: nn.Module, images: Tensor, run: Callable[[Tensor], Any] | None = None, also: Sequence[str] = ()
+    model: TimmModel, images: Tensor, run: Callable[[Tensor], Any] | None = None, also: Sequence[str] = ()
 ) -> Trace:
     """Runs `forward_features`, or `run`, once with hooks; `images` (B, C, H, W) should require a gradient.
 
@@ -75,7 +76,10 @@ def trace(
     Raises:
         ValueError: the model does not accept images of this size.
     """
-    finished, counts, tensors, handles, resized, seen = [], {}, {}, [], [], set()
+    finished, handles, resized = [], [], []
+    counts: dict[str, int] = {}
+    tensors: dict[str, dict[tuple, Tensor]] = {}
+    seen: set[str] = set()
     leaf_calls = 0
 
     def watch(name: str, is_leaf: bool):

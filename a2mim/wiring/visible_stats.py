@@ -77,7 +77,7 @@ def sum_over_visible(model: nn.Module, name: str, img_size: tuple[int, int], hid
     """
     hooked = 0
     for stage, stride in feature_modules(model):
-        grid = tuple(math.ceil(side / stride) for side in img_size)  # all three architectures round up
+        grid = math.ceil(img_size[0] / stride), math.ceil(img_size[1] / stride)  # all three architectures round up
         visible = VisibleShare(hidden, grid, (stride, stride))
         for block in model.get_submodule(stage).modules():
             if isinstance(block, XCABlock):

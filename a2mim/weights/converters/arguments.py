@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from a2mim.wiring.model_type import TimmModel
 from a2mim.wiring.timm_models import on_meta
 
 
@@ -72,7 +73,7 @@ def _built(name: str, arguments: dict[str, Any], fallback: Mapping[str, Any]) ->
         return on_meta(name, **arguments)
 
 
-def _channels(model: nn.Module, tensors: Mapping[str, Tensor]) -> int:
+def _channels(model: TimmModel, tensors: Mapping[str, Tensor]) -> int:
     """Channels of the images: the input width of the first convolution, or 3 if it is unknown."""
     first = model.pretrained_cfg.get("first_conv")
     first = first if isinstance(first, str) else (first or [""])[0]

@@ -8,6 +8,7 @@ import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from einops import rearrange
@@ -61,7 +62,7 @@ def _join_qkv(tensors: dict) -> dict:
 
 def _split_class_attention(tensors: dict) -> dict:
     """Splits XCiT's class attention: one qkv in the authors' code, three layers in timm's."""
-    split = {}
+    split: dict[str, Any] = {}
     for key, value in tensors.items():
         match = re.fullmatch(r"(cls_attn_blocks\.\d+\.attn\.)qkv\.(weight|bias)", key)
         if match:
