@@ -25,8 +25,7 @@ from a2mim.engine.pretrain_settings import PretrainData, PretrainSettings
 from a2mim.engine.records import Request, ResumePoint, StepContext
 from a2mim.engine.report_hook import ReportHook
 from a2mim.engine.runner import TrainRunner
-from a2mim.engine.setting_groups import Settings
-from a2mim.engine.task import Task
+from a2mim.engine.task import RecipeSettings, Task
 from a2mim.mim import MIM
 from a2mim.registry import MODELS
 
@@ -35,7 +34,7 @@ from a2mim.registry import MODELS
 class Run:
     """All that a run is made of, before its first step."""
 
-    settings: Settings
+    settings: RecipeSettings
     folder: Path | None  # None until one is claimed
     request: Request
     device: torch.device
@@ -95,7 +94,7 @@ def open_sets(data, test_data, settings: PretrainData | FinetuneData, access: Ac
 
 
 def build_loader(
-    dataset, settings: Settings, device: torch.device, num_workers: int | None, augmentation: dict | None = None
+    dataset, settings: RecipeSettings, device: torch.device, num_workers: int | None, augmentation: dict | None = None
 ) -> TrainLoader:
     """The training stream of this process. augmentation: what TrainLoader takes beyond the crop."""
     data, batch = settings.data, settings.global_batch_size
@@ -131,7 +130,7 @@ def choose_workers(num_workers: int | None, device: torch.device) -> int:
     """
     if num_workers is None:
         usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()  # not on a Mac
-        cores = usable // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+        cores = (usable or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
         num_workers = min(8, cores) if device.type == "cuda" else 0
     if num_workers < 0:
         raise ValueError(f"--num-workers {num_workers} must be at least 0; 0 prepares the batches in the main process")
@@ -156,7 +155,7 @@ def build_runner(run: Run, resume_from: ResumePoint | None) -> TrainRunner:
     settings, task, device = run.settings, run.task, run.device
     task.model.to(device)
     if settings.channels_last:
-        task.model.to(memory_format=torch.channels_last)
+        task.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch declares it with a device alone
     if settings.sync_batchnorm and torch.distributed.is_initialized() and device.type == "cuda":
         synchronise(task.network)
     if settings.compile:
@@ -178,10 +177,12 @@ def build_runner(run: Run, resume_from: ResumePoint | None) -> TrainRunner:
     if settings.ema:
         # buffers are averaged with the weights: the raw network's BatchNorm statistics do not fit averaged weights
         named["ema"] = EMAHook(AveragedTensors, momentum=settings.ema, update_buffers=True)
+    rank, world_size = get_dist_info()
     context = StepContext(
         device,
         settings.seed,
-        *get_dist_info(),
+        rank,
+        world_size,
         accumulate=settings.accumulate,
         memory_format=torch.channels_last if settings.channels_last else torch.contiguous_format,
     )

@@ -13,6 +13,8 @@ class AveragedTensors(ExponentialMovingAverage):
     A target that holds a network keeps it in the state as one nested entry; it is not averaged, and the copy shares it.
     """
 
+    avg_parameters: dict[str, Any]
+
     def __init__(self, model: nn.Module, **arguments):
         super().__init__(model, **arguments)
         self.avg_parameters = {key: value for key, value in self.avg_parameters.items() if isinstance(value, Tensor)}

@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from mmengine.model import BaseModel
@@ -20,6 +21,7 @@ from a2mim.evaluation.identity import hash_encoder
 from a2mim.pixels import normalize
 from a2mim.weights.loading import Source, build_reported
 from a2mim.weights.sources import classifier_arguments
+from a2mim.wiring.model_type import TimmModel
 from a2mim.wiring.sites import unreached
 from a2mim.wiring.timm_models import build_timm, takes
 
@@ -104,7 +106,7 @@ def rebuild_classified(arguments: dict, drop_path_rate: float) -> nn.Module:
     return built.model
 
 
-def at_size(model: nn.Module, size: int, in_chans: int) -> nn.Module:
+def at_size(model: TimmModel, size: int, in_chans: int) -> TimmModel:
     """The model where it takes images of that size, else a copy with its positions resampled.
 
     Raises:
@@ -139,10 +141,10 @@ def _problem(model: nn.Module, images: Tensor) -> str | None:
     return None
 
 
-def put_classifier(model: nn.Module, num_classes: int, chosen: Head) -> dict:
+def put_classifier(model: TimmModel, num_classes: int, chosen: Head) -> dict:
     """Gives the model its pooling and a new classifier; returns the create_model arguments that say so."""
     pooling = None if chosen.pooling == "default" else chosen.pooling
-    args = {"global_pool": pooling} if pooling else {}
+    args: dict[str, Any] = {"global_pool": pooling} if pooling else {}
     try:
         model.reset_classifier(num_classes, pooling)
     except (AssertionError, TypeError, ValueError, KeyError) as error:

@@ -198,7 +198,8 @@ def _check_plain(value: Any, dotted: str) -> None:
 def _sentence(error: ValidationError, config: dict, kind: type[Settings]) -> str:
     first = error.errors()[0]
     key, *rest = first["loc"] or ("",)
-    fields, value = kind.model_fields, config.get(str(key))
+    value: Any = config.get(str(key))
+    fields = kind.model_fields
     if key in kind.groups() and rest:
         fields, value = kind.groups()[str(key)].model_fields, value[rest[0]]
         field, dotted = fields[str(rest[0])], f"{key}.{rest[0]}"

@@ -104,6 +104,7 @@ class EvaluationHook(Hook):
     def run(self, runner) -> tuple[torch.Tensor, float]:
         """((M,) how many classes score above the true one, -1 where one is not judged; mean cross-entropy)."""
         model, ranks, total = self.judged(runner), torch.full((len(self.dataset),), -1), torch.zeros(2).double()
+        assert self.loader is not None  # made before the training
         with frozen(model):
             for batch in self.loader:
                 labels = batch["labels"].to(runner.context.device)

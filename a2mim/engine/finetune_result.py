@@ -19,6 +19,7 @@ from a2mim.export.receipt import TOLERANCE
 from a2mim.export.target import ExportError
 from a2mim.files import write_json
 from a2mim.pixels import Preprocessing
+from a2mim.wiring.model_type import TimmModel
 from a2mim.wiring.timm_models import as_timm_reads
 
 
@@ -61,7 +62,7 @@ def hand_over_classifier(task, model: nn.Module, folder: Path) -> dict:
     data, arguments = task.settings.data, task.arguments
     size = (data.img_size, data.img_size)
     pixels = Preprocessing(data.mean, data.std, size, data.interpolation, data.crop_pct)
-    encoder = copy.deepcopy(model)
+    encoder: TimmModel = copy.deepcopy(model)
     encoder.reset_classifier(0)
     receipt = export_timm_folder(encoder, arguments, pixels, folder / "encoder", source=str(folder), calibrated=True)
     written = write_classifier(model, folder / "encoder", folder / "classifier", task.whole.class_names)

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from mmengine.hooks import Hook
-from torch import nn
 
 import a2mim
 from a2mim.batchnorm import unsynchronise
+from a2mim.data import Access
 from a2mim.engine.classifier import Classifier, at_size, build_classified, rebuild_classified
 from a2mim.engine.evaluating import EvaluationHook
 from a2mim.engine.finetune_protocol import protocol_in_force
@@ -36,7 +37,13 @@ class Finetuning:
 
     command = "finetune"
     settings_class = FinetuneSettings
-    open = staticmethod(open_labelled)
+
+    @staticmethod
+    def open(
+        settings: FinetuneSettings, request: Request, saved: dict | None = None, access: Access | None = None
+    ) -> LabelledData:
+        """See `open_labelled`."""
+        return open_labelled(settings, request, saved, access)
 
     def __init__(self, data: LabelledData, request: Request, device: torch.device, saved: dict | None = None):
         self.request, self.settings = request, data.settings
@@ -106,7 +113,7 @@ class Finetuning:
         lines = [
             f"  source   {source}",
             f"  encoder  {made}, {self.arguments['pooling']} -> {self.num_classes} classes",
-            f"  test     {self.test_set.describe()}",
+            f"  test     {self.judge.dataset.describe()}",
         ]
         if protocol is not None:
             changed = (
@@ -118,9 +125,9 @@ class Finetuning:
         return lines
 
     def facts(self, last: dict) -> dict:
-        return {"classifier": self.arguments, "source_hash": self.source_hash, "test": self.test_set.describe()}
+        return {"classifier": self.arguments, "source_hash": self.source_hash, "test": self.judge.dataset.describe()}
 
-    def hand_over(self, averaged: nn.Module, folder: Path) -> dict:
+    def hand_over(self, averaged: Any, folder: Path) -> dict:
         """The result as files, the classifier and the encoder as timm folders."""
         result = result_of(self)
         write_result(result, folder)

@@ -8,6 +8,7 @@ import re
 import warnings
 from itertools import count
 from pathlib import Path
+from typing import IO
 
 from mmengine.dist import is_main_process
 
@@ -86,6 +87,7 @@ def _make_free(root: Path, name: str) -> Path:
         except FileExistsError:
             continue
         return _make(folder)
+    raise AssertionError("there is always a next number")
 
 
 def remove_unused(folder: Path) -> None:

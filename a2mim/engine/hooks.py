@@ -9,6 +9,7 @@ import threading
 import warnings
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import torch
 from mmengine.dist import is_main_process
@@ -154,7 +155,7 @@ def faults_of_all(runner) -> Counter:
     counts = Counter(runner.run.loader.faults)
     if not runner.distributed:
         return counts
-    parts = [None] * runner.world_size
+    parts: list[Any] = [None] * runner.world_size
     torch.distributed.all_gather_object(parts, counts)
     return sum(parts, Counter())
 

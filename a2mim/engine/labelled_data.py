@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import timm
@@ -49,8 +50,11 @@ def open_labelled(
         ValueError, FileNotFoundError: the data have no labels, other classes than the checkpoint, or do not fit the
             recipe; there is no source.
     """
-    source = None if saved else read_architecture(request.source)
-    pixels = pixels_of(source) if source else Preprocessing.of(saved["pixels"])
+    if saved:
+        source, pixels = None, Preprocessing.of(saved["pixels"])
+    else:
+        source = read_architecture(request.source)
+        pixels = pixels_of(source)
     settings = complete_pixels(settings, pixels)
     whole, test_set = open_sets(request.data, request.test_data, settings.data, access or Access())
     rows = choose_rows(whole, settings.labels, test_set)
@@ -77,6 +81,7 @@ def augmentation_of(settings: FinetuneSettings) -> dict:
     augment, data = settings.augment, settings.data
     if not augment.auto_augment and not augment.color_jitter:
         return {"repeats": augment.repeats}
+    assert data.img_size is not None  # `complete_pixels` filled it in
     looks = data.img_size, data.mean, data.interpolation
     return {"repeats": augment.repeats, "augment": Augment(augment.auto_augment, augment.color_jitter, *looks)}
 
@@ -120,7 +125,7 @@ def pixels_of(source: Source) -> Preprocessing:
 def complete_pixels(settings: FinetuneSettings, source: Preprocessing) -> FinetuneSettings:
     """The settings with what the recipe's `data` leaves to the source filled in."""
     data = settings.data
-    complete = {"img_size": data.img_size, "in_chans": data.in_chans or source.channels}
+    complete: dict[str, Any] = {"img_size": data.img_size, "in_chans": data.in_chans or source.channels}
     if data.img_size is None:
         height, width = source.img_size
         if height != width:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import re
+from typing import Any
 
 from timm.models.convnext import ConvNeXt
 from timm.models.resnet import ResNet
-from torch import nn
+
+from a2mim.wiring.model_type import TimmModel
 
 RESNET_BLOCKS = {(4, 6): (2, 3), (4, 23): (2, 3), (8, 36): (4, 4), (24, 36): (4, 4), (30, 48): (5, 6)}
 
 
-def published_layers(model: nn.Module) -> dict[str, int] | None:
+def published_layers(model: TimmModel) -> dict[str, int] | None:
     """{name of a parameter: its layer}: 0 for the stem, the greatest number for the classifier.
 
     None for a network whose authors publish no list: other families, and ResNets of other depths.
@@ -21,10 +23,14 @@ def published_layers(model: nn.Module) -> dict[str, int] | None:
     """
     names = [name for name, _ in model.named_parameters()]
     if isinstance(model, ConvNeXt):
-        layers = 12 if len(model.stages[2].blocks) > 9 else 6
+        stage: Any = model.stages[2]
+        layers = 12 if len(stage.blocks) > 9 else 6
         return {name: _convnext_layer(name, layers) for name in names}
-    if isinstance(model, ResNet) and (depths := (len(model.layer2), len(model.layer3))) in RESNET_BLOCKS:
-        return {name: _resnet_layer(name, depths) for name in names}
+    if isinstance(model, ResNet):
+        second: Any = model.layer2
+        third: Any = model.layer3
+        if (depths := (len(second), len(third))) in RESNET_BLOCKS:
+            return {name: _resnet_layer(name, depths) for name in names}
     return None
 
 

@@ -99,8 +99,9 @@ class OnlineKNN(Hook):
                 torch.cat([pool(images).float().cpu() for images in self.normalized(part, runner.context.device)])
                 for part in (self.bank, self.queries)
             ]
-        sets = features[0], self.bank.labels, features[1], self.queries.labels
-        return knn(*sets, k=self.k)["top1"]
+        bank_labels, query_labels = self.bank.labels, self.queries.labels
+        assert bank_labels is not None and query_labels is not None  # both sets were shown just now
+        return knn(features[0], bank_labels, features[1], query_labels, k=self.k)["top1"]
 
     def normalized(self, part: ImageSample, device):
         return (self.pixels.normalize(images.to(device)) for images in part.batches())
@@ -139,7 +140,9 @@ class ImageSample:
         self.loader = EvalLoader(
             dataset, img_size, resize=None, interpolation="bilinear", batch_size=BATCH, indices=rows
         )
-        self.number, self.kept, self.labels = len(rows), None, None
+        self.number = len(rows)
+        self.kept: list[torch.Tensor] | None = None
+        self.labels: torch.Tensor | None = None
 
     def __len__(self) -> int:
         return self.number

@@ -2,6 +2,7 @@
 
 from contextlib import contextmanager
 from fnmatch import fnmatch
+from typing import Any
 
 import torch
 from mmengine.optim import OptimWrapper
@@ -14,6 +15,7 @@ from a2mim.engine.layers import published_layers
 from a2mim.engine.pretrain_settings import PretrainOptimizer
 from a2mim.engine.setting_groups import Schedule
 from a2mim.names import nearest
+from a2mim.wiring.model_type import TimmModel
 
 AMP_TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 NO_DECAY = (
@@ -22,7 +24,7 @@ NO_DECAY = (
 )
 
 
-def parameter_groups(model: nn.Module, weight_decay: float, lr: float, token_lr_scale: float) -> list[dict]:
+def parameter_groups(model: Any, weight_decay: float, lr: float, token_lr_scale: float) -> list[dict]:
     """Splits the trainable parameters of a MIM into: decayed, not decayed, and the mask token with its gamma.
 
     No decay on norms, biases, LayerScale (all of them have at most one axis), tokens, position embeddings and whatever
@@ -57,7 +59,7 @@ def build_optimizer(model: nn.Module, settings: PretrainOptimizer, global_batch_
     return create_optimizer(groups, lr, settings.type, settings.weight_decay, betas=settings.betas)
 
 
-def layer_groups(model: nn.Module, weight_decay: float, layer_decay: float) -> list[dict]:
+def layer_groups(model: TimmModel, weight_decay: float, layer_decay: float) -> list[dict]:
     """The trainable parameters of a timm classifier by layer and by decay, each group with its `lr_scale`.
 
     The stem is layer 0, then come L layers, then the classifier and what stands behind the layers, layer L + 1. The
@@ -70,7 +72,8 @@ def layer_groups(model: nn.Module, weight_decay: float, layer_decay: float) -> l
     layer_of = published_layers(model)
     if layer_of is None:
         return param_groups_layer_decay(model, weight_decay, no_weight_decay_list=exempt, layer_decay=layer_decay)
-    last, groups = max(layer_of.values()), {}
+    last = max(layer_of.values())
+    groups: dict[tuple[float, float], dict[str, Any]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             spared = parameter.ndim <= 1 or any(fnmatch(name, pattern) for pattern in exempt)
@@ -114,7 +117,7 @@ def create_optimizer(
 
 def check_optimizer(name: str) -> None:
     """ValueError where timm.optim has no optimiser of that name."""
-    known = list_optimizers()
+    known = [str(known_name) for known_name in list_optimizers()]
     if name.lower().removeprefix("lookahead_") not in known:
         raise ValueError(f"optimizer.type={name!r} is not an optimiser of timm.optim{nearest(name.lower(), known)}")
 
@@ -124,7 +127,11 @@ def build_schedule(optimizer, settings: Schedule, steps_per_epoch: int, total_st
     prolonged.
     """
     warmup = min(round(settings.warmup_epochs * steps_per_epoch), total_steps - 1)
-    common = {"warmup_t": warmup, "warmup_lr_init": getattr(settings, "warmup_lr", 0.0), "t_in_epochs": False}
+    common: dict[str, Any] = {
+        "warmup_t": warmup,
+        "warmup_lr_init": getattr(settings, "warmup_lr", 0.0),
+        "t_in_epochs": False,
+    }
     if settings.type == "step":
         return MultiStepLRScheduler(
             optimizer,
@@ -186,7 +193,9 @@ class StepWrapper(OptimWrapper):
     @contextmanager
     def optim_context(self, model: nn.Module):
         """Autocast, and no gradient exchange before the last micro-batch of a step."""
-        amp = torch.autocast(self.device_type, AMP_TYPES.get(self.amp, torch.bfloat16), enabled=self.amp is not None)
+        amp = torch.autocast(
+            self.device_type, AMP_TYPES.get(self.amp or "", torch.bfloat16), enabled=self.amp is not None
+        )
         with super().optim_context(model), amp:
             yield
 

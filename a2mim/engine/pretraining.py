@@ -8,10 +8,10 @@ import shlex
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 from mmengine.hooks import Hook
-from torch import nn
 
 import a2mim
 from a2mim.batchnorm import unsynchronise
@@ -140,9 +140,10 @@ class Pretraining:
         facts = {"encoder": self.model.encoder.arguments(), "start": self.start, "loss": loss}
         return facts | ({"online_knn": self.online.facts()} if self.online else {})
 
-    def hand_over(self, averaged: nn.Module, folder: Path) -> dict:
+    def hand_over(self, averaged: Any, folder: Path) -> dict:
         """Exports the encoder, then judges it beside the untrained one; what is to be said of both."""
-        trained, data = unsynchronise(averaged.encoder), self.settings.data
+        data = self.settings.data
+        trained: Any = unsynchronise(averaged.encoder)
         judge = judging.Judge(self.settings, self.train_set, self.test_set, self.device)
         receipt = None
         if self.settings.export:

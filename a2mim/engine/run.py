@@ -6,6 +6,7 @@ import os
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from mmengine.dist import get_dist_info, is_main_process
@@ -199,7 +200,7 @@ def prepare(
         torch.use_deterministic_algorithms(True)
     point = resumed.point if resumed else None
     saved = point.meta if point else None
-    data = task_class.open(settings, request, saved, launch.access)
+    data: Any = task_class.open(settings, request, saved, launch.access)
     loader = build_loader(data.train_set, data.settings, device, launch.num_workers, data.augmentation)
     changed = list(resumed.changed) if resumed else []
     if point:

@@ -95,7 +95,7 @@ class TrainLoop(BaseLoop):
         runner, context = self.runner, self.runner.context
         runner.call_hook("before_train_iter", batch_idx=self.step, data_batch=batch)
         torch.manual_seed(context.step_seed(self.step, "dropout"))
-        self.outputs = {}
+        self.outputs: dict[str, Any] = {}
         try:
             for data in runner.run.task.micro_batches(context, batch, self.step, self.epoch):
                 losses = runner.model.train_step(data, optim_wrapper=runner.optim_wrapper)
@@ -169,7 +169,8 @@ class TrainRunner(Runner):
     @property
     def inner_model(self) -> torch.nn.Module:
         """The model itself, whatever is wrapped around it."""
-        return getattr(self.model, "module", self.model)
+        model: torch.nn.Module = self.model
+        return getattr(model, "module", model)
 
     @property
     def averaged(self) -> torch.nn.Module:

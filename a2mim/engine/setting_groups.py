@@ -154,7 +154,8 @@ class Settings(Group):
     @classmethod
     def defaults(cls) -> dict:
         """Every setting with its default, groups as dicts; None for a required one."""
-        groups, defaults = cls.groups(), {}
+        groups = cls.groups()
+        defaults: dict[str, Any] = {}
         for key, field in cls.model_fields.items():
             if key in groups:
                 defaults[key] = groups[key]().model_dump()

@@ -7,15 +7,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
 
 import torch
 from mmengine.hooks import Hook
 from torch import nn
 
 from a2mim.data import Access, ImageDataset
+from a2mim.engine.finetune_settings import FinetuneSettings
+from a2mim.engine.pretrain_settings import PretrainSettings
 from a2mim.engine.records import Request, StepContext, TaskData
 from a2mim.engine.setting_groups import Settings
+
+RecipeSettings: TypeAlias = PretrainSettings | FinetuneSettings
 
 
 class Task(Protocol):
@@ -25,12 +29,24 @@ class Task(Protocol):
     """
 
     command: str  # of the command line, with which a stopped run goes on
-    settings_class: type[Settings]  # the settings of its recipes
-    settings: Settings
     train_set: ImageDataset
     test_set: ImageDataset | None
-    model: nn.Module  # train_step(**micro_batch) gives named losses
-    network: nn.Module  # the part of the model that is compiled, and whose BatchNorm is synchronised
+
+    @property
+    def model(self) -> nn.Module:
+        """`train_step(**micro_batch)` gives named losses."""
+
+    @property
+    def network(self) -> nn.Module:
+        """The part of the model that is compiled, and whose BatchNorm is synchronised."""
+
+    @property
+    def settings_class(self) -> type[Settings]:
+        """The settings of its recipes."""
+
+    @property
+    def settings(self) -> RecipeSettings:
+        """Of the recipe, completed by what data and source say."""
 
     @staticmethod
     def open(settings: Any, request: Request, saved: dict | None = None, access: Access | None = None) -> TaskData:

@@ -12,8 +12,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 from itertools import count
+from typing import Any
 
 import matplotlib
+from cycler import cycler
 from matplotlib.figure import Figure
 
 _INK, _GRID = "#010203", "#010204"
@@ -23,7 +25,7 @@ _RC = {
     **dict.fromkeys(("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color"), _INK),
     **{"svg.fonttype": "none", "text.parse_math": False, "axes.unicode_minus": True, "font.size": 11},
     **{"axes.spines.top": False, "axes.spines.right": False, "grid.color": _GRID, "axes.grid": True},
-    **{"axes.prop_cycle": matplotlib.cycler(color=_SERIES) + matplotlib.cycler(linestyle=_DASHES)},
+    **{"axes.prop_cycle": cycler(color=_SERIES) + cycler(linestyle=_DASHES)},
     **{"legend.frameon": False, "figure.constrained_layout.use": True, "lines.linewidth": 1.8},
 }
 _SIZE = (4.6, 3.0)  # inches; small, so that the text can be read at the width of a phone
@@ -61,7 +63,8 @@ class Plot:
 
 def svg(plot: Plot) -> str:
     """The figure as an SVG element that fills its container and carries its message as a text alternative."""
-    with matplotlib.rc_context({**_RC, "svg.hashsalt": f"figure-{next(_numbers)}"}):
+    settings: Any = {**_RC, "svg.hashsalt": f"figure-{next(_numbers)}"}  # matplotlib types every key as a literal
+    with matplotlib.rc_context(settings):
         figure = Figure(figsize=_SIZE)
         axes = figure.subplots()
         draw_on(axes, plot)

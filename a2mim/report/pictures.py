@@ -64,7 +64,7 @@ def reconstruction_rows(pictures: Sequence[Picture]) -> list[list[Tile]]:
     if not sheets or any(picture.layout is None for picture, _ in sheets):
         return []
     try:
-        cut = [(picture.step, _cut(sheet, picture.layout)) for picture, sheet in sheets]
+        cut = [(picture.step, _cut(sheet, picture.layout or {})) for picture, sheet in sheets]
     except (KeyError, TypeError, ValueError):
         return []
     titles = [str(title) for title in chosen[-1].layout["columns"]]
@@ -75,9 +75,9 @@ def reconstruction_rows(pictures: Sequence[Picture]) -> list[list[Tile]]:
         tiles = [inline(image, name, "image"), inline(masked, f"visible part of {name}", "visible")]
         if answer != -1:
             tiles.append(inline(right, f"{name}: the features to predict, as colours", "target"))
-        for step, sheet in cut:
+        for step, cells in cut:
             told = "hidden part reconstructed" if answer == -1 else "features predicted"
-            tiles.append(inline(sheet[i][answer], f"{name}, {told} after {step:,} steps", f"step {step:,}"))
+            tiles.append(inline(cells[i][answer], f"{name}, {told} after {step:,} steps", f"step {step:,}"))
         rows.append(tiles)
     return rows
 

@@ -53,7 +53,8 @@ def export_rows(run: RunRecord) -> list[dict[str, str]]:
 
 def setting_rows(run: RunRecord) -> list[tuple[str, str, str]]:
     """(key, value, where it comes from) of every setting; empty for a run that kept none as data."""
-    origins = run.summary.get("origins") if isinstance(run.summary.get("origins"), dict) else {}
+    stated = run.summary.get("origins")
+    origins = stated if isinstance(stated, dict) else {}
     return [(key, _short(value), str(origins.get(key, ""))) for key, value in flatten(run.settings or {})]
 
 
