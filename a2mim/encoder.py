@@ -194,7 +194,10 @@ class MaskedEncoder(nn.Module):
             self.model_args["global_pool"] = wired.pool
 
         # Bound methods, so that a deep copy of the encoder (EMA) connects its own model to its own tokens.
-        self._images, self._mask, self._inserting, self._tapped = None, None, False, {}
+        self._images: Tensor | None = None
+        self._mask: Tensor | None = None
+        self._inserting = False
+        self._tapped: dict[int, Any] = {}
         for i, point in enumerate(wired.sites):
             self.model.get_submodule(point.module).register_forward_hook(partial(self._insert, i))
         self.tapping = [point.module for point in wired.finals if point.module]

@@ -21,7 +21,7 @@ from a2mim.engine.stored import holds_run, read_settings, write_settings
 from a2mim.files import open_lock, write_json
 
 SUBFOLDERS = ("checkpoints", "reconstructions", "logs", "encoder", "classifier", "representation", "analysis")
-_locks = []  # an open file keeps its lock until the process ends
+_locks: list[IO] = []  # an open file keeps its lock until the process ends
 
 
 def find_run(work_dir, name: str) -> Path:

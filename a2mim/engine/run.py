@@ -159,10 +159,10 @@ def _close(run: Run, runner: TrainRunner, signals: SignalHook, started: float) -
     else:
         summary |= {"status": "finished"}
         if is_main_process():
-            summary |= run.task.hand_over(runner.averaged, run.folder)
+            summary |= run.task.hand_over(runner.averaged, run.claimed)
     if is_main_process():
-        write_json(run.folder / "summary.json", summary)
-        report(summary, runner, write_page(run.folder))
+        write_json(run.claimed / "summary.json", summary)
+        report(summary, runner, write_page(run.claimed))
     return summary
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -51,7 +52,12 @@ def logreg(
     Source: https://github.com/facebookresearch/dinov2, dinov2/eval/log_regression.py (cuML's solver there).
     """
     check_features(train_features, train_labels, test_features, test_labels)
-    constants = {"c_powers": c_powers, "c_values": c_values, "max_iterations": max_iterations, "tolerance": tolerance}
+    constants: dict[str, Any] = {
+        "c_powers": c_powers,
+        "c_values": c_values,
+        "max_iterations": max_iterations,
+        "tolerance": tolerance,
+    }
     fitted = fit_logreg(train_features, train_labels, held_out=held_out, seed=seed, device=device, **constants)
     wanted = class_positions(fitted.classes, test_labels)
     rank = fitted.problem.ranks(fitted.weights, test_features, wanted, torch.arange(len(test_labels)))
@@ -113,7 +119,7 @@ def fit_logreg(
     """Chooses C on held-out images and fits all of them; arguments as in `logreg`."""
     refuse_below_one(c_values=c_values, max_iterations=max_iterations)
     classes, targets = torch.unique(labels, return_inverse=True)
-    grid = [float(c) for c in 10 ** np.linspace(*c_powers, c_values)]
+    grid = [float(c) for c in 10 ** np.linspace(c_powers[0], c_powers[1], c_values)]
     chosen = hold_out(labels, held_out, seed)
     note, failed, accuracy = "", 0, None
     device = features.device if device is None else device

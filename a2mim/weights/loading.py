@@ -70,7 +70,8 @@ def build_reported(
     overrides.pop("pretrained", None)  # the weights come from the file
     model, size, report = _filled(weights, weights.model_args | overrides, allow_partial)
     channels = model.pretrained_cfg["input_size"][0]
-    preprocessing = (weights.preprocessing.at_size(size) if size else weights.preprocessing).for_channels(channels)
+    pixels = _contents(weights)[1]
+    preprocessing = (pixels.at_size(size) if size else pixels).for_channels(channels)
     model.pretrained_cfg["input_size"] = (channels, *preprocessing.img_size)
     return model, preprocessing, report
 
@@ -102,19 +103,20 @@ def initialise(model: TimmModel, model_args: dict, source: str | Path, allow_par
 
 def _filled(
     weights: Source, arguments: dict[str, Any], allow_partial: bool
-) -> tuple[nn.Module, list[int] | None, LoadReport]:
+) -> tuple[TimmModel, list[int] | None, LoadReport]:
     """(the model with the source's tensors, [H, W] or None, the report). timm adapts them to size and channels."""
     if not is_registered(weights.name):
         return _filled_own(weights, arguments, allow_partial)
     weights = _with_norm_of(weights, arguments)
+    given, pixels = _contents(weights)
     cfg = {
         "source": None,  # no other weights are fetched
         "file": None,
-        "input_size": (weights.model_args.get("in_chans", 3), *weights.preprocessing.img_size),
+        "input_size": (weights.model_args.get("in_chans", 3), *pixels.img_size),
         "num_classes": 0,
-        **{key: getattr(weights.preprocessing, key) for key in ("mean", "std", "interpolation")},
+        **{key: getattr(pixels, key) for key in ("mean", "std", "interpolation")},
     }
-    tensors = dict(weights.tensors)
+    tensors = dict(given)
     stated = on_meta(weights.name, **weights.model_args)
     sizes = {key: value.numel() for key, value in stated.state_dict().items()}
     # timm silently resamples tables of positions, even if no other size was requested
@@ -137,7 +139,7 @@ def _filled(
         tensors |= {key: value for key, value in fresh.items() if tensors[key].shape != value.shape}
         model = create_with(tensors).model
     model.pretrained_cfg.pop("state_dict", None)  # otherwise the weights would be in memory twice
-    model.pretrained_cfg["input_size"] = (arguments.get("in_chans", 3), *weights.preprocessing.img_size)
+    model.pretrained_cfg["input_size"] = (arguments.get("in_chans", 3), *pixels.img_size)
     problem = _not_adapted(weights, model, arguments)
     if not allow_partial:
         problem = _difference(weights, model, values=True) or problem
@@ -147,13 +149,19 @@ def _filled(
     return model, [size, size] if isinstance(size, int) else size and list(size), report
 
 
+def _contents(weights: Source) -> tuple[dict[str, Tensor], Preprocessing]:
+    """(the tensors, the preprocessing) of a source that is more than a name."""
+    assert weights.tensors is not None and weights.preprocessing is not None
+    return weights.tensors, weights.preprocessing
+
+
 def _with_norm_of(weights: Source, arguments: dict[str, Any]) -> Source:
     """The source with ConvNeXt's last norm before or after the pooling, as the model of these arguments has it."""
     key = "head_norm_first"
     if bool(arguments.get(key)) == bool(weights.model_args.get(key)):
         return weights
     model_args = weights.model_args | {key: bool(arguments.get(key))}
-    tensors = place_norm(weights.tensors, on_meta(weights.name, **model_args).state_dict())
+    tensors = place_norm(_contents(weights)[0], on_meta(weights.name, **model_args).state_dict())
     return replace(weights, model_args=model_args, tensors=tensors)
 
 
@@ -161,9 +169,10 @@ def _filled_own(
     weights: Source, arguments: dict[str, Any], allow_partial: bool
 ) -> tuple[nn.Module, list[int], LoadReport]:
     """Like `_filled`, for a network that is not timm's: it is built for its size, and nothing is adapted."""
-    built = create(weights.name, {"img_size": list(weights.preprocessing.img_size)} | arguments)
+    given, pixels = _contents(weights)
+    built = create(weights.name, {"img_size": list(pixels.img_size)} | arguments)
     fresh = built.model.state_dict()
-    fits = {k: v for k, v in weights.tensors.items() if k in fresh and fresh[k].shape == v.shape}
+    fits = {k: v for k, v in given.items() if k in fresh and fresh[k].shape == v.shape}
     report = report_of(weights, built.model, fresh | fits)
     _refuse(weights, report, _difference(weights, built.model) if report.partial and not allow_partial else "")
     built.model.load_state_dict(fresh | fits)
@@ -176,7 +185,7 @@ def _refuse(weights: Source, report: LoadReport, problem: str) -> None:
         raise ValueError(problem)
     if not report.loaded:
         raise ValueError(f"nothing in {weights.path} belongs to {weights.name}: no weights would be loaded.")
-    if fault := fault_of_values(weights.tensors):
+    if fault := fault_of_values(_contents(weights)[0]):
         raise ValueError(
             f"the weights in {weights.path} cannot be used: {fault}. The training has diverged or the file is damaged;"
             " give an earlier checkpoint."
@@ -220,7 +229,7 @@ def report_of(weights: Source, model: nn.Module, tensors: dict[str, Tensor]) -> 
 
 def _difference(weights: Source, model: nn.Module, values: bool = False) -> str:
     """A sentence on keys that do not agree, or ""; `values` also compares tensors of equal shape."""
-    own, given = model.state_dict(), weights.tensors
+    own, given = model.state_dict(), _contents(weights)[0]
     missing = [key for key in own if key not in given]
     unexpected = [key for key in given if key not in own]
     same_shape = [key for key in own if key in given and own[key].shape == given[key].shape]
@@ -246,12 +255,12 @@ def _same(own: Tensor, given: Tensor) -> bool:
     return torch.equal(own.cpu().nan_to_num(), given.to(own.dtype).nan_to_num())
 
 
-def _not_adapted(weights: Source, model: nn.Module, arguments: dict) -> str:
+def _not_adapted(weights: Source, model: TimmModel, arguments: dict) -> str:
     """A sentence if timm left a first convolution random because it cannot adapt its channels; or ""."""
     first = model.pretrained_cfg.get("first_conv") or ()
     own, channels = model.state_dict(), [weights.model_args.get("in_chans", 3), arguments.get("in_chans", 3)]
     for key in (f"{name}.weight" for name in ([first] if isinstance(first, str) else first)):
-        given = weights.tensors.get(key)
+        given = _contents(weights)[0].get(key)
         if given is None or key not in own or given.shape == own[key].shape or channels[0] == channels[1]:
             continue
         try:

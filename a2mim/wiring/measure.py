@@ -216,7 +216,9 @@ def read_stripes(run: Callable[[Tensor], dict], images: Tensor, guesses: dict) -
     noise = torch.randn(images.shape, generator=torch.Generator().manual_seed(4), device="cpu").to(images)
     patterns = _gray_stripes(*images.shape[-2:]).to(images)
     still = run(images.expand(2, -1, -1, -1))
-    answers = {(key, i): [] for key, candidates in guesses.items() for i in range(len(candidates))}
+    answers: dict[tuple, list[Tensor]] = {
+        (key, i): [] for key, candidates in guesses.items() for i in range(len(candidates))
+    }
     for pattern in patterns:
         lit = run(torch.cat([images + noise * pattern, images + noise * (1 - pattern)]))
         for key, i in answers:

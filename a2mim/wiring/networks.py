@@ -241,7 +241,7 @@ def _find_map(network: nn.Module, images: Tensor, name: str) -> tuple[str, dict[
         raise ValueError(f"{name}: {error}") from error
     trial.eval()
     candidates = {("", path): layouts for path, layouts in guess_all(seen.output, images, trial).items()}
-    tensors, shapes = {"": dict(leaves(seen.output)), **seen.tensors}, set()
+    tensors, shapes = {"": dict(leaves(seen.output)), **seen.tensors}, set[tuple]()
     for call in reversed(seen.calls):
         for path, layouts in call.guesses.items():
             shape = tensors[call.name][path].shape
@@ -267,7 +267,7 @@ def _find_map(network: nn.Module, images: Tensor, name: str) -> tuple[str, dict[
             " return one from its forward."
         )
     module = next(iter(chosen))[0]
-    layouts = {path: layout for (owner, path), layout in chosen.items() if owner == module}
-    layouts = distinct(layouts, tensors[module])
-    widths = [tensors[module][path].shape[layout.channel] for path, layout in layouts.items()]
-    return module, layouts, sum(widths)
+    of_module = {path: layout for (owner, path), layout in chosen.items() if owner == module}
+    of_module = distinct(of_module, tensors[module])
+    widths = [tensors[module][path].shape[layout.channel] for path, layout in of_module.items()]
+    return module, of_module, sum(widths)

@@ -203,7 +203,7 @@ def _read_address(address: str, arguments: dict[str, Any]) -> tuple[str, dict[st
         name, stated = config.get("architecture"), config.get("model_args")
     else:
         _, name, stated = timm.models.load_model_config_from_hf(path)
-    if not is_registered(name):
+    if not isinstance(name, str) or not is_registered(name):
         raise ValueError(f"{address} names the architecture {shorten(name)}, which is not a model that timm knows.")
     if not isinstance(stated, dict | None):
         raise ValueError(f"the config.json of {address} has model_args={shorten(stated)}, which is no dictionary.")

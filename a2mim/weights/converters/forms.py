@@ -55,8 +55,9 @@ def _join_qkv(tensors: dict) -> dict:
             joined[key] = value
         elif match[2] == "q":
             parts = [tensors.get(f"{match[1]}{letter}.{match[3]}") for letter in "qkv"]
-            if all(part is not None for part in parts):  # otherwise loading reports the missing key
-                joined[f"{match[1]}qkv.{match[3]}"] = torch.cat(parts)
+            present = [part for part in parts if part is not None]
+            if len(present) == 3:  # otherwise loading reports the missing key
+                joined[f"{match[1]}qkv.{match[3]}"] = torch.cat(present)
     return joined
 
 
