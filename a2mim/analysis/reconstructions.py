@@ -1,5 +1,6 @@
 """Reconstruction pictures: a row an image, with what was given, what was seen and what was answered."""
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
-from a2mim.files import replacing
+from a2mim.files import replacing, write_json
 from a2mim.pixels import denormalize
 
 COLUMNS = ("image", "masked", "reconstruction", "hidden part filled in")
@@ -28,6 +29,23 @@ def layout(shown: dict[str, Tensor]) -> dict:
     height, width = shown.get("images", shown["target"]).shape[-2:]
     zoom, titles = _zoom(width), COLUMNS if _is_picture(shown) else FEATURES
     return {"columns": list(titles), "tile": [width * zoom, height * zoom], "gap": _GAP, "header": _HEADER}
+
+
+def record_layout(folder: Path, step: int, sheet: dict) -> None:
+    """Adds the layout of the sheet of `step` to layout.json: the newest layout, and under "steps" that of each step.
+
+    A layout.json without "steps" is of an older version, whose sheets all have that one layout.
+    """
+    path = folder / "layout.json"
+    try:
+        known = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):  # none yet, or damaged
+        known = None
+    known = known if isinstance(known, dict) else {}
+    steps = known.pop("steps", None)
+    if not isinstance(steps, dict):
+        steps = {str(int(png.stem[5:])): known for png in folder.glob("step_*.png") if known and png.stem[5:].isdigit()}
+    write_json(path, sheet | {"steps": steps | {str(step): sheet}})
 
 
 def draw(

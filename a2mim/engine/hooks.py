@@ -16,7 +16,7 @@ from mmengine.dist import is_main_process
 from mmengine.hooks import Hook
 from tqdm import tqdm
 
-from a2mim.analysis.reconstructions import draw, layout, save
+from a2mim.analysis.reconstructions import draw, layout, record_layout, save
 from a2mim.checkpoints import checkpoint_path, keep_newest, write_checkpoint
 from a2mim.engine.facts import starting_facts
 from a2mim.engine.folder import remember
@@ -25,7 +25,7 @@ from a2mim.engine.records import Request, step_seed
 from a2mim.engine.setting_groups import Checkpoint, Settings
 from a2mim.engine.state import first_broken, state_of
 from a2mim.engine.stored import read_log
-from a2mim.files import telling_full_disk, write_json, write_text
+from a2mim.files import telling_full_disk, write_text
 
 
 class RecordHook(Hook):
@@ -223,7 +223,7 @@ class PictureHook(Hook):
         picture = draw(shown, model.mean, model.std, self.bands, self.stretch, caption)
         save(picture, folder / f"step_{runner.iter:08d}.png")
         runner.visualizer.add_image("reconstructions", picture, step=runner.iter)
-        write_json(folder / "layout.json", layout(shown))
+        record_layout(folder, runner.iter, layout(shown))
         self.drawn = runner.iter
 
 

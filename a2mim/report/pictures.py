@@ -102,11 +102,22 @@ def spread(items: Sequence, most: int) -> list:
 
 
 def _cut(sheet: Image.Image, layout: dict) -> list[list[Image.Image]]:
-    """Rows of tiles. layout: "columns" (titles), "tile" (width, height), "gap" and "header" in pixels."""
+    """Rows of tiles. layout: "columns" (titles), "tile" (width, height), "gap" and "header" in pixels.
+
+    Versions draw headers of different heights, and an older one recorded only the last. Where the recorded header does
+    not leave whole rows, the height of the sheet says what it was.
+
+    Raises:
+        ValueError: the sheet does not have these columns.
+    """
     columns, (width, height) = len(layout["columns"]), layout["tile"]
     gap, header = int(layout["gap"]), int(layout["header"])
     if columns < 3 or min(width, height) < 1 or min(gap, header) < 0:
         raise ValueError("no such layout")
+    if sheet.width != columns * (width + gap) - gap:
+        raise ValueError("the sheet has other columns than its layout")
+    if (sheet.height - header + gap) % (height + gap):
+        header = (sheet.height + gap) % (height + gap)
     rows = (sheet.height - header + gap) // (height + gap)
     return [
         [

@@ -46,7 +46,8 @@ class Picture:
     Args:
         step: of the run.
         path: a PNG.
-        layout: columns' titles, the size of a tile and the gaps, in pixels; None: not known (an older run).
+        layout: of this sheet: titles of the columns, the size of a tile, the gaps and the header, in pixels; None: not
+            known (an older run).
     """
 
     step: int
@@ -202,6 +203,9 @@ def _differences(judged: Any) -> Iterator[Difference]:
 
 
 def _pictures(folder: Path) -> list[Picture]:
-    layout = read_json(folder / "layout.json")
+    """Each sheet with the layout of its own step; layout.json of an older run has one for all."""
+    newest = read_json(folder / "layout.json")
+    steps = newest.get("steps") if newest else None
+    steps = steps if isinstance(steps, dict) else {}
     found = [(int(match[1]), path) for path in folder.glob("step_*.png") if (match := _STEP.fullmatch(path.name))]
-    return [Picture(step, path, layout) for step, path in sorted(found)]
+    return [Picture(step, path, steps.get(str(step), newest)) for step, path in sorted(found)]

@@ -1,5 +1,7 @@
 """The page as a reader and a browser get it: whole, self-contained, inert."""
 
+import base64
+import io
 import json
 import re
 import shutil
@@ -9,12 +11,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from report_runs import judged, make_run
+from report_runs import LAYOUT, judged, make_run
 
+from a2mim.analysis.reconstructions import record_layout
 from a2mim.cli import main
 from a2mim.report import read_run, render, write_report
 from a2mim.report.page import MOST_BYTES
-from a2mim.report.pictures import reconstruction_rows
+from a2mim.report.pictures import reconstruction_rows, whole_sheets
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 ATTACKS = ("<script>alert(1)</script>", '"><img src=x onerror=alert(1)>', "$\\frac{1}{2}$ & {{ 7 * 7 }}")
@@ -150,3 +153,41 @@ def test_sheets_of_features_show_the_prediction_of_each_step_beside_the_target(t
     first = reconstruction_rows(read_run(run).pictures)[0]
     assert [tile.caption for tile in first] == ["image", "visible", "target", "step 0", "step 60"]
     assert "features predicted after 60 steps" in first[-1].text
+
+
+def _sheet(path: Path, header: int, colour: int) -> None:
+    """Two images of 32 px under a black header, each panel of one grey, as a run draws them."""
+    sheet = np.full((header + 2 * 32 + 4, 4 * 32 + 3 * 4, 3), 255, np.uint8)
+    sheet[:header] = 0
+    for top in (header, header + 36):
+        for left in range(0, 144, 36):
+            sheet[top : top + 32, left : left + 32] = colour
+    Image.fromarray(sheet).save(path)
+
+
+@pytest.mark.parametrize("overwritten", [False, True])
+def test_each_sheet_is_cut_by_its_own_header(tmp_path, overwritten):
+    """A version with a lower header drew step 0; overwritten: a later one then replaced the only recorded layout."""
+    folder = make_run(tmp_path / "a") / "reconstructions"
+    _sheet(folder / "step_00000000.png", 24, 100)
+    _sheet(folder / "step_00000060.png", 44, 200)
+    if overwritten:
+        (folder / "layout.json").write_text(json.dumps(LAYOUT | {"header": 44}))
+    else:
+        record_layout(folder, 60, LAYOUT | {"header": 44})
+        record_layout(folder, 60, LAYOUT | {"header": 44})  # drawn again after another stop
+    rows = reconstruction_rows(read_run(tmp_path / "a").pictures)
+    assert len(rows) == 2
+    for row in rows:
+        for tile, grey in zip(row, (200, 200, 100, 200), strict=True):
+            pixels = np.asarray(Image.open(io.BytesIO(base64.b64decode(tile.source.partition(",")[2]))).convert("L"))
+            assert pixels.shape == (32, 32) and np.abs(pixels.astype(int) - grey).max() <= 3
+    recorded = [picture.layout["header"] for picture in read_run(tmp_path / "a").pictures]
+    assert recorded == ([44, 44] if overwritten else [24, 44])
+
+
+def test_a_sheet_of_other_columns_is_shown_whole(tmp_path):
+    folder = make_run(tmp_path / "a") / "reconstructions"
+    (folder / "layout.json").write_text(json.dumps(LAYOUT | {"tile": [40, 32]}))
+    pictures = read_run(tmp_path / "a").pictures
+    assert reconstruction_rows(pictures) == [] and len(whole_sheets(pictures)) == 2
