@@ -20,7 +20,14 @@ import torch
 import torch.nn.functional as F
 from einops import rearrange
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
-from timm.layers import DropPath, LayerNorm2d, Mlp, trunc_normal_
+from timm.layers import (
+    DropPath,
+    LayerNorm2d,
+    Mlp,
+    register_notrace_function,
+    register_notrace_module,
+    trunc_normal_,
+)
 from timm.models import build_model_with_cfg, checkpoint, generate_default_cfgs, register_model
 from timm.models._features import feature_take_indices
 from torch import Tensor, nn
@@ -30,8 +37,10 @@ from a2mim.backbones.precision import widen, without_autocast
 __all__ = ["LinGlo"]
 
 INTERACTIONS = ("product", "gate", "broadcast")
+register_notrace_function(rearrange)  # torch.fx cannot trace into it
 
 
+@register_notrace_module  # the device's autocast is chosen from the tensor
 class KeyOnlyAttention(nn.Module):
     """Every token meets one summary of all keys, weighted by their saliency (inferred).
 

@@ -22,7 +22,15 @@ import torch
 import torch.nn.functional as F
 from einops import rearrange
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
-from timm.layers import DropPath, Mlp, resample_abs_pos_embed, to_2tuple, trunc_normal_
+from timm.layers import (
+    DropPath,
+    Mlp,
+    register_notrace_function,
+    register_notrace_module,
+    resample_abs_pos_embed,
+    to_2tuple,
+    trunc_normal_,
+)
 from timm.models import build_model_with_cfg, checkpoint, generate_default_cfgs, register_model
 from timm.models._features import feature_take_indices
 from timm.models.xcit import LPI, ConvPatchEmbed
@@ -34,6 +42,7 @@ __all__ = ["XViT"]
 
 PATCH_SIZE = 16
 POOLS = ("", "avg", "token")
+register_notrace_function(resample_abs_pos_embed)  # torch.fx cannot follow its comparison of sizes
 
 
 def xnorm_attention(queries: Tensor, keys: Tensor, values: Tensor, gamma: Tensor, eps: float = 1e-6) -> Tensor:
@@ -84,6 +93,7 @@ class HeadLinear(nn.Module):
         return list(mapped.chunk(self.parts, dim=-1))
 
 
+@register_notrace_module  # the device's autocast is chosen from the tensor
 class XNSA(nn.Module):
     """Multi-head X-norm attention of `queries` (B, M, D) to `tokens` (B, N, D); returns (B, M, D).
 

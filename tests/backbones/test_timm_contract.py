@@ -7,6 +7,7 @@ import pytest
 import timm
 import torch
 from timm.models import group_parameters
+from timm.models._features_fx import create_feature_extractor
 from timm.optim import param_groups_layer_decay, param_groups_weight_decay
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
@@ -322,6 +323,37 @@ def test_it_exports_for_any_batch_and_any_size(family):
     exported = torch.export.export(model, (some_images(),), dynamic_shapes=shapes).module()
     for images in (some_images(), torch.randn(3, 3, 97, 160)):
         torch.testing.assert_close(exported(images), model(images))
+
+
+@family
+def test_torch_fx_extracts_features_as_in_timms_own_tests(family):
+    model, images = build(family, SMALLEST), some_images()
+    inner = model.feature_info[0]["module"] + ("" if family == "xvit" else ".norm")
+    outputs = create_feature_extractor(model, {inner: "map", "head": "logits"})(images)
+    maps = model.forward_intermediates(images, indices=[0], intermediates_only=True)
+    assert torch.equal(as_map(outputs["map"], maps[0]), maps[0])
+    assert torch.equal(outputs["logits"], model(images))
+
+
+@family
+@pytest.mark.filterwarnings("ignore")  # torch.jit is deprecated, and warns of each size that becomes a constant
+def test_torch_jit_trace_gives_the_same_logits(family):
+    model, images = build(family, SMALLEST), some_images()
+    torch.testing.assert_close(torch.jit.trace(model, images)(images), model(images))
+
+
+NOT_SCRIPTABLE = {  # as timm's tests keep a list; torch.export, torch.fx and torch.jit.trace work
+    "xvit": "einops.rearrange takes **axes_lengths, which TorchScript does not compile",
+    "linglo": "einops.rearrange takes **axes_lengths, which TorchScript does not compile",
+}
+
+
+@family
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")
+def test_the_list_of_models_that_torchscript_cannot_compile_is_true(family):
+    with pytest.raises(torch.jit.frontend.NotSupportedError, match="axes_lengths"):
+        torch.jit.script(build(family, SMALLEST))
+    assert "axes_lengths" in NOT_SCRIPTABLE[family]
 
 
 @pytest.mark.parametrize(
