@@ -18,7 +18,7 @@ from a2mim.engine.processes import agree, launcher
 from a2mim.engine.records import Request
 from a2mim.engine.setting_groups import Settings
 from a2mim.engine.stored import holds_run, read_settings, write_settings
-from a2mim.files import open_lock, write_json
+from a2mim.files import delete_partials, open_lock, write_json
 
 SUBFOLDERS = ("checkpoints", "reconstructions", "logs", "encoder", "classifier", "representation", "analysis")
 _locks: list[IO] = []  # an open file keeps its lock until the process ends
@@ -76,6 +76,8 @@ def _make(folder: Path) -> Path:
     except BlockingIOError:
         raise ValueError(f"another run is writing to {folder}; wait for it, or choose another --work-dir") from None
     _locks.append(lock)
+    for place in (folder, *(folder / name for name in SUBFOLDERS)):
+        delete_partials(place)  # what a killed run was writing; nobody else writes here while the lock is held
     return folder
 
 

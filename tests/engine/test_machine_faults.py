@@ -118,7 +118,9 @@ def test_a_run_killed_while_it_wrote_its_first_checkpoint_starts_again(run, tmp_
         run("run", resume=True)
     summary = json.loads((folder / "summary.json").read_text())
     (folder / "summary.json").write_text(json.dumps(summary | {"status": "running"}))
+    (folder / "checkpoints" / ".step_00000001.pth.abcdefgh.partial").write_bytes(b"half")
     assert run("run", resume=True)[1]["status"] == "finished"
+    assert not list(folder.rglob("*.partial"))
 
 
 def test_the_folder_itself_may_be_a_link(recipe, images, tmp_path):
