@@ -57,34 +57,34 @@ class Classifier(BaseModel):
         return logits if mode == "predict" else {self.name: self.loss(logits, targets)}
 
 
-def build_classified(found: Source, num_classes: int, img_size: int, in_chans: int, chosen: Head):
+def build_classified(source: Source, num_classes: int, img_size: int, in_chans: int, chosen: Head):
     """(timm model with a new classifier, plain values that rebuild it, the report of what was loaded with its hash).
 
     Args:
-        found: the encoder, read but not built.
+        source: the encoder, read but not built.
         chosen: the recipe's `classifier`.
 
     Raises:
         ValueError: weights that do not fit, or a pooling or drop path that this architecture does not know.
     """
     # A rate that a file states is not the recipe's: what the recipe says is what runs.
-    found = replace(found, model_args={k: v for k, v in found.model_args.items() if k != "drop_path_rate"})
-    args = dict(found.model_args)
+    source = replace(source, model_args={k: v for k, v in source.model_args.items() if k != "drop_path_rate"})
+    args = dict(source.model_args)
     if in_chans != args.get("in_chans", 3):
         args["in_chans"] = in_chans
-    size = args.get("img_size", found.preprocessing and found.preprocessing.img_size)
+    size = args.get("img_size", source.preprocessing and source.preprocessing.img_size)
     if size is None or list(_pair(size)) != [img_size, img_size]:
-        args |= {"img_size": [img_size, img_size]} if takes(found.name, img_size=[img_size, img_size]) else {}
-    changed = {key: value for key, value in args.items() if found.model_args.get(key) != value}
+        args |= {"img_size": [img_size, img_size]} if takes(source.name, img_size=[img_size, img_size]) else {}
+    changed = {key: value for key, value in args.items() if source.model_args.get(key) != value}
     if chosen.drop_path_rate:
-        if not takes(found.name, drop_path_rate=chosen.drop_path_rate):
-            raise ValueError(f"{found.name} has no stochastic depth; set classifier.drop_path_rate to 0")
+        if not takes(source.name, drop_path_rate=chosen.drop_path_rate):
+            raise ValueError(f"{source.name} has no stochastic depth; set classifier.drop_path_rate to 0")
         changed["drop_path_rate"] = chosen.drop_path_rate
-    model, pixels, loaded = build_reported(found, chosen.allow_partial, **changed)
-    described = {"name": found.name, **found.model_args, "img_size": list(pixels.img_size)}
+    model, pixels, loaded = build_reported(source, chosen.allow_partial, **changed)
+    described = {"name": source.name, **source.model_args, "img_size": list(pixels.img_size)}
     report = loaded.as_dict() | {"hash": hash_encoder(model, **described)}
     args |= put_classifier(model, num_classes, chosen)
-    arguments = {"name": found.name, "model_args": args, "num_classes": num_classes, "frozen": []}
+    arguments = {"name": source.name, "model_args": args, "num_classes": num_classes, "frozen": []}
     arguments |= {"img_size": [img_size, img_size], "in_chans": in_chans, "pooling": pooling_name(model, "default")}
     arguments["frozen"] = freeze_unreached(model, (in_chans, img_size, img_size))
     return model, arguments, report

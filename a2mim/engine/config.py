@@ -250,11 +250,11 @@ def _literal(text: str) -> Any:
 
 def differences(before: dict, now: dict, prefix: str = "") -> list[str]:
     """["a.b: 1 -> 2", …]: where two dicts of settings differ."""
-    found = []
+    lines = []
     for key in {**before, **now}:
         old, new = before.get(key), now.get(key)
         if isinstance(old, dict) and isinstance(new, dict):
-            found += differences(old, new, f"{prefix}{key}.")
+            lines += differences(old, new, f"{prefix}{key}.")
         elif old != new:
-            found.append(f"{prefix}{key}: {old!r} -> {new!r}")
-    return found
+            lines.append(f"{prefix}{key}: {old!r} -> {new!r}")
+    return lines

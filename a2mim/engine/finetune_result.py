@@ -88,8 +88,8 @@ def write_classifier(model: nn.Module, encoder: Path, folder: Path, class_names)
     shape = config["pretrained_cfg"]["input_size"]
     images = torch.randn(2, *shape, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        expected, found = model(images), loaded(images)
-    difference = ((found - expected).abs().max() / expected.abs().max().clamp(min=1e-12)).item()
+        expected, loaded_logits = model(images), loaded(images)
+    difference = ((loaded_logits - expected).abs().max() / expected.abs().max().clamp(min=1e-12)).item()
     if not difference <= TOLERANCE:
         raise ExportError(f"timm does not get back the classifier in {folder}: its logits differ by {difference:.1e}")
     receipt = {"target": "timm", "num_classes": model.num_classes, "largest_difference": difference}

@@ -31,10 +31,10 @@ def find_run(work_dir, name: str) -> Path:
             raise FileNotFoundError(f"--resume: {work_dir} holds no run; leave out --resume to start one there")
         return Path(work_dir)
     root = Path("runs")
-    found = [p.parent for p in root.glob("*/config.py") if re.fullmatch(rf"{re.escape(name)}(-\d+)?", p.parent.name)]
-    if not found:
+    runs = [p.parent for p in root.glob("*/config.py") if re.fullmatch(rf"{re.escape(name)}(-\d+)?", p.parent.name)]
+    if not runs:
         raise FileNotFoundError(f"--resume: {root.absolute()} holds no run of {name}; name one with --work-dir")
-    return max(found, key=lambda folder: (folder / "config.py").stat().st_mtime)
+    return max(runs, key=lambda folder: (folder / "config.py").stat().st_mtime)
 
 
 def find_own(name: str) -> Path | None:

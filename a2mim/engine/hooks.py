@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import threading
+import time
 import warnings
 from collections import Counter
 from pathlib import Path
@@ -247,11 +248,23 @@ class CheckpointHook(Hook):
 
     def __init__(self, settings: Checkpoint):
         self.every_steps, self.every_epochs, self.keep = settings.every_steps, settings.every_epochs, settings.keep
+        self.every_minutes, self.exchange = settings.every_minutes, Exchange()
         self.saved: int | None = None  # the step of the last checkpoint
+        self.saved_at = 0.0  # seconds of this process's clock
+
+    def before_train(self, runner) -> None:
+        self.saved_at = time.monotonic()
+
+    def is_old(self) -> bool:
+        """Whether the last checkpoint is older than the recipe allows; on several processes, known one step later."""
+        if self.every_minutes is None:
+            return False
+        return bool(self.exchange.largest(time.monotonic() - self.saved_at > 60 * self.every_minutes))
 
     def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None) -> None:
         step, steps = runner.iter, self.every_steps
         due = step % steps == 0 if steps else runner.run.loader.ends(step, self.every_epochs)
+        due = self.is_old() or due
         if due or step == runner.max_iters:
             self.save(runner)
 
@@ -272,9 +285,10 @@ class CheckpointHook(Hook):
                 with telling_full_disk(path, f"{runner.run.last_good()}; make room, then go on with --resume"):
                     write_checkpoint(path, checkpoint)
                 keep_newest(runner.run.checkpoints, self.keep)
-        self.saved = runner.iter
+        self.saved, self.saved_at = runner.iter, time.monotonic()
 
     def after_train(self, runner) -> None:
+        self.exchange.collect()
         self.save(runner)
 
 

@@ -110,11 +110,11 @@ def write_results(judge: Judge, judged: dict | None, encoder, folder: Path) -> N
         return
     sets = [[part.dataset.fingerprint, hash_of(part.indices.tolist())] for part in (judge.train, judge.test)]
     for _, key in probes(judged):
-        found = judged[key]
-        constants = {"protocol": found["protocol"], "pooling": judged["pooling"], "img_size": judge.img_size}
-        constants |= {name: found[name] for name in ("k", "temperature", "epochs", "seed") if name in found}
+        probe = judged[key]
+        constants = {"protocol": probe["protocol"], "pooling": judged["pooling"], "img_size": judge.img_size}
+        constants |= {name: probe[name] for name in ("k", "temperature", "epochs", "seed") if name in probe}
         answers = torch.full((len(judge.test.indices),), -1, dtype=torch.int8)
-        answers[judge.test.shown()] = found["correct"].to(torch.int8)
+        answers[judge.test.shown()] = probe["correct"].to(torch.int8)
         result = {
             "protocol": f"run-{key}",
             "protocol_hash": hash_of(constants),
@@ -126,11 +126,11 @@ def write_results(judge: Judge, judged: dict | None, encoder, folder: Path) -> N
             "test_data": judge.test.dataset.title,
             "data_fingerprint": hash_of(sets),
             "test_fingerprint": hash_of(sets[1]),
-            "top1_last": found["top1"],
+            "top1_last": probe["top1"],
             "top1_best": None,
-            "top5": found["top5"],
-            "interval": list(found["interval"]),
-            "n_test": found["n_test"],
+            "top5": probe["top5"],
+            "interval": list(probe["interval"]),
+            "n_test": probe["n_test"],
             "correct": answers,
         }
         write_result(result, folder)
@@ -140,12 +140,12 @@ def compare(before: dict | None, after: dict | None) -> dict | None:
     """For the summary: both results, plain, and what may honestly be said of the difference."""
     if before is None or after is None:
         return None
-    found = [difference(name, before[key]["correct"], after[key]["correct"]) for name, key in probes(before, after)]
+    gains = [difference(name, before[key]["correct"], after[key]["correct"]) for name, key in probes(before, after)]
     return {
         "before": _plain(before),
         "after": _plain(after),
-        "verdicts": [one.sentence() for one in found],
-        "differences": [asdict(one) for one in found],
+        "verdicts": [one.sentence() for one in gains],
+        "differences": [asdict(one) for one in gains],
     }
 
 

@@ -117,7 +117,7 @@ def fill_from_slurm(environ: dict[str, str] | os._Environ = os.environ) -> None:
         rank, local = int(environ["SLURM_PROCID"]), int(environ["SLURM_LOCALID"])
         hosts = first_host(environ.get("SLURM_STEP_NODELIST") or environ["SLURM_NODELIST"])
         job = int(environ["SLURM_JOB_ID"]) + int(environ.get("SLURM_STEP_ID", 0))
-        found = {
+        variables = {
             "WORLD_SIZE": str(int(tasks)),
             "RANK": str(rank),
             "LOCAL_RANK": str(local),
@@ -130,7 +130,7 @@ def fill_from_slurm(environ: dict[str, str] | os._Environ = os.environ) -> None:
             f"SLURM has started {tasks} tasks, and its variables do not say which of them this is ({error}): start the"
             " run with srun torchrun, see docs/cluster.md"
         ) from error
-    environ.update(found)
+    environ.update(variables)
 
 
 def first_host(nodes: str) -> tuple[str, bool]:
@@ -238,10 +238,10 @@ class Exchange:
         """
         if not _joined:
             return number
-        found = self.collect()
-        self.sent = torch.tensor(number)
+        earlier = self.collect()
+        self.sent = torch.tensor(int(number))
         self.work = distributed.all_reduce(self.sent, distributed.ReduceOp.MAX, group=_joined[0].control, async_op=True)
-        return found
+        return earlier
 
     def collect(self) -> int:
         """The largest of the numbers that were sent last."""

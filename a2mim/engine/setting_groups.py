@@ -107,6 +107,9 @@ class Checkpoint(Group):
 
     every_steps: Count | None = Field(None, description="Steps between two checkpoints. None: `every_epochs` decides.")
     every_epochs: Count = Field(1, description="Epochs between two checkpoints, saved at the end of an epoch.")
+    every_minutes: Positive | None = Field(
+        None, description="Also a checkpoint where the last is so old, whatever the step. None: steps or epochs alone."
+    )
     keep: Count = Field(3, description="How many of the newest checkpoints stay.")
 
 

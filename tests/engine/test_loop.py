@@ -108,6 +108,23 @@ def test_checkpoints_come_every_so_many_epochs(run):
     assert [p.stem for p in list_checkpoints(folder / "checkpoints")] == ["step_00000006", "step_00000009"]
 
 
+def test_a_checkpoint_comes_also_when_the_last_is_old(run, monkeypatch):
+    clock = iter(range(0, 10_000, 40))  # each look at it is 40 s later
+    monkeypatch.setattr("a2mim.engine.hooks.time.monotonic", lambda: next(clock))
+    every = {"checkpoint.every_steps": None, "checkpoint.every_epochs": 3, "checkpoint.every_minutes": 1}
+    folder, _ = run("minutes", **every)
+    saved = [int(path.stem.removeprefix("step_")) for path in list_checkpoints(folder / "checkpoints")]
+    assert saved == [2, 4, 6, 8, 9]  # 80 s after the last
+
+
+def test_the_summary_names_the_rival_and_the_last_lines_say_when_it_is_not_beaten(run, capsys):
+    _, summary = run("poor", **{"optimizer.base_lr": 0.0, "schedule.min_lr": 0.0})
+    loss = summary["loss"]
+    assert loss["baseline"] == min(loss["mean_colour"], loss["median_colour"]) < loss["last"]
+    assert loss["baseline_name"] in ("each image's mean colour", "each image's median colour")
+    assert f"the last loss is not below that of always answering {loss['baseline_name']}" in capsys.readouterr().out
+
+
 def test_weights_that_are_not_finite_are_named():
     model = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Linear(2, 2))
     assert first_broken(model) is None
