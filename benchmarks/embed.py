@@ -1,12 +1,14 @@
 """Memory and time of keeping and writing embeddings, without the encoder: python benchmarks/embed.py --rows 1000000
 
-Prints, beside the size of the result, the anonymous memory that the process takes for it (pages of the files that it
-maps are the system's to drop), and the seconds of making the rows and of writing each file.
+Prints the seconds of making the rows and of writing each file, the size of each file, and the highest anonymous memory
+of the process meanwhile, sampled every 10 ms by a thread. Pages of mapped files are not counted: the system can drop
+them.
 """
 
 import argparse
 import sys
 import tempfile
+import threading
 import time
 from pathlib import Path
 
@@ -32,9 +34,34 @@ class Rows:
 
 
 def anonymous() -> float:
-    """MB."""
+    """Memory of this process that no file backs, in MB."""
     lines = Path("/proc/self/smaps_rollup").read_text().splitlines()
     return sum(int(line.split()[1]) for line in lines if line.startswith("Anonymous:")) / 1024
+
+
+class Peak:
+    """`with Peak() as peak`: `peak.megabytes` is the highest anonymous memory inside the block, in MB.
+
+    A thread samples it every `interval` seconds; a shorter peak can be missed.
+    """
+
+    def __init__(self, interval: float = 0.01):
+        self.interval, self.megabytes, self._end = interval, 0.0, threading.Event()
+        self._thread = threading.Thread(target=self._sample, daemon=True)
+
+    def _sample(self) -> None:
+        while not self._end.wait(self.interval):
+            self.megabytes = max(self.megabytes, anonymous())
+
+    def __enter__(self) -> "Peak":
+        self.megabytes = anonymous()
+        self._thread.start()
+        return self
+
+    def __exit__(self, *error) -> None:
+        self._end.set()
+        self._thread.join()
+        self.megabytes = max(self.megabytes, anonymous())
 
 
 def main() -> None:
@@ -44,23 +71,23 @@ def main() -> None:
     p.add_argument("--formats", nargs="+", default=[".parquet", ".npz"], choices=list(files.WRITERS))
     p.add_argument("--dir", help="where to write (default: the system's temporary folder)")
     chosen = p.parse_args()
-    rows, before, most = Rows(chosen.rows), anonymous(), 0.0
+    rows, before = Rows(chosen.rows), anonymous()
 
     with tempfile.TemporaryDirectory(dir=chosen.dir) as folder:
         work = Unfinished(Path(folder) / "unfinished", len(rows), chosen.width, {})
         batch, began = np.random.default_rng(0).standard_normal((4096, chosen.width), np.float32), time.monotonic()
-        for start in range(0, len(rows), len(batch)):
-            ids = np.arange(start, min(start + len(batch), len(rows)))
-            work.put(ids, batch[: len(ids)])
-        work.save(len(rows))
-        print(f"{len(rows):,} rows: {time.monotonic() - began:.1f} s, {anonymous() - before:.0f} MB")
+        with Peak() as peak:
+            for start in range(0, len(rows), len(batch)):
+                ids = np.arange(start, min(start + len(batch), len(rows)))
+                work.put(ids, batch[: len(ids)])
+            work.save(len(rows))
+        print(f"{len(rows):,} rows: {time.monotonic() - began:.1f} s, {peak.megabytes - before:.0f} MB of memory")
         for suffix in chosen.formats:
-            most, began, out = 0.0, time.monotonic(), Path(folder) / f"features{suffix}"
-
-            files.write(out, rows, work, {})
-            most = max(most, anonymous() - before)
-            size = out.stat().st_size / 2**20
-            print(f"{suffix}: {time.monotonic() - began:.1f} s, {most:.0f} MB of memory for a file of {size:.0f} MB")
+            began, out = time.monotonic(), Path(folder) / f"features{suffix}"
+            with Peak() as peak:
+                files.write(out, rows, work, {})
+            seconds, size = time.monotonic() - began, out.stat().st_size / 2**20
+            print(f"{suffix}: {seconds:.1f} s, {peak.megabytes - before:.0f} MB of memory for a file of {size:.0f} MB")
             out.unlink()
 
 

@@ -69,8 +69,8 @@ def reconstruction_rows(pictures: Sequence[Picture]) -> list[list[Tile]]:
         return []
     titles = [str(title) for title in chosen[-1].layout["columns"]]
     answer = titles.index("prediction") if "prediction" in titles else -1  # features have no hidden part to fill in
-    rows = []
-    for i, (image, masked, *_, right) in enumerate(cut[-1][1]):
+    rows, fewest = [], min(len(sheet) for _, sheet in cut)  # a resumed run may draw another number of images
+    for i, (image, masked, *_, right) in enumerate(cut[-1][1][:fewest]):
         name = f"image {i + 1}"
         tiles = [inline(image, name, "image"), inline(masked, f"visible part of {name}", "visible")]
         if answer != -1:

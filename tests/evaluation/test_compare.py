@@ -1,7 +1,13 @@
 """Comparing results: paired by test image, a plain sentence, and a refusal where the pairing would mean nothing."""
 
+import json
+
+import mmcv
+import numpy as np
 import pytest
 
+import a2mim
+from a2mim.cli import main
 from a2mim.evaluation.compare import compare, compare_all
 
 
@@ -93,3 +99,41 @@ def test_numbers_without_single_answers_do_not_stop_the_others():
     assert len(compare_all([rank, BEFORE, rank | {"encoder": "after"}, AFTER])) == 1
     with pytest.raises(ValueError, match="nothing can be paired"):
         compare_all([rank, rank])
+
+
+RECIPE = """
+model = dict(
+    encoder=dict(name="test_vit"),
+    masking=dict(type="BlockMask", mask_patch_size=16, mask_ratio=0.5),
+    losses=[dict(type="MaskedL1")],
+)
+data = dict(img_size=32)
+global_batch_size = 6
+schedule = dict(epochs=1, warmup_epochs=0)
+log = dict(rows=1, pictures=2)
+export = []
+"""
+
+
+def test_two_real_runs_are_judged_and_compared_by_the_commands(tmp_path, capsys):
+    """Pre-trained with two seeds, each judged on the same labelled images, from the runs' folders as they are."""
+    generator = np.random.default_rng(0)
+    for split in ("train", "test"):
+        for i in range(6):
+            image = generator.integers(0, 160, (32, 32, 3), np.uint8)
+            image[..., i % 2] += 80
+            mmcv.imwrite(image, str(tmp_path / "data" / split / "ab"[i % 2] / f"{i}.png"))
+    (tmp_path / "tiny.py").write_text(RECIPE)
+    for seed in (0, 1):
+        folder = tmp_path / f"run{seed}"
+        a2mim.pretrain(
+            tmp_path / "tiny.py", tmp_path / "data" / "train", folder, device="cpu", num_workers=0, seed=seed
+        )
+        judging = ["--data", str(tmp_path / "data"), "--protocol", "dino-knn", "--set", "k=3", "--device", "cpu"]
+        assert main(["evaluate", str(folder), *judging, "--no-feature-cache", "--out", str(folder)]) == 0
+    results = [json.loads((tmp_path / f"run{seed}" / "results.json").read_text()) for seed in (0, 1)]
+    capsys.readouterr()
+    assert main(["compare", str(tmp_path / "run0"), str(tmp_path / "run1")]) == 0
+    told = capsys.readouterr().out.strip().splitlines()
+    assert len(told) == 1 and told[0].startswith("dino-knn of ") and "run1" in told[0] and "run0" in told[0]
+    assert results[0] != results[1] and ("points" in told[0])

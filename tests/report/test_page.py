@@ -191,3 +191,10 @@ def test_a_sheet_of_other_columns_is_shown_whole(tmp_path):
     (folder / "layout.json").write_text(json.dumps(LAYOUT | {"tile": [40, 32]}))
     pictures = read_run(tmp_path / "a").pictures
     assert reconstruction_rows(pictures) == [] and len(whole_sheets(pictures)) == 2
+
+
+def test_sheets_of_different_numbers_of_images_show_those_that_all_have(tmp_path):
+    folder = make_run(tmp_path / "a") / "reconstructions"
+    with Image.open(folder / "step_00000000.png") as sheet:
+        sheet.crop((0, 0, sheet.width, LAYOUT["header"] + 32)).save(folder / "step_00000000.png")
+    assert len(reconstruction_rows(read_run(tmp_path / "a").pictures)) == 1
