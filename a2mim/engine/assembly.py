@@ -20,6 +20,7 @@ from a2mim.data.request import public_request
 from a2mim.engine import hooks
 from a2mim.engine.averaging import AveragedTensors
 from a2mim.engine.finetune_settings import FinetuneData
+from a2mim.engine.health_hook import HealthHook
 from a2mim.engine.optim import StepWrapper, build_schedule
 from a2mim.engine.pretrain_settings import PretrainData, PretrainSettings
 from a2mim.engine.records import Request, ResumePoint, StepContext
@@ -169,6 +170,7 @@ def build_runner(run: Run, resume_from: ResumePoint | None) -> TrainRunner:
         "record": hooks.RecordHook(settings, run.request),
         "schedule": hooks.ScheduleHook(schedule),
         "log": hooks.LogHook(settings.log.every_steps),
+        "health": HealthHook(),
         **task.hooks(),
         "report": ReportHook(),
         "checkpoint": hooks.CheckpointHook(settings.checkpoint),

@@ -21,6 +21,7 @@ from a2mim.analysis.reconstructions import draw, layout, record_layout, save
 from a2mim.checkpoints import checkpoint_path, keep_newest, write_checkpoint
 from a2mim.engine.facts import starting_facts
 from a2mim.engine.folder import remember
+from a2mim.engine.loggers import options_of
 from a2mim.engine.processes import Exchange, first_alone
 from a2mim.engine.records import Request, step_seed
 from a2mim.engine.setting_groups import Checkpoint, Settings
@@ -68,6 +69,7 @@ class LogHook(Hook):
         self.every = every
         self.first: dict | None = None
         self.last: dict = {}
+        self.extra: dict[str, float] = {}  # what other hooks add to the next line
 
     def before_train(self, runner) -> None:
         self.path = runner.run.folder / "log.jsonl"
@@ -93,7 +95,8 @@ class LogHook(Hook):
         self.bar.update(1)
         if step % self.every and step != 1 and step != runner.max_iters:
             return
-        line = self.measure(runner, data_batch, outputs)
+        line = self.measure(runner, data_batch, outputs) | self.extra
+        self.extra = {}
         loop.waited = loop.spent = 0.0
         self.logged = step
         self.last = line
@@ -140,11 +143,12 @@ class LogHook(Hook):
 
     def after_train(self, runner) -> None:
         self.bar.close()
+        runner.visualizer.close()
 
 
 def resume_event(runner) -> list[dict]:
     """The log's line about where a run goes on; none for a run that begins."""
-    if runner.resume_point is None or runner.iter == runner.max_iters:
+    if not 0 < runner.iter < runner.max_iters:
         return []
     changed = [each["changed"] for each in runner.run.changes if each["step"] == runner.iter]
     told = f"; changed: {'; '.join(changed[-1])}" if changed else ""
@@ -223,7 +227,8 @@ class PictureHook(Hook):
         caption += f", loss {float(outputs['loss']):.4f}" if outputs else ""
         picture = draw(shown, model.mean, model.std, self.bands, self.stretch, caption)
         save(picture, folder / f"step_{runner.iter:08d}.png")
-        runner.visualizer.add_image("reconstructions", picture, step=runner.iter)
+        if options_of(runner.run.settings.log):
+            runner.visualizer.add_image("reconstructions", picture, step=runner.iter)
         record_layout(folder, runner.iter, layout(shown))
         self.drawn = runner.iter
 

@@ -18,6 +18,7 @@ from a2mim.batchnorm import unsynchronise
 from a2mim.data import Access, EvalLoader
 from a2mim.engine import judging
 from a2mim.engine.assembly import build_mim, open_sets
+from a2mim.engine.health_hook import PretrainHealthHook, fixed_images
 from a2mim.engine.hooks import PartsHook, PictureHook
 from a2mim.engine.online import OnlineKNN
 from a2mim.engine.optim import build_optimizer
@@ -82,9 +83,20 @@ class Pretraining:
         images = first_images(self.test_set or self.train_set, settings)
         pictures = PictureHook(images, settings.log.pictures, settings.log.bands)
         hooks: dict[str, Hook] = {"parts": PartsHook(), "pictures": pictures}
+        sets = self.train_set, self.test_set
+        hooks["health"] = PretrainHealthHook(
+            self._advice(), lambda: fixed_images(*sets, settings.data.img_size, settings.seed)
+        )
         if self.online:
             hooks["online"] = self.online
         return hooks
+
+    def _advice(self) -> str:
+        """What to look at in the recipe where nothing is learnt."""
+        settings, sites = self.settings, self.model.encoder.site
+        ratio = settings.model["masking"].get("mask_ratio", "the default")
+        rate = f"the learning rate (optimizer.base_lr={settings.optimizer.base_lr:g})"
+        return f"{rate}, then at the mask ratio ({ratio}), then at the site of the mask token ({sites})"
 
     def micro_batches(self, context: StepContext, batch: dict, step: int, epoch: int) -> Iterator[dict]:
         """Images, and the generator that draws this step's masks on this process."""

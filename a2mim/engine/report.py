@@ -17,6 +17,7 @@ from a2mim.data.faults import Faults
 from a2mim.data.request import public_request
 from a2mim.engine.facts import data_facts, run_facts
 from a2mim.engine.hooks import LogHook, faults_of_all
+from a2mim.engine.loggers import destinations
 from a2mim.text import one_line
 
 
@@ -46,7 +47,7 @@ def announce(run) -> None:
         *task.opening(),
         f"  plan     {epochs} epochs = {run.max_steps} steps of {batch} images{left_out(run.loader.left_out)}",
     ]
-    say(*lines)
+    say(*lines, *destinations(settings.log, f"{run.folder or 'runs/' + run.request.name}/logs"))
 
 
 def left_out(images: int) -> str:

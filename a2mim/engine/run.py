@@ -19,6 +19,7 @@ from a2mim.engine.config import load_with_origins
 from a2mim.engine.failures import explained
 from a2mim.engine.finetuning import Finetuning
 from a2mim.engine.hooks import SignalHook
+from a2mim.engine.loggers import options_of
 from a2mim.engine.optim import check_optimizer
 from a2mim.engine.pretraining import Pretraining
 from a2mim.engine.processes import leave_together, start_processes, stop_processes
@@ -190,6 +191,7 @@ def prepare(
             request = replace(request, laptop=request.data is None)
         settings, origins = load_with_origins(request.config, launch.overrides, bool(request.laptop), kind, say_note)
     check_optimizer(settings.optimizer.type)
+    options_of(settings.log)  # refuses a logger that is not there, before anything is written
     if settings.export:
         check_targets(settings.export)
     device = device or start_processes(launch.device)

@@ -20,6 +20,7 @@ from mmengine.runner import BaseLoop, Runner
 from torch.nn.parallel import DistributedDataParallel
 
 from a2mim.data.workers import WorkerDied
+from a2mim.engine import loggers
 from a2mim.engine.hooks import CheckpointHook
 from a2mim.engine.records import ResumePoint, StepContext
 from a2mim.engine.state import restore
@@ -136,7 +137,7 @@ class TrainRunner(Runner):
         resume_from: ResumePoint | None = None,
     ):
         self.run, self.context, self.named_hooks, self.resume_point = run, context, hooks, resume_from
-        tensorboard = run.settings.log.tensorboard
+        backends = loggers.configs(run.settings.log)
         super().__init__(
             model=run.task.model,
             work_dir=str(run.claimed / "logs"),
@@ -150,13 +151,11 @@ class TrainRunner(Runner):
             resume=resume_from is not None,
             launcher="pytorch" if torch.distributed.is_initialized() else "none",
             log_level="WARNING",
-            visualizer={"type": "Visualizer", "vis_backends": [{"type": "TensorboardVisBackend"}]}
-            if tensorboard
-            else None,
+            visualizer={"type": "Visualizer", "vis_backends": backends} if backends else None,
             default_scope=SCOPE,
             randomness={"seed": context.seed},
             experiment_name=f"{run.folder.name}-{next(_runs)}",  # mmengine keys its globals by this name
-            cfg=Config({"_": run.folder.name}) if tensorboard else None,
+            cfg=Config({"settings": run.settings.model_dump(mode="json")}) if backends else None,
         )
         for folder in (Path(self._log_dir), Path(self.work_dir)):  # mmengine makes them in any case
             with suppress(OSError):  # TensorBoard's files lie there

@@ -117,7 +117,14 @@ class Log(Group):
     """What is written while the run trains."""
 
     every_steps: Count = Field(10, description="Steps between two lines of log.jsonl.")
-    tensorboard: Flag = Field(False, description="Write TensorBoard files too.")
+    tensorboard: Flag = Field(False, description="Write TensorBoard files too; the same as naming it in `backends`.")
+    backends: Annotated[
+        list[Text | dict[str, Any]], Must('a list of names and dicts, e.g. ["tensorboard", dict(type="wandb")]')
+    ] = Field(
+        [],
+        description="Loggers of other tools that get settings, scalars and pictures: tensorboard, wandb, mlflow, aim,"
+        " clearml, dvclive, neptune; a dict with `type` gives options.",
+    )
 
 
 class Settings(Group):

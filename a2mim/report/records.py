@@ -100,6 +100,22 @@ class RunRecord:
         return str(told or "pretrain")
 
     @property
+    def resumed(self) -> bool:
+        """Whether the run was interrupted and went on; summary.json then knows the time of its last part only."""
+        return any(event.get("event") == "resume" for event in self.events)
+
+    @property
+    def training_seconds(self) -> float | None:
+        """Time spent training, from the speeds in the log; None where they do not tell."""
+        batch, total, before = self.setting("global_batch_size"), 0.0, 0
+        for line in self.lines:
+            speed = line.get("images_per_second")
+            if not _number(batch) or not _number(speed) or speed <= 0:
+                return None
+            total, before = total + (line["step"] - before) * batch / speed, line["step"]
+        return total or None
+
+    @property
     def steps(self) -> tuple[int, int | None]:
         """Steps taken, and of how many."""
         last = self.lines[-1]["step"] if self.lines else 0

@@ -75,7 +75,7 @@ def architecture(run: RunRecord) -> str:
 
 
 def duration(run: RunRecord) -> str:
-    seconds = run.summary.get("seconds")
+    seconds = run.training_seconds if run.resumed else run.summary.get("seconds")
     if not isinstance(seconds, int | float):
         return "an unknown time"
     if seconds < 120:

@@ -65,3 +65,11 @@ def test_a_fine_tuned_run_is_told_by_its_test_images(tmp_path):
     told = headline(read_run(make_run(tmp_path / "a", command="finetune", result=result)))
     assert "was fine-tuned on 4,096 images" in told
     assert "81.2 % of 1,024 images rightly (95 % interval 79.0 to 83.0)" in told
+
+
+def test_the_time_of_a_resumed_run_is_that_of_all_its_parts(tmp_path):
+    run = make_run(tmp_path / "a", seconds=9.0)
+    (run / "settings.json").write_text('{"global_batch_size": 250}')
+    with (run / "log.jsonl").open("a") as log:
+        log.write('{"step": 40, "event": "resume", "says": "The run was resumed after step 40."}\n')
+    assert "for 3 min" not in headline(read_run(run)) and "for 2 min" in headline(read_run(run))  # 60 x 250 / 100 s

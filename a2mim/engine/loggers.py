@@ -1,0 +1,98 @@
+"""Loggers of other tools, by name: mmengine's visualizer backends. None is used that the recipe does not name.
+
+`log.backends=["tensorboard", "wandb"]`, or with options `[dict(type="wandb", project="mim", mode="offline")]`.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from a2mim.engine.setting_groups import Log
+from a2mim.names import nearest
+
+
+@dataclass(frozen=True)
+class Backend:
+    """What is known of a logger.
+
+    Args:
+        kind: mmengine's class.
+        package: what must be installed.
+        where: what it writes to when nothing else is asked for.
+    """
+
+    kind: str
+    package: str
+    where: str
+
+
+BACKENDS = {
+    "tensorboard": Backend("TensorboardVisBackend", "tensorboard", "files in {folder}"),
+    "wandb": Backend("WandbVisBackend", "wandb", "https://api.wandb.ai"),
+    "mlflow": Backend("MLflowVisBackend", "mlflow", "files in {folder}"),
+    "aim": Backend("AimVisBackend", "aim", "its repository in the current folder"),
+    "clearml": Backend("ClearMLVisBackend", "clearml", "the server of your clearml.conf"),
+    "dvclive": Backend("DVCLiveVisBackend", "dvclive", "files in {folder}"),
+    "neptune": Backend("NeptuneVisBackend", "neptune", "https://app.neptune.ai"),
+}
+
+
+def options_of(log: Log) -> list[tuple[str, dict[str, Any]]]:
+    """(name, options) of each logger that the recipe names.
+
+    Raises:
+        ValueError: an unknown name, or a package that is not installed.
+    """
+    entries = [*log.backends, *(["tensorboard"] if log.tensorboard and "tensorboard" not in log.backends else [])]
+    found = []
+    for entry in entries:
+        options = dict(entry) if isinstance(entry, dict) else {"type": entry}
+        name = options.pop("type", None)
+        if name not in BACKENDS:
+            raise ValueError(
+                f"log.backends names {name!r}, which is no logger{nearest(str(name), BACKENDS, 2)};"
+                f" choose among {', '.join(BACKENDS)}"
+            )
+        package = BACKENDS[name].package
+        if importlib.util.find_spec(package) is None:
+            raise ValueError(
+                f"log.backends names {name!r}, and the package {package} is not installed: pip install {package},"
+                " or leave it out"
+            )
+        found.append((name, options))
+    return found
+
+
+def configs(log: Log) -> list[dict[str, Any]]:
+    """What mmengine's Visualizer takes as `vis_backends`."""
+    found = []
+    for name, options in options_of(log):
+        more = {"init_kwargs": options} if name in ("wandb", "clearml", "neptune", "dvclive", "aim") else options
+        found.append({"type": BACKENDS[name].kind, **more} if options else {"type": BACKENDS[name].kind})
+    return found
+
+
+def destinations(log: Log, folder: Path | str) -> list[str]:
+    """A line for the screen about each logger: where it writes or sends to."""
+    return [f"  logger   {name}: {_where(name, options, folder)}" for name, options in options_of(log)]
+
+
+def _where(name: str, options: dict[str, Any], folder: Path | str) -> str:
+    told = BACKENDS[name].where
+    if name == "wandb":
+        mode = options.get("mode") or os.environ.get("WANDB_MODE", "online")
+        told = os.environ.get("WANDB_BASE_URL", told)
+        if mode == "disabled":
+            return "nothing is written or sent: its mode is disabled"
+        if mode in ("offline", "dryrun"):
+            return f"files in {folder}; nothing is sent"
+        return f"sends to {told}"
+    if name == "mlflow" and options.get("tracking_uri"):
+        return f"sends to {options['tracking_uri']}"
+    if name == "clearml" or name == "neptune":
+        return f"sends to {told}"
+    return told.format(folder=folder) + ("; nothing is sent" if "files" in told else "")
