@@ -140,7 +140,7 @@ def test_a_recipe_s_own_row_wins_over_what_is_derived(recipe):
         (["--cfg-options", "export=['timmm']"], "export to ['timmm'] was asked for"),
         (["--data", "nowhere-{000..002}.tar"], "nowhere-000.tar"),
         (["--resume"], "holds no run"),
-        (["--device", "cuda:7"], "no CUDA GPU here"),
+        (["--device", "cuda:7"], "torch finds no CUDA GPU"),
     ],
 )
 def test_a_mistake_is_one_sentence_a_non_zero_exit_and_leaves_nothing(
