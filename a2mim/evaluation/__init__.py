@@ -1,4 +1,4 @@
-"""Frozen features once, then judged by named protocols: k-NN, linear and attentive probes, with intervals."""
+"""Computes frozen features once, judges them by named protocols: k-NN, linear and attentive probes, with intervals."""
 
 from a2mim.evaluation.attentive_probe import attentive_probe
 from a2mim.evaluation.compare import compare

@@ -1,4 +1,4 @@
-"""An attentive probe on cells that are there already; the learning rate is chosen inside the training set."""
+"""An attentive probe on cached cells; the learning rate is chosen inside the training set."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def attentive_probe(
         track_best=track_best,
     )
     if not len(held):
-        found["held_out_top1"] = None  # images that were trained on were judged
+        found["held_out_top1"] = None  # the held-out images were training images too
     notes = "; ".join(filter(None, (found.pop("note", ""), note)))
     return {
         "protocol": protocol,
@@ -135,7 +135,7 @@ class CellFile:
         self.rows += len(cells)
 
     def all(self) -> Tensor:
-        """(N, n, D) float16, read from disk as it is looked at. Ends the file: nothing can be added afterwards."""
+        """(N, n, D) float16, memory-mapped. Closes the file: nothing can be added afterwards."""
         if self.file is None:
             return torch.empty(0, *self.shape, dtype=torch.float16)
         self.file.flush()

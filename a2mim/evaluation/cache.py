@@ -1,8 +1,8 @@
-"""Features on disk: one pass over a set gives every part that is asked for, memory-mapped and resumable.
+"""Features on disk: one pass over a set computes every requested part, memory-mapped and resumable.
 
-An entry is a folder named after the hash of everything that decides its numbers. In it each part is one .npy of a row
-an image. `state.json` says how many rows of each are whole, with a checksum of their bytes and one of itself. A process
-that is killed goes on where the state ends; what does not agree with its checksum is made again.
+An entry is a folder named after the hash of everything that decides its numbers. Each part is one .npy file in it, with
+one row per image. `state.json` says how many rows of each part are finished, with a checksum of their bytes and of
+itself. After a kill, the next run continues where the state ends. Rows that do not match their checksum are recomputed.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ class Cache:
         return entry
 
     def _claimed(self, folder: Path) -> Entry:
-        """An entry in use, which nobody deletes any more."""
+        """Opens an entry; no process deletes it while it is in use."""
         while True:
             try:
                 folder.mkdir(parents=True, exist_ok=True)
@@ -84,14 +84,14 @@ class Cache:
                     f"{self.root}: the features cannot be kept there ({error.strerror}): give --feature-cache a folder"
                     " that can be written to, or --no-feature-cache"
                 ) from None
-            with contextlib.suppress(FileNotFoundError):  # deleted meanwhile: once more
+            with contextlib.suppress(FileNotFoundError):  # another process deleted it meanwhile: try again
                 entry = Entry(folder, self)
                 if (folder / USED).exists():
                     self.in_use.add(entry)
                     return entry
 
     def check_room(self, needed: int) -> None:
-        """Refuses what can never fit: called before the first image is looked at.
+        """Raises an error if the features can never fit; called before the first image is read.
 
         Args:
             needed: bytes of all features of one command.
@@ -123,7 +123,7 @@ class Cache:
 
 @dataclass
 class PartState:
-    """How much of a part's file is whole."""
+    """How many rows of a part's file are finished."""
 
     rows: int = 0
     size: int = 0  # bytes from the file's start
@@ -188,7 +188,7 @@ class Entry:
         return _size(self.folder) + sum(rows * size + HEADER_BYTES for size in added)
 
     def lacks(self, parts: Iterable[str], rows: int) -> bool:
-        """Whether a pass over the images is needed, as far as the entry's state says."""
+        """Whether a pass over the images is needed, according to the entry's state."""
         state = State.read(self.folder / "state.json")
         return any(state.rows(part) < rows for part in (*parts, SIGNATURE, SHOWN))
 
@@ -220,14 +220,14 @@ class Entry:
             self.faults = Counter(state.faults)
 
     def part(self, name: str) -> np.ndarray:
-        """(N, D), read from disk as it is looked at; rows of unreadable images are 0. Writing to it changes no file."""
+        """(N, D), memory-mapped; rows of unreadable images are 0. Writing to it changes no file."""
         return np.load(self.path(name), mmap_mode="c")  # copy-on-write: torch takes no read-only memory
 
     def path(self, part: str) -> Path:
         return self.folder / f"{part}.npy"
 
     def _verify(self, part: str, state: State) -> None:
-        """Forgets what is on disk of a part where its bytes do not agree with their checksum."""
+        """Discards the stored rows of a part if they do not match their checksum."""
         if part in self._trusted or part not in state.parts:
             return
         known = state.parts[part]
@@ -249,7 +249,7 @@ class _Pass:
     def __init__(self, entry: Entry, missing: list[str], rows: int, state: State):
         self.entry, self.missing, self.rows, self.state = entry, missing, rows, state
         self.start = min(state.rows(part) for part in missing)
-        if SHOWN in missing and state.rows(SHOWN) != self.start:  # else faults would be counted twice
+        if SHOWN in missing and state.rows(SHOWN) != self.start:  # otherwise faults would be counted twice
             self.start = 0
         for part in missing:
             if state.rows(part) > self.start:
@@ -367,7 +367,7 @@ class FeatureSet:
             tempfile.TemporaryFile(dir=self.entry.folder) as file,
         ):
             reserve(file, len(self.rows) * width * arrays[0].itemsize)
-            joined = np.memmap(file, arrays[0].dtype, "r+", shape=(len(self.rows), width))  # it outlives the file
+            joined = np.memmap(file, arrays[0].dtype, "r+", shape=(len(self.rows), width))  # outlives `file`
         step = max(1, min(_ROWS, _COPIED // (width * arrays[0].itemsize)))
         for start in range(0, len(self.rows), step):
             rows = self.rows[start : start + step]

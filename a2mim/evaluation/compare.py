@@ -1,4 +1,4 @@
-"""Two results on the same test images: what may be said of their difference."""
+"""Compares two results on the same test images: gain, loss, or no visible difference."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def compare(first: dict, second: dict, anyway: bool = False) -> str:
     """One plain sentence: gain, loss, or no difference that these test images can show, with its paired interval.
 
     Args:
-        first, second: results, as `read_results` gives them; second minus first is told.
+        first, second: results, as `read_results` gives them; the sentence states second minus first.
         anyway: compare although protocol, constants or training data differ; the sentence then says so.
 
     Raises:
@@ -26,8 +26,8 @@ def compare(first: dict, second: dict, anyway: bool = False) -> str:
     names = [f"{named(r)} of {r['encoder']}" for r in (first, second)]
     if different and not anyway:
         raise ValueError(
-            f"{names[0]} and {names[1]} differ in their {' and '.join(different)}{_detail(first, second)}: give"
-            " --anyway to pair them all the same."
+            f"{names[0]} and {names[1]} differ in their {' and '.join(different)}{_detail(first, second)}: to"
+            " compare them nevertheless, add --anyway."
         )
     if "scores" in first and "scores" in second:
         return _compare_scores(first, second, names) + _told(first, second, different)
@@ -48,7 +48,7 @@ def compare(first: dict, second: dict, anyway: bool = False) -> str:
 
 
 def named(result: dict) -> str:
-    """The protocol; of low-shot also which labels, and by which classifier."""
+    """Name of the protocol; for low-shot also the label subset and the classifier."""
     constants = result["constants"]
     if "subset" not in constants:
         return result["protocol"]
@@ -58,7 +58,7 @@ def named(result: dict) -> str:
 
 
 def _compare_scores(first: dict, second: dict, names: list[str]) -> str:
-    """Of dense protocols: one score, in percent, for each object or query, paired by its name."""
+    """Compares dense protocols: one score in percent per object or query, paired by name."""
     shared = [name for name in first["scores"] if name in second["scores"]]
     if not shared:
         raise ValueError(f"{names[0]} and {names[1]} have no object or query in common.")
@@ -78,7 +78,7 @@ def _told(first: dict, second: dict, different: list[str]) -> str:
 def compare_all(results: list[dict], anyway: bool = False) -> list[str]:
     """Every later result of a protocol against the first of that protocol; with `anyway` against the first of all.
 
-    Results without answers or scores of single images (those of label-free and robustness) are passed over.
+    Results without answers or scores of single images (those of label-free and robustness) are skipped.
 
     Raises:
         ValueError: there is nothing to pair.
@@ -97,7 +97,7 @@ def compare_all(results: list[dict], anyway: bool = False) -> list[str]:
 
 
 def _group(result: dict) -> tuple:
-    """Results of one protocol are paired; low-shot's subsets are protocols of their own."""
+    """Key of results that are paired: the protocol and, for low-shot, the subset and the classifier."""
     constants = result["constants"]
     return result["protocol"], constants.get("subset"), constants.get("subset_seed"), constants.get("classifier")
 

@@ -1,4 +1,4 @@
-"""An encoder and two labelled sets: their views, their cached features, and what a result says of them."""
+"""An encoder and two labelled sets: their views, their cached features, and the facts about them in a result."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ RESIZE = 256 / 224  # short side before the crop, in crops: Resize(256), CenterC
 SPLIT_OFF = 0.2  # of each class, to test on where there is no test set
 VIEW = ("resize", "interpolation")  # constants that decide a test view
 PROBED = 8  # images of noise that tell sizes and time
-IMBALANCE = 10  # times as many images of the commonest class as of the rarest: then it is said
+IMBALANCE = 10  # ratio of the commonest to the rarest class from which a warning is given
 LOADED_AT_ONCE = 256  # random crops; larger batches are put together from features
 
 
@@ -98,7 +98,7 @@ class EvalContext:
     def take_statistics(self) -> int:
         """Calibrates BatchNorm, the first time; returns the number of images that its statistics are of.
 
-        Not done when the context is made, so that what an evaluation costs is known before it looks at an image.
+        Not done when the context is created: the cost of an evaluation must be known before the first image is read.
         """
         if self._calibrated_on is None:
             self._calibrated_on = 0
@@ -171,7 +171,7 @@ class EvalContext:
         return self._entry(split, constants).missing_bytes(sizes, len(self.dataset(split)))
 
     def missing(self, split: str, parts: Iterable[str], constants: dict) -> bool:
-        """Whether a pass over the images of a split is still to be made."""
+        """Whether a pass over the images of a split is still needed."""
         return self._entry(split, constants).lacks(parts, len(self.dataset(split)))
 
     def _identity(self, dataset: ImageDataset) -> dict:
@@ -186,7 +186,7 @@ class EvalContext:
         }
 
     def _statistics_identity(self) -> list:
-        """What decides the calibrated statistics, beside the encoder and the view."""
+        """The settings on which the calibrated statistics depend, besides the encoder and the view."""
         return [self.train.fingerprint, stamp_of(self.train), DESCRIPTION]
 
     def training_pass(self, images: Labelled, kept: Tensor, rows: np.ndarray, constants: dict) -> TrainingPass:
@@ -231,7 +231,7 @@ class EvalContext:
         return told | {"classes_without_test_images": len(absent)}
 
     def overlap(self, constants: dict) -> dict:
-        """Counts of test images that training has too, exactly and nearly; warns of them by name.
+        """Counts the test images that are also in the training set, exact copies and near ones; warns with their names.
 
         Raises:
             ValueError: identical images have different labels in the two sets.
@@ -268,7 +268,7 @@ class EvalContext:
         return names[int(label)] if names and int(label) < len(names) else f"class {int(label)}"
 
     def about(self, constants: dict) -> dict:
-        """What a reader needs to compare a number with another."""
+        """The facts that a reader needs in order to compare this number with another."""
         said = {
             "encoder": self.encoder.name,
             "encoder_hash": self.encoder.hash,

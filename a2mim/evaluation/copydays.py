@@ -20,7 +20,7 @@ _SCENE = 4  # first characters of a file's name: the photograph it is made from
 
 
 def run(source, protocol: Protocol, data, device=None, allow_partial=False, seed=0, batch_size=64, **_) -> dict:
-    """Mean average precision of the `strong` copies, in percent; of every block beside it.
+    """Mean average precision of the `strong` copies, in percent; of every other block too.
 
     Args:
         data: the Copydays folder: original/, and blocks of copies: strong/, jpegqual/N/, crops/N/. Photographs in
@@ -110,14 +110,14 @@ def descriptors(maps: Tensor, tokens: Tensor | None, power: float, with_token: b
 def whitening(features: Tensor, power: float):
     """The map x -> (x - mean) in the axes of the covariance, each divided by its variance to the `power`."""
     mean = features.double().mean(dim=0)
-    # as the original: the second moment, not the covariance, of the photographs it is learned from
+    # as in the original: the second moment of the photographs, not their covariance
     variances, axes = torch.linalg.eigh(features.double().T @ features.double() / len(features))
     scale = variances.clamp(min=1e-5 * variances.max()) ** -power
     return lambda x: ((x.double() - mean) @ axes * scale).float()
 
 
 def average_precision(ranks: list[int], n_right: int) -> float:
-    """Area under precision and recall, by trapezoids, as the Holidays benchmark has it.
+    """Area under precision and recall, by trapezoids, as in the Holidays benchmark.
 
     Args:
         ranks: of the right answers among what was retrieved, from 0, ascending.

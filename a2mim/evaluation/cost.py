@@ -10,7 +10,7 @@ from a2mim.protocols import Protocol
 
 @dataclass(frozen=True)
 class ViewPass:
-    """Everything that the protocols want of the images in one view, taken in one pass.
+    """One pass over the images in one view, which computes all parts that the protocols need.
 
     Args:
         constants: "resize" and "interpolation".
@@ -47,7 +47,7 @@ class Cost:
 
 
 def estimate(context: EvalContext, protocols: list[Protocol], passes: list[ViewPass]) -> Cost:
-    """Looks at no image: sizes and times come from a forward pass over noise."""
+    """Estimates the cost without reading images: sizes and times come from a forward pass over noise."""
     cost = Cost()
     for view in passes:
         missing = [split for split in ("train", "test") if context.missing(split, view.parts, view.constants)]

@@ -122,7 +122,7 @@ def objects_of(labels: np.ndarray) -> np.ndarray:
 
 
 def numbered(labels: np.ndarray, colours: np.ndarray) -> np.ndarray:
-    """Colours -> 1, 2, … in their order; 0 for background and for what is not among them."""
+    """Colours -> 1, 2, … in their order; 0 for background and for colours that are not listed."""
     places = np.searchsorted(colours, labels).clip(max=len(colours) - 1)
     return np.where(colours[places] == labels, places + 1, 0)
 
@@ -150,7 +150,7 @@ def propagate(features: Tensor, sources: list, temperature: float, radius: int, 
         features: (D, h, w), unit length.
         sources: pairs of features (D, h, w) and labels (K, h, w).
         radius: cells; a source must lie in the square of that radius around the target.
-        kept: largest affinities, of all sources together; what equals the smallest of them counts too.
+        kept: largest affinities, over all sources together; affinities equal to the smallest of them count too.
     """
     height, width = features.shape[1:]
     target = features.flatten(1)
@@ -171,7 +171,7 @@ def propagate(features: Tensor, sources: list, temperature: float, radius: int, 
 
 
 def judge(found: list[np.ndarray], truth: list[np.ndarray], boundary: float) -> dict[int, tuple[float, float]]:
-    """{object: (mean J, mean F)} over all frames but the first and the last, as the DAVIS benchmark has it."""
+    """{object: (mean J, mean F)} over all frames but the first and the last, as in the DAVIS benchmark."""
     return {
         number: tuple(
             np.mean(
@@ -208,7 +208,7 @@ def boundary_accuracy(found: np.ndarray, truth: np.ndarray, tolerance: float) ->
 
 
 def _boundary(mask: np.ndarray) -> np.ndarray:
-    """Pixels that differ from the next to the right, below, or diagonally; the last row and column know only one."""
+    """Pixels that differ from the next to the right, below, or diagonally; no wrap-around at the edges."""
     right, below, diagonal = mask.copy(), mask.copy(), mask.copy()
     right[:, :-1], below[:-1], diagonal[:-1, :-1] = mask[:, 1:], mask[1:], mask[1:, 1:]
     return (mask ^ right) | (mask ^ below) | (mask ^ diagonal)

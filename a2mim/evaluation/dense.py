@@ -27,7 +27,7 @@ SUFFIXES = (".jpg", ".jpeg", ".png")
 class DenseEncoder:
     """images (B, C, H, W) uint8 of one size -> ((B, D, h, w) float32 features, (B, D) class tokens or None).
 
-    Where the map lies in what the network returns is measured, not guessed (see `a2mim.wiring.sites`), so that any
+    The position of the map in the network's output is measured, not guessed (see `a2mim.wiring.sites`), so that any
     layout will do. Of several maps (CrossViT) the finest is taken.
 
     Args:

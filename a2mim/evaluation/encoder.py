@@ -1,4 +1,4 @@
-"""A frozen encoder from wherever it lies: its weights, its preprocessing, its hash, what was loaded."""
+"""A frozen encoder from any source: its weights, its preprocessing, its hash, and a report of what was loaded."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def not_finite(model: nn.Module) -> str | None:
 
 
 class Encoder:
-    """A frozen encoder, from wherever it lies.
+    """A frozen encoder, from any source.
 
     Args:
         source: what `load_encoder` takes.
@@ -84,7 +84,7 @@ class Encoder:
             return tap(self.model, (part,))(images)[part]
 
     def reader(self, part: str) -> MapReader:
-        """Of the map that the part "cells" or "cells:NAME" is made of."""
+        """The reader of the map from which the part "cells" or "cells:NAME" is made."""
         if part not in self._readers:
             name = part.partition(":")[2] or LAST
             self._readers[part] = MapReader(self.model, noise(self.channels, self.img_size, self.device), name)

@@ -18,9 +18,9 @@ from a2mim.evaluation.segmentation import open_task, result_of
 from a2mim.evaluation.subsets import write_list
 from a2mim.protocols import Protocol, read_protocol
 
-DENSE = ("davis", "copydays", "segmentation")  # they read folders of a form of their own
-UNLABELLED = ("label-free",)  # they look at no label
-# what is run where no protocol is named
+DENSE = ("davis", "copydays", "segmentation")  # each reads folders of its own format
+UNLABELLED = ("label-free",)  # they use no labels
+# run if no protocol is named
 FOR_LABELS = ("dino-knn", "linear-cached", "efficient-probe")
 FOR_MASKS = ("seg-knn", "seg-linear")
 FOR_IMAGES = ("label-free",)
@@ -37,7 +37,8 @@ def evaluate(
     say: Callable[[str], None] | None = None,
     **options,
 ) -> list[dict]:
-    """Results of every protocol, in order; what `a2mim evaluate` prints. Each is written to `out` when it is there.
+    """Results of every protocol, in order; what `a2mim evaluate` prints. Each is written to `out` as soon as it is
+    computed.
 
     Args:
         source: what `load_encoder` takes.
@@ -47,7 +48,7 @@ def evaluate(
         out: folder of results.json and results.csv.
         overrides: constants by name, for every protocol that has them, or "protocol.name" for one; see `read_protocol`.
         cache: where features are kept; None keeps them for this call only.
-        say: is told what the evaluation will cost, before the first image.
+        say: called with the expected cost of the evaluation, before the first image.
         options: of `EvalContext`: device, img_size, batch_size, num_workers, calibrate, allow_partial, seed, access,
             reading, allow_contradictions.
 
@@ -96,7 +97,7 @@ def evaluate(
 
 
 def sensible_protocols(data, access: Access | None = None) -> tuple[list[str], str]:
-    """(protocols for what is there: masks, labels or neither; a sentence that says why)."""
+    """(protocols that suit the data, which have masks, labels or neither; a sentence that says why)."""
     if looks_masked(data):
         return list(FOR_MASKS), f"the images have masks: {', '.join(FOR_MASKS)}"
     labels = labels_of(data, access)
@@ -107,7 +108,7 @@ def sensible_protocols(data, access: Access | None = None) -> tuple[list[str], s
 
 
 def _write_split(context: EvalContext, out: Path | None) -> str:
-    """Writes which images are tested, where the context had to split them off; a sentence about it."""
+    """Writes which images are tested, if the context had to split them off; returns a sentence about it."""
     rows, whole = context.split_rows, context.whole
     assert rows is not None  # the caller asks only where images were split off
     path = (out or Path()) / f"test-split-{whole.fingerprint}.tsv"
@@ -120,7 +121,7 @@ def _write_split(context: EvalContext, out: Path | None) -> str:
 
 
 def read_protocols(names, overrides: dict) -> list[Protocol]:
-    """Protocols with the overrides that are theirs; an override that none of them has is an error."""
+    """Protocols, each with its own overrides; an override that no protocol has is an error."""
     names, used, found = list(dict.fromkeys(names)), set(), []
     if not names:
         raise ValueError("no protocol was named: give at least one.")
@@ -140,7 +141,7 @@ def read_protocols(names, overrides: dict) -> list[Protocol]:
 
 
 def _passes(chosen: list[Protocol], context: EvalContext) -> list[ViewPass]:
-    """One pass for each different view, with all parts that are wanted of it."""
+    """One pass for each different view, with all parts needed in it."""
     wanted: dict[tuple, list[str]] = {}
     for protocol in chosen:
         view = tuple(protocol.constants[key] for key in VIEW)

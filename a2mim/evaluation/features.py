@@ -1,4 +1,4 @@
-"""Frozen features of a labelled set: one pass, in evaluation mode, the model left as it was found."""
+"""Frozen features of a labelled set: one pass, in evaluation mode; the modes of the model are restored afterwards."""
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -13,7 +13,7 @@ from a2mim.pixels import IMAGENET_MEAN, IMAGENET_STD, normalize
 from a2mim.wiring.model_type import TimmModel
 
 POOLINGS = ("default", "cls", "avg")
-_NUMBERS = 2**26  # looked at together where a set may lie on disk, larger than memory
+_NUMBERS = 2**26  # rows checked at once: a set on disk may be larger than memory
 
 
 def extract_features(
@@ -53,7 +53,7 @@ def run_frozen(
 
 
 def images_and_labels(batch) -> tuple[Tensor, Tensor]:
-    """The two of either kind of batch."""
+    """(images, labels) of a batch, which is a dict or a pair."""
     if isinstance(batch, Mapping):
         return batch["images"], batch["labels"]
     return batch[0], batch[1]
@@ -105,7 +105,7 @@ def _norms_after_pooling(model: nn.Module) -> bool:
 
 
 def unreadable_of(*loaders) -> dict[str, int]:
-    """{reason: count} of the images that loaders had asked for in their last pass and did not get."""
+    """{reason: count} of the images that loaders could not read in their last pass."""
     total: Counter[str] = Counter()
     for loader in loaders:
         faults = getattr(loader, "faults", {})
@@ -132,7 +132,7 @@ def average_tokens(model: nn.Module, features: Tensor) -> Tensor:
 
 
 def check_features(train_features: Tensor, train_labels: Tensor, test_features: Tensor, test_labels: Tensor) -> None:
-    """Refuses, in one sentence, what no protocol can judge.
+    """Refuses features that no protocol can judge, in one sentence.
 
     Raises:
         ValueError: shapes that do not belong together, an empty set, a missing label (negative), features that are not

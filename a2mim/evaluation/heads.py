@@ -13,7 +13,7 @@ MOMENTUM = 0.9
 def ranks_of(logits: Tensor, targets: Tensor) -> Tensor:
     """(H, C, B) scores and (B,) targets -> (B, H) int64, on the CPU: how many classes score above the true one.
 
-    A target of -1 (a class that training did not have) comes after all of them; so does the only one of a head whose
+    A target of -1 (a class that training did not have) ranks after all of them; so does every target of a head whose
     scores are not finite.
     """
     targets = targets.to(logits.device).expand(len(logits), 1, -1)
@@ -33,8 +33,8 @@ def losses_of(logits: Tensor, targets: Tensor) -> Tensor:
 class LinearHeads:
     """H softmax classifiers under SGD, momentum 0.9, no weight decay; weights start N(0, 0.01), alike in all, biases 0.
 
-    Stacked they are one tall matrix, and the gradient of softmax regression is written out: a step of all heads is two
-    matrix products, without autograd. Images come last in every product: a softmax over few classes is five times
+    The heads are stacked into one tall matrix, and the gradient of softmax regression is written out: a step of all is
+    two matrix products, without autograd. Images come last in every product: a softmax over few classes is five times
     faster when it runs down the columns.
 
     Args:

@@ -1,4 +1,4 @@
-"""What a cached feature or a result belongs to: hashes of weights, of data, of everything that shapes a view."""
+"""Identity of cached features and results: hashes of the weights, the data, and the settings of the view."""
 
 import hashlib
 import json
@@ -31,7 +31,7 @@ def hash_encoder(model: nn.Module, **arguments) -> str:
 def stamp_of(dataset: ImageDataset) -> str:
     """Hash of the sizes and times of the files behind a set: `fingerprint` knows names, and a file may be replaced.
 
-    The same for every set whose files cannot be asked (remote shards, data made in memory).
+    The same for every set whose files have no size and time to read (remote shards, data made in memory).
     """
     root = getattr(dataset.store, "root", "")
     digest = hashlib.blake2b(digest_size=8)

@@ -1,4 +1,4 @@
-"""How sure a percentage is: an interval for one number, a paired interval for the difference of two."""
+"""Uncertainty of percentages: an interval for one number, a paired interval for the difference of two."""
 
 from dataclasses import dataclass
 
@@ -26,7 +26,7 @@ def wilson_interval(correct: int, total: int) -> tuple[float, float]:
 def bootstrap_interval(correct: Tensor, seed: int = 0, resamples: int = 10_000) -> tuple[float, float]:
     """95 % percentile bootstrap of an accuracy, in percent: test images are drawn with replacement.
 
-    Where all answers are alike every draw is the same, and the interval is Wilson's.
+    If all answers are alike, every draw is the same; then the interval is Wilson's.
 
     Args:
         correct: (M,) bool.
@@ -94,7 +94,7 @@ class Difference:
 
 
 def difference(name: str, correct_before: Tensor, correct_after: Tensor, seed: int = 0) -> Difference:
-    """What the answers before and after, (M,) bool each, say of the change."""
+    """The judgement on the change between the answers before and after, (M,) bool each."""
     points, low, high = paired_difference(correct_before, correct_after, seed)
     different = int((_change(correct_before, correct_after) != 0).sum())
     shown = different >= FEWEST_DIFFERENT and not low <= 0 <= high

@@ -49,7 +49,7 @@ def judge(
     loaders. A network without a map of the image has no "attentive" result, and a warning says so.
 
     A random network with BatchNorm must be calibrated on the same images before it is judged: the running statistics
-    alone are worth points. The caller does that; nothing here touches the model.
+    alone change accuracy by points. The caller does that; this function does not change the model.
     """
     check_constants(k, temperature)
     refuse_below_one(epochs=epochs)
@@ -76,7 +76,7 @@ class _Extract:
 
     def __init__(self, model: nn.Module, pooling: str, mean, std, attentive: bool):
         self.model, self.pooling, self.pixels = model, pooling, (mean, std)
-        pooling_of(model, pooling)  # refuses what the model cannot give
+        pooling_of(model, pooling)  # raises an error for parts that the model does not have
         self.device = next(model.parameters()).device
         self.attentive = attentive
         self.run: Callable[[Tensor], dict[str, Tensor]] | None = None

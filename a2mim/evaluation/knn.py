@@ -22,7 +22,7 @@ def knn(
 ) -> dict:
     """Votes of the k most similar training images, each weighted exp(cosine / temperature).
 
-    Ties are settled: of equally similar training images the earlier one is the neighbour, of classes with equal votes
+    Ties are broken: of equally similar training images the earlier one is the neighbour; of classes with equal votes
     the smaller label comes first. A test class without training images is simply never right.
 
     Args:
@@ -86,7 +86,7 @@ def check_constants(k: int, temperature: float) -> None:
 
 
 def nearest(bank: Tensor, queries: Tensor, k: int, block_bytes: int = 2**27, device=None) -> tuple[Tensor, Tensor]:
-    """(M, k) cosines, largest first, and the (M, k) rows of the bank they belong to; of equals the earlier row first.
+    """(M, k) cosines, largest first, and the (M, k) rows of the bank they belong to; the earlier row first on ties.
 
     Args:
         bank, queries: (N, D) and (M, D) float of any length. The bank is read once, _CHUNK rows at a time.
@@ -112,7 +112,7 @@ def nearest(bank: Tensor, queries: Tensor, k: int, block_bytes: int = 2**27, dev
 def _merge(values: Tensor, rows: Tensor, similarity: Tensor, first: int) -> None:
     """Takes into values and rows (M, k) what is larger among similarity (M, C), the columns of rows first, first + 1, …
 
-    What only equals the k-th is later, and so not nearer: few columns are left, and only those are sorted.
+    A later column that only equals the k-th is not nearer. So few columns are left, and only those are sorted.
     """
     k = values.shape[1]
     query, column = (similarity > values[:, -1:]).nonzero(as_tuple=True)
@@ -132,7 +132,7 @@ def _merge(values: Tensor, rows: Tensor, similarity: Tensor, first: int) -> None
 
 
 def _first_largest(similarity: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """topk, but where values tie the earlier columns win and come first; torch.topk leaves both open."""
+    """topk in which earlier columns win ties and come first; torch.topk defines neither."""
     values, indices = similarity.topk(k, dim=1)
     tied = (similarity >= values[:, -1:]).sum(dim=1) > k
     if tied.any():

@@ -1,7 +1,7 @@
-"""Numbers of a representation that need no label: how many directions it uses, and how evenly.
+"""Measures of a representation that need no label: how many directions it uses, and how evenly.
 
 All functions take Z (N, D): pooled features, one row an image, evaluation mode, no augmentation. They compute in
-float64. None of these numbers says how well classes are told apart: pure noise has full rank.
+float64. None of them says how well classes are separated: pure noise has full rank.
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ from a2mim.evaluation.taps import CELLS
 from a2mim.protocols import Protocol
 
 GROUPS = 10  # of the jackknife
-_SAMPLE = 256  # images whose cells are looked at
+_SAMPLE = 256  # images whose cells are measured
 
 # name -> (what it is called, function of (N, D))
 NUMBERS: dict[str, tuple[str, Callable[[Tensor], float]]] = {
@@ -36,7 +36,7 @@ def run(source, protocol: Protocol, data, device=None, img_size=None, batch_size
 
     Args:
         source, device, img_size: see `Encoder`.
-        data: any images, see `open_dataset`; labels are not looked at.
+        data: any images, see `open_dataset`; labels are not used.
         options: "allow_partial", "seed", "access", "reading".
     """
     c = protocol.constants

@@ -27,7 +27,7 @@ def linear_probe(
     held_out: float | None = None,
     seed: int = 0,
 ) -> dict:
-    """A linear classifier on features that are there already, by a protocol's rule; held-out ones choose the rate.
+    """Trains a linear classifier on cached features by a protocol's rule; held-out features choose the rate.
 
     "linear-cached": softmax regression on standardised features, SGD momentum 0.9, no weight decay, weights N(0, 0.01),
     biases 0, cosine to 0 per step; the winner is refitted on all training images.
@@ -84,7 +84,7 @@ def _refitted(train_features, train_labels, test_features, test_labels, c: dict)
 
 
 def _as_published(train_features, train_labels, test_features, test_labels, protocol: str, c: dict) -> dict:
-    """One stack of heads on the features as they are; a rate stays what it is for a pass's last, short batch."""
+    """One stack of heads on the features as they are; the rate is not reduced for a pass's last, short batch."""
     classes, targets = torch.unique(train_labels, return_inverse=True)
     images, test = Labelled({"features": train_features.float()}, train_labels), Labelled({}, test_labels)
     test.parts["features"] = test_features.float()
@@ -121,7 +121,7 @@ def _as_published(train_features, train_labels, test_features, test_labels, prot
     )
     del found["head"], found["n_heads"]
     if not len(held):
-        found["held_out_top1"] = None  # images that were trained on were judged
+        found["held_out_top1"] = None  # the held-out images were training images too
     return found | {"base_lrs": lrs, "standardized": False, "n_held_out": len(held), "n_classes": len(classes)}
 
 
@@ -139,7 +139,7 @@ def choose_lr(features, targets, lrs, epochs, batch_size, held_out, seed) -> tup
     """(rate, its held-out accuracy in percent, a note): features (N, D) standardised, targets (N,) in 0..C-1."""
     n_classes = int(targets.max()) + 1
     chosen = hold_out(targets, held_out, seed)
-    if len(chosen) == 0:  # one image a class: nothing can be spared
+    if len(chosen) == 0:  # one image per class: nothing can be held out
         heads = fit(features, targets, lrs, epochs, batch_size, n_classes, seed)
         note = "no class has two training images, so the rate with the lowest training loss was taken"
         return lrs[heads.losses(features, targets).argmin().item()], None, note

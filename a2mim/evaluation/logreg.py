@@ -15,7 +15,7 @@ from a2mim.evaluation.features import check_features, class_positions, refuse_be
 from a2mim.evaluation.linear import hold_out
 
 _BLOCK_BYTES = 2**27  # of scores held at once
-_KEPT_BYTES = 2**28  # of features kept in float64; more are read anew for each step
+_KEPT_BYTES = 2**28  # of features kept in float64; larger sets are read again for each step
 
 
 def logreg(
@@ -202,7 +202,9 @@ class Softmax:
 
         The loss is divided by c · n, so that its size, and the tolerance, mean the same for every c.
         """
-        from scipy.optimize import minimize  # a third of a second, which starting a run need not wait for
+        from scipy.optimize import (
+            minimize,  # imported here: it takes a third of a second, which no other command should wait for
+        )
 
         penalty = 1 / (c * len(self.rows))
         first = torch.zeros(self.n_classes, self.axes.shape[1] + 1, dtype=torch.float64, device=self.device)

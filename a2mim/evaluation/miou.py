@@ -1,7 +1,7 @@
 """Mean intersection over union from counts of pixels over a whole test set.
 
-Invariant: only pixels whose truth is not ignored are counted, and a class is averaged where the test set has it. False
-positives of an absent class still hurt the classes that they were taken from.
+Invariant: only pixels whose truth is not ignored are counted, and the mean is over the classes that the test set has.
+False positives of an absent class still hurt the classes that they were taken from.
 """
 
 from __future__ import annotations
@@ -62,6 +62,6 @@ def interval(counts: np.ndarray, seed: int = 0, resamples: int = 1000) -> tuple[
 
 
 def _mean_or_nan(each: np.ndarray) -> np.ndarray:
-    """(n, C) -> (n,) mean over the classes that are there."""
+    """(n, C) -> (n,) mean over the classes that occur."""
     there = ~np.isnan(each)
     return np.where(there, each, 0).sum(-1) / np.where(there.any(-1), there.sum(-1), np.nan)

@@ -18,7 +18,7 @@ _PAIRS_AT_ONCE = 2**22
 def signatures(images: Tensor) -> Tensor:
     """(B, 5) int64, on the CPU: checksum of all values, 63 bits of the lowest frequencies, 192 bits of the next.
 
-    The checksum is multilinear modulo 2^64, which any device adds up alike. A bit is the sign of a frequency of the
+    The checksum is multilinear modulo 2^64, which every device computes alike. A bit is the sign of a frequency of the
     picture in grey at 32 px, against the median of its group (the DCT hash of C. Zauner, 2010).
 
     Args:
@@ -71,7 +71,7 @@ def find_overlap(train: np.ndarray, test: np.ndarray) -> dict[str, list[tuple[in
 def find_contradictions(
     train: np.ndarray, test: np.ndarray, train_labels: np.ndarray, test_labels: np.ndarray
 ) -> list[tuple[int, int]]:
-    """(test row, train row) of test images that are training images too, and have another label in every such one.
+    """(test row, train row) of test images that are training images too, but have a different label in every such copy.
 
     Images of one colour are left out: two of them may well show different things.
 
@@ -98,7 +98,7 @@ def _first_equal(train: np.ndarray, test: np.ndarray) -> list[tuple[int, int]]:
 
 
 def _nearest(train: np.ndarray, test: np.ndarray) -> list[tuple[int, int]]:
-    """Pairs at most NEAR and ALIKE bits apart, one a test row: only such are compared as agree in one of the bands."""
+    """Pairs at most NEAR and ALIKE bits apart, one per test row; compares only pairs that agree in a band."""
     best: dict[int, tuple[int, int]] = {}
     shift = 0
     for width in _BANDS:
@@ -129,7 +129,7 @@ def _by_pairs(counts: np.ndarray) -> list[np.ndarray]:
 
 
 def overlap_sentence(found: dict, name_of_test, name_of_train) -> str:
-    """What a person should know, or "": counts, and the first names of each kind."""
+    """A warning, or "": counts, and the first names of each kind."""
     words = {"exact": "are also in the training set", "near": "are nearly the same as a training image"}
     told = []
     for kind, pairs in found.items():

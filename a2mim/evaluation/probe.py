@@ -1,6 +1,6 @@
 """Many linear heads on several kinds of features of one forward pass; the best is chosen on held-out images.
 
-The test set is looked at to report, never to choose.
+The test set is used to report, never to choose.
 """
 
 import itertools
@@ -143,7 +143,7 @@ def _train(stacks, training, epochs, epoch_length, factor, per_iteration, after)
 
 
 def _choose(stacks: list[Stack], held: Labelled, targets: Tensor) -> tuple[int, int, float]:
-    """(stack, head, its accuracy in percent) that is best on held-out images; of equals the lower loss."""
+    """(stack, head, its accuracy in percent) that is best on held-out images; the lower loss wins ties."""
     scored = []
     for s, stack in enumerate(stacks):
         ranks, losses = _judge(stack, held, targets)

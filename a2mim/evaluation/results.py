@@ -82,7 +82,7 @@ def read_results(path: str | os.PathLike) -> list[dict]:
 
 
 def _is_result(found: object) -> bool:
-    """Whether every key is there, and what is computed with has the right form."""
+    """Whether every key is present, and the values used in computations have the right type."""
     if not isinstance(found, dict) or set(REQUIRED) - set(found):
         return False
     correct, scores = found["correct"], found.get("scores", {})
@@ -96,7 +96,7 @@ def _is_result(found: object) -> bool:
 
 
 def _in_folder(folder: Path) -> Path:
-    """The results.json there; a run that has none is told what makes one."""
+    """Path of results.json; the error for a run without one says how to make it."""
     path = folder / "results.json"
     if path.is_file():
         return path

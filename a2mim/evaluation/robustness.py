@@ -1,6 +1,6 @@
-"""How a probe that was trained on clean images stands damage, and how honest its probabilities are.
+"""Accuracy of a probe, trained on clean images, on damaged ones; and how well its probabilities are calibrated.
 
-Every damage is drawn with three seeds. Clean accuracy, damaged accuracy and their ratio are told together.
+Every damage is drawn with three seeds. Clean accuracy, damaged accuracy and their ratio are reported together.
 """
 
 from __future__ import annotations
@@ -104,7 +104,7 @@ def corruption(classify: Classifier, batches: Iterable, name: str, normalize: Cl
 def corruption_errors(found: list[Damaged]) -> dict[str, float]:
     """Mean error over corruptions and severities, and that minus the clean error, in percent.
 
-    It is no mCE: that divides by AlexNet's errors on ImageNet, over fifteen corruptions.
+    This is not mCE, which divides by AlexNet's errors on ImageNet, over fifteen corruptions.
     """
     errors = [100 - d.accuracy[s] for d in found for s in SEVERITIES]
     clean = float(np.mean([100 - d.clean for d in found]))

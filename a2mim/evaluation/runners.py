@@ -1,4 +1,4 @@
-"""What each kind of protocol does with a context: features, a classifier, a result with every constant."""
+"""Runs each kind of protocol on a context: features, a classifier, a result with every constant."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def check(protocol: Protocol) -> None:
 
 
 def parts_of(protocol: Protocol, context: EvalContext) -> tuple[str, ...]:
-    """What the protocol wants to know of every image, so that one pass can serve several protocols."""
+    """The parts that the protocol needs of every image, so that one pass can serve several protocols."""
     if protocol.kind in ("linear", "mae-linear", "attentive"):
         inputs = _inputs(protocol, context)
         return tuple(dict.fromkeys(part for parts in inputs.values() for part in parts))
@@ -107,7 +107,7 @@ def run_linear(context: EvalContext, protocol: Protocol, out: Path | None = None
         track_best=c.get("features") != "grid",
     )
     if not len(held):
-        found["held_out_top1"] = None  # images that were trained on were judged
+        found["held_out_top1"] = None  # the held-out images were training images too
     found |= {"held_out": len(held), "seed": c["seed"], "n_train": len(kept), "n_classes": len(classes)}
     found["batch_size"] = training.batch_size
     if protocol.kind == "attentive":
@@ -143,10 +143,10 @@ def run_low_shot(context: EvalContext, protocol: Protocol, out: Path | None = No
 
 
 def telling_subsets(labels: np.ndarray, sizes: list) -> list:
-    """The subsets that can tell something; a warning names the others.
+    """The subsets that are large enough; a warning names the others.
 
     A share of each class that comes to one image a class leaves none to choose by, and tells chance from chance. A
-    number of images a class is taken as it is asked for.
+    requested number of images per class is never refused.
     """
     most = np.unique(labels, return_counts=True)[1].max()
     few = [size for size in sizes if (share := parse_size(size)[0]) is not None and round(share * most) <= 1]
@@ -232,7 +232,7 @@ def _split(train: FeatureSet, constants: dict) -> tuple[Tensor, Tensor, str]:
     held = hold_out(train.labels, constants["held_out"], constants["seed"])
     n_heads = len(constants["base_lrs"]) * len(constants.get("weight_decays", [0.0]))
     if n_heads == 1 and constants.get("features") != "grid":
-        return none, every, ""  # nothing to choose
+        return none, every, ""  # there is nothing to choose
     if len(held) == 0:
         return none, every, "no class has two training images, so the head was chosen by the training images"
     kept = torch.ones(len(train), dtype=torch.bool)
@@ -245,7 +245,7 @@ def _result(
 ) -> dict:
     """Plain values, but for "correct": what `write_result` takes."""
     faults = train.entry.faults + test.entry.faults
-    for loader in filter(None, loaders):  # a training image counts each time that it was to be shown
+    for loader in filter(None, loaders):  # a training image counts once for each time it was requested
         faults += Counter(loader.faults.unreadable)
     plain = {key: value for key, value in found.items() if not isinstance(value, Tensor)}
     return {

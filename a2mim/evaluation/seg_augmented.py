@@ -16,7 +16,7 @@ from a2mim.evaluation.segmentation import SegmentationTask
 
 
 def run(task: SegmentationTask, c: dict) -> tuple[Iterator[np.ndarray], dict]:
-    """(predictions of the test images, what decided them). One rate as published: nothing is held out."""
+    """(predictions of the test images, what was chosen). One rate as published: nothing is held out."""
     head = train(task, c).eval()
 
     def predictions() -> Iterator[np.ndarray]:

@@ -1,6 +1,6 @@
-"""Semantic segmentation on frozen maps: what is common to its protocols, from images and masks to a result.
+"""Semantic segmentation on frozen maps: the parts that its protocols share, from images and masks to a result.
 
-The test set is looked at to report, never to choose.
+The test set is used to report, never to choose.
 """
 
 from __future__ import annotations
@@ -144,7 +144,7 @@ def _count_classes(task: SegmentationTask) -> int:
 
 
 def split_images(n: int, held_out: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """(rows that choose, rows to train on); with one image it does both."""
+    """(rows that choose, rows to train on); a single image serves as both."""
     order = np.random.default_rng(seed).permutation(n)
     held = max(1, round(n * held_out))
     return (np.sort(order[:held]), np.sort(order[held:])) if n > 1 else (order, order)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 
 def table(results: list[dict]) -> str:
-    """One line a result: protocol, number, interval, best epoch where there is one, and what the number is of."""
+    """One line a result: protocol, number, interval, best epoch where there is one, and what the number describes."""
     head = ("protocol", "metric", "last", "95 % interval", "best on test", "top-5", "images", "detail")
     lines = [head, *(_line(result) for result in results)]
     widths = [max(len(line[i]) for line in lines) for i in range(len(head))]

@@ -1,9 +1,9 @@
-"""Named parts of what one forward pass knows of an image, so that several protocols share the pass.
+"""Named features of one forward pass, so that several protocols share the pass.
 
 "default" is what timm hands to a classifier, "cls" the class token, "avg" the mean over patch tokens or over the last
 map. "cls-i" is the class token after the i-th last block of a plain ViT, through the final norm; "map-i" the mean over
-the i-th last block or stage of any model that timm can look into. "cells" is the last map, cell after cell in float16,
-and "cells:NAME" the map of a named module.
+the i-th last block or stage of any model whose intermediate maps timm can return. "cells" is the last map, cell after
+cell in float16, and "cells:NAME" the map of a named module.
 """
 
 import contextlib
@@ -93,7 +93,7 @@ def grid_parts(model: TimmModel, images: Tensor, blocks: Iterable[int]) -> dict[
     before it; where the mean patch token is the pooled output, or cannot be had, there is no second variant.
 
     Args:
-        images: (B, C, H, W), normalised: what this model can give is tried on them.
+        images: (B, C, H, W), normalised: used to find out which parts this model has.
     """
     found, before = {}, None
     for number in blocks:
@@ -119,7 +119,7 @@ def _maps(model: nn.Module, images: Tensor, number: int) -> tuple[str, ...]:
                 tap(model, parts)(images)
             return (*parts, "default")
         except (ValueError, RuntimeError, AssertionError, IndexError, TypeError, KeyError):
-            continue  # models differ in how many maps they give, and in how they refuse
+            continue  # models differ in their number of maps and in the error for too many
     return ("default",)
 
 
