@@ -15,7 +15,6 @@ from typing import Any
 import torch
 from mmengine.dist import is_main_process
 from mmengine.hooks import Hook
-from tqdm import tqdm
 
 from a2mim.analysis.reconstructions import draw, layout, record_layout, save
 from a2mim.checkpoints import checkpoint_path, keep_newest, write_checkpoint
@@ -23,6 +22,7 @@ from a2mim.engine.facts import starting_facts
 from a2mim.engine.folder import remember
 from a2mim.engine.loggers import options_of
 from a2mim.engine.processes import Exchange, first_alone
+from a2mim.engine.progress import start_progress
 from a2mim.engine.records import Request, step_seed
 from a2mim.engine.setting_groups import Checkpoint, Settings
 from a2mim.engine.state import first_broken, state_of
@@ -80,15 +80,7 @@ class LogHook(Hook):
             lines = [line for line in kept if "loss" in line]
             self.first, self.last = (lines[0], lines[-1]) if lines else (None, {})
         self.logged = runner.iter
-        self.bar = tqdm(
-            total=runner.max_iters,
-            initial=runner.iter,
-            unit="step",
-            disable=not is_main_process(),
-            dynamic_ncols=True,
-            mininterval=0.5 if os.isatty(2) else 15,
-            bar_format="{percentage:3.0f}% |{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}]{postfix}",
-        )
+        self.bar = start_progress(runner.max_iters, runner.iter, is_main_process())
 
     def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None) -> None:
         step, loop = runner.iter, runner.train_loop
