@@ -1,4 +1,4 @@
-"""Takes BatchNorm's running statistics anew from given images.
+"""Recomputes BatchNorm's running statistics from given images.
 
 Pre-training normalises masked images, whose statistics differ (the first variance of a ResNet is 0.41 of that of whole
 images). Frozen features need statistics of whole images.
@@ -31,7 +31,7 @@ def synchronise(model: nn.Module) -> nn.Module:
 
 
 def unsynchronise(model: nn.Module) -> nn.Module:
-    """Puts back the BatchNorm layers that `synchronise` replaced, with the weights and statistics of today."""
+    """Puts back the BatchNorm layers that `synchronise` replaced, with the current weights and statistics."""
     return _replace(model, lambda module: "_unsynchronised" in vars(module), _unsynchronised)
 
 
@@ -49,7 +49,7 @@ def _unsynchronised(sync: nn.Module) -> nn.Module:
 
 
 def _with_state(layer: nn.Module, other: nn.Module) -> nn.Module:
-    """The layer with the mode and the hooks of another."""
+    """The layer, given the mode and the hooks of another."""
     layer.training = other.training
     for hooks in _HOOKS:
         setattr(layer, hooks, getattr(other, hooks))
@@ -59,7 +59,7 @@ def _with_state(layer: nn.Module, other: nn.Module) -> nn.Module:
 def _replace(
     module: nn.Module, chosen: Callable[[nn.Module], bool], change: Callable[[nn.Module], nn.Module]
 ) -> nn.Module:
-    """The module, with every chosen one in it changed in place; a chosen root is returned changed."""
+    """Replaces every chosen submodule in place; returns the module, or its replacement if it is chosen itself."""
     if chosen(module):
         return change(module)
     for name, child in list(module.named_children()):
@@ -101,10 +101,10 @@ def calibrate_batchnorm(model: nn.Module, batches: Iterable[Tensor]) -> int:
 
     Each batch is normalised by its own statistics. Only BatchNorm layers are in train mode; dropout and the rest stay
     in eval mode. Afterwards the running statistics are those of all batches together, whatever their sizes, and modes
-    and momentum are as before. Layers that the forward does not reach keep what they have.
+    and momentum are as before. Layers that the forward pass does not reach keep their statistics.
 
     A batch of one image has no variance where the feature map is 1 x 1. So a batch of one image is joined to the batch
-    before it, or to the one after it. Where one image is all there is, and a layer cannot take it, the statistics stay
+    before it, or to the one after it. If there is only one image, and a layer cannot take it, the statistics stay
     as they were, with a warning.
 
     Args:

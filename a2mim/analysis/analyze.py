@@ -1,7 +1,7 @@
 """The paper's analyses of one encoder, each as JSON with figures: `a2mim analyze`.
 
-An analysis whose file is there, and whose key is the same, is not computed again. The interactions keep what each image
-gave, so that a killed command goes on where it was.
+An analysis is not computed again if its file exists with the same key. The interactions are stored image by image, so
+that the next command continues after a kill.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from a2mim.evaluation.label_free import effective_rank, rankme
 from a2mim.files import write_json
 
 WHAT = ("interactions", "fourier", "occlusion", "rank")
-SECONDS = {"interactions": 420, "occlusion": 90}  # that the default sample is made to take, both networks together
+SECONDS = {"interactions": 420, "occlusion": 90}  # target time of the default sample, both networks together
 PAPER = {"pairs": 50, "contexts": 50}
 PAPER_IMAGES = 50
 _MOST = {"fourier": 256, "occlusion": 1000, "rank": 2000}  # images
@@ -35,7 +35,7 @@ _BATCH = 256
 
 @dataclass(frozen=True)
 class Amount:
-    """How much is looked at.
+    """The amount of sampling.
 
     Args:
         samples: images of the interactions; None: as many as the time allows.
@@ -88,7 +88,7 @@ def _part(plan: dict[str, Any], name: str) -> dict[str, Any]:
 
 
 def _plan(subjects: Subjects, what: list[str], folder: Path, amount: Amount) -> dict[str, Any]:
-    """How much is looked at, kept in the folder: a command that goes on must not measure another rate and change it."""
+    """The amount of sampling, stored in the folder: a resumed command must not measure another rate and change it."""
     path, key = folder / ".plan.json", key_of(subjects, **asdict(amount))
     kept = _read(path)
     plan = (

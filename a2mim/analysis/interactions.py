@@ -1,4 +1,5 @@
-"""Multi-order interaction strength among the cells of a grid: how much two cells tell together beyond each alone.
+"""Multi-order interaction strength among the cells of a grid: how much two cells tell together beyond what each tells
+alone.
 
 The players are the n cells of a grid laid over an image. A coalition keeps the pixels of its cells, and the others are
 0 after normalisation. Its value is the margin of the true class: v = logit_y - logsumexp(the other logits). For cells
@@ -127,7 +128,7 @@ def interactions_of(
     Args:
         image: (C, H, W), normalised.
         label: the class whose margin is the value.
-        number: of the image, which chooses its stream of random numbers.
+        number: of the image, which selects its stream of random numbers.
         batch_size: images that the classifier sees at a time.
 
     Raises:
@@ -176,7 +177,7 @@ def interaction_strength(
         score: the classifier, in evaluation mode.
         images: (N, C, H, W), normalised, on the classifier's device.
         labels: (N,) int64, classes of the classifier.
-        store: a file that keeps what each image gave, so that a killed analysis goes on where it was; the caller names
+        store: a file with the results of each image, from which a killed analysis continues; the caller names
             it by everything that the numbers depend on.
 
     Returns:
@@ -208,7 +209,7 @@ def summarise(per_image: np.ndarray, sampling: Sampling) -> dict[str, list[float
 
 
 def _restore(store: Path | None, sampling: Sampling) -> list[Tensor]:
-    """What a killed analysis has kept; nothing where the file is damaged or of another sampling."""
+    """The results that a killed analysis stored; none if the file is damaged or from another sampling."""
     if store is None or not store.is_file():
         return []
     try:

@@ -1,7 +1,7 @@
 """Accuracy when a part of each image's cells is hidden: by zeros, by the image's mean colour, or by noise.
 
 Cells lie on a grid; round(cells x ratio) of them are hidden, and larger ratios hide more of the same order of cells.
-One order an image, from the seed and the image's number, the same for every filling and every network.
+Each image has one order, given by the seed and its number; it is the same for every filling and network.
 
 Source of the measure: Naseer et al., Intriguing Properties of Vision Transformers, NeurIPS 2021; used in A²MIM,
 https://arxiv.org/abs/2205.13943.
@@ -86,7 +86,7 @@ def accuracy_under_occlusion(
             hidden = torch.from_numpy(np.stack(cells))
             for filling in FILLINGS:
                 if not hidden.any() and filling != FILLINGS[0]:
-                    right[filling][i] = right[FILLINGS[0]][i]  # nothing is hidden: one pass tells all
+                    right[filling][i] = right[FILLINGS[0]][i]  # nothing is hidden: one pass serves all fillings
                     continue
                 found = answer(occlude(images, hidden, grid, filling, seed, seen))
                 right[filling][i] += int((found.cpu() == labels).sum())

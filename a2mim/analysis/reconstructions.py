@@ -1,4 +1,4 @@
-"""Reconstruction pictures: a row an image, with what was given, what was seen and what was answered."""
+"""Reconstruction pictures: one row per image, with the image, its visible part and the prediction."""
 
 import json
 from collections.abc import Sequence
@@ -23,7 +23,7 @@ _SAMPLE = 100_000  # values of a band that these quantiles are taken from
 
 
 def layout(shown: dict[str, Tensor]) -> dict:
-    """Where the panels of the sheet of `draw` lie, for those who cut it: "columns" (their titles), "tile" (width,
+    """Positions of the panels in the sheet of `draw`: "columns" (their titles), "tile" (width,
     height of a panel), "gap" between panels and "header" above them, in pixels of the sheet.
     """
     height, width = shown.get("images", shown["target"]).shape[-2:]

@@ -1,5 +1,5 @@
-"""What a network's features look like before and after pre-training: maps as colours, nearest neighbours, and the
-spectrum of what it reconstructs. Pictures and plain numbers come out; the report shows them.
+"""Features of a network before and after pre-training: maps as colours, nearest neighbours, and the spectrum of the
+reconstructions. The results are pictures and plain numbers; the report shows them.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class Sample:
 
 @dataclass
 class Album:
-    """Pictures in a folder, and what stands beside them in representation.json."""
+    """Pictures in a folder, and their descriptions in representation.json."""
 
     folder: Path
     parts: list[dict[str, Any]] = field(default_factory=list)
@@ -103,7 +103,8 @@ def map_colours(features: Tensor) -> np.ndarray:
     centred = places - places.mean(0)
     u, s, v = torch.linalg.svd(centred, full_matrices=False)
     number = min(3, len(s))
-    signs = v[:number].gather(1, v[:number].abs().argmax(1, keepdim=True)).sign().T  # so that no library chooses them
+    # a fixed sign: libraries choose it differently
+    signs = v[:number].gather(1, v[:number].abs().argmax(1, keepdim=True)).sign().T
     scores = u[:, :number] * s[:number] * signs
     low, high = torch.quantile(scores, torch.tensor([_CLIP, 1 - _CLIP], dtype=torch.float64), dim=0)
     colours = torch.full((len(scores), 3), 0.5, dtype=torch.float64)
@@ -138,7 +139,7 @@ def add_neighbours(
 
 
 def pooled(model: nn.Module, sample: Sample, pixels: Preprocessing, batch_size: int = 64) -> Tensor:
-    """(N, D) float32: what timm hands to a classifier."""
+    """(N, D) float32: the features that timm passes to a classifier."""
     device, pool = next(model.parameters()).device, pooling_of(model, "default")
     with frozen(model):
         parts = [pool(pixels.normalize(part.to(device))).float().cpu() for part in sample.images.split(batch_size)]

@@ -37,7 +37,7 @@ class DepthSpectrum:
 
 
 def maps_by_depth(model: Any, images: Tensor) -> list[Tensor]:
-    """(B, D, h, w) maps of every block or stage that timm lets one look into, first to last.
+    """(B, D, h, w) maps of every block or stage that timm can return, first to last.
 
     Raises:
         ValueError: the model gives no maps of its blocks.

@@ -158,7 +158,7 @@ class LinGlo(nn.Module):
     """LinGlo, reconstructed: see the module's docstring. Takes images of any size.
 
     Args:
-        img_size: accepted, so that a caller need not know which models ask for it; nothing here depends on it.
+        img_size: ignored; accepted so that callers can pass it to every model.
         num_classes: 0 for no classifier.
         global_pool: "avg" or "" (the last map, unpooled).
         embed_dims, depths, num_heads, mlp_ratios: of each stage; depths in units of one convolution and one attention.

@@ -6,7 +6,7 @@ the authors is public. The attention is theirs, equation by equation. Inferred, 
 - each head projects its own slice of the tokens to q, k, v (`qkv="per_head"`). With projections of the full width,
   `qkv="full"`, no variant has the published size; with this one they come out at 9.99, 20.88, 37.66 and 66.57 million
   parameters (published: 10.0, 20.7, 37.3 and 63.7; the base model stays 4.5 % off);
-- one scale gamma a head, starting at 1, for queries and keys-times-values alike;
+- one scale gamma per head, starting at 1, used for both the queries and K'V;
 - around the attention, what XCiT (https://arxiv.org/abs/2106.09681) does: convolutional stem, local patch interaction
   between attention and MLP, LayerScale of 1 (12 blocks) or 1e-5 (24), one drop path rate for all blocks;
 - two class layers after the blocks, made of the same attention: the query is the class token, keys and values are all
@@ -276,7 +276,7 @@ class XViT(nn.Module):
     def prune_intermediate_layers(
         self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True
     ) -> list[int]:
-        """Drops the blocks behind the last index and, as asked, the norm and what makes the logits."""
+        """Drops the blocks behind the last index and, on request, the norm and the layers that make the logits."""
         taken, last = feature_take_indices(len(self.blocks), indices)
         self.blocks = self.blocks[: last + 1]
         if prune_norm:

@@ -1,4 +1,4 @@
-"""Embeddings as data: one row an image, in a file that others read."""
+"""Embeddings as data: one row per image, in a file format that other programs read."""
 
 from a2mim.embedding.run import embed, is_damaged
 

@@ -1,7 +1,7 @@
-"""The three files that embeddings are written to, block by block: Parquet, NumPy's npz, CSV.
+"""The three file formats of embeddings, written block by block: Parquet, NumPy's npz, CSV.
 
-Each has the columns key, label (-1: none), class (empty: none) and embedding; an image that could not be read has its
-row too, whose embedding is null (Parquet), not a number (npz) or empty (CSV). A file appears whole or not at all.
+Each has the columns key, label (-1: none), class (empty: none) and embedding. An unreadable image has a row too, whose
+embedding is null (Parquet), NaN (npz) or empty (CSV). A file appears whole or not at all.
 """
 
 import csv
@@ -31,7 +31,7 @@ class Block:
 
 
 def check_out(path: Path) -> None:
-    """Raises ValueError for a file name that is none of the three, or that needs what is not installed."""
+    """Raises ValueError for another file type, or if the type needs a package that is not installed."""
     if path.suffix not in WRITERS:
         raise ValueError(f"--out {path} ends in {path.suffix or 'nothing'!r}: end it in {', '.join(WRITERS)}.")
     if path.suffix == ".parquet":
@@ -97,7 +97,7 @@ def _npz(path: Path, blocks, rows: int, embeddings: np.ndarray, about: dict) -> 
 
 
 def _csv(path: Path, blocks, rows: int, embeddings: np.ndarray, about: dict) -> None:
-    """One column a number, e0, e1, …; nine digits give a float32 back exactly."""
+    """One column per number, e0, e1, …; nine digits give a float32 back exactly."""
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(["key", "label", "class", *(f"e{i}" for i in range(embeddings.shape[1]))])

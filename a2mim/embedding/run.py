@@ -1,4 +1,4 @@
-"""From an encoder and images to a file of embeddings: streamed, and resumed where a killed run left off."""
+"""Writes a file of embeddings of images; continues where a killed run stopped."""
 
 import json
 import shutil
@@ -43,17 +43,17 @@ def embed(
     access: Access | None = None,
     reading: Reading | None = None,
 ) -> dict:
-    """Writes one row an image to `out` (.parquet, .npz or .csv) and what they are to `out`.json; returns the latter.
+    """Writes one row per image to `out` (.parquet, .npz or .csv) and the facts to `out`.json; returns the facts.
 
     Args:
         source: what `load_encoder` takes; data: what `open_dataset` takes.
         pooling: see `a2mim.evaluation.extract_features`.
         split: of a source that has both, "train" or "test".
         img_size: pixels; None is the encoder's own. The short side is resized to 256/224 of it, the centre cropped.
-        calibrate: take BatchNorm's statistics from up to 1,024 of these images first; None where the encoder has none
-            of whole images.
+        calibrate: take BatchNorm's statistics from up to 1,024 of these images first. None: only if the encoder has
+            no statistics of whole images.
         access, reading: how data are reached and pixels read, see a2mim/data/access.py and reading.py.
-        overwrite: give up an `out`, or the unfinished work for one, that is there.
+        overwrite: replace an existing `out` and discard unfinished work for it.
 
     Raises:
         ValueError, OSError: in one sentence, what to change.
@@ -106,7 +106,7 @@ def embed(
 
 
 def is_damaged(out: str | Path) -> bool:
-    """Whether a file of embeddings has other bytes than its .json says; False where that says nothing."""
+    """Whether the file does not match the checksum in its .json; False if the .json has no checksum."""
     out = Path(out)
     try:
         told = json.loads(out.with_name(f"{out.name}.json").read_text(encoding="utf-8")).get("sha256")
@@ -131,13 +131,13 @@ def _width(run, encoder: Encoder) -> int:
 
 
 def _calibrate(encoder: Encoder, dataset: ImageDataset, view: dict, num_workers: int) -> int:
-    """Images that BatchNorm's statistics were taken from; the same ones whenever the set is the same."""
+    """Calibrates BatchNorm; returns the number of images used. The same set always gives the same images."""
     loader = calibration_loader(dataset, encoder.img_size, view["resize"], view["interpolation"], num_workers)
     return calibrate_batchnorm(encoder.model, calibration_batches(loader, encoder.normalized))
 
 
 def _embed(work: Unfinished, dataset: ImageDataset, run, loader, batch_size: int) -> None:
-    """The rest of the rows. A batch is the same whenever it is made, whatever was made before it."""
+    """Computes the remaining rows. Resuming does not change which images share a batch."""
     saved = time.monotonic()
     starts = iter(range(work.done, len(dataset), batch_size))
     if work.done == len(dataset):
@@ -146,7 +146,7 @@ def _embed(work: Unfinished, dataset: ImageDataset, run, loader, batch_size: int
         start = next(starts)
         for batch in loader(np.arange(work.done, len(dataset))):
             ids = batch["ids"].numpy()
-            while ids[0] >= start + batch_size:  # a batch of which nothing could be read is not handed out
+            while ids[0] >= start + batch_size:  # the loader skips a batch without readable images
                 start = next(starts)
             work.put(ids, run(batch["images"]).numpy())
             end = min(start + batch_size, len(dataset))
@@ -159,7 +159,7 @@ def _embed(work: Unfinished, dataset: ImageDataset, run, loader, batch_size: int
 
 
 def _refuse_not_finite(work: Unfinished, dataset: ImageDataset) -> None:
-    """Ends a run whose embeddings overflow; a few such images are only left empty and named, as unreadable ones are.
+    """Ends a run whose embeddings overflow. A few such images are tolerated: they count as unreadable and are named.
 
     Raises:
         ValueError: more than FEW images and more than 1 %, or all of them.

@@ -1,7 +1,7 @@
-"""Embeddings while they are being made: a folder of memory-mapped rows that a killed process goes on with.
+"""Unfinished embeddings: a folder of memory-mapped rows, from which the next run continues after a kill.
 
 Invariant: rows before `done` are on disk and agree with their checksum, and `done` is a whole number of batches. So a
-run that goes on puts the same images into the same batches and ends with the same bits.
+resumed run puts the same images into the same batches and ends with the same bits.
 """
 
 from __future__ import annotations
@@ -25,18 +25,19 @@ class Unfinished:
     """Rows of a set of images.
 
     Args:
-        folder: made here, unless it is there from a run of the same `identity`.
+        folder: created here, unless a run of the same `identity` has left it.
         rows, width: images, and numbers of an embedding.
         identity: plain values, on which the bits of the rows depend.
 
     Attributes:
         embeddings: (N, D) float32. An image that could not be read has zeros.
         readable: (N,) bool; False also where an embedding is not finite.
-        overflowed: (N,) bool, where it is not.
-        not_finite, last_not_finite: number of such embeddings since the start of this process, and the last one's row.
+        overflowed: (N,) bool, True where an embedding is not finite.
+        not_finite, last_not_finite: number of overflowed embeddings since the start of this process, and row of the
+            last.
 
     Raises:
-        ValueError: the folder is of a run with another identity.
+        ValueError: the folder belongs to a run with another identity.
         OSError: ENOSPC, there is no room for the rows.
     """
 
@@ -102,7 +103,7 @@ class Unfinished:
 
 
 def read_state(folder: Path) -> dict | None:
-    """What state.json holds; None where there is none, or, with a warning, where it is damaged."""
+    """Content of state.json; None if there is none, or, with a warning, if it is damaged."""
     path = folder / STATE
     if not path.is_file():
         return None

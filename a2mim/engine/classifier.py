@@ -1,6 +1,6 @@
 """An encoder with a classifier on it, under one loss: the model that fine-tuning trains.
 
-Invariant: the timm model inside stays timm's, key for key, so that what is handed over is a copy.
+Invariant: the timm model inside stays timm's, key for key, so that the exported model is a plain copy.
 """
 
 from __future__ import annotations

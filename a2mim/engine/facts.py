@@ -53,7 +53,7 @@ def versions() -> dict[str, str]:
 
 
 def machine(device: torch.device) -> dict[str, str]:
-    """What the run was computed on, in words; what a system does not tell is left out."""
+    """Facts of the machine, in words; a fact that the system does not report is left out."""
     found = {"processor": _processor(), "cores": str(os.cpu_count() or "")}
     if hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
         size = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

@@ -57,7 +57,7 @@ def result_of(task) -> dict:
 
 
 def hand_over_classifier(task, model: nn.Module, folder: Path) -> dict:
-    """encoder/ with its receipt, and classifier/, which timm loads whole; what summary.json says of both."""
+    """encoder/ with its receipt, and classifier/, which timm loads whole. Returns their entry in summary.json."""
     model = copy.deepcopy(model).cpu().eval()
     data, arguments = task.settings.data, task.arguments
     size = (data.img_size, data.img_size)

@@ -77,7 +77,7 @@ def _make(folder: Path) -> Path:
         raise ValueError(f"another run is writing to {folder}; wait for it, or choose another --work-dir") from None
     _locks.append(lock)
     for place in (folder, *(folder / name for name in SUBFOLDERS)):
-        delete_partials(place)  # what a killed run was writing; nobody else writes here while the lock is held
+        delete_partials(place)  # left by a killed run; no other process writes here while the lock is held
     return folder
 
 
@@ -110,7 +110,7 @@ def remember(
 ) -> None:
     """Writes what `--resume` needs: every setting in force, as data and as a recipe, and what was asked for.
 
-    facts: what else summary.json says of a run that has only begun.
+    facts: further entries in summary.json of a run that has just begun.
     """
     if is_main_process():
         keep_private(folder, request.given())
@@ -128,9 +128,7 @@ def remember(
 
 
 def reading_of_run(source) -> Reading | None:
-    """How images were read in the run that an encoder lies in, by its folder, a checkpoint or an export there; None for
-    what lies elsewhere.
-    """
+    """How the encoder's run read its images. source: the run's folder, or a checkpoint or export in it; otherwise None."""
     place = Path(source)
     for folder in (place, *place.absolute().parents[:2]) if place.exists() else ():
         if (folder / "summary.json").is_file() and holds_run(folder):

@@ -46,7 +46,7 @@ class RecordHook(Hook):
 class ScheduleHook(Hook):
     """Sets the learning rate of the coming step, from a timm scheduler in closed form.
 
-    Its steps are those of a run whose epochs were all as long as now: where new data came in between, others passed.
+    Assumes that every epoch is as long as the current one; wrong after a change of data.
     """
 
     def __init__(self, scheduler):
@@ -158,9 +158,9 @@ def faults_of_all(runner) -> Counter:
 
 
 def keep_lines_until(path: Path, step: int) -> list[dict]:
-    """Drops what a killed run logged after the checkpoint that it resumes from, and every line that is damaged.
+    """Drops the lines that a killed run logged after the checkpoint it resumes from, and every damaged line.
 
-    Returns the lines that stay. A warning counts the damaged ones.
+    Returns the remaining lines. A warning counts the damaged ones.
     """
     if not os.path.lexists(path):
         return []

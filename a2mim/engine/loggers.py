@@ -17,12 +17,12 @@ from a2mim.names import nearest
 
 @dataclass(frozen=True)
 class Backend:
-    """What is known of a logger.
+    """Facts about a logger.
 
     Args:
         kind: mmengine's class.
         package: what must be installed.
-        where: what it writes to when nothing else is asked for.
+        where: its default destination.
     """
 
     kind: str

@@ -29,8 +29,8 @@ FORWARD = 0.6  # a forward pass costs no more than this share of a training step
 class OnlineKNN(Hook):
     """Judges a copy of the encoder at the ends of epochs, on the first process, and leaves training as it is.
 
-    What the judging has cost, with what it is about to cost, stays under SHARE of the time: an epoch's end that comes
-    too early for that is passed over, so which epochs are judged depends on the clock; what is found there does not.
+    The cost of all judging, including the next one, stays under SHARE of the time. An epoch whose judging would exceed
+    it is skipped. So the clock decides which epochs are judged, but not the results.
     BatchNorm is calibrated on images of the training half, see `a2mim.evaluation.calibration`.
 
     Args:

@@ -62,7 +62,7 @@ def build_optimizer(model: nn.Module, settings: PretrainOptimizer, global_batch_
 def layer_groups(model: TimmModel, weight_decay: float, layer_decay: float) -> list[dict]:
     """The trainable parameters of a timm classifier by layer and by decay, each group with its `lr_scale`.
 
-    The stem is layer 0, then come L layers, then the classifier and what stands behind the layers, layer L + 1. The
+    The stem is layer 0, then come L layers, then layer L + 1: the classifier and everything after the layers. The
     scale of layer i is layer_decay^(L + 1 - i), as in MAE and BEiT. ConvNeXt and the ResNets that SparK fine-tunes
     have the layers of their authors, see `a2mim.engine.layers`; other networks have timm's (`group_matcher`). What
     does not decay in pre-training does not decay here.

@@ -92,7 +92,7 @@ class Pretraining:
         return hooks
 
     def _advice(self) -> str:
-        """What to look at in the recipe where nothing is learnt."""
+        """Settings of the recipe to check if nothing is learnt."""
         settings, sites = self.settings, self.model.encoder.site
         ratio = settings.model["masking"].get("mask_ratio", "the default")
         rate = f"the learning rate (optimizer.base_lr={settings.optimizer.base_lr:g})"

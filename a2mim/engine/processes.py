@@ -1,8 +1,8 @@
 """The processes of a run: how they find one another, what they agree on, how they wait and how they end.
 
 torchrun starts and restarts them; without it, the variables of a SLURM step are taken. Gradients travel over NCCL on
-GPUs and gloo on CPUs. Signals travel over a gloo group of their own, and whoever waits for the first process waits on
-the store, which has no time-out: judging and exporting may take as long as they need.
+GPUs and gloo on CPUs. Signals use a separate gloo group. Processes that wait for the first one wait on the store,
+which has no time-out: judging and exporting may take as long as they need.
 """
 
 from __future__ import annotations

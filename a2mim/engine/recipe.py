@@ -1,4 +1,4 @@
-"""A recipe as it is written: a Python file, which is executed, and whose variables are its settings.
+"""Reads a recipe: a Python file, which is executed, and whose variables are its settings.
 
 Only a recipe that the user named is ever read this way; a run's own settings are data (`a2mim.engine.stored`).
 """

@@ -1,4 +1,4 @@
-"""What a run is asked for, where it goes on from, and what a step needs to know: plain records that never change."""
+"""Plain records that never change: the request of a run, the point it resumes from, and the facts of a step."""
 
 from __future__ import annotations
 
@@ -42,13 +42,13 @@ class Request:
         return Path(self.config).stem
 
     def filled_from(self, recalled: dict) -> Self:
-        """The request with what it leaves open taken from an earlier one, as `a2mim.data.request` kept that."""
+        """The request, with open values filled in from an earlier one, as stored by `a2mim.data.request`."""
         known = {each.name for each in fields(self)}
         open_ones = {k: v for k, v in recalled.items() if k in known and getattr(self, k) is None}
         return replace(self, **open_ones)
 
     def given(self) -> dict:
-        """What was asked for, by name; without a source where there is none."""
+        """The requested values by name; "source" is left out if it is None."""
         given = {each.name: getattr(self, each.name) for each in fields(self)}
         return {key: value for key, value in given.items() if key != "source" or value is not None}
 
@@ -65,7 +65,7 @@ class Launch:
     """How a run is started; none of it is recalled by `--resume`. See `a2mim.pretrain` for each."""
 
     work_dir: str | PathLike | None = None
-    resume: bool | str = False  # "auto": where there is something to go on with
+    resume: bool | str = False  # "auto": resume if there is a run to resume
     next_epoch: bool = False
     num_workers: int | None = None
     device: str | None = None
@@ -74,7 +74,7 @@ class Launch:
 
     @property
     def goes_on(self) -> bool:
-        """Whether an earlier run is looked for. torchrun gives restarted processes their first command line again."""
+        """Whether to look for an earlier run. torchrun gives restarted processes their first command line again."""
         return bool(self.resume) or restarted()
 
     @property

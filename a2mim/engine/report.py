@@ -1,4 +1,4 @@
-"""What a run says of itself: its first lines, its summary, its last lines."""
+"""The texts of a run: its first lines, its summary, its last lines."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def report(summary: dict, runner, page: Path | None) -> None:
 
 
 def page_line(page: Path | None) -> list[str]:
-    """Where the page lies, or nothing where it was not written."""
+    """A line with the path of the page, or no line if it was not written."""
     return [] if page is None else [f"  report   {page}"]
 
 

@@ -31,8 +31,8 @@ def write_page(folder: Path, running: bool = False) -> Path | None:
 class ReportHook(Hook):
     """Writes the page at each picture and each end of an epoch, on the first process, within SHARE of the time.
 
-    What the pages have cost, with what the next one is about to cost, stays under SHARE: a page that would come too
-    early for that is passed over.
+    The cost of all pages, including the next one, stays under SHARE of the time. A page that would exceed it is
+    skipped.
     """
 
     priority = 85  # after the log's line, the picture and the k-NN, before the checkpoint

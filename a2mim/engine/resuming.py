@@ -1,4 +1,4 @@
-"""Where a run goes on, from what its folder and its checkpoint say; both are data, and neither is trusted unread."""
+"""Finds the point to resume from in a run's folder and checkpoint. Both are untrusted data and are checked first."""
 
 from __future__ import annotations
 
@@ -226,7 +226,7 @@ def _stored(where: Path, saved: dict) -> dict:
 
 
 def _moved_data(before: dict | None, now: Request) -> list[str]:
-    """Sentences about sources that are named otherwise than when the checkpoint was saved."""
+    """Sentences about sources whose names have changed since the checkpoint was saved."""
     if not before:
         return []
     named = public_request(now.given())

@@ -152,7 +152,7 @@ def carry_out(task_class: type[Pretraining | Finetuning], request: Request, laun
 
 
 def _close(run: Run, runner: TrainRunner, signals: SignalHook, started: float) -> dict:
-    """Hands over what the run has made, and returns its summary, which is also written and shown."""
+    """Exports the results of the run; writes, prints and returns its summary."""
     summary = describe_run(runner, started)
     if signals.received:
         saved = str(list_checkpoints(run.checkpoints)[-1])
@@ -170,7 +170,7 @@ def _close(run: Run, runner: TrainRunner, signals: SignalHook, started: float) -
 def prepare(
     task_class: type[Pretraining | Finetuning], request: Request, launch: Launch
 ) -> tuple[Run, ResumePoint | None]:
-    """The run, and where it goes on. Finds what can be wrong, and writes nothing."""
+    """The run and the point it resumes from. Checks everything that can be wrong, and writes nothing."""
     if launch.resume not in (True, False, "auto"):
         raise ValueError(f"--resume {launch.resume!r}: give --resume alone, or --resume auto")
     kind, device = task_class.settings_class, None

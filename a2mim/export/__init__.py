@@ -1,4 +1,4 @@
-"""Encoders where others load them, each with a receipt: loaded back in a fresh process by its target, and compared."""
+"""Exports encoders for other libraries, each with a receipt: its target loads it in a fresh process, and compares."""
 
 import sys
 from types import ModuleType

@@ -60,7 +60,7 @@ def run_lines(lines: str) -> dict:
 
 
 def compare_loaded(request: dict, outcome: dict, found: dict) -> dict:
-    """The outcome with what the model got, how its preprocessing scales, and what it computes."""
+    """The outcome, with the loaded tensors, the scaling of the preprocessing, and the computed features."""
     if request["tensors"]:
         state = {key: value for key, value in found["model"].state_dict().items() if key not in request["left_random"]}
         keys = compare_tensors(strip(state, request["model_prefix"]), request["tensors"])
@@ -142,7 +142,7 @@ def compare_tensors(found: dict, stated: dict) -> dict:
 
 
 def describe_keys(keys: dict) -> str:
-    """What does not agree, in words; "" where all does."""
+    """The differences, in words; "" if there are none."""
     wrong = {word: found for word, found in keys.items() if isinstance(found, list) and found}
     parts = (
         f"{len(found)} {word} ({', '.join(found[:NAMED])}{', …' if len(found) > NAMED else ''})"
@@ -217,7 +217,7 @@ def compare_preprocessing(preprocess, stated: dict) -> str:
 
 
 def versions(packages: list[str]) -> dict:
-    """Of Python, of torch and of what the lines import."""
+    """Versions of Python, of torch and of the packages that the lines import."""
     import torch
 
     told = {"python": platform.python_version(), "torch": torch.__version__}

@@ -57,7 +57,7 @@ def has_masked_statistics(found: Source) -> bool:
 
 
 def data_of_run(source: str | Path):
-    """What a run folder was trained on."""
+    """The training images of a run folder."""
     asked = recall(Path(source))
     if "data" not in asked:
         raise ValueError(

@@ -1,4 +1,4 @@
-"""What an exported folder says of itself, checked before any of it is used: a folder may come from a stranger.
+"""Reads the facts of an exported folder and checks them before use: a folder may come from a stranger.
 
 Invariant: the lines that are executed are a template of ours filled with these facts. A name in a file is looked up in
 a closed table; it never becomes code, an import or an address.

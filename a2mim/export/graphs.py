@@ -1,4 +1,4 @@
-"""What the graph formats share: one module from images to named outputs, and how free its input is.
+"""The common part of the graph formats: one module from images to named outputs, and the free axes of its input.
 
 Invariant: a graph computes without timm and without a2mim, whatever the architecture.
 """
@@ -19,7 +19,7 @@ QUARTERS = 4  # maps that an isotropic network offers as stages: its depth's qua
 
 
 class Graph(nn.Module):
-    """The encoder with all that users ask of it as outputs.
+    """The encoder with every output that users need.
 
     Args:
         model: a timm model with num_classes=0.

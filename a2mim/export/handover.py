@@ -1,4 +1,4 @@
-"""From a source to folders that others load; no folder without a receipt, no receipt without the proof."""
+"""From a source to folders that other libraries load. No folder without a receipt, no receipt without the proof."""
 
 import os
 import shutil
@@ -54,7 +54,7 @@ def export(
         device: where BatchNorm is calibrated; all else is done on the CPU.
 
     Raises:
-        ExportError: what was loaded back is not what was exported; the folder is then as it was before.
+        ExportError: the loaded encoder differs from the exported one; the folder is then unchanged.
         ValueError, FileNotFoundError: an unknown target, one that cannot take this architecture, or a source that
             cannot be loaded.
     """
@@ -145,7 +145,7 @@ def prove(target: Target, subject: Subject, out_dir: Path, batchnorm: dict, pyth
 
 
 def _request(subject: Subject, written: Written) -> dict:
-    """What check.py is told besides the folder and the tensors."""
+    """The request to check.py, besides the folder and the tensors."""
     return {
         "packages": list(written.packages),
         "weights": written.weights,

@@ -1,6 +1,6 @@
 """timm's architectures as mmpretrain's own classes: their configuration, and timm's keys by its names.
 
-Each function gives None for an encoder that its class cannot compute; what it gives is still proven.
+Each function returns None for an encoder that its class cannot compute. Any other result is still checked.
 """
 
 import re

@@ -27,7 +27,7 @@ def check_in_fresh_process(folder: Path, proof: dict, lines: str, python: str = 
     Args:
         proof: what a receipt keeps under "check", and its "tensors".
         lines: what is run; a template of a2mim's, never a text from the folder.
-        python: the interpreter, which may be that of an environment without a2mim.
+        python: the interpreter, which may belong to an environment without a2mim.
     """
     asked = json.dumps(proof | {"folder": str(Path(folder).resolve()), "lines": lines})
     try:

@@ -1,4 +1,4 @@
-"""What a target is, what it is given, and what it gives back: the interface of every file in this room.
+"""The interface of every target: its definition, its input and its result.
 
 A target writes files, and has the lines that load them as a template. The lines are filled with checked values only
 (`Facts`), executed in a fresh process (`check.py`), and shown in the folder's README.md. Nothing that is executed is
@@ -22,7 +22,7 @@ SEED, IMAGES = 0, 2
 
 
 class ExportError(ValueError):
-    """What was loaded back is not what was exported."""
+    """The loaded encoder differs from the exported one."""
 
 
 @dataclass
@@ -89,7 +89,7 @@ class Subject:
 
 @dataclass
 class Written:
-    """What a target did in its folder, and what its check needs.
+    """What a target wrote into its folder, and the values that its check needs.
 
     Args:
         expected: variable that the target's lines set -> its value; nested lists, tuples and dictionaries of tensors

@@ -48,7 +48,7 @@ def write(subject: Subject, folder: Path) -> Written:
 
 
 def fill(code: str, facts: Facts) -> str:
-    """The lines with the input's size and the width; they import a2mim only where timm needs it to know the name."""
+    """The lines with the input's size and the width; they import a2mim only if timm needs it for this architecture."""
     return code.format(size=facts.size, width=facts.width, import_a2mim=OURS if facts.import_a2mim else "")
 
 

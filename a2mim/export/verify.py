@@ -1,4 +1,4 @@
-"""A receipt's proof, repeated: later, on another machine, or under another environment's interpreter."""
+"""Repeats the proof of a receipt: later, on another machine, or with another environment's interpreter."""
 
 import json
 import sys

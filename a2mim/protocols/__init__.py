@@ -1,7 +1,7 @@
 """Protocols by name. Each is a TOML file here: its constants, where they come from, and published numbers.
 
-A number means something only with these constants, so they are data: printed, hashed, and written beside every result.
-A protocol of one's own is such a file anywhere, given by its path.
+A number means something only with these constants. So they are printed, hashed, and stored with every result. Your own
+protocol is a TOML file of the same form, given by its path.
 """
 
 import ast
@@ -52,7 +52,7 @@ class Protocol:
 
     @property
     def title(self) -> str:
-        """The name, and what is not as the name promises."""
+        """The name, with the constants that differ from the named protocol."""
         changes = ", ".join(f"{key}={used}" for key, (_, used) in self.overridden.items())
         return f"{self.name} with {changes}" if changes else self.name
 
