@@ -11,7 +11,7 @@ from pathlib import Path
 from PIL import Image
 from playwright.sync_api import sync_playwright
 
-WIDTH, HEIGHT, SCALE = 1100, 1200, 1.0  # CSS pixels, device pixels for each
+WIDTH, HEIGHT, SCALE = 1200, 1180, 1.0  # CSS pixels, device pixels for each
 MOST_BYTES = 300_000
 
 
