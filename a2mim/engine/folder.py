@@ -128,7 +128,7 @@ def remember(
 
 
 def reading_of_run(source) -> Reading | None:
-    """How the encoder's run read its images. source: the folder of a run, or a checkpoint or export in it; else None."""
+    """How the encoder's run read its images. source: the run folder, or a checkpoint or export in it; else None."""
     place = Path(source)
     for folder in (place, *place.absolute().parents[:2]) if place.exists() else ():
         if (folder / "summary.json").is_file() and holds_run(folder):
