@@ -58,6 +58,8 @@ def helped(differences: list[Difference]) -> str:
     told = f"the {one.name} went from {one.before:.1f} to {one.after:.1f} %"
     if one.points is not None:
         told += f" ({one.points:+.1f} points, 95 % interval {one.low:+.1f} to {one.high:+.1f})"
+    else:
+        return f"In this run {told}. It kept no paired interval, so whether that is more than chance is not known."
     words = {
         "gain": "Pre-training helped",
         "loss": "Pre-training made the features worse",

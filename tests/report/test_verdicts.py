@@ -73,3 +73,11 @@ def test_the_time_of_a_resumed_run_is_that_of_all_its_parts(tmp_path):
     with (run / "log.jsonl").open("a") as log:
         log.write('{"step": 40, "event": "resume", "says": "The run was resumed after step 40."}\n')
     assert "for 3 min" not in headline(read_run(run)) and "for 2 min" in headline(read_run(run))  # 60 x 250 / 100 s
+
+
+def test_without_a_paired_interval_nothing_is_claimed(tmp_path):
+    found = judged(59.1, 68.1)
+    del found["differences"]
+    told = headline(read_run(make_run(tmp_path / "a", judged=found)))
+    assert "went from 59.1 to 68.1 %" in told and "more than chance is not known" in told
+    assert "helped" not in told and "no difference" not in told
