@@ -11,7 +11,7 @@ from pathlib import Path
 from PIL import Image
 from playwright.sync_api import sync_playwright
 
-WIDTH, HEIGHT, SCALE = 1200, 1180, 1.0  # CSS pixels, device pixels for each
+WIDTH, HEIGHT = 1200, 1180  # pixels; the device scale is 1, the default
 MOST_BYTES = 300_000
 
 
@@ -22,9 +22,7 @@ def take(page: Path, out: Path) -> int:
         raise SystemExit("no Chromium was found: install the package chromium")
     with sync_playwright() as tool:
         browser = tool.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
-        view = browser.new_page(
-            viewport={"width": WIDTH, "height": HEIGHT}, device_scale_factor=SCALE, color_scheme="light"
-        )
+        view = browser.new_page(viewport={"width": WIDTH, "height": HEIGHT}, color_scheme="light")
         view.goto(page.resolve().as_uri())
         shot = Image.open(io.BytesIO(view.screenshot())).convert("RGB")
         browser.close()
