@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from mmengine.dist import is_main_process
 from mmengine.hooks import Hook
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm import tqdm
 
 from a2mim.data import EvalLoader
@@ -24,6 +24,7 @@ from a2mim.engine.stored import read_log
 from a2mim.evaluation.calibration import calibration_rows
 from a2mim.evaluation.features import frozen, pooling_of
 from a2mim.evaluation.label_free import effective_rank, feature_deviation
+from a2mim.mim import MIM
 from a2mim.pixels import normalize
 
 SHARE = 0.01  # of the time since the start, at most, after the measurement at the start
@@ -184,7 +185,7 @@ class PretrainHealthHook(HealthHook):
     def after_load_checkpoint(self, runner, checkpoint: dict) -> None:
         self.start = dict(checkpoint.get("health") or {})
 
-    def _losses(self, model: nn.Module, context, seed: int) -> dict:
+    def _losses(self, model: MIM, context, seed: int) -> dict:
         train = context.to_device(self.fixed.train[:_LOSSES])
         generator = torch.Generator(context.device).manual_seed(step_seed(seed, 0, 0, "health"))
         found = leak_losses(model, train, generator)
@@ -194,14 +195,14 @@ class PretrainHealthHook(HealthHook):
         return found
 
 
-def pooled(model: nn.Module, images: Tensor) -> Tensor:
+def pooled(model: MIM, images: Tensor) -> Tensor:
     """(N, D) features of whole images, as timm hands them to a classifier."""
     encoder = model.encoder.model
     with frozen(encoder):
         return pooling_of(encoder, "default")(normalize(images, model.mean, model.std)).float().cpu()
 
 
-def leak_losses(model: nn.Module, images: Tensor, generator: torch.Generator) -> dict:
+def leak_losses(model: MIM, images: Tensor, generator: torch.Generator) -> dict:
     """Losses of one mask: "seen" and "own" of the images, "swapped" with every visible cell of another image, and
     "simple": answers that see nothing. Only "seen" where the target is no image: then a hidden cell's target may depend
     on visible ones.

@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 _ON_THE_WAY = ("knn_top1", "effective_rank", "feature_std")  # keys of lines about the features
 _STEP = re.compile(r"step_(\d+)\.png")
@@ -198,7 +198,7 @@ def _log(path: Path) -> tuple[list[dict[str, Any]], int]:
     return lines, bad
 
 
-def _number(value: Any) -> bool:
+def _number(value: object) -> TypeGuard[int | float]:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
