@@ -27,6 +27,7 @@ from a2mim.commands.settings import add_settings
 from a2mim.commands.shards import add_shards
 from a2mim.commands.training import join_resume
 from a2mim.commands.version import version_text
+from a2mim.commands.worth_it import add_worth_it
 from a2mim.data.remote.addresses import public_name
 from a2mim.memory import OutOfMemory, first_line, is_out_of_memory
 from a2mim.text import PrintableStream, one_line
@@ -42,7 +43,7 @@ COMMANDS = (
     *(add_pretrain, add_finetune, add_evaluate, add_compare, add_knn, add_linear_probe),
     *(add_export, add_verify, add_embed, add_shards, add_measure_stats, add_bench_data, add_check_model, add_report),
     add_analyze,
-    *(add_recipes, add_settings),
+    *(add_recipes, add_settings, add_worth_it),
 )
 USER_ERRORS = (ValueError, OSError, FloatingPointError)
 

@@ -1,0 +1,126 @@
+"""Minutes into steps: pure arithmetic on measured seconds. From the plan on only steps count, so an answer repeats."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+SHARES = ("10%", "100%")  # of the labels
+SEEDS = (5, 4, 3, 2)  # tried in this order
+FALLBACK_SEEDS = 3
+PRETRAIN_SHARE = 0.6  # of what is left after the fixed costs; the rest is for fine-tuning
+GOOD_PRETRAIN, GOOD_FINETUNE = 600, 150  # steps of a run that make another seed worth having
+LEAST_STEPS = 20
+MOST_FINETUNE_PASSES, ENOUGH_FINETUNE = 100, 300  # passes over all labels, and steps, beyond which no more are given
+LEAST_PASSES = 5  # over the pre-training images: a larger set is cut
+CURVE_POINTS = 4
+SLACK = 1.1  # lines of the log, checkpoints
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Seconds, as a short measurement found them on this machine.
+
+    Attributes:
+        pretrain_step, finetune_step: of one optimiser step.
+        pretrain_start, finetune_start: of a run besides its steps (building, testing, writing).
+        probe: share of the labels -> one frozen judgement.
+        spent: what the survey and the measurement took.
+    """
+
+    pretrain_step: float
+    finetune_step: float
+    pretrain_start: float
+    finetune_start: float
+    probe: dict[str, float]
+    spent: float
+
+
+@dataclass(frozen=True)
+class Work:
+    """What the command has to do.
+
+    Attributes:
+        arms, pretrained: how many arms there are, and how many of them are pre-trained here.
+        pool: images to pre-train on.
+        labelled: share of the labels -> images.
+        batch: images of a step.
+    """
+
+    arms: int
+    pretrained: int
+    pool: int
+    labelled: dict[str, int]
+    batch: int
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """One kind of run: `images` of the set, `batch` images a step, `epochs`, `steps` in all."""
+
+    images: int
+    batch: int
+    epochs: int
+
+    @property
+    def steps(self) -> int:
+        return self.epochs * (self.images // self.batch)
+
+
+@dataclass(frozen=True)
+class Budget:
+    """The plan in numbers.
+
+    Attributes:
+        seeds: how often everything is repeated.
+        pretrain: of every pre-training.
+        finetune: share of the labels -> of every fine-tuning; all shares take about the same number of steps.
+        expected: minutes that the whole will take, what was spent included.
+    """
+
+    seeds: int
+    pretrain: Schedule
+    finetune: dict[str, Schedule]
+    expected: float
+
+
+def schedule_of(images: int, batch: int, steps: float) -> Schedule:
+    """About so many steps over a set: whole epochs, at least one; a set smaller than a batch gives smaller batches."""
+    batch = max(1, min(batch, images))
+    return Schedule(images, batch, max(1, round(steps / (images // batch))))
+
+
+def plan(work: Work, measured: Measured, minutes: float) -> Budget:
+    """Divides the minutes.
+
+    As many seeds as leave each pre-training GOOD_PRETRAIN and each fine-tuning GOOD_FINETUNE steps; where not even two
+    do, FALLBACK_SEEDS with at least LEAST_STEPS each, and `expected` then says how much longer it takes.
+    """
+    found = None
+    for seeds in SEEDS:
+        found = _with_seeds(work, measured, minutes, seeds)
+        if found.pretrain.steps >= GOOD_PRETRAIN and min(f.steps for f in found.finetune.values()) >= GOOD_FINETUNE:
+            return found
+    return _with_seeds(work, measured, minutes, FALLBACK_SEEDS)
+
+
+def _with_seeds(work: Work, measured: Measured, minutes: float, seeds: int) -> Budget:
+    probes = work.arms * sum(measured.probe.values())
+    fixed = probes + work.pretrained * measured.pretrain_start
+    fixed += work.arms * len(work.labelled) * measured.finetune_start
+    curve = (CURVE_POINTS - 1) * measured.probe[SHARES[-1]] if work.pretrained else 0.0
+    left = max(0.0, (minutes * 60 - measured.spent - curve) / seeds - fixed) / SLACK
+    everything = work.labelled[SHARES[-1]]
+    most = max(ENOUGH_FINETUNE, MOST_FINETUNE_PASSES * max(1, everything // max(1, min(work.batch, everything))))
+    runs = work.arms * len(work.labelled)
+    tuned = left * (1 - PRETRAIN_SHARE) if work.pretrained else left
+    finetune_steps = min(max(LEAST_STEPS, tuned / runs / measured.finetune_step), most)
+    left -= runs * finetune_steps * measured.finetune_step
+    pretrain_steps = max(LEAST_STEPS, left / max(1, work.pretrained) / measured.pretrain_step)
+    pool = min(work.pool, max(work.batch, math.floor(pretrain_steps * work.batch / LEAST_PASSES)))
+    pretrain = schedule_of(pool, work.batch, pretrain_steps)
+    finetune = {share: schedule_of(n, work.batch, finetune_steps) for share, n in work.labelled.items()}
+    steps = work.pretrained * pretrain.steps * measured.pretrain_step
+    steps += work.arms * sum(f.steps for f in finetune.values()) * measured.finetune_step
+    expected = measured.spent + curve + seeds * (fixed + SLACK * steps)
+    return Budget(seeds, pretrain, finetune, expected / 60)

@@ -1,0 +1,240 @@
+"""One cell of the comparison: an arm, a seed and a share of the labels, computed once and kept as a file.
+
+Every cell is a call of `a2mim.pretrain`, `a2mim.finetune` or `a2mim.evaluate` as a user could make it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from a2mim.checkpoints import list_checkpoints
+from a2mim.data import ImageDataset
+from a2mim.engine.config import load_config
+from a2mim.engine.run import finetune, pretrain
+from a2mim.engine.stored import holds_run
+from a2mim.engine.worth.budget import CURVE_POINTS, Schedule
+from a2mim.evaluation.evaluate import evaluate
+from a2mim.evaluation.results import pack, read_results
+from a2mim.files import write_json
+from a2mim.weights.sources import read_source
+
+PROBE = "efficient-probe"
+RECIPES = (  # part of a network's name -> the recipe whose laptop scale it is pre-trained by
+    ("convnext", "a2mim_convnext_tiny"),
+    ("swin", "a2mim_swin_tiny"),
+    ("xcit", "a2mim_xcit"),
+    ("xvit", "a2mim_xvit"),
+    ("linglo", "a2mim_linglo"),
+    ("crossvit", "a2mim_crossvit"),
+    ("vit", "a2mim_vit_small"),
+)
+DEFAULT_RECIPE = "a2mim_resnet18"
+FINETUNE = {  # over the protocol mae-finetune: what small sets of small images want, alike for every arm
+    "global_batch_size": 32,
+    "optimizer.base_lr": 6e-3,
+    "optimizer.layer_decay": 1.0,
+    "data.scale": (0.4, 1.0),
+    "augment.auto_augment": "",
+    "augment.erasing": 0.0,
+    "mix.mixup": 0.0,
+    "mix.cutmix": 0.0,
+    "mix.smoothing": 0.0,
+    "classifier.drop_path_rate": 0.0,
+    "export": [],
+}
+
+
+class Stopped(Exception):
+    """A signal ended a run between two steps; what was computed is kept.
+
+    Attributes:
+        signal: its number.
+    """
+
+    def __init__(self, signal: int):
+        super().__init__(f"stopped by signal {signal}")
+        self.signal = signal
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One way to begin.
+
+    Attributes:
+        name: as tables show it.
+        network: timm's name.
+        start: a source of weights, or None: random ones.
+        pretrained: whether it is pre-trained here, from `start`.
+        baseline: name of the arm that it is compared with; "" for the one from scratch.
+    """
+
+    name: str
+    network: str
+    start: str | None
+    pretrained: bool
+    baseline: str
+
+
+def arms_of(sources: list[str], network: str | None) -> list[Arm]:
+    """From scratch and pre-trained here, for each network; given weights and these pre-trained further, for each source.
+
+    Raises:
+        ValueError: a source has no weights.
+    """
+    named = []
+    for source in sources:
+        found = read_source(source)
+        if found.tensors is None:
+            raise ValueError(f"--with {source} has no weights, only a name: write {source}:pretrained, or a file")
+        named.append((source, found.name))
+    networks = list(dict.fromkeys([name for _, name in named] or [network or "resnet18"]))
+    arms = []
+    for name in networks:
+        told = f" ({name})" if len(networks) > 1 else ""
+        scratch = Arm(f"from scratch{told}", name, None, False, "")
+        arms += [scratch, Arm(f"pre-trained here{told}", name, None, True, scratch.name)]
+        for source, its in named:
+            if its == name:
+                short = f" ({source})" if len(named) > 1 else ""
+                given = Arm(f"given weights{short}", name, source, False, scratch.name)
+                arms += [given, Arm(f"given weights, pre-trained here{short}", name, source, True, given.name)]
+    return arms
+
+
+def recipe_for(network: str) -> str:
+    """The shipped recipe that a network is pre-trained by."""
+    return next((recipe for part, recipe in RECIPES if part in network), DEFAULT_RECIPE)
+
+
+@dataclass
+class Bench:
+    """Where and how cells are computed.
+
+    Attributes:
+        folder: of the whole comparison.
+        img_size: pixels.
+        device, num_workers: as in `a2mim.pretrain`.
+        recipe: of pre-training; None chooses by the network.
+        say: is told which cell begins.
+    """
+
+    folder: Path
+    img_size: int
+    device: str | None = None
+    num_workers: int | None = None
+    recipe: str | None = None
+    say: Callable[[str], object] = print
+
+    def path(self, name: str) -> Path:
+        return self.folder / "cells" / f"{name}.json"
+
+    def run_folder(self, name: str) -> Path:
+        return self.folder / "runs" / name
+
+    def once(self, name: str, compute: Callable[[], dict]) -> dict:
+        """The cell's result: from its file, or computed and written. A damaged file is computed again."""
+        path = self.path(name)
+        with contextlib.suppress(OSError, ValueError):
+            found = json.loads(path.read_text(encoding="utf-8"))
+            if isinstance(found, dict) and found.get("cell") == name:
+                return found
+        self.say(f"  {name}")
+        started = time.perf_counter()
+        result = {"cell": name, **compute()}
+        result["seconds"] = round(time.perf_counter() - started, 2)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_json(path, result)
+        return result
+
+    @contextlib.contextmanager
+    def quiet(self, name: str):
+        """What a run prints goes to a file beside it: a comparison makes dozens of runs."""
+        path = self.folder / "output" / f"{name}.txt"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("a", encoding="utf-8") as file, contextlib.redirect_stdout(file):
+            yield
+
+    def pretrain(self, name: str, arm: Arm, pool: ImageDataset, schedule: Schedule, seed: int) -> dict:
+        """Pre-trains into the cell's folder, or goes on with what is there."""
+        recipe = self.recipe or recipe_for(arm.network)
+        every = max(1, schedule.epochs // CURVE_POINTS)
+        options = _schedule(schedule, seed) | {
+            "data.img_size": self.img_size,
+            "checkpoint.every_epochs": every,
+            "checkpoint.keep": CURVE_POINTS + 2,
+            "init_from": arm.start,
+            "log.pictures": 2,
+        }
+        if load_config(recipe).model["encoder"]["name"] != arm.network:
+            options |= {"model.encoder.name": arm.network, "model.encoder.site": "auto"}
+        return self._run(name, lambda **launch: pretrain(recipe, pool, laptop=True, **launch), options)
+
+    def finetune(self, name: str, source: str, train: ImageDataset, test: ImageDataset, s: Schedule, seed: int) -> dict:
+        """Fine-tunes into the cell's folder, or goes on with what is there; tests once, at the end."""
+        options = FINETUNE | _schedule(s, seed)
+        options |= {"data.img_size": self.img_size, "checkpoint.every_epochs": max(1, s.epochs // 5)}
+        options |= {"checkpoint.keep": 1, "evaluate.every_epochs": s.epochs}
+        summary = self._run(
+            name, lambda **launch: finetune("mae-finetune", source, train, test_data=test, **launch), options
+        )
+        result = read_results(self.run_folder(name))[-1]
+        shutil.rmtree(self.run_folder(name) / "checkpoints", ignore_errors=True)
+        kept = {"top1": result["top1_last"], "interval": result["interval"], "correct": result["correct"]}
+        return kept | {"steps": summary["steps"], "images": len(train)}
+
+    def _run(self, name: str, start: Callable[..., dict], options: dict) -> dict:
+        folder = self.run_folder(name)
+        with self.quiet(name):
+            summary = start(
+                work_dir=folder,
+                resume=holds_run(folder),
+                device=self.device,
+                num_workers=self.num_workers,
+                **({} if holds_run(folder) else options),
+            )
+        if summary["status"] == "stopped":
+            raise Stopped(summary["signal"])
+        return summary
+
+    def probe(self, name: str, source: str, train: ImageDataset, test: ImageDataset, seed: int) -> dict:
+        """An attentive probe on the frozen encoder; of a mere name on the random network of this seed."""
+        with self.quiet(name):
+            (result,) = evaluate(
+                source,
+                [PROBE],
+                train,
+                test,
+                overrides={"seed": seed},
+                img_size=self.img_size,
+                seed=seed,
+                device=self.device,
+                num_workers=self.num_workers or 0,
+            )
+        kept = {"top1": result["top1_last"], "interval": list(result["interval"]), "correct": pack(result["correct"])}
+        return kept | {"images": len(train)}
+
+    def checkpoints(self, name: str) -> list[tuple[int, Path]]:
+        """(steps taken, file) of what a pre-training kept on its way."""
+        paths = list_checkpoints(self.run_folder(name) / "checkpoints")
+        return [(int(re.sub(r"\D", "", path.stem)), path) for path in paths]
+
+
+def _schedule(schedule: Schedule, seed: int) -> dict:
+    return {
+        "schedule.epochs": schedule.epochs,
+        "schedule.warmup_epochs": min(schedule.epochs / 10, 5),
+        "global_batch_size": schedule.batch,
+        "seed": seed,
+    }
+
+
+def source_of(arm: Arm, folder: Path) -> str:
+    """What the arm's encoder is read from; `folder`: its own pre-training."""
+    return str(folder) if arm.pretrained else arm.start or arm.network

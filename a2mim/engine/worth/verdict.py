@@ -1,0 +1,198 @@
+"""What repeated, paired answers allow one to say: helps, does not help, or cannot tell.
+
+Pure statistics: arrays in, words and numbers out. Two things are drawn by chance, the seeds and the test images, and
+both errors are part of every interval:
+
+- test images: all seeds are tested on the same images, so the error is that of a mean over images;
+- seeds: start weights, order and choice of labels differ; the error follows Student's t, because seeds are few. The
+  spread over seeds is estimated from all comparisons together, and never taken smaller than the comparison's own.
+
+A confident word needs an interval of SURE that holds for all comparisons together (Bonferroni). The interval that is
+printed is the plain 95 % one of a single comparison.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import stats
+
+SURE = 0.995  # chance that no interval behind a confident word is wrong, over all comparisons together
+SHOWN = 0.95
+FEWEST_SEEDS = 2  # one seed says nothing of how much another would differ
+FEWEST_IMAGES = 20  # test images; below, no normal distribution describes their mean
+LEAST_SPREAD = 0.5  # points: no two seeds are trusted to agree better than this
+GUESSING = 5.0  # points above the commonest class: below it no network has learned the labels
+WORDS = ("helps", "harms", "does not help", "depends", "cannot tell")
+
+
+@dataclass(frozen=True)
+class Effect:
+    """Accuracy after minus accuracy before, in points, over seeds and paired test images.
+
+    Attributes:
+        points: the mean over seeds and images.
+        low, high: 95 % interval of this comparison alone.
+        sure_low, sure_high: interval that holds for all comparisons together with the chance SURE.
+        image_error, seed_error: standard errors from the choice of test images and from the seeds.
+        seeds, images: how many.
+    """
+
+    points: float
+    low: float
+    high: float
+    sure_low: float
+    sure_high: float
+    image_error: float
+    seed_error: float
+    seeds: int
+    images: int
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """One answer.
+
+    Attributes:
+        word: one of WORDS.
+        reason: "gain", "loss", "both", "no gain worth having", "nothing learned", "too few seeds", "too few test
+            images" or "too uncertain".
+        effects: name of the comparison -> its effect.
+        strongest: name of the comparison with the largest gain, by the lower end of its interval.
+    """
+
+    word: str
+    reason: str
+    effects: dict[str, Effect]
+    strongest: str
+
+
+def checked(before: np.ndarray, after: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Both as (seeds, images) float64; ValueError where they cannot be paired."""
+    pair = np.asarray(before, np.float64), np.asarray(after, np.float64)
+    if pair[0].shape != pair[1].shape or pair[0].ndim != 2 or 0 in pair[0].shape:
+        raise ValueError(
+            f"a comparison takes answers (seeds, test images) of both arms, got {pair[0].shape} and {pair[1].shape}"
+        )
+    return pair
+
+
+def spread_over_seeds(pairs: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> tuple[float, int]:
+    """(standard deviation over seeds of the difference, in points, pooled over comparisons; degrees of freedom)."""
+    squares, freedom = 0.0, 0
+    for before, after in pairs.values():
+        a, b = checked(before, after)
+        means = 100 * (b - a).mean(axis=1)
+        squares, freedom = squares + float(((means - means.mean()) ** 2).sum()), freedom + len(means) - 1
+    return (math.sqrt(squares / freedom), freedom) if freedom else (math.inf, 0)
+
+
+def effect_of(before: np.ndarray, after: np.ndarray, spread: float, freedom: int, comparisons: int = 1) -> Effect:
+    """The effect with its intervals.
+
+    Args:
+        before, after: (S, M), 1 where the answer to a test image is right, else 0.
+        spread, freedom: of `spread_over_seeds`.
+        comparisons: how many comparisons the sure interval is to hold for.
+    """
+    a, b = checked(before, after)
+    change = 100 * (b - a)
+    seeds, images = change.shape
+    each = change.mean(axis=0)
+    # one image that changed each way is added, so that answers that happen to agree do not pass for certainty
+    variance = (((each - each.mean()) ** 2).sum() + 2 * 100.0**2 / seeds) / (images + 2)
+    image_error = math.sqrt(variance / images)
+    own = change.mean(axis=1).std(ddof=1) if seeds > 1 else math.inf
+    least = max(LEAST_SPREAD, 50 / images)
+    seed_error = max(own, spread, least) / math.sqrt(seeds)
+    points = float(change.mean())
+    half = _half(image_error, seed_error, freedom, 1 - SHOWN)
+    sure = _half(image_error, seed_error, freedom, (1 - SURE) / comparisons)
+    if seeds < FEWEST_SEEDS:
+        half = _half(image_error, 0.0, 1, 1 - SHOWN)  # the images' error alone: all that one seed can show
+    return Effect(
+        points, points - half, points + half, points - sure, points + sure, image_error, seed_error, seeds, images
+    )
+
+
+def _half(image_error: float, seed_error: float, freedom: int, alpha: float) -> float:
+    """Half the width of a two-sided interval: both parts at their own quantile, added as variances are."""
+    normal = float(stats.norm.ppf(1 - alpha / 2))
+    if not seed_error:
+        return normal * image_error
+    student = float(stats.t.ppf(1 - alpha / 2, freedom)) if freedom else math.inf
+    return math.hypot(normal * image_error, student * seed_error)
+
+
+def most_accuracy(answers: list[np.ndarray]) -> float:
+    """Upper end, in percent, of the best accuracy that these arms may truly have, at one-sided 99 % each together.
+
+    Args:
+        answers: (S, M) of each arm.
+    """
+    most, level = 0.0, 1 - 0.01 / max(1, len(answers))
+    for each in answers:
+        right = np.asarray(each, np.float64)
+        seeds, images = right.shape
+        per_image = right.mean(axis=0)
+        variance = (((per_image - per_image.mean()) ** 2).sum() + 0.5) / (images + 2)
+        own = right.mean(axis=1).var(ddof=1) if seeds > 1 else math.inf
+        error = math.sqrt(variance / images + own / seeds)
+        most = max(most, 100 * (float(right.mean()) + float(stats.norm.ppf(level)) * error))
+    return most
+
+
+def decide(
+    pairs: Mapping[str, tuple[np.ndarray, np.ndarray]], chance: float, worth: float = 3.0, trained: tuple[str, ...] = ()
+) -> Verdict:
+    """The one answer to all comparisons.
+
+    Args:
+        pairs: name -> answers (S, M) before and after, all on the same seeds and test images.
+        chance: accuracy of always answering the commonest class, in percent.
+        worth: a gain below so many points counts as none.
+        trained: names of the comparisons with all labels: where all their arms guess, nothing can be learned here.
+
+    The rule, in this order: too few seeds or test images: cannot tell. Sure gains and sure losses: depends. A sure
+    gain: helps. A sure loss: harms. No arm that was trained with all labels beats guessing by GUESSING: does not help.
+    Every gain is surely below `worth`: does not help. Else: cannot tell.
+    """
+    if not pairs:
+        raise ValueError("there is nothing to compare: give at least one pair of answers")
+    spread, freedom = spread_over_seeds(pairs)
+    effects = {name: effect_of(*pair, spread, freedom, len(pairs)) for name, pair in pairs.items()}
+    strongest = max(effects, key=lambda name: (effects[name].sure_low, effects[name].points))
+    word, reason = _word(effects, pairs, chance, worth, trained or tuple(pairs))
+    return Verdict(word, reason, effects, strongest)
+
+
+def _word(effects: dict[str, Effect], pairs, chance: float, worth: float, trained: tuple[str, ...]) -> tuple[str, str]:
+    some = next(iter(effects.values()))
+    if some.seeds < FEWEST_SEEDS:
+        return "cannot tell", "too few seeds"
+    if some.images < FEWEST_IMAGES:
+        return "cannot tell", "too few test images"
+    gains = any(e.sure_low > 0 for e in effects.values())
+    losses = any(e.sure_high < 0 for e in effects.values())
+    if gains and losses:
+        return "depends", "both"
+    if gains:
+        return "helps", "gain"
+    if losses:
+        return "harms", "loss"
+    if most_accuracy([answers for name in trained for answers in pairs[name]]) < chance + GUESSING:
+        return "does not help", "nothing learned"
+    if all(e.sure_high < worth for e in effects.values()):
+        return "does not help", "no gain worth having"
+    return "cannot tell", "too uncertain"
+
+
+def needed(effect: Effect, worth: float) -> dict[str, int]:
+    """How many test images, and how many seeds, would bring each part of the error to half of `worth`; about."""
+    image_sd, seed_sd = effect.image_error * math.sqrt(effect.images), effect.seed_error * math.sqrt(effect.seeds)
+    target = worth / 2 / 3  # a sure interval is about three standard errors wide to each side
+    seeds = math.ceil((seed_sd / target) ** 2) if math.isfinite(seed_sd) else 3
+    return {"test_images": math.ceil((image_sd / target) ** 2), "seeds": max(3, seeds)}
