@@ -53,10 +53,13 @@ def sentence(verdict: Verdict, before: Arm, after: Arm, minutes: float, facts: d
         "gain": f"{subject} helps: {_told(best)} when {strongest}",
         "loss": f"{subject} harms: {_told(effects[weakest])} when {weakest}, and gains nothing surely elsewhere",
         "both": f"{subject} depends on the use: {_told(best)} when {strongest}, {_told(effects[weakest])} when {weakest}",
-        "nothing learned": f"{subject} does not help here: no network, however it began, tells these classes better than"
-        f" always answering the commonest one ({facts['commonest']:.1f} %) by 5 points; {_told(best)} at most",
-        "no gain worth having": f"{subject} does not help here: no gain reaches {worth:g} points; {_told(best)} at most",
-    }.get(verdict.reason, f"Cannot tell whether {_lower(subject)} helps ({verdict.reason}): {_told(best)} at most")
+        "nothing learned": f"{subject} does not help here: even so the network does not tell these classes better than"
+        f" always answering the commonest one ({facts['commonest']:.1f} %) by 5 points; the largest gain is {_told(best)}",
+        "no gain worth having": f"{subject} does not help here: no gain reaches {worth:g} points; the largest is {_told(best)}",
+    }.get(
+        verdict.reason,
+        f"Cannot tell whether {_lower(subject)} helps ({verdict.reason}): the largest difference is {_told(best)} when {strongest}",
+    )
     return f"{told}; {cost}. {change(verdict, after, facts, worth)}"
 
 
@@ -81,7 +84,8 @@ def _told(effect: Effect) -> str:
 def change(verdict: Verdict, after: Arm, facts: dict, worth: float) -> str:
     """What would most likely change the answer."""
     effect = verdict.effects[verdict.strongest]
-    wanted = needed(effect, worth)
+    size = max(worth, abs(effect.points))
+    wanted = needed(effect, size)
     if verdict.reason == "too few seeds":
         return "What would change this: more --minutes, for at least two seeds."
     if verdict.reason == "nothing learned":
@@ -93,11 +97,9 @@ def change(verdict: Verdict, after: Arm, facts: dict, worth: float) -> str:
     if by_images or verdict.reason == "too few test images":
         return (
             f"What would change this: more labelled images to test on (about {wanted['test_images']:,} show a difference"
-            f" of {worth:g} points; there are {effect.images:,}), then more --minutes."
+            f" of {size:.0f} points; there are {effect.images:,}), then more --minutes."
         )
-    return (
-        f"What would change this: more --minutes (about {wanted['seeds']} seeds show a difference of {worth:g} points)."
-    )
+    return f"What would change this: more --minutes (about {wanted['seeds']} seeds would make a difference of {size:.0f} points sure)."
 
 
 def table(cells: dict[str, dict], arms: list[Arm], seeds: list[int]) -> list[dict]:

@@ -6,8 +6,7 @@ import math
 from dataclasses import dataclass
 
 SHARES = ("10%", "100%")  # of the labels
-SEEDS = (5, 4, 3, 2)  # tried in this order
-FALLBACK_SEEDS = 3
+SEEDS = (5, 4, 3)  # tried in this order
 PRETRAIN_SHARE = 0.6  # of what is left after the fixed costs; the rest is for fine-tuning
 GOOD_PRETRAIN, GOOD_FINETUNE = 600, 150  # steps of a run that make another seed worth having
 LEAST_STEPS = 20
@@ -93,15 +92,14 @@ def schedule_of(images: int, batch: int, steps: float) -> Schedule:
 def plan(work: Work, measured: Measured, minutes: float) -> Budget:
     """Divides the minutes.
 
-    As many seeds as leave each pre-training GOOD_PRETRAIN and each fine-tuning GOOD_FINETUNE steps; where not even two
-    do, FALLBACK_SEEDS with at least LEAST_STEPS each, and `expected` then says how much longer it takes.
+    As many seeds as leave each pre-training GOOD_PRETRAIN and each fine-tuning GOOD_FINETUNE steps; where not even the
+    fewest do, these, with at least LEAST_STEPS each, and `expected` then says how much longer it takes.
     """
-    found = None
     for seeds in SEEDS:
         found = _with_seeds(work, measured, minutes, seeds)
         if found.pretrain.steps >= GOOD_PRETRAIN and min(f.steps for f in found.finetune.values()) >= GOOD_FINETUNE:
             return found
-    return _with_seeds(work, measured, minutes, FALLBACK_SEEDS)
+    return found
 
 
 def _with_seeds(work: Work, measured: Measured, minutes: float, seeds: int) -> Budget:

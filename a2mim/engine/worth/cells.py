@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import re
 import shutil
 import time
@@ -164,7 +165,7 @@ class Bench:
     def pretrain(self, name: str, arm: Arm, pool: ImageDataset, schedule: Schedule, seed: int) -> dict:
         """Pre-trains into the cell's folder, or goes on with what is there."""
         recipe = self.recipe or recipe_for(arm.network)
-        every = max(1, schedule.epochs // CURVE_POINTS)
+        every = math.ceil(schedule.epochs / CURVE_POINTS)
         options = _schedule(schedule, seed) | {
             "data.img_size": self.img_size,
             "checkpoint.every_epochs": every,
@@ -229,7 +230,7 @@ class Bench:
 def _schedule(schedule: Schedule, seed: int) -> dict:
     return {
         "schedule.epochs": schedule.epochs,
-        "schedule.warmup_epochs": min(schedule.epochs / 10, 5),
+        "schedule.warmup_epochs": min(schedule.epochs // 10, 5),
         "global_batch_size": schedule.batch,
         "seed": seed,
     }

@@ -128,12 +128,14 @@ def _half(image_error: float, seed_error: float, freedom: int, alpha: float) -> 
 
 
 def most_accuracy(answers: list[np.ndarray]) -> float:
-    """Upper end, in percent, of the best accuracy that these arms may truly have, at one-sided 99 % each together.
+    """The best accuracy, in percent, that any of these arms may truly have: the largest upper end, one-sided 97.5 %.
+
+    That all of them lie below a bound needs no correction for their number: each alone has to be shown to.
 
     Args:
         answers: (S, M) of each arm.
     """
-    most, level = 0.0, 1 - 0.01 / max(1, len(answers))
+    most, level = 0.0, 0.975
     for each in answers:
         right = np.asarray(each, np.float64)
         seeds, images = right.shape
@@ -154,10 +156,10 @@ def decide(
         pairs: name -> answers (S, M) before and after, all on the same seeds and test images.
         chance: accuracy of always answering the commonest class, in percent.
         worth: a gain below so many points counts as none.
-        trained: names of the comparisons with all labels: where all their arms guess, nothing can be learned here.
+        trained: names of the comparisons with all labels: where the arm after only guesses in them, it is no help.
 
     The rule, in this order: too few seeds or test images: cannot tell. Sure gains and sure losses: depends. A sure
-    gain: helps. A sure loss: harms. No arm that was trained with all labels beats guessing by GUESSING: does not help.
+    gain: helps. A sure loss: harms. With all labels the arm after beats guessing by less than GUESSING: does not help.
     Every gain is surely below `worth`: does not help. Else: cannot tell.
     """
     if not pairs:
@@ -183,7 +185,7 @@ def _word(effects: dict[str, Effect], pairs, chance: float, worth: float, traine
         return "helps", "gain"
     if losses:
         return "harms", "loss"
-    if most_accuracy([answers for name in trained for answers in pairs[name]]) < chance + GUESSING:
+    if most_accuracy([pairs[name][1] for name in trained]) < chance + GUESSING:
         return "does not help", "nothing learned"
     if all(e.sure_high < worth for e in effects.values()):
         return "does not help", "no gain worth having"

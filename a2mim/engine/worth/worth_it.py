@@ -26,6 +26,7 @@ from a2mim.engine.worth.cells import FINETUNE, PROBE, Arm, Bench, Stopped, arms_
 from a2mim.engine.worth.survey import Survey, look_at, part_of
 from a2mim.evaluation.evaluate import evaluate
 from a2mim.evaluation.identity import hash_of
+from a2mim.evaluation.subsets import write_list
 from a2mim.files import open_lock, write_json, write_text
 
 VERSION = 1
@@ -228,6 +229,7 @@ class Comparison:
         """All cells, seed by seed, then the answer."""
         curves: dict[str, list[dict]] = {}
         for seed in self.seeds:
+            self._write_share(seed)
             for arm in self.arms:
                 name = f"seed{seed}-{slug(arm.name)}-pretrain"
                 if arm.pretrained:
@@ -240,6 +242,12 @@ class Comparison:
                         curves[arm.name] = self._curve(name, arm, seed)
                     shutil.rmtree(self.bench.run_folder(name) / "checkpoints", ignore_errors=True)
         return self._answer(curves)
+
+    def _write_share(self, seed: int) -> None:
+        """Lists the images that this seed's small share of the labels consists of."""
+        few = self.survey.labelled(SHARES[0], seed)
+        path = self.bench.folder / "splits" / f"train-{SHARES[0].rstrip('%')}-seed{seed}.tsv"
+        write_list(few, np.arange(len(few)), path)
 
     def _pretrain(self, name: str, arm: Arm, seed: int) -> dict:
         pool, schedule = self.survey.pool, self.budget.pretrain
@@ -352,6 +360,7 @@ class Comparison:
         run = self.bench.run_folder(f"seed{self.seeds[0]}-{slug(first.name)}-pretrain")
         shown = answer.figures(curves, result.get("comparisons", []))
         if shown:
+            (run / "analysis").mkdir(exist_ok=True)
             write_json(run / "analysis" / "worth-it.json", {"figures": shown})
         write_json(folder / "results.json", result)
         write_text(folder / "answer.txt", "\n".join(lines) + "\n")
