@@ -1,4 +1,4 @@
-"""From the cells to the answer: comparisons, one sentence each, a table, figures. Nothing is computed on images here."""
+"""From the cells to the answer: comparisons, a sentence each, a table, figures. No image is looked at here."""
 
 from __future__ import annotations
 
@@ -45,21 +45,26 @@ def compare(cells: dict[str, dict], before: Arm, after: Arm, seeds: list[int], c
 
 def sentence(verdict: Verdict, before: Arm, after: Arm, minutes: float, facts: dict, worth: float) -> str:
     """The answer, by how much, how sure, at what cost, and what would change it."""
-    effects, strongest = verdict.effects, verdict.strongest
+    best, where = verdict.effects[verdict.strongest], f"when {verdict.strongest}"
+    weakest = min(verdict.effects, key=lambda name: verdict.effects[name].sure_high)
+    worst = f"{_told(verdict.effects[weakest])} when {weakest}"
     subject = f"{_subject(after)} (against: {before.name})"
-    best, weakest = effects[strongest], min(effects, key=lambda name: effects[name].sure_high)
     cost = f"at {minutes:.1f} minutes of pre-training a seed" if after.pretrained else "at no cost here"
-    told = {
-        "gain": f"{subject} helps: {_told(best)} when {strongest}",
-        "loss": f"{subject} harms: {_told(effects[weakest])} when {weakest}, and gains nothing surely elsewhere",
-        "both": f"{subject} depends on the use: {_told(best)} when {strongest}, {_told(effects[weakest])} when {weakest}",
-        "nothing learned": f"{subject} does not help here: even so the network does not tell these classes better than"
-        f" always answering the commonest one ({facts['commonest']:.1f} %) by 5 points; the largest gain is {_told(best)}",
-        "no gain worth having": f"{subject} does not help here: no gain reaches {worth:g} points; the largest is {_told(best)}",
-    }.get(
-        verdict.reason,
-        f"Cannot tell whether {_lower(subject)} helps ({verdict.reason}): the largest difference is {_told(best)} when {strongest}",
-    )
+    if verdict.reason == "gain":
+        told = f"{subject} helps: {_told(best)} {where}"
+    elif verdict.reason == "loss":
+        told = f"{subject} harms: {worst}, and no gain elsewhere is sure"
+    elif verdict.reason == "both":
+        told = f"{subject} depends on the use: {_told(best)} {where}, {worst}"
+    elif verdict.reason == "nothing learned":
+        guess = f"always answering the commonest class ({facts['commonest']:.1f} %)"
+        told = f"{subject} does not help here: the network still beats {guess} by less than 5 points"
+        told += f"; the largest difference is {_told(best)}"
+    elif verdict.reason == "no gain worth having":
+        told = f"{subject} does not help here: no gain reaches {worth:g} points; the largest is {_told(best)}"
+    else:
+        told = f"Cannot tell whether {_lower(subject)} helps ({verdict.reason}): the largest difference is"
+        told += f" {_told(best)} {where}"
     return f"{told}; {cost}. {change(verdict, after, facts, worth)}"
 
 
@@ -96,10 +101,10 @@ def change(verdict: Verdict, after: Arm, facts: dict, worth: float) -> str:
     by_images = effect.image_error >= effect.seed_error
     if by_images or verdict.reason == "too few test images":
         return (
-            f"What would change this: more labelled images to test on (about {wanted['test_images']:,} show a difference"
-            f" of {size:.0f} points; there are {effect.images:,}), then more --minutes."
+            f"What would change this: more labelled images to test on (about {wanted['test_images']:,} show"
+            f" {size:.0f} points; there are {effect.images:,}), then more --minutes."
         )
-    return f"What would change this: more --minutes (about {wanted['seeds']} seeds would make a difference of {size:.0f} points sure)."
+    return f"What would change this: more --minutes (about {wanted['seeds']:,} seeds make {size:.0f} points sure)."
 
 
 def table(cells: dict[str, dict], arms: list[Arm], seeds: list[int]) -> list[dict]:
@@ -127,9 +132,8 @@ def table_lines(rows: list[dict]) -> list[str]:
     lines = [f"  {'labels':>6}  {'images':>6}  {'use':<24}  {'begun':<{wide}}  top-1 %  each seed"]
     for row in rows:
         each = " ".join(f"{value:.1f}" for value in row["seeds"])
-        lines.append(
-            f"  {row['labels']:>6}  {row['images']:>6}  {row['use']:<24}  {row['arm']:<{wide}}  {row['top1']:7.1f}  {each}"
-        )
+        named = f"{row['labels']:>6}  {row['images']:>6}  {row['use']:<24}  {row['arm']:<{wide}}"
+        lines.append(f"  {named}  {row['top1']:7.1f}  {each}")
     return lines
 
 

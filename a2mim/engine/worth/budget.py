@@ -11,7 +11,7 @@ PRETRAIN_SHARE = 0.6  # of what is left after the fixed costs; the rest is for f
 GOOD_PRETRAIN, GOOD_FINETUNE = 600, 150  # steps of a run that make another seed worth having
 LEAST_STEPS = 20
 MOST_FINETUNE_PASSES, ENOUGH_FINETUNE = 100, 300  # passes over all labels, and steps, beyond which no more are given
-LEAST_PASSES = 5  # over the pre-training images: a larger set is cut
+LEAST_PASSES = 5  # over the images, of pre-training and of fine-tuning: a larger set is cut
 CURVE_POINTS = 4
 SLACK = 1.1  # lines of the log, checkpoints
 
@@ -42,7 +42,7 @@ class Work:
     Attributes:
         arms, pretrained: how many arms there are, and how many of them are pre-trained here.
         pool: images to pre-train on.
-        labelled: share of the labels -> images.
+        labelled: share of the labels -> images; empty without labels.
         batch: images of a step.
     """
 
@@ -73,7 +73,8 @@ class Budget:
     Attributes:
         seeds: how often everything is repeated.
         pretrain: of every pre-training.
-        finetune: share of the labels -> of every fine-tuning; all shares take about the same number of steps.
+        finetune: share of the labels -> of every fine-tuning; all shares take about the same number of steps. Where
+            there are more labels than can be passed over LEAST_PASSES times, 100 % is a class-balanced part of them.
         expected: minutes that the whole will take, what was spent included.
     """
 
@@ -86,38 +87,41 @@ class Budget:
 def schedule_of(images: int, batch: int, steps: float) -> Schedule:
     """About so many steps over a set: whole epochs, at least one; a set smaller than a batch gives smaller batches."""
     batch = max(1, min(batch, images))
-    return Schedule(images, batch, max(1, round(steps / (images // batch))))
+    return Schedule(images, batch, max(1, math.ceil(steps / (images // batch))))
 
 
-def plan(work: Work, measured: Measured, minutes: float) -> Budget:
+def plan(work: Work, measured: Measured, minutes: float, choices: tuple[int, ...] = SEEDS) -> Budget:
     """Divides the minutes.
 
     As many seeds as leave each pre-training GOOD_PRETRAIN and each fine-tuning GOOD_FINETUNE steps; where not even the
     fewest do, these, with at least LEAST_STEPS each, and `expected` then says how much longer it takes.
     """
-    for seeds in SEEDS:
+    for seeds in choices:
         found = _with_seeds(work, measured, minutes, seeds)
-        if found.pretrain.steps >= GOOD_PRETRAIN and min(f.steps for f in found.finetune.values()) >= GOOD_FINETUNE:
+        if found.pretrain.steps >= GOOD_PRETRAIN and all(f.steps >= GOOD_FINETUNE for f in found.finetune.values()):
             return found
     return found
 
 
 def _with_seeds(work: Work, measured: Measured, minutes: float, seeds: int) -> Budget:
-    probes = work.arms * sum(measured.probe.values())
+    probes = work.arms * sum(measured.probe[share] for share in work.labelled)
     fixed = probes + work.pretrained * measured.pretrain_start
     fixed += work.arms * len(work.labelled) * measured.finetune_start
-    curve = (CURVE_POINTS - 1) * measured.probe[SHARES[-1]] if work.pretrained else 0.0
+    curve = (CURVE_POINTS - 1) * measured.probe[SHARES[-1]] if work.pretrained and work.labelled else 0.0
     left = max(0.0, (minutes * 60 - measured.spent - curve) / seeds - fixed) / SLACK
-    everything = work.labelled[SHARES[-1]]
+    everything = work.labelled.get(SHARES[-1], 0)
     most = max(ENOUGH_FINETUNE, MOST_FINETUNE_PASSES * max(1, everything // max(1, min(work.batch, everything))))
     runs = work.arms * len(work.labelled)
-    tuned = left * (1 - PRETRAIN_SHARE) if work.pretrained else left
-    finetune_steps = min(max(LEAST_STEPS, tuned / runs / measured.finetune_step), most)
+    tuned = left * (1 - PRETRAIN_SHARE)
+    finetune_steps = min(max(LEAST_STEPS, tuned / max(1, runs) / measured.finetune_step), most)
     left -= runs * finetune_steps * measured.finetune_step
     pretrain_steps = max(LEAST_STEPS, left / max(1, work.pretrained) / measured.pretrain_step)
     pool = min(work.pool, max(work.batch, math.floor(pretrain_steps * work.batch / LEAST_PASSES)))
     pretrain = schedule_of(pool, work.batch, pretrain_steps)
-    finetune = {share: schedule_of(n, work.batch, finetune_steps) for share, n in work.labelled.items()}
+    used = min(1.0, finetune_steps * work.batch / LEAST_PASSES / max(1, everything))
+    finetune = {
+        share: schedule_of(max(2, round(n * used)), work.batch, finetune_steps) for share, n in work.labelled.items()
+    }
     steps = work.pretrained * pretrain.steps * measured.pretrain_step
     steps += work.arms * sum(f.steps for f in finetune.values()) * measured.finetune_step
     expected = measured.spent + curve + seeds * (fixed + SLACK * steps)

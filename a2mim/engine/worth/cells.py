@@ -84,7 +84,7 @@ class Arm:
 
 
 def arms_of(sources: list[str], network: str | None) -> list[Arm]:
-    """From scratch and pre-trained here, for each network; given weights and these pre-trained further, for each source.
+    """From scratch and pre-trained here, a network each; given weights, and these pre-trained further, a source each.
 
     Raises:
         ValueError: a source has no weights.

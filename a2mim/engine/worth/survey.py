@@ -50,6 +50,13 @@ class Survey:
             return self.train
         return part_of(self.train, draw_subset(self.train.labels, share, seed))
 
+    def keep_labels(self, number: int) -> None:
+        """Cuts the labelled training images to a class-balanced part of about so many."""
+        if self.train is not None and number < len(self.train):
+            rows = draw_subset(self.train.labels, number / len(self.train), 0)
+            self.notes.append(f"{len(rows):,} of {len(self.train):,} labelled images are trained on: no time for more")
+            self.train = part_of(self.train, rows)
+
 
 def part_of(dataset: ImageDataset, rows: np.ndarray) -> ImageDataset:
     """`subset_of`, as one set without a test part of its own."""

@@ -21,7 +21,7 @@ from a2mim.engine.report import say
 from a2mim.engine.report_hook import write_page
 from a2mim.engine.worth import answer
 from a2mim.engine.worth.answer import cell_name, slug
-from a2mim.engine.worth.budget import SHARES, Budget, Measured, Schedule, Work, plan
+from a2mim.engine.worth.budget import SEEDS, SHARES, Budget, Measured, Schedule, Work, plan
 from a2mim.engine.worth.cells import FINETUNE, PROBE, Arm, Bench, Stopped, arms_of, recipe_for, source_of
 from a2mim.engine.worth.survey import Survey, look_at, part_of
 from a2mim.evaluation.evaluate import evaluate
@@ -93,8 +93,6 @@ def worth_it(
         bench = Bench(folder, img_size, device, num_workers, recipe, say)
         say(f"worth-it: does pre-training pay on {asked['data']}? Folder: {folder}")
         survey = look_at(data, labels, folder / "splits", access, say)
-        for note in survey.notes:
-            say(f"  note     {note}")
         comparison = Comparison(bench, survey, arms, asked)
         try:
             comparison.make_plan(started)
@@ -116,7 +114,7 @@ class Comparison:
 
     def __init__(self, bench: Bench, survey: Survey, arms: list[Arm], asked: dict):
         self.bench, self.survey, self.asked = bench, survey, asked
-        self.arms = arms if survey.train is not None else [arm for arm in arms if arm.pretrained]
+        self.arms = arms if survey.train is not None else [arm for arm in arms if arm.pretrained][-1:]
         self.cells: dict[str, dict] = {}
 
     # --- the plan
@@ -146,9 +144,9 @@ class Comparison:
         else:
             measured = self._measure(started)
             pool, arms = len(self.survey.pool), len(self.arms)
-            labelled = {s: len(self.survey.labelled(s, 0)) for s in SHARES} if self.survey.train else {}
-            work = Work(arms, sum(arm.pretrained for arm in self.arms), pool, labelled or {SHARES[-1]: BATCH}, BATCH)
-            self.budget = plan(work, measured, self.asked["minutes"])
+            labelled = {s: len(self.survey.labelled(s, 0)) for s in SHARES} if self.survey.train is not None else {}
+            work = Work(arms, sum(arm.pretrained for arm in self.arms), pool, labelled, BATCH)
+            self.budget = plan(work, measured, self.asked["minutes"], SEEDS if labelled else (1,))
             recipes = {arm.network: self.bench.recipe or recipe_for(arm.network) for arm in self.arms}
             self.plan = identity | {
                 "arms": [asdict(arm) for arm in self.arms],
@@ -159,8 +157,10 @@ class Comparison:
                 "budget": asdict(self.budget),
             }
             write_json(path, self.plan)
+        if self.budget.finetune:
+            self.survey.keep_labels(self.budget.finetune[SHARES[-1]].images)
         self.seeds = [self.asked["seed"] + i for i in range(self.budget.seeds)]
-        say(*self._plan_lines())
+        say(*self._plan_lines(), *(f"  note     {note}" for note in self.survey.notes))
 
     def _plan_lines(self) -> list[str]:
         budget, measured = self.budget, self.plan["measured_seconds"]
@@ -336,13 +336,7 @@ class Comparison:
             found = self.bench.once(cell, lambda s=source, c=cell: {"measures": self._measures(c, s, seed)})
             rows += [{"when": told, **row} for row in found["measures"]]
             lines += [f"  {told:>6}  {row['protocol']}: {row['value']:.2f}" for row in found["measures"]]
-        share = 100 * (1 - loss["last"] / loss["mean_colour"]) if loss.get("mean_colour") else 0.0
-        said = (
-            "There are no labels, so whether pre-training helps cannot be answered. What can be said: the hidden parts"
-            f" are filled in with {share:.0f} % less error than by each image's mean colour (loss {loss['last']:.4f}"
-            f" against {loss['mean_colour']:.4f}), which shows that it learned something about these images, and not"
-            " that this is useful. What would change this: labels for some hundred images (--labels)."
-        )
+        said = _without_labels(loss)
         result = {"status": "finished", "answer": "no labels", "sentence": said, "measures": rows, "plan": self.plan}
         return self._write(result, [*lines, "", said], {})
 
@@ -352,7 +346,7 @@ class Comparison:
                 source, ["label-free"], self.survey.pool, img_size=self.bench.img_size, seed=seed,
                 device=self.bench.device, num_workers=self.bench.num_workers or 0,
             )  # fmt: skip
-        return [{"protocol": r["protocol"], "value": r["value"], "interval": list(r["interval"])} for r in found]
+        return [{"protocol": r["protocol"], "value": r["top1_last"], "interval": list(r["interval"])} for r in found]
 
     def _write(self, result: dict, lines: list[str], curves: dict) -> dict:
         folder = self.bench.folder
@@ -368,6 +362,23 @@ class Comparison:
         page = write_page(run)
         say(f"  results  {folder / 'results.json'}", *([f"  report   {page}"] if page else []))
         return result
+
+
+def _without_labels(loss: dict) -> str:
+    """What reconstruction alone allows one to say."""
+    last, mean = loss["last"], loss["mean_colour"]
+    against = f"(loss {last:.4f} against {mean:.4f})"
+    if last < mean:
+        can = f"hidden parts are filled in with {100 * (1 - last / mean):.0f} % less error than by each image's mean colour"
+        can += f" {against}: it learned something about these images, which does not show that this is useful"
+    else:
+        can = (
+            f"hidden parts are not yet filled in better than by each image's mean colour {against}: give more --minutes"
+        )
+    return (
+        f"There are no labels, so whether pre-training helps cannot be answered. What can be said: {can}. What would"
+        " change this: labels for some hundred images (--labels)."
+    )
 
 
 def _short(images: int) -> Schedule:
