@@ -61,7 +61,7 @@ def test_without_labels_all_the_time_goes_to_pretraining():
 def test_a_small_set_gives_smaller_batches(images, batch):
     found = schedule_of(images, 32, 40)
     assert found.batch == batch and found.epochs >= 1
-    assert found.steps == pytest.approx(40, rel=0.5)
+    assert 40 <= found.steps < 40 + images // batch
 
 
 def test_more_labels_than_there_is_time_for_are_cut_alike_in_both_shares():

@@ -1,4 +1,4 @@
-"""`a2mim worth-it` end to end on tiny images: killed in the middle, gone on with, repeated; and its look at the data."""
+"""`a2mim worth-it` on tiny images: its look at the data, and the whole, killed in the middle and gone on with."""
 
 import json
 import signal

@@ -114,6 +114,11 @@ def recipe_for(network: str) -> str:
     return next((recipe for part, recipe in RECIPES if part in network), DEFAULT_RECIPE)
 
 
+def network_of(recipe: str) -> str:
+    """The network that a recipe trains at its laptop scale."""
+    return str(load_config(recipe, laptop=True).model["encoder"]["name"])
+
+
 @dataclass
 class Bench:
     """Where and how cells are computed.
@@ -173,7 +178,7 @@ class Bench:
             "init_from": arm.start,
             "log.pictures": 2,
         }
-        if load_config(recipe).model["encoder"]["name"] != arm.network:
+        if network_of(recipe) != arm.network:
             options |= {"model.encoder.name": arm.network, "model.encoder.site": "auto"}
         return self._run(name, lambda **launch: pretrain(recipe, pool, laptop=True, **launch), options)
 

@@ -22,6 +22,7 @@ from a2mim.evaluation.subsets import draw_subset, subset_of, write_list
 TEST_SHARE = 0.25  # of each class
 MOST_TEST = 4_000  # images
 MOST_POOL = 50_000  # images that are looked at and pre-trained on: more do not fit into minutes
+THUMBNAIL = 64  # pixels of the side at which images are compared
 FEWEST_LABELLED = 8  # training images with a label
 
 
@@ -65,13 +66,14 @@ def part_of(dataset: ImageDataset, rows: np.ndarray) -> ImageDataset:
     return part
 
 
-def look_at(data, labels, folder: Path, access: Access | None = None, say: Callable = print) -> Survey:
+def look_at(data, labels, folder: Path, access: Access | None = None, say: Callable = print, test_data=None) -> Survey:
     """Reads every image once and splits the labelled ones.
 
     Args:
         data: see `open_dataset`. Its labels are used where it has some.
         labels: a labelled set beside it, for example a list of "path label" lines; None: the labels of `data`.
         folder: the splits are written there, one list each.
+        test_data: labelled images to test on; None: the test part of the labelled set, or a part that is split off.
 
     Raises:
         ValueError: nothing can be read, or the labels cannot be split.
@@ -93,7 +95,7 @@ def look_at(data, labels, folder: Path, access: Access | None = None, say: Calla
         return Survey(facts, part_of(pool_set, pool.rows))
     train = pool if labelled_set is pool_set else _first_look(labelled_set, np.arange(len(labelled_set)), say)
     train = train.only(labelled_set.labels[train.rows] >= 0)
-    test_set, test = _test_part(data if labels is None else labels, labelled_set, train, chosen, say)
+    test_set, test = _test_part(data if labels is None else labels, test_data, labelled_set, train, chosen, say)
     return _split(facts, pool_set, pool, labelled_set, train, test_set, test, folder)
 
 
@@ -128,7 +130,7 @@ def _first_look(dataset: ImageDataset, rows: np.ndarray, say: Callable) -> _Look
             continue
         readable.append(row)
         sizes.append(pixels.shape[:2])
-        found.append(signatures(torch.from_numpy(np.ascontiguousarray(pixels)).permute(2, 0, 1)[None])[0].numpy())
+        found.append(signatures(_thumbnail(pixels))[0].numpy())
     if not readable:
         raise ValueError(f"none of the {len(rows):,} images of {dataset.title} can be read, first: {'; '.join(names)}")
     sides = np.array(sizes)
@@ -150,6 +152,14 @@ def _first_look(dataset: ImageDataset, rows: np.ndarray, say: Callable) -> _Look
     return _Look(np.array(readable), np.stack(found), facts)
 
 
+def _thumbnail(pixels: np.ndarray) -> torch.Tensor:
+    """(H, W, C) -> (1, C, THUMBNAIL, THUMBNAIL) of the same type: copies of other sizes then look alike."""
+    image = torch.from_numpy(pixels.astype(np.float32)).permute(2, 0, 1)[None]
+    size = (THUMBNAIL, THUMBNAIL)
+    small = torch.nn.functional.interpolate(image, size, mode="bilinear", antialias=True).round()
+    return small.to(torch.uint8 if pixels.dtype == np.uint8 else torch.uint16)
+
+
 def _described(facts: dict) -> str:
     sides, spread = facts["short_side"], facts["images_a_class"]
     told = f"  data     {facts['title']}: {facts['images']:,} images, short side {sides['least']}–{sides['most']} px"
@@ -162,15 +172,17 @@ def _described(facts: dict) -> str:
     return told + f"; {facts['labelled']:,} labelled, {facts['classes']} classes of {spread['least']}–{spread['most']}"
 
 
-def _test_part(source, labelled_set, train: _Look, chosen: dict, say) -> tuple[ImageDataset, _Look | np.ndarray]:
+def _test_part(
+    source, test_data, labelled_set, train: _Look, chosen: dict, say
+) -> tuple[ImageDataset, _Look | np.ndarray]:
     """(the set that test images come from, a look at it; or positions in `train` that are split off)."""
-    if "test" not in labelled_set.splits:
+    if test_data is None and "test" not in labelled_set.splits:
         labels = torch.from_numpy(labelled_set.labels[train.rows])
         positions = hold_out(labels, TEST_SHARE, 0).numpy()
         if not len(positions):
             raise ValueError(f"no class of {labelled_set.title} has two images: nothing can be tested")
         return labelled_set, positions[_at_most(labels.numpy()[positions])]
-    from_test = match_labels(labelled_set, open_dataset(source, "test", **chosen))
+    from_test = match_labels(labelled_set, open_dataset(source if test_data is None else test_data, "test", **chosen))
     rows = np.flatnonzero(from_test.labels >= 0)
     return from_test, _first_look(from_test, rows[_at_most(from_test.labels[rows])], say)
 

@@ -22,7 +22,7 @@ from a2mim.engine.report_hook import write_page
 from a2mim.engine.worth import answer
 from a2mim.engine.worth.answer import cell_name, slug
 from a2mim.engine.worth.budget import SEEDS, SHARES, Budget, Measured, Schedule, Work, plan
-from a2mim.engine.worth.cells import FINETUNE, PROBE, Arm, Bench, Stopped, arms_of, recipe_for, source_of
+from a2mim.engine.worth.cells import FINETUNE, PROBE, Arm, Bench, Stopped, arms_of, network_of, recipe_for, source_of
 from a2mim.engine.worth.survey import Survey, look_at, part_of
 from a2mim.evaluation.evaluate import evaluate
 from a2mim.evaluation.identity import hash_of
@@ -42,6 +42,7 @@ def worth_it(
     seed: int = 0,
     out=None,
     *,
+    test_data=None,
     network: str | None = None,
     recipe: str | None = None,
     img_size: int = 64,
@@ -60,6 +61,7 @@ def worth_it(
         seed: of the first repetition; the others follow.
         out: folder of plan, cells and results; None: runs/worth-it-<what was asked>. A folder that holds the same
             request is gone on with.
+        test_data: labelled images to test on; None: the test part of the labelled set, or a part that is split off.
         network: timm's name, where no source names one (default: resnet18).
         recipe: of pre-training, at its laptop scale; None chooses by the network.
         img_size: pixels.
@@ -77,12 +79,13 @@ def worth_it(
     if not worth > 0 or seed < 0 or img_size < 16:
         raise ValueError(f"worth={worth}, seed={seed}, img_size={img_size}: give worth > 0, seed >= 0, img_size >= 16")
     started = time.perf_counter()
+    if recipe and not network and not sources:
+        network = network_of(recipe)
     arms = arms_of(list(sources or []), network)
-    asked = {
-        "data": public_name(str(data)), "labels": None if labels is None else public_name(str(labels)),
-        "with": list(sources or []), "minutes": minutes, "seed": seed, "network": network, "recipe": recipe,
-        "img_size": img_size, "worth": worth,
-    }  # fmt: skip
+    named = {"data": data, "labels": labels, "test_data": test_data}
+    asked = {key: None if value is None else public_name(str(value)) for key, value in named.items()}
+    asked |= {"with": list(sources or []), "minutes": minutes, "seed": seed, "network": network, "recipe": recipe}
+    asked |= {"img_size": img_size, "worth": worth}
     folder = Path(out) if out else Path("runs") / f"worth-it-{hash_of(asked)[:8]}"
     folder.mkdir(parents=True, exist_ok=True)
     try:
@@ -92,7 +95,7 @@ def worth_it(
     with lock:
         bench = Bench(folder, img_size, device, num_workers, recipe, say)
         say(f"worth-it: does pre-training pay on {asked['data']}? Folder: {folder}")
-        survey = look_at(data, labels, folder / "splits", access, say)
+        survey = look_at(data, labels, folder / "splits", access, say, test_data)
         comparison = Comparison(bench, survey, arms, asked)
         try:
             comparison.make_plan(started)
@@ -367,14 +370,12 @@ class Comparison:
 def _without_labels(loss: dict) -> str:
     """What reconstruction alone allows one to say."""
     last, mean = loss["last"], loss["mean_colour"]
-    against = f"(loss {last:.4f} against {mean:.4f})"
+    colour, against = "by each image's mean colour", f"(loss {last:.4f} against {mean:.4f})"
     if last < mean:
-        can = f"hidden parts are filled in with {100 * (1 - last / mean):.0f} % less error than by each image's mean colour"
+        can = f"hidden parts are filled in with {100 * (1 - last / mean):.0f} % less error than {colour}"
         can += f" {against}: it learned something about these images, which does not show that this is useful"
     else:
-        can = (
-            f"hidden parts are not yet filled in better than by each image's mean colour {against}: give more --minutes"
-        )
+        can = f"hidden parts are not yet filled in better than {colour} {against}: give more --minutes"
     return (
         f"There are no labels, so whether pre-training helps cannot be answered. What can be said: {can}. What would"
         " change this: labels for some hundred images (--labels)."
