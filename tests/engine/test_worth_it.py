@@ -16,7 +16,7 @@ from a2mim.engine.worth.cells import Arm, arms_of, recipe_for
 from a2mim.engine.worth.survey import look_at
 from a2mim.engine.worth.verdict import decide
 from a2mim.engine.worth.worth_it import worth_it
-from a2mim.report.analyses import _plots
+from a2mim.report.analyses import plots_of
 
 # two seeds and one point of the curve, so that the whole takes seconds
 COMMAND = (
@@ -149,9 +149,11 @@ def test_killed_in_the_middle_it_goes_on_and_repeats_its_answer(classes, tmp_pat
     arguments = ["worth-it", classes, "--network", "test_resnet", "--img-size", "32", "--minutes", "0.1"]
     arguments += ["--out", out, "--num-workers", "0", "--device", "cpu"]
     command = [sys.executable, "-c", COMMAND, *map(str, arguments)]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    while process.poll() is None and len(list(out.glob("cells/*.json"))) < 6:
-        time.sleep(0.05)
+    with (tmp_path / "said.txt").open("w") as said:
+        process = subprocess.Popen(command, stdout=said, stderr=said)
+        while process.poll() is None and len(list(out.glob("cells/*.json"))) < 6:
+            time.sleep(0.05)
+    assert process.poll() is None, (tmp_path / "said.txt").read_text()[-2000:]
     process.send_signal(signal.SIGKILL)
     process.wait()
     before = {path: path.read_bytes() for path in out.glob("cells/*.json")}
@@ -169,7 +171,7 @@ def test_killed_in_the_middle_it_goes_on_and_repeats_its_answer(classes, tmp_pat
     assert curve[0]["steps"] == 0 and [point["minutes"] for point in curve] == sorted(p["minutes"] for p in curve)
     run = next(out.glob("runs/seed0-*-pretrain"))
     figures = json.loads((run / "analysis" / "worth-it.json").read_text())
-    assert len(_plots(figures, "")) == len(figures["figures"]) == 2
+    assert len(plots_of(figures)) == len(figures["figures"]) == 2
     assert "Frozen features over minutes" in (run / "report.html").read_text()
 
     again = subprocess.run(command, capture_output=True, text=True, check=False)

@@ -88,7 +88,7 @@ def look_at(data, labels, folder: Path, access: Access | None = None, say: Calla
     if labels is not None and not (labels_of(labels, access) >= 0).any():
         raise ValueError(f"--labels {labels} has no label: give a list of lines 'path label', or a folder per class")
     pool = _first_look(pool_set, _spread(pool_set, labelled_set is pool_set), say)
-    facts = {"pool": pool.facts}
+    facts: dict = {"pool": pool.facts}
     if labelled_set is None:
         write_list(pool_set, pool.rows, folder / "pretrain.tsv")
         facts |= {"labelled": 0, "pretrain_images": len(pool.rows)}
@@ -120,7 +120,9 @@ def _spread(dataset: ImageDataset, keep_labelled: bool) -> np.ndarray:
 
 
 def _first_look(dataset: ImageDataset, rows: np.ndarray, say: Callable) -> _Look:
-    readable, found, sizes, faults, names = [], [], [], Counter(), []
+    readable, found, sizes = [], [], []
+    faults: Counter[str] = Counter()
+    names: list[str] = []
     for row in rows.tolist():
         try:
             pixels = dataset.read(row)
@@ -223,8 +225,8 @@ def _split(facts, pool_set, pool: _Look, labelled_set, train: _Look, test_set, t
         "copies_left_out": {"labelled": int(copies.sum()), "pretrain": int(near.sum())},
         "commonest": float(100 * np.unique(test_set.labels[test.rows], return_counts=True)[1].max() / len(test.rows)),
     }
-    sets = [part_of(*part) for part in ((pool_set, used.rows), (labelled_set, train.rows), (test_set, test.rows))]
-    return Survey(facts, *sets, notes)
+    used_pool, used_train = part_of(pool_set, used.rows), part_of(labelled_set, train.rows)
+    return Survey(facts, used_pool, used_train, part_of(test_set, test.rows), notes)
 
 
 def _copies(train: _Look, test: _Look) -> np.ndarray:

@@ -10,6 +10,7 @@ import json
 import shutil
 import time
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -83,7 +84,7 @@ def worth_it(
         network = network_of(recipe)
     arms = arms_of(list(sources or []), network)
     named = {"data": data, "labels": labels, "test_data": test_data}
-    asked = {key: None if value is None else public_name(str(value)) for key, value in named.items()}
+    asked: dict[str, Any] = {key: None if value is None else public_name(str(value)) for key, value in named.items()}
     asked |= {"with": list(sources or []), "minutes": minutes, "seed": seed, "network": network, "recipe": recipe}
     asked |= {"img_size": img_size, "worth": worth}
     folder = Path(out) if out else Path("runs") / f"worth-it-{hash_of(asked)[:8]}"
@@ -288,9 +289,8 @@ class Comparison:
         paths = dict(bench.checkpoints(name))
         for steps in kept["steps"]:
             point = f"{name}-{steps}"
-            points.append(
-                (steps, bench.once(point, lambda s=steps, p=point: bench.probe(p, str(paths[s]), train, test, seed)))
-            )
+            source = str(paths.get(steps, ""))  # given up after the first time, when the cell is there
+            points.append((steps, bench.once(point, partial(bench.probe, point, source, train, test, seed))))
         points.append((last, self.cells[cell_name("frozen", arm, SHARES[-1], seed)]))
         return [
             {"steps": steps, "minutes": steps * step / 60, "top1": cell["top1"]}
@@ -336,20 +336,21 @@ class Comparison:
         loss = self._pretrain(name, arm, seed)["loss"]
         for source, told in ((arm.start or arm.network, "before"), (str(self.bench.run_folder(name)), "after")):
             cell = f"{name}-rank-{told}"
-            found = self.bench.once(cell, lambda s=source, c=cell: {"measures": self._measures(c, s, seed)})
+            found = self.bench.once(cell, partial(self._measures, cell, source, seed))
             rows += [{"when": told, **row} for row in found["measures"]]
             lines += [f"  {told:>6}  {row['protocol']}: {row['value']:.2f}" for row in found["measures"]]
         said = _without_labels(loss)
         result = {"status": "finished", "answer": "no labels", "sentence": said, "measures": rows, "plan": self.plan}
         return self._write(result, [*lines, "", said], {})
 
-    def _measures(self, name: str, source: str, seed: int) -> list[dict[str, Any]]:
+    def _measures(self, name: str, source: str, seed: int) -> dict[str, list]:
         with self.bench.quiet(name):
             found = evaluate(
                 source, ["label-free"], self.survey.pool, img_size=self.bench.img_size, seed=seed,
                 device=self.bench.device, num_workers=self.bench.num_workers or 0,
             )  # fmt: skip
-        return [{"protocol": r["protocol"], "value": r["top1_last"], "interval": list(r["interval"])} for r in found]
+        kept = [{"protocol": r["protocol"], "value": r["top1_last"], "interval": list(r["interval"])} for r in found]
+        return {"measures": kept}
 
     def _write(self, result: dict, lines: list[str], curves: dict) -> dict:
         folder = self.bench.folder
