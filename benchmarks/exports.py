@@ -23,7 +23,7 @@ import timm
 import torch
 
 from a2mim.export import TARGETS, ExportError
-from a2mim.export.handover import prove
+from a2mim.export.exporting import prove
 from a2mim.export.target import Subject
 from a2mim.pixels import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
 

@@ -3,7 +3,7 @@
 import sys
 from types import ModuleType
 
-from a2mim.export.handover import export, export_timm_folder
+from a2mim.export.exporting import export, export_timm_folder
 from a2mim.export.target import ExportError
 from a2mim.export.targets import TARGETS, check_targets
 

@@ -9,7 +9,7 @@ from a2mim.data import Access, Reading, open_dataset
 from a2mim.data.request import recall
 from a2mim.devices import choose_device
 from a2mim.evaluation import calibration
-from a2mim.export.handover import export
+from a2mim.export.exporting import export
 from a2mim.export.targets import check_targets
 from a2mim.weights.loading import Source, read_source
 

@@ -11,7 +11,7 @@ from torch.export.passes import move_to_device_pass
 
 from a2mim.export import ExportError, graphs, onnx_graph, torch_graphs
 from a2mim.export.check import check
-from a2mim.export.handover import prove
+from a2mim.export.exporting import prove
 from a2mim.export.target import Subject
 from a2mim.export.targets import possible
 from a2mim.export.verify import lines_of, read_receipt, recheck, verify

@@ -11,7 +11,7 @@ import yaml
 from safetensors.torch import load_file, save_file
 
 from a2mim.cli import main
-from a2mim.export import TARGETS, ExportError, export, handover
+from a2mim.export import TARGETS, ExportError, export, exporting
 from a2mim.export.card import published, tell_training
 from a2mim.export.receipt import hash_files
 from a2mim.export.target import Subject
@@ -40,8 +40,8 @@ def write(root: Path, target: str, name: str = "resnet18", license: str = "", tr
     pixels = Preprocessing((0.4, 0.5, 0.6), (0.2, 0.2, 0.3), (SIZE, SIZE))
     subject = Subject(model.eval(), {}, pixels, [], "somewhere", trained, license)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(handover, "recheck", lambda *_: {"problem": "", "mode": "loaded"})
-        handover.prove(TARGETS[target], subject, root / target, UNTOUCHED)
+        patch.setattr(exporting, "recheck", lambda *_: {"problem": "", "mode": "loaded"})
+        exporting.prove(TARGETS[target], subject, root / target, UNTOUCHED)
     return root / target
 
 

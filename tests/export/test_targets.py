@@ -20,7 +20,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from a2mim.cli import main
-from a2mim.export import TARGETS, ExportError, export, handover
+from a2mim.export import TARGETS, ExportError, export, exporting
 from a2mim.export.card import tell_training
 from a2mim.export.check import check, largest_difference, read_weights
 from a2mim.export.contracts import CONTRACTS, RESNETS, check_contract, of_torchvision
@@ -75,9 +75,9 @@ def resnet():
 def written(resnet, tmp_path_factory):
     """Target -> its folder, complete but for the check in a fresh process, which other tests run."""
     root, patch = tmp_path_factory.mktemp("targets"), pytest.MonkeyPatch()
-    patch.setattr(handover, "recheck", lambda *_: {"problem": "", "mode": "loaded"})
+    patch.setattr(exporting, "recheck", lambda *_: {"problem": "", "mode": "loaded"})
     for name in STORED:
-        handover.prove(TARGETS[name], resnet, root / name, UNTOUCHED)
+        exporting.prove(TARGETS[name], resnet, root / name, UNTOUCHED)
     patch.undo()
     return root
 
@@ -181,9 +181,9 @@ def test_an_export_that_loses_a_key_fails_and_leaves_nothing(resnet, tmp_path, m
         tamper_file(folder, {"weights": told.weights, "file_prefix": told.file_prefix}, drop)
         return told
 
-    monkeypatch.setattr(handover, "recheck", lambda folder, proof, *_: in_this_process(monkeypatch, folder, proof))
+    monkeypatch.setattr(exporting, "recheck", lambda folder, proof, *_: in_this_process(monkeypatch, folder, proof))
     with pytest.raises(ExportError, match=f"{name} does not get back the resnet18 .*1 missing"):
-        handover.prove(Target(name, write, TARGETS[name].lines), resnet, tmp_path / name, UNTOUCHED)
+        exporting.prove(Target(name, write, TARGETS[name].lines), resnet, tmp_path / name, UNTOUCHED)
     assert not list(tmp_path.iterdir())
 
 
@@ -282,7 +282,7 @@ def test_preprocessing_that_scales_otherwise_fails(copied):
 def test_our_own_architectures_say_that_they_need_a2mim_and_do(tmp_path):
     subject = subject_of("xvit_tiny_p16_224", depth=1, img_size=SIZE)
     folder = tmp_path / "timm"
-    receipt = handover.prove(TARGETS["timm"], subject, folder, UNTOUCHED)
+    receipt = exporting.prove(TARGETS["timm"], subject, folder, UNTOUCHED)
     assert receipt["mode"] == "loaded" and "a2mim" in read_receipt(folder)["check"]["packages"]
     lines = lines_of(folder, read_receipt(folder))
     assert "import a2mim  # which makes the architecture known" in lines
@@ -306,7 +306,7 @@ def test_mmpretrains_own_classes_compute_the_same(tmp_path, name, arguments, kin
     subject = subject_of(name, **arguments)
     side = arguments.get("img_size", SIZE)
     subject.preprocessing = PREPROCESSING.at_size(side)
-    receipt = handover.prove(TARGETS["mmpretrain"], subject, tmp_path / "mmpretrain", UNTOUCHED)
+    receipt = exporting.prove(TARGETS["mmpretrain"], subject, tmp_path / "mmpretrain", UNTOUCHED)
     assert receipt["class"] == kind
     if importlib.util.find_spec("mmpretrain"):
         assert receipt["mode"] == "loaded" and receipt["largest_difference"] <= 1e-5
