@@ -55,7 +55,7 @@ def test_images_that_lost_bits_are_not_counted_as_damaged(run, images, tmp_path)
     shutil.copytree(images, tmp_path / "mixed")
     for number in range(24):
         mmcv.imwrite(np.full((40, 40, 3), 999 * number, np.uint16), str(tmp_path / "mixed" / f"deep{number}.png"))
-    _, summary = run("mixed", data=tmp_path / "mixed", **SHORT)
+    _, summary = run("mixed", data=tmp_path / "mixed", **SHORT, **{"data.bits": 8})
     assert summary["data"]["reduced_to_8_bits"] == 24 and summary["data"]["damaged_but_decoded"] == 0
 
 

@@ -64,6 +64,7 @@ def test_the_shuffle_is_a_function_of_the_seed(class_folder, tmp_path):
 
 KILLED = """
 import os, signal, sys
+os.environ.pop("TQDM_DISABLE", None)  # a bar that is switched off does not count
 from a2mim.data.prepare import write_shards
 class Progress(write_shards.tqdm):
     def update(self, n=1):
