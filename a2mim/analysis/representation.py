@@ -123,16 +123,17 @@ def add_neighbours(
         [album.picture(image, f"query {i + 1} {name}".rstrip(), name or f"image {i + 1}")]
         for i, (image, name) in enumerate(zip(shown, queries.classes, strict=True))
     ]
+    neighbours = min(NEIGHBOURS, len(bank))
     for when, model in networks.items():
-        cosines, found = nearest(pooled(model, bank, pixels), pooled(model, queries, pixels), NEIGHBOURS)
-        for i, (values, members) in enumerate(zip(cosines.tolist(), found.tolist(), strict=True)):
+        cosines, numbers = nearest(pooled(model, bank, pixels), pooled(model, queries, pixels), neighbours)
+        for i, (values, members) in enumerate(zip(cosines.tolist(), numbers.tolist(), strict=True)):
             for rank, (value, j) in enumerate(zip(values, members, strict=True)):
                 distance = f"{max(0.0, 1 - value):.3g}"
                 text = f"neighbour {rank + 1} of query {i + 1} {when} pre-training, distance {distance}"
                 caption = f"{when} {rank + 1}: {distance}" + (f", {bank.classes[j]}" if bank.classes[j] else "")
                 rows[i].append(album.picture(near[j], text, caption))
     says = (
-        f"The {NEIGHBOURS} nearest of {len(bank)} training images, before and after pre-training, with their distance"
+        f"The {neighbours} nearest of {len(bank)} training images, before and after pre-training, with their distance"
         " (1 - cosine of the features; 0 is the same direction). Distances of different networks cannot be compared."
     )
     album.add("Nearest neighbours", says, rows)

@@ -19,7 +19,9 @@ def add_worth_it(commands) -> None:
         "--with", dest="sources", nargs="+", action="extend", default=[], metavar="SOURCE",
         help="weights to compare with and to pre-train further: a run, a file, NAME:FILE, NAME:pretrained",
     )  # fmt: skip
-    p.add_argument("--test-data", nargs="+", help="labelled images to test on (default: a test/ there, or a part)")
+    p.add_argument(
+        "--test-data", nargs="+", action="extend", help="labelled images to test on (default: a test/ there, or a part)"
+    )
     p.add_argument("--minutes", type=float, default=30.0, help="how long the whole may take (30)")
     p.add_argument("--seed", type=int, default=0, help="of the first repetition (0)")
     p.add_argument("--out", metavar="DIR", help="plan, cells, results; given again, it goes on there")

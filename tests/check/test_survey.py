@@ -109,4 +109,4 @@ def test_a_certificate_is_a_page_of_one_line_a_fact(proved):
     seen = certify("test_vit", 64, sizes=(96,))
     assert isinstance(seen, Certificate)
     words = [line.split()[0] for line in str(seen).splitlines()]
-    assert words == ["model", "site", "map", "token", "frozen", "checkpointing", "sizes", "export"]
+    assert words == ["model", "site", "map", "token", "frozen", "drops", "checkpointing", "sizes", "export"]
