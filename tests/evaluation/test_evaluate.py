@@ -18,6 +18,7 @@ from a2mim.evaluation.evaluate import sensible_protocols
 from a2mim.evaluation.results import unpack
 from a2mim.pixels import Preprocessing
 from a2mim.protocols import read_protocol
+from a2mim.weights.records import LoadReport
 
 SIZE = 32
 FAST = {
@@ -253,7 +254,7 @@ def test_the_old_commands_give_the_old_numbers_and_keys(sets, tmp_path, capsys):
     ("protocols", "options", "words"),
     [
         (["mae-finetune"], {}, "run a2mim finetune"),
-        (["dino-knn"], {"overrides": {"temprature": 1}}, "nearest are temperature"),
+        (["dino-knn"], {"overrides": {"temprature": 1}}, "did you mean temperature"),
         (["dino-knn"], {"overrides": {"logreg.c_values": 3}}, "logreg is not among the protocols"),
         (["low-shot"], {"overrides": {"classifiers": ["dino-linear"], "subsets": ["5"]}}, "dino-linear is not"),
         ([], {}, "no protocol was named"),
@@ -268,11 +269,12 @@ def test_mistakes_are_one_sentence(sets, protocols, options, words):
 def test_encoders_that_have_diverged_or_collapsed_are_refused_in_one_sentence(sets, tmp_path, monkeypatch):
     import timm
 
+    nothing = LoadReport(source="made", recognised="made here", architecture="vit_tiny_patch16_224")
     for value, words in ((float("nan"), "not finite"), (0.0, "same features")):
         model = timm.create_model("vit_tiny_patch16_224", num_classes=0, img_size=SIZE, depth=1)
         model.norm.weight.data.fill_(value)
         model.norm.bias.data.fill_(value)
-        monkeypatch.setattr(encoder, "build_reported", lambda *_, made=model, **__: (made, PIXELS, {}))
+        monkeypatch.setattr(encoder, "build_reported", lambda *_, made=model, **__: (made, PIXELS, nothing))
         for protocol in ALL:
             with pytest.raises(ValueError, match=words):
                 run([protocol], sets)
