@@ -30,7 +30,8 @@ class Notes(torch.nn.Module):
 
     def forward(self, recon, target, hidden):
         answered = "baseline" if recon.grad_fn is None else "network"
-        Notes.calls.append((answered, target.clone(), hidden.clone(), self.training))
+        if self.training or answered == "network":  # the rest are health checks, which look and train nothing
+            Notes.calls.append((answered, target.clone(), hidden.clone(), self.training))
         return recon.square().mean() + hidden[:, :, ::16, ::16].flatten(1).float().mean(0).cumsum(0).sum()
 
 
