@@ -7,6 +7,7 @@ import shutil
 import socket
 import subprocess
 import sys
+from types import SimpleNamespace
 from typing import ClassVar
 
 import pytest
@@ -111,7 +112,7 @@ def test_checkpoints_come_every_so_many_epochs(run):
 
 def test_a_checkpoint_comes_also_when_the_last_is_old(run, monkeypatch):
     clock = iter(range(0, 10_000, 40))  # each look at it is 40 s later
-    monkeypatch.setattr("a2mim.engine.hooks.time.monotonic", lambda: next(clock))
+    monkeypatch.setattr("a2mim.engine.hooks.time", SimpleNamespace(monotonic=lambda: next(clock)))
     every = {"checkpoint.every_steps": None, "checkpoint.every_epochs": 3, "checkpoint.every_minutes": 1}
     folder, _ = run("minutes", **every)
     saved = [int(path.stem.removeprefix("step_")) for path in list_checkpoints(folder / "checkpoints")]
