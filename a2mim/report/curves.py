@@ -77,8 +77,12 @@ def _label(runs: Sequence[RunRecord], run: RunRecord, what: str) -> str:
 
 def _message(title: str, lines: Sequence[Line], unit: str = "") -> str:
     """The text alternative: where each line starts and ends."""
-    ends = [[f"{line.y[i]:.4g}{unit} at step {line.x[i]:,}" for i in (0, -1)] for line in lines]
-    told = [f"{line.label} goes from {first} to {last}" for line, (first, last) in zip(lines, ends, strict=True)]
+
+    def tell(line: Line) -> str:
+        first, last = (f"{line.y[i]:.4g}{unit} at step {line.x[i]:,}" for i in (0, -1))
+        return f"{line.label} goes from {first} to {last}" if len(line.x) > 1 else f"{line.label} is {last}"
+
+    told = [tell(line) for line in lines]
     return f"{title}: {'; '.join(told)}."
 
 

@@ -1,7 +1,8 @@
 """Figures as inline SVG whose colours are those of the page, so that one drawing serves light and dark.
 
 matplotlib draws with stand-in colours, which are replaced by CSS variables. Text stays text: it can be read aloud,
-searched and scaled, and nothing in it is interpreted as mathematics or markup.
+searched and scaled, and nothing in it is interpreted as mathematics or markup. The margins follow from the length of
+the labels: matplotlib's own layout draws every figure twice, and knows the font of the reader's browser no better.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from typing import Any
 import matplotlib
 from cycler import cycler
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
 _INK, _GRID = "#010203", "#010204"
 _SERIES = tuple(f"#0102{n:02x}" for n in range(0x10, 0x16))  # stand-ins for --series-1 … --series-6
@@ -26,9 +28,11 @@ _RC = {
     **{"svg.fonttype": "none", "text.parse_math": False, "axes.unicode_minus": True, "font.size": 11},
     **{"axes.spines.top": False, "axes.spines.right": False, "grid.color": _GRID, "axes.grid": True},
     **{"axes.prop_cycle": cycler(color=_SERIES) + cycler(linestyle=_DASHES)},
-    **{"legend.frameon": False, "figure.constrained_layout.use": True, "lines.linewidth": 1.8},
+    **{"legend.frameon": False, "lines.linewidth": 1.8, "axes.xmargin": 0.02},
 }
 _SIZE = (4.6, 3.0)  # inches; small, so that the text can be read at the width of a phone
+_LETTER = 0.64 * 11 / 72  # inches: the width of a digit of the labels
+_LINE = 1.25 * 11 / 72  # inches: the height of a line of text
 _MOST_POINTS = 600  # of a line; more cannot be seen, and would only make the page larger
 _numbers = count()
 
@@ -70,6 +74,7 @@ def svg(plot: Plot) -> str:
         draw_on(axes, plot)
         for x in plot.marks:
             axes.axvline(x, color=_GRID, linewidth=1, linestyle=":")
+        _make_room(figure, axes)
         buffer = io.StringIO()
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     return _with_page_colours(buffer.getvalue(), plot)
@@ -81,12 +86,31 @@ def draw_on(axes, plot: Plot) -> None:
         _draw(axes, line)
     axes.set_xlabel(plot.x_label)
     axes.set_ylabel(plot.y_label)
+    if all(float(x).is_integer() for line in plot.lines for x in line.x):
+        axes.xaxis.set_major_locator(MaxNLocator("auto", integer=True, steps=[1, 2, 2.5, 5, 10]))
     if plot.log and all(y > 0 for line in plot.lines for y in line.y):
-        axes.set_yscale("log")
-        for set_formatter in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
-            set_formatter(lambda value, _: f"{value:g}")
+        _make_logarithmic(axes)
     if len(plot.lines) > 1:
         axes.legend(fontsize=10)
+
+
+def _make_logarithmic(axes) -> None:
+    """A logarithmic y axis whose labels are plain numbers, at 1, 2 and 5 of each decade where there are few decades."""
+    axes.set_yscale("log")
+    low, high = axes.get_ylim()
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 300 * low else (1,), numticks=6))
+    axes.yaxis.set_minor_locator(NullLocator())
+    axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+
+
+def _make_room(figure: Figure, axes) -> None:
+    """Margins that hold the labels of both axes."""
+    (width, height), ticks = figure.get_size_inches(), axes.yaxis.get_major_locator()()
+    labels = axes.yaxis.get_major_formatter().format_ticks(ticks)
+    low, high = axes.get_ylim()
+    shown = [len(label) for label, tick in zip(labels, ticks, strict=True) if low <= tick <= high]
+    left = max(shown, default=0) * _LETTER + 2 * _LINE
+    figure.subplots_adjust(left / width, 3 * _LINE / height, 1 - 2.4 * _LETTER / width, 1 - 0.7 * _LINE / height)
 
 
 def _draw(axes, line: Line) -> None:

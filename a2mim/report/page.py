@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -70,22 +71,31 @@ def write_report(folders: Sequence[str | Path], out: str | Path, running: bool =
 
 def render(runs: Sequence[RunRecord]) -> str:
     """The page as text."""
-    environment = Environment(
+    return (
+        _templates()
+        .get_template("report.html")
+        .render(
+            title=" and ".join(run.name for run in runs),
+            style=Markup(_templates().get_template("style.css").render()),
+            sections=[_section(run) for run in runs],
+            curves=[_drawn(plot) for plot in curves(runs)],
+            features=[_drawn(plot) for plot in feature_plots(runs)],
+            analyses=[_drawn(plot) for plot in analysis_plots(runs)],
+            differing=differing(runs),
+            pairs=_pairs(runs),
+        )
+    )
+
+
+@cache
+def _templates() -> Environment:
+    """The templates, which are read and compiled once a process: a run writes its page again and again."""
+    return Environment(
         loader=PackageLoader("a2mim.report", "templates"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
-    )
-    return environment.get_template("report.html").render(
-        title=" and ".join(run.name for run in runs),
-        style=Markup(environment.get_template("style.css").render()),
-        sections=[_section(run) for run in runs],
-        curves=[_drawn(plot) for plot in curves(runs)],
-        features=[_drawn(plot) for plot in feature_plots(runs)],
-        analyses=[_drawn(plot) for plot in analysis_plots(runs)],
-        differing=differing(runs),
-        pairs=_pairs(runs),
     )
 
 

@@ -122,6 +122,14 @@ def test_the_command_writes_beside_the_run_and_asks_for_a_name_for_several(tmp_p
     assert main(["report", str(tmp_path / "missing")]) == 1 and "no such folder" in capsys.readouterr().err
 
 
+# The texts of figures that reach out of their figure, by more than a pixel.
+CUT_OFF = """() => [...document.querySelectorAll("svg text")].filter(text => {
+    const inner = text.getBoundingClientRect(), outer = text.closest("svg").getBoundingClientRect();
+    return inner.left < outer.left - 1 || inner.right > outer.right + 1
+        || inner.top < outer.top - 1 || inner.bottom > outer.bottom + 1;
+}).map(text => text.textContent)"""
+
+
 @pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
 def test_a_real_browser_shows_it_whole_and_asks_nobody(tmp_path):
     sync = pytest.importorskip("playwright.sync_api")
@@ -141,6 +149,7 @@ def test_a_real_browser_shows_it_whole_and_asks_nobody(tmp_path):
                 assert said == [] and [url for url in asked if not url.startswith("data:")] == [path.as_uri()]
                 assert page.evaluate("document.documentElement.scrollWidth") <= width
                 assert "<script>alert(1)</script>" in page.inner_text("body")
+                assert page.evaluate(CUT_OFF) == []
                 page.close()
         browser.close()
 
