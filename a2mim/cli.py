@@ -29,7 +29,7 @@ from a2mim.commands.training import join_resume
 from a2mim.commands.version import version_text
 from a2mim.commands.worth_it import add_worth_it
 from a2mim.data.remote.addresses import public_name
-from a2mim.memory import OutOfMemory, first_line, is_out_of_memory
+from a2mim.engine.memory import OutOfMemory, first_line, is_out_of_memory
 from a2mim.text import PrintableStream, one_line
 
 # OpenMP's threads spin while they wait for one another. Long spinning is fastest on an idle machine and ruinous beside

@@ -12,9 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from a2mim.hiding import HIDING, Dropping, Sparse, hiding_faults
 from a2mim.masking import expand_mask
 from a2mim.registry import MODELS
+from a2mim.wiring.hiding import HIDING, Dropping, Sparse, hiding_faults
 from a2mim.wiring.layout import Layout, leaves, replace_leaves
 from a2mim.wiring.networks import build_model, can_rebuild
 from a2mim.wiring.sites import FeatureMaps, study

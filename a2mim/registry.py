@@ -7,7 +7,7 @@ from typing import Any
 from mmengine import registry as roots
 from mmengine.registry import Registry
 
-from a2mim.names import nearest
+from a2mim.text import nearest
 
 SCOPE = "a2mim"
 

@@ -1,12 +1,17 @@
-"""Text from files and users, made fit for a terminal, a page of Markdown and YAML.
+"""Text from files and users, made fit for a terminal, a page of Markdown and YAML; the right names for a mistyped one.
 
-Invariant: what these functions return is one line of printable characters. A name can then neither move the cursor, nor
-begin a line of its own, nor turn the direction of reading, nor end the quotes that it stands in.
+Invariant: what `one_line` and the functions that use it return is one line of printable characters. A name can then
+neither move the cursor, nor begin a line of its own, nor turn the direction of reading, nor end the quotes around it.
+Nothing heavy is imported here, so a mistake in a recipe is reported at once.
 """
+
+from __future__ import annotations
 
 import io
 import json
 import re
+from collections.abc import Iterable
+from difflib import get_close_matches
 from typing import IO
 
 LONGEST = 300  # characters of a name on a page
@@ -67,3 +72,29 @@ def yaml_value(text: object) -> str:
     line = shortened(text)
     plain = _PLAIN.fullmatch(line) and line.lower() not in _YAML_WORDS
     return line if plain else json.dumps(line)
+
+
+def close_names(name: object, allowed: Iterable[str], most: int = 3, cutoff: float = 0.6) -> list[str]:
+    """The allowed names that are most like a given one, best first; none where none is alike.
+
+    Args:
+        most: how many names, at most.
+        cutoff: difflib's ratio from which two names are alike, 0..1.
+    """
+    return get_close_matches(str(name), list(allowed), n=most, cutoff=cutoff)
+
+
+def nearest(name: object, allowed: Iterable[str], most: int = 3, cutoff: float = 0.6, listed: bool = True) -> str:
+    """The tail of an error sentence: the closest allowed names, or all of them where none is close.
+
+    Args:
+        name: what the user gave.
+        allowed: every right name.
+        most: how many close names to show.
+        cutoff: as in `close_names`.
+        listed: name all where none is close; False for long lists: the tail is empty then.
+    """
+    known = list(allowed)
+    if close := close_names(name, known, most, cutoff):
+        return f"; did you mean {' or '.join(close)}?"
+    return f"; known are {', '.join(known)}" if listed else ""

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from a2mim.names import nearest
+from a2mim.text import nearest
 
 
 class TransformError(ValueError):

@@ -21,7 +21,7 @@ from a2mim.engine.pretrain_settings import PretrainSettings
 from a2mim.engine.recipe import import_modules, read
 from a2mim.engine.setting_groups import Settings
 from a2mim.engine.setting_types import words_of
-from a2mim.names import nearest
+from a2mim.text import nearest
 
 KINDS: tuple[type[Settings], ...] = (PretrainSettings, FinetuneSettings)
 Kind = TypeVar("Kind", bound=Settings)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from a2mim.engine.setting_groups import Log
-from a2mim.names import nearest
+from a2mim.text import nearest
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from a2mim.engine.finetune_settings import FinetuneOptimizer
 from a2mim.engine.layers import published_layers
 from a2mim.engine.pretrain_settings import PretrainOptimizer
 from a2mim.engine.setting_groups import Schedule
-from a2mim.names import nearest
+from a2mim.text import nearest
 from a2mim.wiring.model_type import TimmModel
 
 AMP_TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}

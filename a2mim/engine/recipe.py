@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from a2mim.engine.recipes import find_recipe
-from a2mim.names import close_names
+from a2mim.text import close_names
 
 ALIKE = 0.8  # difflib's ratio from which a helper's name passes for a mistyped setting
 

@@ -15,7 +15,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
-from a2mim.names import close_names
+from a2mim.text import close_names
 
 _PACKAGE = Path(__file__).parents[1]
 _WIDTH = 100  # characters of a line of a copied recipe

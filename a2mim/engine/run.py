@@ -20,6 +20,7 @@ from a2mim.engine.failures import explained
 from a2mim.engine.finetuning import Finetuning
 from a2mim.engine.hooks import SignalHook
 from a2mim.engine.loggers import options_of
+from a2mim.engine.memory import OutOfMemory, first_line, is_out_of_memory
 from a2mim.engine.optim import check_optimizer
 from a2mim.engine.pretraining import Pretraining
 from a2mim.engine.processes import leave_together, start_processes, stop_processes
@@ -31,7 +32,6 @@ from a2mim.engine.runner import TrainRunner
 from a2mim.engine.state import with_own_faults
 from a2mim.export import check_targets
 from a2mim.files import telling_full_disk, write_json
-from a2mim.memory import OutOfMemory, first_line, is_out_of_memory
 
 
 def pretrain(

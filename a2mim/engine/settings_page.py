@@ -13,7 +13,7 @@ from pathlib import Path
 from a2mim.engine.config import KINDS
 from a2mim.engine.setting_groups import Settings
 from a2mim.engine.setting_types import words_of
-from a2mim.names import nearest
+from a2mim.text import nearest
 
 PAGE = Path(__file__).parents[2] / "docs" / "settings.md"
 OPENING = """# Settings

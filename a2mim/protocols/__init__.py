@@ -11,7 +11,7 @@ import tomllib
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from a2mim.names import nearest
+from a2mim.text import nearest
 
 FOLDER = Path(__file__).parent
 KINDS = (

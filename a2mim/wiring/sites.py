@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from a2mim.names import close_names
+from a2mim.text import close_names
 from a2mim.wiring.layout import Layout, cell_stride, distinct, guess_all, leaves, replace_leaves
 from a2mim.wiring.measure import HookPoint, observe, read_intermediates, read_stripes, verify_outputs
 from a2mim.wiring.model_type import TimmModel

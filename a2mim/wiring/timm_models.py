@@ -15,7 +15,7 @@ import timm
 import torch
 from torch import nn
 
-from a2mim.names import close_names
+from a2mim.text import close_names
 from a2mim.wiring.model_type import TimmModel
 from a2mim.wiring.plain_arguments import fault_of_argument, shorten
 

@@ -18,7 +18,7 @@ from a2mim.engine import processes, report
 from a2mim.engine.assembly import choose_amp
 from a2mim.engine.failures import explained
 from a2mim.engine.hooks import SignalHook
-from a2mim.memory import OutOfMemory, is_out_of_memory
+from a2mim.engine.memory import OutOfMemory, is_out_of_memory
 
 STEP = {
     "SLURM_JOB_ID": "7",

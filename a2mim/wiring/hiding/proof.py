@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from a2mim.hiding.sparse import refuse_unfit
+from a2mim.wiring.hiding.sparse import refuse_unfit
 from a2mim.wiring.sites import feature_modules
 
 

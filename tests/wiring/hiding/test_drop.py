@@ -7,9 +7,9 @@ import timm
 import torch
 
 from a2mim.encoder import MaskedEncoder
-from a2mim.hiding import leak_of
-from a2mim.hiding.proof import trial
 from a2mim.masking import BlockMask
+from a2mim.wiring.hiding import leak_of
+from a2mim.wiring.hiding.proof import trial
 
 FAMILIES = {
     "vit_tiny_patch16_224": 1,

@@ -3,9 +3,9 @@
 Invariant: the network keeps its own keys, and without a mask it computes what it computed before, bit for bit.
 """
 
-from a2mim.hiding.drop import Dropping
-from a2mim.hiding.proof import hiding_faults, leak_of
-from a2mim.hiding.sparse import Sparse
+from a2mim.wiring.hiding.drop import Dropping
+from a2mim.wiring.hiding.proof import hiding_faults, leak_of
+from a2mim.wiring.hiding.sparse import Sparse
 
 HIDING = ("token", "drop", "sparse")
 

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from a2mim.decoders import DECODERS, EachMap
 from a2mim.decoders.each_map import reads_all_maps
-from a2mim.names import nearest
 from a2mim.registry import MODELS, find_part
+from a2mim.text import nearest
 
 
 def takes(function: Callable, name: str) -> bool:

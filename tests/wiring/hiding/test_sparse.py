@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from a2mim.encoder import MaskedEncoder
-from a2mim.hiding import Sparse
 from a2mim.masking import BlockMask, expand_mask
+from a2mim.wiring.hiding import Sparse
 
 NETWORKS = ["resnet18", "resnetv2_50", "convnextv2_atto", "regnety_002", "mobilenetv3_small_050", "nf_regnet_b0"]
 
