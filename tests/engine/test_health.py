@@ -6,6 +6,7 @@ import time
 
 import pytest
 import torch
+from small_recipe import ENCODER
 
 from a2mim.data import TrainLoader
 from a2mim.encoder import MaskedEncoder
@@ -176,7 +177,7 @@ def test_features_that_lose_their_dimensions_are_named(run, monkeypatch):
 def test_stable_short_runs_raise_no_alarm_but_that_they_are_short_of_the_yardstick(run, recipe, name, monkeypatch):
     monkeypatch.setattr(health_hook, "SHARE", float("inf"))
     monkeypatch.setattr(health_hook, "QUIET", 0.0)
-    recipe.write_text(recipe.read_text().replace('name="xcit_nano_12_p16_224", drop_path_rate=0.3', f'name="{name}"'))
+    recipe.write_text(recipe.read_text().replace(ENCODER, f'name="{name}"'))
     healthy = {"optimizer.base_lr": 0.005, "schedule.epochs": 2, "schedule.warmup_epochs": 0, "global_batch_size": 64}
     healthy |= {"judge.every_epochs": None, "judge.train_images": 64, "judge.test_images": 64}
     folder, _ = run("whole", data="photos", laptop=False, **healthy, **{"checkpoint.every_steps": 1000})

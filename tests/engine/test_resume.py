@@ -11,6 +11,7 @@ import warnings
 
 import pytest
 import torch
+from small_recipe import ENCODER
 
 import a2mim
 from a2mim.checkpoints import list_checkpoints, read_newest, write_checkpoint
@@ -56,7 +57,7 @@ def kill_after(folder, step, copy):
         {},
         {"ema": 0.1, "accumulate": 2},
         {"amp": "bf16", "channels_last": True},
-        {"model.encoder.site": ["blocks.3", "blocks.8"], "model.encoder.maps": ["blocks.5", "blocks.11"]},
+        {"model.encoder.site": ["blocks.1", "blocks.2"], "model.encoder.maps": ["blocks.1", "blocks.3"]},
     ],
     ids=["plain", "ema+accumulate", "bf16", "two sites, two maps"],
 )
@@ -89,7 +90,7 @@ def test_a_network_of_ones_own_is_resumed_bit_for_bit_from_its_folder(run, recip
     (tmp_path / "net_to_resume.py").write_text(NETWORK)
     monkeypatch.syspath_prepend(tmp_path)
     own = 'name="net_to_resume.TwoStages", model_args=dict(width=4), site="stem", token="scaled"'
-    recipe.write_text(recipe.read_text().replace('name="xcit_nano_12_p16_224", drop_path_rate=0.3', own))
+    recipe.write_text(recipe.read_text().replace(ENCODER, own))
     whole, _ = run("whole", ema=0.1)
     kill_after(whole, 4, tmp_path / "resumed")
     a2mim.pretrain(recipe, work_dir=tmp_path / "resumed", resume=True, device="cpu", num_workers=0)
@@ -375,7 +376,7 @@ def test_beginning_the_next_epoch_without_resuming_is_refused(run):
 
 STATEFUL = {
     "moving average": {
-        "model.target": {"type": "MovingAverage", "maps": ["blocks.9", "blocks.11"]},
+        "model.target": {"type": "MovingAverage", "maps": ["blocks.2", "blocks.3"]},
         "model.losses": [{"type": "MaskedSmoothL1"}],
     },
     "frozen teacher, averaged weights": {

@@ -5,6 +5,7 @@ import json
 import pytest
 import timm
 import torch
+from small_recipe import SMALL
 
 from a2mim.checkpoints import read_newest
 
@@ -14,7 +15,7 @@ NAME = "xcit_nano_12_p16_224"
 @pytest.fixture
 def file(tmp_path):
     torch.manual_seed(5)
-    state = timm.create_model(NAME, num_classes=4).state_dict()
+    state = timm.create_model(NAME, num_classes=4, **SMALL).state_dict()
     torch.save({"teacher": {f"backbone.{key}": value for key, value in state.items()}}, tmp_path / "dino.pth")
     return tmp_path / "dino.pth", state
 
