@@ -116,11 +116,19 @@ def _is_part(name: str) -> bool:
 
 
 def _opens(source: Any) -> bool:
-    """Whether a source is more than a path of this machine or a name of timm's: code, or an address."""
+    """Whether a source is more than a path of this machine or a name of timm's: code, or an address.
+
+    A file that is gone counts as a path where the path is absolute: nothing else starts with a slash.
+    """
     if source is None or is_registered(source):
         return False
     name, colon, file = str(source).partition(":")
-    return not (Path(str(source)).exists() or (colon and is_registered(name) and Path(file).exists()))
+    return not (_is_path(str(source)) or (colon and is_registered(name) and _is_path(file)))
+
+
+def _is_path(text: str) -> bool:
+    path = Path(text)
+    return path.is_absolute() or path.exists()
 
 
 def _leaves(value: Any) -> Iterator[str]:
