@@ -145,7 +145,7 @@ def test_a_step_without_memory_ends_with_a_sentence_that_says_accumulate(run, mo
         raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 99 bytes")
 
     monkeypatch.setattr("a2mim.mim.MIM.compare", no_memory)
-    monkeypatch.setattr("a2mim.mim.check_parts", lambda model: None)
+    monkeypatch.setattr("a2mim.mim.model.check_parts", lambda model: None)
     with pytest.raises(OutOfMemory, match=r"too little memory for 8 images at a time: raise accumulate \(now 1\)"):
         run("full", **{"log.pictures": 2})
 
