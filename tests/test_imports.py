@@ -45,7 +45,7 @@ ALLOWED = {
         "weights",
         "wiring",
     },
-    "analysis": {"batchnorm", "data", "devices", "encoder", "evaluation", "files", "pixels", "weights"},
+    "analysis": {"batchnorm", "data", "devices", "encoder", "evaluation", "files", "pixels", "weights", "wiring"},
     "engine": {
         *("analysis", "batchnorm", "checkpoints", "data", "devices", "encoder", "evaluation", "export", "files"),
         *(

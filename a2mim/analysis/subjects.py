@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import timm
 import torch
 from torch import Tensor, nn
 
@@ -22,10 +21,13 @@ from a2mim.evaluation.linear import hold_out
 from a2mim.evaluation.logreg import fit_logreg
 from a2mim.evaluation.subsets import subset_of
 from a2mim.weights.loading import build_reported, read_source
+from a2mim.wiring.plain_arguments import shorten
+from a2mim.wiring.timm_models import build_timm, read_json
 
 TRAINED, UNTRAINED = "trained", "untrained"
 SPLIT_OFF = 0.2  # of each class, where the data have no test part
 FIT_IMAGES, C_VALUES = 2000, 12  # of the linear classifier: training images at most, strengths of the penalty
+_MOST_CLASSES = 1_000_000
 _RESIZE = 256 / 224  # of the short side, relative to the crop
 
 
@@ -149,7 +151,10 @@ class Subjects:
         folder = Path(self.source) / "classifier"
         if not (folder / "model.safetensors").is_file():
             return None
-        model = timm.create_model(f"local-dir:{folder}", pretrained=True).to(self.device).eval()
+        outputs = read_json(folder / "config.json").get("num_classes")
+        if type(outputs) is not int or not 0 < outputs <= _MOST_CLASSES:
+            raise ValueError(f"{folder / 'config.json'} has num_classes={shorten(outputs)}, not a number of classes")
+        model = build_timm(f"local-dir:{folder}", num_classes=outputs, pretrained=True).model.to(self.device).eval()
         names, known = getattr(model, "pretrained_cfg", {}).get("label_names"), self.train.class_names
         if names and known and list(names) != list(known):
             raise ValueError(
@@ -161,12 +166,7 @@ class Subjects:
             with torch.no_grad():
                 return model(images).float()
 
-        return Judged(score, f"the fine-tuned classifier in {folder}", torch.arange(self._outputs(model)))
-
-    def _outputs(self, model: nn.Module) -> int:
-        """How many classes a classifier has, by its answer to one black image."""
-        with torch.no_grad():
-            return model(torch.zeros(1, self.pixels.channels, *self.pixels.img_size, device=self.device)).shape[1]
+        return Judged(score, f"the fine-tuned classifier in {folder}", torch.arange(outputs))
 
     def _fit(self, network: Network) -> Judged:
         if not self.labelled:

@@ -95,6 +95,14 @@ def test_a_fine_tuned_run_answers_by_its_own_classifier(tmp_path, labelled):
     (folder / "config.json").write_text(json.dumps(told))
     with pytest.raises(ValueError, match="knows the classes b, a, … and the data have a, b"):
         subjects._own_classifier()
+    for fault, words in (
+        ({"architecture": "hf-hub:somebody/net"}, "not a model that timm knows"),
+        ({"model_args": {"checkpoint_path": "/etc/passwd"}}, "checkpoint_path"),
+        ({"num_classes": "2"}, "not a number of classes"),
+    ):
+        (folder / "config.json").write_text(json.dumps(told | fault))
+        with pytest.raises(ValueError, match=words):
+            subjects._own_classifier()
 
 
 def test_images_without_labels_have_spectra_and_ranks_and_no_interactions(tmp_path, labelled, capsys):
