@@ -1,6 +1,6 @@
-"""Rules that tell a sick run from a healthy one. Each takes numbers and answers with one sentence, or with None.
+"""The rules of the health checks. Each takes numbers and returns one sentence about a fault, or None.
 
-Invariant: a rule sees numbers only; `a2mim.engine.health_hook` measures them and says what was found, once.
+Invariant: a rule sees numbers only. `a2mim.engine.health_hook` measures them, and says each fault once.
 """
 
 from __future__ import annotations
@@ -11,19 +11,51 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-WINDOW = 10  # lines of the log that are looked at together
-SOON = 60  # steps after the warm-up that say nothing yet
-SPIKE, SPIKES, NEAR = 10.0, 3, 100  # times the median; how often; within so many steps
-WAITING, WAITING_STEPS = 0.3, 200  # share of the time; over so many steps
-LEAST_RANK, RANK_SHARE = 3.0, 0.05
-LEAK_WORSENS, LEAK_BELOW = 1.1, 0.9
-MEMORISED = 1.5  # times that the unseen images' share of the training images' loss may grow
+import scipy  # loads its statistics when they are first used, not when a command starts
+
+CHANCE = 0.05  # what may happen by chance is not said
+LINES, SOON = 20, 60  # lines of the log, and steps, after the warm-up that say nothing yet
+PLATEAU = 500  # steps that a network may stay at the loss of one colour
+FIRST = 5  # lines of the start
+MOST_POINTS = 128  # of a curve
+SPIKE, SPIKES, NEAR = 10.0, 3, 100  # multiple of the median; number of spikes; steps that hold them
+WAITING, WAITING_STEPS = 0.3, 200  # share of the time; steps over which it is measured
+LEAST_RANK, RANK_SHARE = 3.0, 0.05  # the second of the first rank
+LEAK_WORSENS, LEAK_BELOW = 0.1, 0.9  # of the lead over the simple answers; of their loss
+MEMORISED = 1.5  # the factor by which unseen / seen may grow
+
+
+@dataclass
+class Curve:
+    """A curve as at most `MOST_POINTS` points of equal weight. Where there are more, neighbours are averaged."""
+
+    points: list[float] = field(default_factory=list)
+    width: int = 1  # values that are averaged into a point
+    waiting: list[float] = field(default_factory=list)  # values of the next point
+
+    def add(self, value: float) -> None:
+        self.waiting.append(value)
+        if len(self.waiting) < self.width:
+            return
+        self.points.append(statistics.fmean(self.waiting))
+        self.waiting = []
+        if len(self.points) == MOST_POINTS:
+            pairs = zip(self.points[::2], self.points[1::2], strict=True)
+            self.points, self.width = [statistics.fmean(pair) for pair in pairs], 2 * self.width
+
+    def falls(self) -> bool:
+        """Whether the later points lie below the earlier ones by more than chance: Mann-Kendall's test of trend."""
+        return scipy.stats.kendalltau(range(len(self.points)), self.points, alternative="less").pvalue < CHANCE
 
 
 @dataclass
 class NoLearning:
-    """The loss is not below that of answering one colour, and does not fall, after the warm-up and 5 % of the steps, at
-    least 60 of them.
+    """The loss is above that of answering one colour, and it does not fall: each by more than chance.
+
+    A short run may stay above that loss and be healthy, as long as its loss falls. Networks also reach that loss soon and
+    stay there for some hundred steps before they learn more. So a loss that is lower than at the start is named only
+    `PLATEAU` steps after the warm-up; one that never fell, as soon as the warm-up, 5 % of the steps, 60 steps and 20
+    lines of the log are over.
 
     Args:
         warmup: steps of the warm-up.
@@ -34,32 +66,55 @@ class NoLearning:
     warmup: int
     steps: int
     advice: str
-    lines: deque = field(default_factory=lambda: deque(maxlen=WINDOW))
+    whole: Curve = field(default_factory=Curve)  # loss / loss of one colour, since the start
+    warm: Curve = field(default_factory=Curve)  # the same since the end of the warm-up
+    lines: int = 0  # since the end of the warm-up
+
+    def note(self, line: dict) -> float | None:
+        """Remembers a line of the log; returns its loss relative to that of one colour."""
+        loss, baseline = line.get("loss"), line.get("baseline")
+        if not loss or not baseline or not math.isfinite(loss) or not 0 < baseline < math.inf:
+            return None
+        self.whole.add(loss / baseline)
+        if line["step"] > self.warmup:
+            self.warm.add(loss / baseline)
+            self.lines += 1
+        return loss / baseline
 
     def see(self, line: dict) -> str | None:
-        loss, baseline, step = line.get("loss"), line.get("baseline"), line["step"]
-        if not loss or not baseline or baseline <= 0 or step <= self.warmup:
+        if self.note(line) is None or self.lines < LINES:
             return None
-        self.lines.append(loss / baseline)
-        enough = len(self.lines) == WINDOW or (step >= self.steps and len(self.lines) >= 3)
-        if step < self.warmup + max(SOON, 0.05 * self.steps) or not enough:
+        step = line["step"]
+        if step < self.warmup + max(SOON, 0.05 * self.steps):
             return None
-        shares, half = list(self.lines), len(self.lines) // 2
-        mean, falls = statistics.mean(shares), statistics.mean(shares[half:]) < 0.97 * statistics.mean(shares[:half])
-        if mean < 1 or (falls and step < 0.3 * self.steps):
+        recent = self.warm.points[-max(LINES // 2, len(self.warm.points) // 4) :]
+        if not above_one(recent) or self.whole.falls() or self.warm.falls():
+            return None
+        if step < self.warmup + PLATEAU and lower(recent, self.whole.points[:FIRST]):
             return None
         return (
-            f"The loss is {mean:.0%} of that of always answering one colour, after {step:,} of {self.steps:,} steps:"
-            f" the network learns nothing yet. Look at {self.advice}."
+            f"The loss is {statistics.fmean(recent):.0%} of that of always answering one colour, after {step:,} of"
+            f" {self.steps:,} steps, and it does not fall: the network learns nothing yet. Look at {self.advice}."
         )
+
+
+def above_one(values: Sequence[float]) -> bool:
+    """Whether the mean of the values is above 1 by more than chance: Student's one-sided test."""
+    margin = float(scipy.stats.t.ppf(1 - CHANCE, len(values) - 1)) * statistics.stdev(values) / len(values) ** 0.5
+    return statistics.fmean(values) - margin > 1
+
+
+def lower(later: Sequence[float], earlier: Sequence[float]) -> bool:
+    """Whether the later values are lower by more than chance: Mann-Whitney's one-sided test."""
+    return scipy.stats.mannwhitneyu(later, earlier, alternative="less").pvalue < CHANCE
 
 
 @dataclass
 class Spikes:
-    """The gradient norm is over 10 times its running median, three times within 100 steps.
+    """Three gradient norms within 100 steps are over 10 times the running median.
 
     Args:
-        clip_grad: the recipe's.
+        clip_grad: of the recipe: the largest norm, or None.
     """
 
     clip_grad: float | None
@@ -67,7 +122,7 @@ class Spikes:
     found: deque = field(default_factory=lambda: deque(maxlen=SPIKES))
 
     def see(self, step: int, norm: float | None, names) -> str | None:
-        """names: a function that gives the names of the step's images; it is asked only where there is a spike."""
+        """names: a function that returns the names of the step's images; it is called only at a spike."""
         if norm is None or not math.isfinite(norm):
             return None
         median = statistics.median(self.norms) if len(self.norms) >= 20 else None
@@ -88,16 +143,16 @@ class Spikes:
 
 @dataclass
 class Starving:
-    """Over 30 % of the time goes into waiting for data, over 200 steps.
+    """The run spends over 30 % of the time waiting for data, over 200 steps.
 
     Args:
-        workers: data processes of each process.
-        cores: of the machine, for each process.
+        workers: data workers of each training process.
+        cores: CPU cores of the machine, divided by the training processes.
     """
 
     workers: int
     cores: int
-    seen: deque = field(default_factory=deque)  # (steps, seconds, seconds waited) of lines
+    seen: deque = field(default_factory=deque)  # of each line: steps, time, time spent waiting
     last: int = 0
 
     def see(self, line: dict) -> str | None:
@@ -105,7 +160,7 @@ class Starving:
         self.last = line["step"]
         if not speed or "data_share" not in line or steps <= 0:
             return None
-        seconds = steps / speed  # in units of a batch, which is all alike
+        seconds = steps / speed  # up to a factor, the batch size, which cancels out in the share
         self.seen.append((steps, seconds, seconds * line["data_share"]))
         while len(self.seen) > 1 and sum(one[0] for one in self.seen) - self.seen[0][0] >= WAITING_STEPS:
             self.seen.popleft()
@@ -127,39 +182,38 @@ class Starving:
 
 
 def collapse(rank: float, first: float) -> str | None:
-    """The effective rank of fixed images is under 5 % of its value at the start, or has fallen under 3."""
+    """The effective rank of the features of fixed images is under 5 % of its first value, or has fallen under 3."""
     if not (rank < RANK_SHARE * first or (rank < LEAST_RANK <= first)):
         return None
     return (
         f"The effective rank of the features of fixed images fell from {first:.1f} to {rank:.1f}: the representation is"
-        " losing its dimensions. Lower optimizer.base_lr, or look at the target: one that follows the encoder can"
+        " losing its dimensions. Lower optimizer.base_lr, or look at the target: a target that follows the encoder can"
         " collapse with it."
     )
 
 
 def leak(own: float, swapped: float, simple: Sequence[float]) -> str | None:
-    """Hidden cells are reconstructed hardly worse when all visible ones are those of another image, and better than
-    without seeing anything.
+    """The network reconstructs hidden cells without the visible ones: when all visible cells come from another image, it
+    keeps over 90 % of its lead over answers that look at nothing.
 
     Args:
-        own, swapped: loss with the image's own visible cells, and with another image's.
-        simple: losses of answers that see nothing: the image's mean colour, the mean image.
+        own, swapped: loss with the image's own visible cells, and with those of another image.
+        simple: losses of two answers that need no network: the image's mean colour, and the mean image.
     """
-    if not simple or swapped > LEAK_WORSENS * own or swapped >= LEAK_BELOW * min(simple):
+    if not simple or swapped >= LEAK_BELOW * min(simple) or swapped - own > LEAK_WORSENS * (min(simple) - own):
         return None
     return (
-        f"Hidden cells are reconstructed as well when the visible ones are another image's (loss {own:.4f} and"
-        f" {swapped:.4f}): the architecture, the fill or a transform lets hidden pixels through. `a2mim check-model`"
-        " tests the architecture."
+        f"The loss on hidden cells is {own:.4f}, and {swapped:.4f} when the visible cells are those of another image: the"
+        " architecture, the fill or a transform lets hidden pixels through. `a2mim check-model` tests the architecture."
     )
 
 
 def memorising(seen: float, unseen: float, ratio_before: float) -> str | None:
-    """The loss on fixed training images is far below that on unseen ones, by more than it was at the start.
+    """The loss on fixed unseen images has become far higher than that on fixed training images.
 
     Args:
-        seen, unseen: losses.
-        ratio_before: unseen / seen of the network at the start.
+        seen, unseen: losses on training images and on unseen ones.
+        ratio_before: unseen / seen at the start, where any difference is one of the images.
     """
     if seen <= 0 or ratio_before <= 0 or unseen / seen < MEMORISED * ratio_before:
         return None

@@ -1,5 +1,5 @@
-"""Measures what the rules of `a2mim.engine.health` ask for, and says what they find: on the screen once, in log.jsonl,
-and so in the report.
+"""The hooks that measure what the rules of `a2mim.engine.health` need. A fault is said once on the screen, and stands in
+log.jsonl, from where the report takes it.
 """
 
 from __future__ import annotations
@@ -27,17 +27,18 @@ from a2mim.evaluation.label_free import effective_rank, feature_deviation
 from a2mim.mim import MIM
 from a2mim.pixels import normalize
 
-SHARE = 0.01  # of the time since the start, at most, after the measurement at the start
-QUIET = 20.0  # seconds at the start of a run in which nothing is looked at again
-_FEATURES, _LOSSES = 64, 32  # images: of the rank, and of each loss
-_NAMES = 3  # of images, that a sentence names
+SHARE = 0.01  # the largest share of the time that looks may take, without the first
+QUIET = 20.0  # seconds after the first look in which there is no other
+_FEATURES, _LOSSES = 64, 32  # images for the rank, and for each loss
+_NAMES = 3  # images that a sentence names
 
 
 class HealthHook(Hook):
-    """The checks that need only the log and the step: spike, starving, and no-learning where the loss has a yardstick.
+    """The checks that need only the log and the gradient norm: spike, starving, and no-learning where the log has the loss
+    of one colour.
 
     Args:
-        advice: for no-learning: what the recipe sets, as part of a sentence.
+        advice: part of the sentence of no-learning: which settings of the recipe to look at.
     """
 
     priority = 75  # after the log's line
@@ -54,6 +55,8 @@ class HealthHook(Hook):
         if is_main_process():
             kept = read_log(log.path)[0]
             self.raised = {str(line["check"]) for line in kept if "check" in line}
+            for line in kept:  # a run that goes on knows how its loss fell before
+                self.no_learning.note(line)
         self.spikes = health.Spikes(settings.clip_grad)
         cores = (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
         self.starving = health.Starving(runner.run.num_workers, cores, last=runner.iter)
@@ -71,7 +74,7 @@ class HealthHook(Hook):
         self.tell(step, "no-learning", self.no_learning.see(line))
 
     def tell(self, step: int, check: str, sentence: str | None) -> None:
-        """Says a sentence, if there is one and the check has not been raised before."""
+        """Says the sentence of a check, unless the check has spoken before."""
         if sentence is None or check in self.raised:
             return
         self.raised.add(check)
@@ -80,7 +83,7 @@ class HealthHook(Hook):
 
 
 def image_names(runner, batch: dict | None) -> list[str]:
-    """The names of the first images of a batch."""
+    """The names of the first images of a batch; none for a stream, which has no names."""
     ids = (batch or {}).get("ids")
     dataset = runner.run.task.train_set
     if ids is None or dataset.stream:
@@ -90,11 +93,11 @@ def image_names(runner, batch: dict | None) -> list[str]:
 
 @dataclass(frozen=True)
 class Fixed:
-    """Images that are looked at again and again, (N, C, H, W) as stored.
+    """The same few images for each look, (N, C, H, W) as the loader gives them.
 
     Args:
         train: training images.
-        unseen: others; None where there are none.
+        unseen: test images; None where there are none.
     """
 
     train: Tensor
@@ -114,19 +117,19 @@ def fixed_images(train_set, test_set, img_size: int, seed: int) -> Fixed:
 
 
 class PretrainHealthHook(HealthHook):
-    """Also the checks that look at fixed images at the ends of epochs: collapse, leak, memorising.
+    """Also the checks that look at fixed images: collapse, leak, memorising. A look is due at the end of each epoch.
 
-    The next line of log.jsonl has "effective_rank" and "feature_std" of the features. A look that would cost more than
-    SHARE of the time is passed over. What was found at the start is in the checkpoints.
+    The next line of log.jsonl holds "effective_rank" and "feature_std" of the features. A look is left out where all
+    looks would take more than SHARE of the time. The numbers of the first look are kept in the checkpoints.
 
     Args:
-        images: a function that reads the fixed images; called once, by the first process.
+        images: a function that reads the fixed images. The first process calls it once.
     """
 
     def __init__(self, advice: str, images: Callable[[], Fixed]):
         super().__init__(advice)
         self.images = images
-        self.start: dict[str, float] = {}  # of the start: "effective_rank", and "ratio": unseen / seen loss
+        self.start: dict[str, float] = {}  # of the first look: "effective_rank", and "ratio": unseen / seen loss
         self.cost = self.spent = self.began = 0.0
 
     def before_train(self, runner) -> None:
@@ -153,7 +156,7 @@ class PretrainHealthHook(HealthHook):
             self.spent += self.cost
 
     def look(self, runner) -> None:
-        """Measures, writes a line, and asks the rules."""
+        """Measures, hands the numbers to the log, and says what the rules find."""
         model, step, context = runner.inner_model, runner.iter, runner.context
         modes = [(module, module.training) for module in model.modules()]
         model.eval()
@@ -165,7 +168,7 @@ class PretrainHealthHook(HealthHook):
             for module, training in modes:
                 module.training = training
         if not torch.isfinite(features).all():
-            return  # the next checkpoint refuses to be written, and says why
+            return  # the next checkpoint is refused, with the reason
         rank, deviation = effective_rank(features), feature_deviation(features)
         if not self.start:
             ratio = found["unseen"] / found["seen"] if "unseen" in found and found["seen"] > 0 else 0.0
@@ -196,16 +199,19 @@ class PretrainHealthHook(HealthHook):
 
 
 def pooled(model: MIM, images: Tensor) -> Tensor:
-    """(N, D) features of whole images, as timm hands them to a classifier."""
+    """(N, D): the features of whole images that timm hands to a classifier."""
     encoder = model.encoder.model
     with frozen(encoder):
         return pooling_of(encoder, "default")(normalize(images, model.mean, model.std)).float().cpu()
 
 
 def leak_losses(model: MIM, images: Tensor, generator: torch.Generator) -> dict:
-    """Losses of one mask: "seen" and "own" of the images, "swapped" with every visible cell of another image, and
-    "simple": answers that see nothing. Only "seen" where the target is no image: then a hidden cell's target may depend
-    on visible ones.
+    """Losses under one mask.
+
+    Returns:
+        "seen" and "own": of the images; "swapped": when every visible cell comes from another image; "simple": of two
+        answers that need no network. Only "seen" where the target is no image, because a hidden cell's target may then
+        depend on visible pixels.
     """
     images = normalize(images, model.mean, model.std)
     mask = model.draw_mask(images, generator)

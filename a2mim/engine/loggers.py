@@ -11,8 +11,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from mmengine.registry import VISBACKENDS
+from mmengine.visualization import MLflowVisBackend
+
 from a2mim.engine.setting_groups import Log
 from a2mim.text import nearest
+
+
+@VISBACKENDS.register_module()
+class MLflowPictures(MLflowVisBackend):
+    """mmengine's logger, whose pictures have names that MLflow takes: with the step, and the ending of a format."""
+
+    def add_image(self, name: str, image: np.ndarray, step: int = 0, **more: Any) -> None:
+        super().add_image(f"{name}/step_{step:08d}.png", image, step, **more)
 
 
 @dataclass(frozen=True)
@@ -33,12 +45,14 @@ class Backend:
 BACKENDS = {
     "tensorboard": Backend("TensorboardVisBackend", "tensorboard", "files in {folder}"),
     "wandb": Backend("WandbVisBackend", "wandb", "https://api.wandb.ai"),
-    "mlflow": Backend("MLflowVisBackend", "mlflow", "files in {folder}"),
+    "mlflow": Backend("MLflowPictures", "mlflow", "files in {folder}"),
     "aim": Backend("AimVisBackend", "aim", "its repository in the current folder"),
     "clearml": Backend("ClearMLVisBackend", "clearml", "the server of your clearml.conf"),
     "dvclive": Backend("DVCLiveVisBackend", "dvclive", "files in {folder}"),
     "neptune": Backend("NeptuneVisBackend", "neptune", "https://app.neptune.ai"),
 }
+
+OFFLINE = ("offline", "dryrun")  # modes of W&B in which it sends nothing
 
 
 def options_of(log: Log) -> list[tuple[str, dict[str, Any]]]:
@@ -76,6 +90,22 @@ def configs(log: Log) -> list[dict[str, Any]]:
     return found
 
 
+def stay_local(log: Log) -> None:
+    """Sets what loggers that write files alone read from the environment, unless it is set: MLflow then takes a local
+    folder, which its newer versions refuse, and neither MLflow nor W&B reports its own use or errors to its makers.
+    """
+    for name, options in options_of(log):
+        if name == "mlflow" and not options.get("tracking_uri"):
+            os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")
+            os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+        if name == "wandb" and _wandb_mode(options) in OFFLINE:
+            os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
+
+
+def _wandb_mode(options: dict[str, Any]) -> str:
+    return options.get("mode") or os.environ.get("WANDB_MODE", "online")
+
+
 def destinations(log: Log, folder: Path | str) -> list[str]:
     """A line for the screen about each logger: where it writes or sends to."""
     return [f"  logger   {name}: {_where(name, options, folder)}" for name, options in options_of(log)]
@@ -84,14 +114,16 @@ def destinations(log: Log, folder: Path | str) -> list[str]:
 def _where(name: str, options: dict[str, Any], folder: Path | str) -> str:
     told = BACKENDS[name].where
     if name == "wandb":
-        mode = options.get("mode") or os.environ.get("WANDB_MODE", "online")
+        mode = _wandb_mode(options)
         told = os.environ.get("WANDB_BASE_URL", told)
         if mode == "disabled":
             return "nothing is written or sent: its mode is disabled"
-        if mode in ("offline", "dryrun"):
+        if mode in OFFLINE:
             return f"files in {folder}; nothing is sent"
         return f"sends to {told}"
     if name == "mlflow" and options.get("tracking_uri"):
+        if str(options["tracking_uri"]).startswith(("file:", "sqlite:", "/")):
+            return f"{options['tracking_uri']}; nothing is sent"
         return f"sends to {options['tracking_uri']}"
     if name == "clearml" or name == "neptune":
         return f"sends to {told}"

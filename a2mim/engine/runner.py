@@ -138,6 +138,7 @@ class TrainRunner(Runner):
     ):
         self.run, self.context, self.named_hooks, self.resume_point = run, context, hooks, resume_from
         backends = loggers.configs(run.settings.log)
+        loggers.stay_local(run.settings.log)
         super().__init__(
             model=run.task.model,
             work_dir=str(run.claimed / "logs"),

@@ -1,10 +1,11 @@
 """Loggers by name: settings, scalars and pictures reach each; what is missing is one sentence."""
 
 import json
+import os
 
 import pytest
 
-from a2mim.engine.loggers import BACKENDS, configs, destinations, options_of
+from a2mim.engine.loggers import BACKENDS, configs, destinations, options_of, stay_local
 from a2mim.engine.setting_groups import Log
 
 SHORT = {"schedule.epochs": 1, "schedule.warmup_epochs": 0}
@@ -44,6 +45,21 @@ def test_the_first_lines_say_where_each_logger_sends(monkeypatch):
     assert len(destinations(Log(backends=list(BACKENDS)), "x")) == len(BACKENDS)
 
 
+def test_loggers_that_write_files_alone_are_told_to_send_nothing(monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: True)
+    names = ("MLFLOW_ALLOW_FILE_STORE", "MLFLOW_DISABLE_TELEMETRY", "WANDB_ERROR_REPORTING", "WANDB_MODE")
+    for name in names:
+        monkeypatch.setenv(name, "")  # so that it is restored
+        monkeypatch.delenv(name)
+    stay_local(Log(backends=["wandb", {"type": "mlflow", "tracking_uri": "http://h:5000"}, "tensorboard"]))
+    assert not [name for name in names if name in os.environ]
+    monkeypatch.setenv("MLFLOW_DISABLE_TELEMETRY", "false")
+    stay_local(Log(backends=[{"type": "wandb", "mode": "offline"}, "mlflow"]))
+    assert [os.environ.get(name) for name in names] == ["true", "false", "false", None]
+    told = destinations(Log(backends=[{"type": "mlflow", "tracking_uri": "sqlite:///m.db"}]), "x")[0]
+    assert told == "  logger   mlflow: sqlite:///m.db; nothing is sent"
+
+
 def test_tensorboard_gets_settings_scalars_and_pictures(run, capsys):
     pytest.importorskip("tensorboard")
     folder, _ = run("board", **SHORT, **{"log.backends": ["tensorboard"]})
@@ -77,5 +93,6 @@ def test_mlflow_gets_settings_scalars_and_pictures_into_a_local_folder(run):
     files = [path for path in (folder / "logs").rglob("*") if path.is_file()]
     (metric,) = [path for path in files if path.parent.name == "metrics" and path.name == "loss"]
     assert len(metric.read_text().splitlines()) == 3
-    assert any("reconstructions" in path.name for path in files)
+    pictures = sorted(path.name for path in files if path.parent.name == "reconstructions")
+    assert pictures == ["step_00000000.png", "step_00000003.png"]
     assert any("mask_patch_size" in path.name for path in files if path.parent.name == "params")
