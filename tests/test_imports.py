@@ -61,7 +61,7 @@ ALLOWED = {
             "wiring",
         ),
     },
-    "report": {"files"},
+    "report": {"files", "protocols"},
     "embedding": {"batchnorm", "data", "evaluation", "files"},
     "commands": {
         "analysis",

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from a2mim.evaluation.intervals import wilson_interval
+from a2mim.evaluation import wilson_interval
 
 RATIOS = tuple(i / 10 for i in range(11))
 FILLINGS = ("zero", "mean colour", "noise")

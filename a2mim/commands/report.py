@@ -16,11 +16,13 @@ def add_report(commands) -> None:
 
 
 def run_report(chosen) -> None:
-    from a2mim.report import write_report
+    from a2mim.report import read_run, write_report
+    from a2mim.report.pairs import comparisons
 
     if chosen.out is None and len(chosen.runs) > 1:
         raise ValueError(f"{len(chosen.runs)} runs were given: add --out FILE.html, the file to write.")
     out = Path(chosen.out) if chosen.out else Path(chosen.runs[0]) / "report.html"
     if chosen.out:
         out.parent.mkdir(parents=True, exist_ok=True)
-    print(f"report  {write_report(chosen.runs, out)}")
+    page = write_report(chosen.runs, out)
+    print("\n".join([*comparisons([read_run(folder) for folder in chosen.runs]), f"report  {page}"]))

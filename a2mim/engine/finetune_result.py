@@ -12,13 +12,13 @@ from torch import nn
 
 from a2mim.engine.finetune_protocol import protocol_in_force
 from a2mim.evaluation.identity import hash_of
-from a2mim.evaluation.intervals import bootstrap_interval
 from a2mim.evaluation.results import pack
 from a2mim.export import export_timm_folder
 from a2mim.export.receipt import TOLERANCE
 from a2mim.export.target import ExportError
 from a2mim.files import write_json
 from a2mim.pixels import Preprocessing
+from a2mim.protocols.intervals import bootstrap_interval
 from a2mim.wiring.model_type import TimmModel
 from a2mim.wiring.timm_models import as_timm_reads
 

@@ -52,10 +52,10 @@ class Curve:
 class NoLearning:
     """The loss is above that of answering one colour, and it does not fall: each by more than chance.
 
-    A short run may stay above that loss and be healthy, as long as its loss falls. Networks also reach that loss soon and
-    stay there for some hundred steps before they learn more. So a loss that is lower than at the start is named only
-    `PLATEAU` steps after the warm-up; one that never fell, as soon as the warm-up, 5 % of the steps, 60 steps and 20
-    lines of the log are over.
+    A short run may stay above that loss and be healthy, as long as its loss falls. Networks also reach that loss soon
+    and stay there for some hundred steps before they learn more. So a loss that is lower than at the start is named
+    only `PLATEAU` steps after the warm-up; one that never fell, as soon as the warm-up, 5 % of the steps, 60 steps and
+    20 lines of the log are over.
 
     Args:
         warmup: steps of the warm-up.
@@ -193,8 +193,8 @@ def collapse(rank: float, first: float) -> str | None:
 
 
 def leak(own: float, swapped: float, simple: Sequence[float]) -> str | None:
-    """The network reconstructs hidden cells without the visible ones: when all visible cells come from another image, it
-    keeps over 90 % of its lead over answers that look at nothing.
+    """The network reconstructs hidden cells without the visible ones: when all visible cells come from another image,
+    it keeps over 90 % of its lead over answers that look at nothing.
 
     Args:
         own, swapped: loss with the image's own visible cells, and with those of another image.
@@ -203,8 +203,9 @@ def leak(own: float, swapped: float, simple: Sequence[float]) -> str | None:
     if not simple or swapped >= LEAK_BELOW * min(simple) or swapped - own > LEAK_WORSENS * (min(simple) - own):
         return None
     return (
-        f"The loss on hidden cells is {own:.4f}, and {swapped:.4f} when the visible cells are those of another image: the"
-        " architecture, the fill or a transform lets hidden pixels through. `a2mim check-model` tests the architecture."
+        f"The loss on hidden cells is {own:.4f}, and {swapped:.4f} when the visible cells are those of another image:"
+        " the architecture, the fill or a transform lets hidden pixels through. `a2mim check-model` tests the"
+        " architecture."
     )
 
 

@@ -1,5 +1,5 @@
-"""The hooks that measure what the rules of `a2mim.engine.health` need. A fault is said once on the screen, and stands in
-log.jsonl, from where the report takes it.
+"""The hooks that measure what the rules of `a2mim.engine.health` need. They say each fault once on the screen, and
+write it to log.jsonl, from where the report takes it.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ _NAMES = 3  # images that a sentence names
 
 
 class HealthHook(Hook):
-    """The checks that need only the log and the gradient norm: spike, starving, and no-learning where the log has the loss
-    of one colour.
+    """The checks that need only the log and the gradient norm: spike, starving, and no-learning where the log has the
+    loss of one colour.
 
     Args:
         advice: part of the sentence of no-learning: which settings of the recipe to look at.

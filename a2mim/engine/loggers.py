@@ -21,10 +21,16 @@ from a2mim.text import nearest
 
 @VISBACKENDS.register_module()
 class MLflowPictures(MLflowVisBackend):
-    """mmengine's logger, whose pictures have names that MLflow takes: with the step, and the ending of a format."""
+    """mmengine's logger, mended in two ways: a picture has a name with its step and the ending that MLflow asks for,
+    and the end of a run copies no files. mmengine's copies those of its own store among them.
+    """
 
     def add_image(self, name: str, image: np.ndarray, step: int = 0, **more: Any) -> None:
         super().add_image(f"{name}/step_{step:08d}.png", image, step, **more)
+
+    def close(self) -> None:
+        if hasattr(self, "_mlflow"):
+            self._mlflow.end_run()
 
 
 @dataclass(frozen=True)

@@ -156,7 +156,9 @@ class TrainRunner(Runner):
             default_scope=SCOPE,
             randomness={"seed": context.seed},
             experiment_name=f"{run.folder.name}-{next(_runs)}",  # mmengine keys its globals by this name
-            cfg=Config({"settings": run.settings.model_dump(mode="json")}) if backends else None,
+            cfg=Config({"settings": run.settings.model_dump(mode="json"), "work_dir": str(run.claimed)})
+            if backends
+            else None,
         )
         for folder in (Path(self._log_dir), Path(self.work_dir)):  # mmengine makes them in any case
             with suppress(OSError):  # TensorBoard's files lie there

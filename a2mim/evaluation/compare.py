@@ -6,8 +6,8 @@ import warnings
 
 import torch
 
-from a2mim.evaluation.intervals import bootstrap_mean, verdict
 from a2mim.evaluation.results import unpack
+from a2mim.protocols.intervals import bootstrap_mean, verdict
 
 MUST_AGREE = {"protocol": "protocols", "protocol_hash": "constants", "data_fingerprint": "data"}
 

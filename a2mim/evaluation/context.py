@@ -19,12 +19,12 @@ from a2mim.evaluation.calibration import DESCRIPTION, calibration_batches, calib
 from a2mim.evaluation.encoder import Encoder
 from a2mim.evaluation.features import pooling_name, refuse_below_one
 from a2mim.evaluation.identity import hash_of, stamp_of
-from a2mim.evaluation.intervals import bootstrap_interval
 from a2mim.evaluation.linear import hold_out
 from a2mim.evaluation.overlap import find_contradictions, find_overlap, overlap_sentence
 from a2mim.evaluation.passes import CentralViews, RandomViews, TrainingPass, crop_batches
 from a2mim.evaluation.probe import Labelled
 from a2mim.evaluation.subsets import subset_of
+from a2mim.protocols.intervals import bootstrap_interval
 
 RESIZE = 256 / 224  # short side before the crop, in crops: Resize(256), CenterCrop(224)
 SPLIT_OFF = 0.2  # of each class, to test on where there is no test set

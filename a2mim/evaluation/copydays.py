@@ -13,8 +13,8 @@ from tqdm import tqdm
 from a2mim.evaluation.calibration import IMAGES
 from a2mim.evaluation.dense import DenseEncoder, pictures_in, read_picture, resized
 from a2mim.evaluation.identity import hash_of
-from a2mim.evaluation.intervals import bootstrap_mean
 from a2mim.protocols import Protocol
+from a2mim.protocols.intervals import bootstrap_mean
 
 _SCENE = 4  # first characters of a file's name: the photograph it is made from
 

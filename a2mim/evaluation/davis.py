@@ -18,8 +18,8 @@ from tqdm import tqdm
 
 from a2mim.evaluation.dense import DenseEncoder, pictures_in, read_picture, resized
 from a2mim.evaluation.identity import hash_of
-from a2mim.evaluation.intervals import bootstrap_mean
 from a2mim.protocols import Protocol
+from a2mim.protocols.intervals import bootstrap_mean
 
 _BLOCK_BYTES = 2**28  # of affinities held at once
 CALIBRATION_FRAMES = 64

@@ -20,11 +20,11 @@ from a2mim.evaluation.features import (
     refuse_below_one,
     unreadable_of,
 )
-from a2mim.evaluation.intervals import wilson_interval
 from a2mim.evaluation.knn import check_constants, knn
 from a2mim.evaluation.linear import linear_probe
 from a2mim.evaluation.taps import CELLS, tap
 from a2mim.pixels import IMAGENET_MEAN, IMAGENET_STD, normalize
+from a2mim.protocols.intervals import wilson_interval
 
 MOST_SIDE = 7  # cells: a larger map is averaged down to it, so that judging stays short and its file small
 # of efficient-probe, shortened

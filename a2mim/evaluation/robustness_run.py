@@ -15,11 +15,11 @@ from a2mim.evaluation.calibration import calibration_rows
 from a2mim.evaluation.cells import map_of
 from a2mim.evaluation.context import EvalContext
 from a2mim.evaluation.features import check_features, class_positions
-from a2mim.evaluation.intervals import wilson_interval
 from a2mim.evaluation.linear import best_head, fit, hold_out
 from a2mim.evaluation.robustness import Damaged
 from a2mim.evaluation.taps import CELLS
 from a2mim.protocols import Protocol
+from a2mim.protocols.intervals import wilson_interval
 
 
 def run(context: EvalContext, protocol: Protocol) -> list[dict]:

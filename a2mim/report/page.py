@@ -15,6 +15,7 @@ from a2mim.files import write_text
 from a2mim.report.analyses import analysis_plots, feature_plots
 from a2mim.report.curves import curves
 from a2mim.report.figures import Plot, svg
+from a2mim.report.pairs import comparisons
 from a2mim.report.pictures import Tile, inline, open_picture, reconstruction_rows, whole_sheets
 from a2mim.report.records import RunRecord, read_run
 from a2mim.report.tables import data_rows, differing, export_rows, setting_rows, where_and_how
@@ -82,6 +83,7 @@ def render(runs: Sequence[RunRecord]) -> str:
             features=[_drawn(plot) for plot in feature_plots(runs)],
             analyses=[_drawn(plot) for plot in analysis_plots(runs)],
             differing=differing(runs),
+            compared=comparisons(runs),
             pairs=_pairs(runs),
         )
     )

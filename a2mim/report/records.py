@@ -69,6 +69,7 @@ class RunRecord:
         events: lines of the log that hold neither, such as resumes and warnings of the health checks.
         bad_lines: how many lines of the log could not be read.
         differences: what the judges say before and after.
+        results: of results.json: each has the answer to every test image.
         pictures: sheets of reconstructions, oldest first.
         receipts: of exports inside the run's folder.
         analyses: results of `a2mim analyze`, by name.
@@ -88,6 +89,7 @@ class RunRecord:
     receipts: list[dict[str, Any]]
     analyses: dict[str, dict[str, Any]] = field(default_factory=dict)
     representation: dict[str, Any] | None = None
+    results: list[dict[str, Any]] = field(default_factory=list)
 
     @property
     def name(self) -> str:
@@ -165,18 +167,36 @@ def read_run(folder: str | Path, running: bool = False) -> RunRecord:
         receipts=[found for path in sorted(folder.glob("*/receipt.json")) if (found := read_json(path))],
         analyses={path.stem: found for path in sorted(folder.glob("analysis/*.json")) if (found := read_json(path))},
         representation=read_json(folder / "representation" / "representation.json"),
+        results=_results(folder / "results.json"),
     )
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
     """A JSON object, or None where there is none that can be read."""
+    found = _read(path)
+    return found if isinstance(found, dict) else None
+
+
+def _read(path: Path) -> Any:
     try:
         if not path.is_file() or path.stat().st_size > _MOST_BYTES:
             return None
-        found = json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
         return None
-    return found if isinstance(found, dict) else None
+
+
+def _results(path: Path) -> list[dict[str, Any]]:
+    """The results that have answers of single images: "1" right, "0" wrong, "-" not judged."""
+    found = _read(path)
+    return [one for one in found if _has_answers(one)] if isinstance(found, list) else []
+
+
+def _has_answers(result: Any) -> bool:
+    if not isinstance(result, dict) or not isinstance(result.get("constants"), dict):
+        return False
+    correct = result.get("correct")
+    return isinstance(correct, str) and bool(correct) and not set(correct) - set("01-")
 
 
 def _log(path: Path) -> tuple[list[dict[str, Any]], int]:

@@ -8,6 +8,7 @@ import pytest
 import torch
 from small_recipe import ENCODER
 
+import a2mim
 from a2mim.data import TrainLoader
 from a2mim.encoder import MaskedEncoder
 from a2mim.engine import health, health_hook
@@ -228,6 +229,7 @@ def test_a_run_whose_network_sees_the_hidden_pixels_is_named(run, watched, monke
         return found
 
     monkeypatch.setattr(MIM, "prepare", noting)
+
     def adding(self, *given, **named):
         return 0.01 * decode(self, *given, **named) + self.__dict__.get("seen", 0)
 

@@ -2,10 +2,12 @@
 
 import json
 import os
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
-from a2mim.engine.loggers import BACKENDS, configs, destinations, options_of, stay_local
+from a2mim.engine.loggers import BACKENDS, MLflowPictures, configs, destinations, options_of, stay_local
 from a2mim.engine.setting_groups import Log
 
 SHORT = {"schedule.epochs": 1, "schedule.warmup_epochs": 0}
@@ -58,6 +60,19 @@ def test_loggers_that_write_files_alone_are_told_to_send_nothing(monkeypatch):
     assert [os.environ.get(name) for name in names] == ["true", "false", "false", None]
     told = destinations(Log(backends=[{"type": "mlflow", "tracking_uri": "sqlite:///m.db"}]), "x")[0]
     assert told == "  logger   mlflow: sqlite:///m.db; nothing is sent"
+
+
+def test_pictures_for_mlflow_have_names_with_a_step_and_an_ending(tmp_path):
+    said = []
+    logger = MLflowPictures(str(tmp_path))
+    logger.close()  # before it has begun: nothing happens
+    logger._env_initialized = True
+    logger._mlflow = SimpleNamespace(
+        log_image=lambda image, name: said.append(name), end_run=lambda: said.append("end")
+    )
+    logger.add_image("reconstructions", np.zeros((2, 2, 3), np.uint8), 12)
+    logger.close()
+    assert said == ["reconstructions/step_00000012.png", "end"]
 
 
 def test_tensorboard_gets_settings_scalars_and_pictures(run, capsys):

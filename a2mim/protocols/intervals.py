@@ -1,9 +1,17 @@
-"""Uncertainty of percentages: an interval for one number, a paired interval for the difference of two."""
+"""Uncertainty of percentages: an interval for one number, a paired interval for the difference of two.
+
+It needs no torch, so that a report can be made without. Answers may be tensors or arrays.
+"""
+
+from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
-from torch import Tensor
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Z_95 = 1.959964  # two-sided 95 % of the normal distribution
 FEWEST_DIFFERENT = 6  # five answers that all changed the same way still happen by chance in 2 / 2^5 > 5 % of cases
@@ -23,7 +31,7 @@ def wilson_interval(correct: int, total: int) -> tuple[float, float]:
     return 100 * max(0.0, min(low, share)), 100 * min(1.0, max(high, share))  # share: rounding at 0 % and 100 %
 
 
-def bootstrap_interval(correct: Tensor, seed: int = 0, resamples: int = 10_000) -> tuple[float, float]:
+def bootstrap_interval(correct: Tensor | np.ndarray, seed: int = 0, resamples: int = 10_000) -> tuple[float, float]:
     """95 % percentile bootstrap of an accuracy, in percent: test images are drawn with replacement.
 
     If all answers are alike, every draw is the same; then the interval is Wilson's.
@@ -50,7 +58,7 @@ def bootstrap_mean(values, seed: int = 0, resamples: int = 10_000) -> tuple[floa
 
 
 def paired_difference(
-    correct_a: Tensor, correct_b: Tensor, seed: int = 0, resamples: int = 10_000
+    correct_a: Tensor | np.ndarray, correct_b: Tensor | np.ndarray, seed: int = 0, resamples: int = 10_000
 ) -> tuple[float, float, float]:
     """Accuracy of b minus accuracy of a on the same test images, with its 95 % bootstrap interval, in points.
 
@@ -93,7 +101,9 @@ class Difference:
         return f"{self.name}: {words[self.word]} ({change})."
 
 
-def difference(name: str, correct_before: Tensor, correct_after: Tensor, seed: int = 0) -> Difference:
+def difference(
+    name: str, correct_before: Tensor | np.ndarray, correct_after: Tensor | np.ndarray, seed: int = 0
+) -> Difference:
     """The judgement on the change between the answers before and after, (M,) bool each."""
     points, low, high = paired_difference(correct_before, correct_after, seed)
     different = int((_change(correct_before, correct_after) != 0).sum())
@@ -102,16 +112,17 @@ def difference(name: str, correct_before: Tensor, correct_after: Tensor, seed: i
     return Difference(name, points, low, high, word, len(correct_before))
 
 
-def verdict(what: str, correct_before: Tensor, correct_after: Tensor, seed: int = 0) -> str:
+def verdict(what: str, correct_before: Tensor | np.ndarray, correct_after: Tensor | np.ndarray, seed: int = 0) -> str:
     """One sentence: gain, loss, or no difference that this test set can show."""
     return difference(what, correct_before, correct_after, seed).sentence()
 
 
-def _change(correct_a: Tensor, correct_b: Tensor) -> np.ndarray:
+def _change(correct_a: Tensor | np.ndarray, correct_b: Tensor | np.ndarray) -> np.ndarray:
     """(M,) int in {-1, 0, 1}: b minus a, image by image."""
     if correct_a.shape != correct_b.shape or correct_a.ndim != 1 or len(correct_a) == 0:
         raise ValueError(
             "a paired difference needs answers to the same images: "
             f"got {tuple(correct_a.shape)} and {tuple(correct_b.shape)}."
         )
-    return correct_b.cpu().numpy().astype(np.int64) - correct_a.cpu().numpy().astype(np.int64)
+    before, after = (x if isinstance(x, np.ndarray) else x.cpu().numpy() for x in (correct_a, correct_b))
+    return after.astype(np.int64) - before.astype(np.int64)
