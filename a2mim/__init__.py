@@ -24,12 +24,13 @@ _PUBLIC = {
     "load_encoder": "a2mim.loading",
     "open_dataset": "a2mim.data",
     "pretrain": "a2mim.engine.run",
+    "refine": "a2mim.engine.run",
     "write_report": "a2mim.report",
 }
 _ROOMS = ("export",)  # packages that can be called: a2mim.export(run, to=["timm"], out_dir="exported")
 __all__ = [
     *("MIM", "Access", "MaskedEncoder", "compare", "embed", "evaluate", "export", "finetune", "knn", "linear_probe"),
-    *("load_encoder", "open_dataset", "pretrain", "write_report"),
+    *("load_encoder", "open_dataset", "pretrain", "refine", "write_report"),
 ]
 
 compat.mend_torchvision_when_imported()

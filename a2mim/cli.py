@@ -22,6 +22,7 @@ from a2mim.commands.finetune import add_finetune
 from a2mim.commands.models import add_check_model
 from a2mim.commands.pretrain import add_pretrain
 from a2mim.commands.recipes import add_recipes
+from a2mim.commands.refine import add_refine
 from a2mim.commands.report import add_report
 from a2mim.commands.settings import add_settings
 from a2mim.commands.shards import add_shards
@@ -40,7 +41,7 @@ if not os.isatty(2):  # in a file, a bar is one long line; training writes lines
     os.environ.setdefault("TQDM_DISABLE", "1")
 
 COMMANDS = (
-    *(add_pretrain, add_finetune, add_evaluate, add_compare, add_knn, add_linear_probe),
+    *(add_pretrain, add_finetune, add_refine, add_evaluate, add_compare, add_knn, add_linear_probe),
     *(add_export, add_verify, add_embed, add_shards, add_measure_stats, add_bench_data, add_check_model, add_report),
     add_analyze,
     *(add_recipes, add_settings, add_worth_it),

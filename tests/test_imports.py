@@ -26,7 +26,7 @@ ALLOWED = {
     "wiring": {"backbones", "text"},
     "encoder": {"masking", "registry", "wiring"},
     "mim": {"decoders", "encoder", "losses", "masking", "pixels", "registry", "targets", "text"},
-    "check": {"encoder", "losses", "mim", "wiring"},
+    "check": {"encoder", "losses", "masking", "mim", "registry", "wiring"},
     "data": {"files", "text"},
     "weights": {"checkpoints", "files", "pixels", "wiring"},
     "loading": {"weights"},

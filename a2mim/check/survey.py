@@ -11,7 +11,7 @@ from pathlib import Path
 
 import timm
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from a2mim.check.certificate import certify, takes
@@ -108,12 +108,20 @@ def faults_of_training(model: MIM, in_chans: int = 3) -> list[str]:
         loss.backward()
         moved |= {key for key, p in model.named_parameters() if p.grad is not None and p.grad.any()}
         optimizer.step()
+        model.after_step(step + 1, 2)
     live = {key for key, p in model.named_parameters() if p.requires_grad}
     frozen = {f"encoder.model.{key}" for key in encoder.frozen}
     shadowed = {key for key in live if key.endswith(".bias") and key.removesuffix("bias") + "weight" in moved}
     faults += [f"no gradient in {key}" for key in sorted(live - moved - shadowed)]
     faults += [f"gradient in the frozen {key}" for key in sorted(frozen & moved)]
+    for name, network in held_networks(model.target):
+        faults += [f"gradient in the {name}'s {key}" for key, p in network.named_parameters() if p.grad is not None]
     return faults + faults_of_token(encoder.eval(), images)
+
+
+def held_networks(target) -> list[tuple[str, nn.Module]]:
+    """The networks that a target holds, by name."""
+    return list(target.networks().items()) if hasattr(target, "networks") else []
 
 
 @torch.no_grad()

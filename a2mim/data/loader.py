@@ -36,12 +36,13 @@ class TrainLoader(Progress):
         chosen = LoaderOptions(img_size, global_batch_size, **options)
         self.dataset = dataset
         self.plan = Plan(dataset.shard_sizes, global_batch_size, chosen.seed, chosen.lanes, chosen.block)
-        self.repeats = chosen.repeats
+        self.repeats, self.views = chosen.repeats, chosen.views
         self.rank, self.world_size = chosen.rank, chosen.world_size
         self.faults = Faults()
         self.plan.check_world(chosen.world_size)
         self.crop = chosen.crops()
-        shown = repeated(dataset, chosen.repeats) if chosen.repeats > 1 else dataset
+        copies = chosen.repeats * chosen.views
+        shown = repeated(dataset, copies) if copies > 1 else dataset
         how = chosen.num_workers, chosen.prefetch, chosen.start_method, chosen.pin_memory
         self._workers = Workers(Batches(shown, self.crop), chosen.batch_size, *how)
 
@@ -56,10 +57,10 @@ class TrainLoader(Progress):
 
     def __iter__(self) -> Iterator[Batch]:
         epoch, step = self._place()
-        share = self.rank, self.world_size, self.repeats
+        share = self.rank, self.world_size, self.repeats, self.views
         for made in self._workers.run(_planned(self.plan, epoch, range(step, len(self)), share)):
             self.position += 1  # before the step: a state saved during the step is the state after it
-            rank_images = self.position * (self.plan.global_batch_size // self.world_size)
+            rank_images = self.position * (self.plan.global_batch_size // self.world_size) * self.views
             yield self.faults.receive(made, rank_images)
 
     def state_dict(self) -> dict:
@@ -86,6 +87,7 @@ class TrainLoader(Progress):
             "lanes": self.plan.lanes,
             "block": self.plan.block,
             "repeats": self.repeats,
+            "views": self.views,
         }
 
 

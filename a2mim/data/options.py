@@ -29,6 +29,7 @@ class LoaderOptions:
         prefetch, start_method, pin_memory: see data/workers.py.
         augment: called with the finished crop and a seed; see data/augment.py.
         repeats: copies of each image in a batch, each with its own crop; see data/repeated.py.
+        views: crops of each image, side by side in its batch, which then has `views` times as many images.
 
     Raises:
         ValueError: names the argument and the allowed values.
@@ -52,6 +53,7 @@ class LoaderOptions:
     pin_memory: bool = False
     augment: Callable[[torch.Tensor, int], torch.Tensor] | None = None
     repeats: int = 1
+    views: int = 1
 
     def __post_init__(self) -> None:
         height_and_width(self.img_size)
@@ -61,8 +63,8 @@ class LoaderOptions:
 
     @property
     def batch_size(self) -> int:
-        """Images in a batch of one process."""
-        return self.global_batch_size // self.world_size
+        """Crops in a batch of one process."""
+        return self.global_batch_size // self.world_size * self.views
 
     def crops(self) -> RandomCrops:
         """The function that crops one image."""

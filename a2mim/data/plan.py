@@ -10,7 +10,7 @@ comes twice in an epoch.
 import numpy as np
 
 from a2mim.data import keyed
-from a2mim.data.repeated import repeat_order
+from a2mim.data.repeated import repeat_order, views_of
 
 VERSION = 1  # of the order; increased when the same arguments give another order
 
@@ -44,14 +44,17 @@ class Plan:
         self._epoch: int | None = None
         self._order = np.empty(0, np.int64)
 
-    def batch(self, epoch: int, step: int, rank: int = 0, world_size: int = 1, repeats: int = 1) -> np.ndarray:
-        """The ids of one rank's part of a global batch: (global_batch_size / world_size,) int64. With `repeats`, they
-        are the ids of copies (data/repeated.py).
+    def batch(
+        self, epoch: int, step: int, rank: int = 0, world_size: int = 1, repeats: int = 1, views: int = 1
+    ) -> np.ndarray:
+        """The ids of one rank's part of a global batch: (global_batch_size / world_size * views,) int64. With `repeats`
+        or `views`, they are the ids of copies (data/repeated.py). The views of an image are side by side, on one rank.
         """
         self.check_world(world_size)
         first, order = step * self.global_batch_size, self.order(epoch)
         order = order if repeats == 1 else repeat_order(order, repeats)
-        return order[first : first + self.global_batch_size][rank::world_size]
+        ids = order[first : first + self.global_batch_size][rank::world_size]
+        return ids if views == 1 else views_of(ids, self.size * repeats, views)
 
     def check_world(self, world_size: int) -> None:
         """ValueError unless every process gets equally many images of each batch."""

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-OLDER = {"repeats": 1}  # defaults for keys that older states lack
+OLDER = {"repeats": 1, "views": 1}  # defaults for keys that older states lack
 
 
 class Progress:

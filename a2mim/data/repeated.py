@@ -28,6 +28,11 @@ def repeat_order(order: np.ndarray, times: int) -> np.ndarray:
     return (first[:, None] + len(order) * np.arange(times)[None, :]).reshape(-1)[: len(order)]
 
 
+def views_of(ids: np.ndarray, number: int, views: int) -> np.ndarray:
+    """(N,) ids of a set of `number` images -> (N * views,) ids of their copies; those of an image are adjacent."""
+    return (ids[:, None] + number * np.arange(views)[None, :]).reshape(-1)
+
+
 class _Again:
     """A store that starts again at image 0 after the last image."""
 

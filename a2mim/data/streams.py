@@ -105,10 +105,11 @@ class StreamLoader(Progress):
                 f"{global_batch_size} for {chosen.world_size} processes; change one of them"
             )
         self.dataset, self.seed = dataset, chosen.seed
+        self.views = chosen.views
         self.faults = Faults()
         self._running: Iterator[WorkerBatch] | None = None
         self.crop, self.batch_size = chosen.crops(), chosen.batch_size
-        batches = _StreamBatches(dataset, self.crop, self.batch_size, chosen.rank)
+        batches = _StreamBatches(dataset, self.crop, self.batch_size, chosen.rank, chosen.views)
         self._loader = DataLoader(
             batches,
             batch_size=None,
@@ -146,7 +147,7 @@ class StreamLoader(Progress):
         return [*said, f"the {self.dataset.title} starts from the beginning: images of this epoch may come again"]
 
     def _identity(self) -> dict:
-        return {"plan": "stream", "seed": self.seed, **asdict(self.plan)}
+        return {"plan": "stream", "seed": self.seed, "views": self.views, **asdict(self.plan)}
 
 
 def _stream_of(dataset: ImageDataset) -> Stream:
@@ -157,8 +158,9 @@ def _stream_of(dataset: ImageDataset) -> Stream:
 class _StreamBatches(IterableDataset):
     """An endless stream of finished batches, made in a worker or in this process."""
 
-    def __init__(self, dataset: ImageDataset, crop: RandomCrops, batch_size: int, rank: int):
-        self.dataset, self.crop, self.batch_size, self.rank = dataset, crop, batch_size, rank
+    def __init__(self, dataset: ImageDataset, crop: RandomCrops, batch_size: int, rank: int, views: int):
+        self.dataset, self.crop, self.batch_size = dataset, crop, batch_size
+        self.rank, self.views = rank, views
 
     def __iter__(self) -> Iterator[WorkerBatch]:
         worker = get_worker_info()
@@ -200,9 +202,11 @@ class _StreamBatches(IterableDataset):
                     continue
                 bad = 0
                 faults += [(note, f"{self.dataset.title}, image {position} ({note})") for note in notes]
-                key = np.array([key_of(f"{number}/{position}")], np.uint64)
-                u = keyed.uniforms(self.crop.seed, 0, key, self.crop.draws, keyed.CROP)[0]
-                yield self.crop(pixels, u), label, position
+                for view in range(self.views):
+                    name = f"{number}/{position}/{view}" if view else f"{number}/{position}"
+                    key = np.array([key_of(name)], np.uint64)
+                    u = keyed.uniforms(self.crop.seed, 0, key, self.crop.draws, keyed.CROP)[0]
+                    yield self.crop(pixels, u), label, position
             if position == began:
                 raise UnreadableData(f"{self.dataset.title} gave no image; has each worker and process a part of it?")
 

@@ -24,6 +24,7 @@ from a2mim.engine.health_hook import HealthHook
 from a2mim.engine.optim import StepWrapper, build_schedule
 from a2mim.engine.pretrain_settings import PretrainData, PretrainSettings
 from a2mim.engine.records import Request, ResumePoint, StepContext
+from a2mim.engine.refine_settings import RefineData
 from a2mim.engine.report_hook import ReportHook
 from a2mim.engine.runner import TrainRunner
 from a2mim.engine.task import RecipeSettings, Task
@@ -74,7 +75,7 @@ class Run:
         return self.loader.position_of(self.settings.schedule.epochs)
 
 
-def open_sets(data, test_data, settings: PretrainData | FinetuneData, access: Access):
+def open_sets(data, test_data, settings: PretrainData | FinetuneData | RefineData, access: Access):
     """(training set, test set or None): the test set is the one named, else the source's own test split, if any.
 
     access: how data are reached.

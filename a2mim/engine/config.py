@@ -1,7 +1,7 @@
 """Settings from a recipe: read, laid over the defaults, overridden and checked, without importing torch.
 
-The settings themselves are defined in pretrain_settings.py, finetune_settings.py and setting_groups.py. Parts (dicts
-with `type`) are checked against their class when they are built.
+The settings themselves are defined in pretrain_settings.py, finetune_settings.py, refine_settings.py and
+setting_groups.py. Parts (dicts with `type`) are checked against their class when they are built.
 """
 
 from __future__ import annotations
@@ -19,11 +19,12 @@ from a2mim.engine.finetune_settings import FinetuneSettings
 from a2mim.engine.origins import dotted_keys, origins_of
 from a2mim.engine.pretrain_settings import PretrainSettings
 from a2mim.engine.recipe import import_modules, read
+from a2mim.engine.refine_settings import RefineSettings
 from a2mim.engine.setting_groups import Settings
 from a2mim.engine.setting_types import words_of
 from a2mim.text import nearest
 
-KINDS: tuple[type[Settings], ...] = (PretrainSettings, FinetuneSettings)
+KINDS: tuple[type[Settings], ...] = (PretrainSettings, FinetuneSettings, RefineSettings)
 Kind = TypeVar("Kind", bound=Settings)
 
 

@@ -88,7 +88,7 @@ def image_names(runner, batch: dict | None) -> list[str]:
     dataset = runner.run.task.train_set
     if ids is None or dataset.stream:
         return []
-    return [dataset.name(int(i)) for i in ids[:_NAMES]]
+    return [dataset.name(int(i) % len(dataset)) for i in ids[:_NAMES]]  # ids of copies go on behind the last image
 
 
 @dataclass(frozen=True)

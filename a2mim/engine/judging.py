@@ -14,8 +14,10 @@ from torch import Tensor
 from a2mim.batchnorm import calibrate_batchnorm
 from a2mim.data import EvalLoader
 from a2mim.engine.pretrain_settings import PretrainSettings
+from a2mim.engine.refine_settings import RefineSettings
 from a2mim.engine.report import probes, say, sentence
 from a2mim.evaluation import calibration, difference, judge, write_result
+from a2mim.evaluation.colours import colour_knn
 from a2mim.evaluation.identity import hash_encoder, hash_of
 from a2mim.pixels import Preprocessing
 
@@ -53,11 +55,20 @@ class Judge:
     for learning.
     """
 
-    def __init__(self, settings: PretrainSettings, train_set, test_set, device: torch.device, batch_size: int = 64):
+    def __init__(
+        self,
+        settings: PretrainSettings | RefineSettings,
+        train_set,
+        test_set,
+        device: torch.device,
+        batch_size: int = 64,
+    ):
         self.settings, self.device, self.batch_size = settings.judge, device, batch_size
-        size = (settings.data.img_size, settings.data.img_size)
-        self.pixels = Preprocessing(settings.data.mean, settings.data.std, size)
-        self.img_size, self.seed = settings.data.img_size, settings.seed
+        self.work = {"pretrain": "pre-training", "refine": "refinement"}[settings.command]
+        data = settings.data
+        assert data.img_size is not None and data.mean is not None and data.std is not None  # the task filled them in
+        self.pixels = Preprocessing(data.mean, data.std, (data.img_size, data.img_size))
+        self.img_size, self.seed = data.img_size, settings.seed
         self.train_set = train_set
         self._calibrated: dict[int, tuple] = {}
         self.train = self.loader(train_set, self.settings.train_images)
@@ -97,8 +108,12 @@ class Judge:
             mean=self.pixels.mean,
             std=self.pixels.std,
         )
-        say(f"{when:>6} pre-training: {sentence(results)}")
+        say(f"{when:>6} {self.work}: {sentence(results)}")
         return results
+
+    def colours(self) -> float | None:
+        """Top-1 in percent of k-NN on histograms of colours; None where there is nothing to judge on."""
+        return None if self.test is None else colour_knn(self.train, self.test, self.settings.k)
 
 
 def write_results(judge: Judge, judged: dict | None, encoder, folder: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import timm
@@ -13,11 +13,14 @@ from a2mim.data import Access, ImageDataset
 from a2mim.data.augment import Augment
 from a2mim.engine.assembly import open_sets
 from a2mim.engine.config import changed
-from a2mim.engine.finetune_settings import FinetuneSettings, Labels
+from a2mim.engine.finetune_settings import FinetuneData, FinetuneSettings, Labels
 from a2mim.engine.records import Request, TaskData
+from a2mim.engine.refine_settings import RefineSettings
 from a2mim.evaluation.subsets import draw_subset, subset_of
 from a2mim.pixels import Preprocessing
 from a2mim.weights.loading import Source, read_source
+
+Kind = TypeVar("Kind", FinetuneSettings, RefineSettings)
 
 
 @dataclass(frozen=True)
@@ -122,8 +125,8 @@ def pixels_of(source: Source) -> Preprocessing:
     return known.for_channels(source.model_args.get("in_chans", known.channels))
 
 
-def complete_pixels(settings: FinetuneSettings, source: Preprocessing) -> FinetuneSettings:
-    """The settings with what the recipe's `data` leaves to the source filled in."""
+def complete_pixels(settings: Kind, source: Preprocessing) -> Kind:
+    """The settings, of fine-tuning or of refinement, with what the recipe's `data` leaves to the source filled in."""
     data = settings.data
     complete: dict[str, Any] = {"img_size": data.img_size, "in_chans": data.in_chans or source.channels}
     if data.img_size is None:
@@ -131,7 +134,8 @@ def complete_pixels(settings: FinetuneSettings, source: Preprocessing) -> Finetu
         if height != width:
             raise ValueError(f"the source takes images of {height} x {width} px; set data.img_size to one number")
         complete["img_size"] = height
-    complete["test_size"] = data.test_size or complete["img_size"]
+    if isinstance(data, FinetuneData):
+        complete["test_size"] = data.test_size or complete["img_size"]
     for key, own in (("mean", data.mean or source.mean), ("std", data.std or source.std)):
         values = tuple(own)
         same = len(values) == complete["in_chans"]

@@ -15,6 +15,7 @@ from a2mim.batchnorm import calibrate_batchnorm, unsynchronise
 from a2mim.data import EvalLoader
 from a2mim.engine.pretrain_settings import Judging, PretrainData
 from a2mim.engine.processes import first_alone
+from a2mim.engine.refine_settings import RefineData
 from a2mim.evaluation import knn
 from a2mim.evaluation.calibration import BATCH, IMAGES, calibration_rows
 from a2mim.evaluation.features import frozen, pooling_of
@@ -42,8 +43,9 @@ class OnlineKNN(Hook):
 
     priority = 80  # after the log's line, before the checkpoint, which carries the history
 
-    def __init__(self, train_set, test_set, judge: Judging, data: PretrainData, seed: int):
+    def __init__(self, train_set, test_set, judge: Judging, data: PretrainData | RefineData, seed: int):
         self.every, self.k = judge.every_epochs, judge.k
+        assert data.img_size is not None and data.mean is not None and data.std is not None  # the task filled them in
         self.pixels = Preprocessing(data.mean, data.std, (data.img_size, data.img_size))
         images = judge.images or min(MOST, max(LEAST, len(train_set) // PART))
         bank = calibration_rows(train_set, max(1, images // 2), seed, np.flatnonzero(train_set.labels >= 0))

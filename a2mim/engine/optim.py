@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from a2mim.engine.finetune_settings import FinetuneOptimizer
 from a2mim.engine.layers import published_layers
 from a2mim.engine.pretrain_settings import PretrainOptimizer
+from a2mim.engine.refine_settings import RefineOptimizer
 from a2mim.engine.setting_groups import Schedule
 from a2mim.text import nearest
 from a2mim.wiring.model_type import TimmModel
@@ -94,6 +95,29 @@ def build_layered_optimizer(
     groups = layer_groups(model, settings.weight_decay, settings.layer_decay)
     extra = {"momentum": settings.momentum, "nesterov": settings.nesterov} if of_sgd(settings.type) else {}
     return create_optimizer(groups, lr, settings.type, settings.weight_decay, betas=settings.betas, **extra)
+
+
+def build_refining_optimizer(
+    model: Any, settings: RefineOptimizer, heads_decay: float, global_batch_size: int
+) -> torch.optim.Optimizer:
+    """The optimiser of refinement, at lr = base_lr * global_batch_size / 256. Each group has "part".
+
+    Args:
+        model: a `Refiner`. The layers of its encoder have decaying rates; its heads have the full rate, and a decay of
+            `heads_decay` on their matrices.
+    """
+    lr = settings.base_lr * global_batch_size / 256
+    heads: dict[float, list[nn.Parameter]] = {}
+    for parameter in model.heads.parameters():
+        if parameter.requires_grad:
+            heads.setdefault(heads_decay if parameter.ndim > 1 else 0.0, []).append(parameter)
+    groups: list[dict] = [
+        {"params": parameters, "weight_decay": decay, "lr_scale": 1.0, "part": "heads"}
+        for decay, parameters in heads.items()
+    ]
+    for group in layer_groups(model.encoder.model, settings.weight_decay, settings.layer_decay):
+        groups.append({**group, "part": "encoder"})
+    return create_optimizer(groups, lr, settings.type, settings.weight_decay, betas=settings.betas)
 
 
 def of_sgd(name: str) -> bool:

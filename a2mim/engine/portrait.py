@@ -24,18 +24,20 @@ def draw_portrait(judge: Judge, encoders: dict, model, folder: Path) -> None:
 
     Args:
         encoders: "before" and "after": `MaskedEncoder`s, calibrated, on the judge's device.
-        model: the trained `MIM`, whose reconstructions' spectrum is drawn.
+        model: the trained `MIM`, whose reconstructions' spectrum is drawn; None where nothing is reconstructed.
     """
     shutil.rmtree(folder / FOLDER, ignore_errors=True)
     album = Album(folder / FOLDER)
     queries, bank = samples(judge)
     networks = {when: encoder.model for when, encoder in encoders.items()}
     few = Sample(queries.images[:MAPS], queries.classes[:MAPS])
-    for draw in (
+    drawings = [
         lambda: add_feature_maps(album, encoders, few, judge.pixels),
         lambda: add_neighbours(album, networks, queries, bank, judge.pixels),
-        lambda: _spectrum(album, model, bank, judge),
-    ):
+    ]
+    if model is not None:
+        drawings.append(lambda: _spectrum(album, model, bank, judge))
+    for draw in drawings:
         try:
             draw()
         except Exception as error:

@@ -108,9 +108,10 @@ def stopped_lines(summary: dict, command: str, folder: Path, page: Path | None =
 
 def again(command: str, config: str, folder: Path) -> str:
     """The command line that goes on with a run, with as many processes as now."""
-    words = [*command_line(command, alone=False), config, "--work-dir", str(folder), "--resume"]
+    recipe = ["--recipe", config] if command == "refine" else [config]  # where others have it, refine has its source
+    words = [*command_line(command, alone=False), *recipe, "--work-dir", str(folder), "--resume"]
     if int(os.environ.get("GROUP_WORLD_SIZE", 1)) > 1:
-        return f"the torchrun of this run on every node, with the last words {shlex.join(words[words.index(config) :])}"
+        return f"the torchrun of this run on every node, with the last words {shlex.join(words[-len(recipe) - 3 :])}"
     return shlex.join(words)
 
 

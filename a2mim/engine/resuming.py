@@ -21,6 +21,7 @@ from a2mim.engine.records import Launch, Request, ResumePoint
 from a2mim.engine.report import say
 from a2mim.engine.setting_groups import Settings
 from a2mim.engine.stored import holds_run, read_log, read_settings
+from a2mim.wiring.timm_models import is_registered
 
 STALE = 60  # seconds, at most, until a network file system shows what another node has written
 
@@ -94,9 +95,15 @@ def take_up(kind: type[Settings], request: Request, launch: Launch, where: Path)
     changed += _moved_data(saved.get("request"), filled)
     import_again(filled.config, settings, kind)
     typed = Typed(request.config, launch.overrides, request.source)
-    refuse_code(settings, filled.source if point is None else None, where, typed)
+    refuse_code(settings, filled.source if point is None or is_own_network(point.meta) else None, where, typed)
     origins = dict(summary.get("origins") or {}) | dict.fromkeys(launch.overrides, "resume")
     return Resumed(where, point, filled, settings, changed, list(summary.get("changes") or []), origins)
+
+
+def is_own_network(meta: dict) -> bool:
+    """Whether a checkpoint of refinement names its encoder by code to import, as only the user may."""
+    encoder = meta.get("encoder")
+    return "sizes" in meta and isinstance(encoder, dict) and not is_registered(encoder.get("name"))
 
 
 def newest_of_all(checkpoints: Path) -> ResumePoint | None:

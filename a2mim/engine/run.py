@@ -1,4 +1,4 @@
-"""A run from a recipe to what it hands over: what `tools/pretrain.py` and `tools/finetune.py` call."""
+"""A run from a recipe to what it hands over: what `tools/pretrain.py`, `finetune.py` and `refine.py` call."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import os
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from mmengine.dist import get_dist_info, is_main_process
@@ -25,6 +25,7 @@ from a2mim.engine.optim import check_optimizer
 from a2mim.engine.pretraining import Pretraining
 from a2mim.engine.processes import leave_together, start_processes, stop_processes
 from a2mim.engine.records import Launch, Request, ResumePoint
+from a2mim.engine.refine.refining import Refining
 from a2mim.engine.report import announce, describe_run, report, say
 from a2mim.engine.report_hook import write_page
 from a2mim.engine.resuming import check_test_set, find_resumed, take_up
@@ -32,6 +33,8 @@ from a2mim.engine.runner import TrainRunner
 from a2mim.engine.state import with_own_faults
 from a2mim.export import check_targets
 from a2mim.files import telling_full_disk, write_json
+
+TaskClass: TypeAlias = type[Pretraining] | type[Finetuning] | type[Refining]
 
 
 def pretrain(
@@ -109,7 +112,40 @@ def finetune(
     return carry_out(Finetuning, request, Launch(work_dir, resume, next_epoch, num_workers, device, access, overrides))
 
 
-def carry_out(task_class: type[Pretraining | Finetuning], request: Request, launch: Launch) -> dict:
+def refine(
+    source=None,
+    data=None,
+    work_dir=None,
+    *,
+    config="refine/last_third",
+    test_data=None,
+    laptop: bool | None = None,
+    resume: bool | str = False,
+    next_epoch: bool = False,
+    num_workers: int | None = None,
+    device: str | None = None,
+    access: Access | None = None,
+    **overrides,
+) -> dict:
+    """Refines a pre-trained encoder by contrast of two crops, and returns the run's summary (also in summary.json).
+
+    Args:
+        source: the encoder, as `a2mim.weights.loading.load_encoder` takes it; a resumed run needs none.
+        data: images; None takes the built-in photographs, at laptop scale.
+        config: path or name of a refinement recipe.
+        test_data: labelled images that the encoder is judged on before and after, with `data`'s labels; None takes the
+            test split of `data`, where it has one.
+        work_dir, laptop, resume, next_epoch, num_workers, device, access, overrides: as in `pretrain`.
+
+    Raises:
+        ValueError, FileNotFoundError: bad input, before anything is written.
+        FloatingPointError: the loss or the weights are not finite; names the last good checkpoint.
+    """
+    request = Request.of(config, data, test_data, laptop, source)
+    return carry_out(Refining, request, Launch(work_dir, resume, next_epoch, num_workers, device, access, overrides))
+
+
+def carry_out(task_class: TaskClass, request: Request, launch: Launch) -> dict:
     """Runs a task from its preparation to its summary."""
     started, before = time.time(), torch.are_deterministic_algorithms_enabled()
     try:
@@ -167,9 +203,7 @@ def _close(run: Run, runner: TrainRunner, signals: SignalHook, started: float) -
     return summary
 
 
-def prepare(
-    task_class: type[Pretraining | Finetuning], request: Request, launch: Launch
-) -> tuple[Run, ResumePoint | None]:
+def prepare(task_class: TaskClass, request: Request, launch: Launch) -> tuple[Run, ResumePoint | None]:
     """The run and the point it resumes from. Checks everything that can be wrong, and writes nothing."""
     if launch.resume not in (True, False, "auto"):
         raise ValueError(f"--resume {launch.resume!r}: give --resume alone, or --resume auto")

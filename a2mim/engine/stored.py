@@ -64,7 +64,7 @@ def _assignments(path: Path) -> dict:
     except (ValueError, SyntaxError, RecursionError, MemoryError) as error:
         raise ValueError(
             f"{path} is read as plain values and never executed, and cannot be read so: {error};"
-            " to run it as a recipe, name it on the command line of pretrain or finetune"
+            " to run it as a recipe, name it on the command line of pretrain, finetune or refine"
         ) from error
     return found
 

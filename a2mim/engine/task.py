@@ -1,6 +1,7 @@
 """What a run does with its batches; loop, checkpoints, log, folder and signals are the same for every task.
 
-`Pretraining` and `Finetuning` are the two. Neither inherits anything: this is the list of what the engine asks of them.
+`Pretraining`, `Finetuning` and `Refining` are the three. None inherits anything: here stands what the engine asks of
+them.
 """
 
 from __future__ import annotations
@@ -17,9 +18,10 @@ from a2mim.data import Access, ImageDataset
 from a2mim.engine.finetune_settings import FinetuneSettings
 from a2mim.engine.pretrain_settings import PretrainSettings
 from a2mim.engine.records import Request, StepContext, TaskData
+from a2mim.engine.refine_settings import RefineSettings
 from a2mim.engine.setting_groups import Settings
 
-RecipeSettings: TypeAlias = PretrainSettings | FinetuneSettings
+RecipeSettings: TypeAlias = PretrainSettings | FinetuneSettings | RefineSettings
 
 
 class Task(Protocol):

@@ -6,7 +6,7 @@ run draws the same masks. A part that looks at the images takes `images`, (B, C,
 leave the argument out.
 """
 
-from a2mim.masking.blocks import BEiTBlocks, InverseBlock
+from a2mim.masking.blocks import BEiTBlocks, InverseBlock, InverseSquares
 from a2mim.masking.cells import CellMask, expand_mask
 from a2mim.masking.fill import FILLS, fill_mean, fill_none, mean_colour, median_colour
 from a2mim.masking.multiblock import MultiBlock
@@ -18,6 +18,7 @@ __all__ = [
     "BlockMask",
     "CellMask",
     "InverseBlock",
+    "InverseSquares",
     "MultiBlock",
     "UniformGrid",
     "expand_mask",

@@ -116,3 +116,56 @@ class InverseBlock(CellMask):
         inside = (y < tall[:, None])[:, :, None] & (x < wide[:, None])[:, None, :]
         order = y[:, :, None] * wide[:, None, None] + x[:, None, :]  # raster order within the rectangle
         return ~(inside & (order < visible))
+
+
+@MODELS.register_module()
+class InverseSquares(CellMask):
+    """Shows small squares around random centres and hides the rest; int(cells * (1 - mask_ratio)) cells stay visible.
+
+    int(cells * (1 - mask_ratio + adjust) / side^2) centres are drawn with replacement. Squares reach no further than
+    the grid. What is visible beyond the count is hidden at random, what lacks is shown at random, so every image shows
+    as many cells.
+
+    Args:
+        mask_patch_size: side of a cell, pixels; must divide the image's height and width.
+        mask_ratio: fraction hidden, in (0, 1).
+        side: of a square, cells.
+        adjust: more centres, as a share of the cells, because squares overlap.
+        masks: different masks of each image, which share one target; above 1 the answer is (B, masks, rows, cols).
+
+    Source: data2vec 2.0, https://arxiv.org/abs/2212.07525, inverse block masks, 16 for each image.
+    """
+
+    def __init__(
+        self,
+        mask_patch_size: int = 16,
+        mask_ratio: float = 0.8,
+        side: int = 3,
+        adjust: float = 0.07,
+        masks: int = 1,
+    ):
+        super().__init__(mask_patch_size)
+        check_ratio(mask_ratio)
+        if side < 1 or side % 2 == 0 or masks < 1 or not 0 <= adjust < mask_ratio:
+            raise ValueError(
+                f"InverseSquares: side={side} must be odd, masks={masks} at least 1, adjust={adjust} at least 0 and"
+                f" below mask_ratio={mask_ratio}"
+            )
+        self.mask_ratio, self.side, self.adjust, self.masks = mask_ratio, side, adjust, masks
+
+    def __call__(self, batch_size: int, height: int, width: int, generator=None, device=None, images=None) -> Tensor:
+        """Returns (batch_size, rows, cols) bool. `generator` must live on `device`; None draws from torch's own."""
+        rows, cols = self.grid(height, width)
+        cells, number, half = rows * cols, batch_size * self.masks, self.side // 2
+        count = min(max(1, int(cells * (1 - self.mask_ratio))), cells - 1)
+        centres = max(1, int(cells * (1 - self.mask_ratio + self.adjust) / self.side**2))
+        drawn = torch.rand(number, centres, 2, generator=generator, device=device)
+        y, x = (random_corner(torch.tensor(n - 1, device=device), drawn[..., i]) for i, n in ((0, rows), (1, cols)))
+        near = [
+            (torch.arange(n, device=device) - centre[..., None]).abs() <= half for centre, n in ((y, rows), (x, cols))
+        ]
+        visible = (near[0][..., None] & near[1][..., None, :]).any(dim=1)
+        scores = torch.rand(number, rows, cols, generator=generator, device=device)
+        # visible cells come first: they keep their place where there are enough of them, others follow where not
+        shown = keep_lowest(torch.where(visible, scores / 2, (1 + scores) / 2), torch.ones_like(visible), count)
+        return ~shown if self.masks == 1 else ~shown.view(batch_size, self.masks, rows, cols)

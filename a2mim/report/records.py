@@ -97,7 +97,7 @@ class RunRecord:
 
     @property
     def command(self) -> str:
-        """ "pretrain" or "finetune"."""
+        """ "pretrain", "finetune" or "refine"."""
         told = self.summary.get("command") or ("finetune" if (self.summary.get("asked") or {}).get("source") else "")
         return str(told or "pretrain")
 

@@ -26,10 +26,10 @@ def headline(run: RunRecord) -> str:
     steps, of = run.steps
     taken = f"{steps:,} of {of:,} steps" if of and steps != of else f"{steps:,} steps"
     images = run.summary.get("data", {}).get("images")
-    done = "fine-tuned" if run.command == "finetune" else "pre-trained"
+    done = {"finetune": "fine-tuned", "refine": "refined"}.get(run.command, "pre-trained")
     what, where = f"{architecture(run)} was {done}", f" on {images:,} images" if images else ""
     if run.status == "finished":
-        outcome = tested(run) if run.command == "finetune" else helped(run.differences)
+        outcome = tested(run) if run.command == "finetune" else helped(run.differences, work_of(run))
         return f"{what}{where} for {duration(run)} ({taken}). {outcome}"
     state = {
         "running": "The run is still going on",
@@ -49,8 +49,13 @@ def tested(run: RunRecord) -> str:
     return f"It answers {result['top1_last']:.1f} %{images} rightly (95 % interval {low:.1f} to {high:.1f})."
 
 
-def helped(differences: list[Difference]) -> str:
-    """Whether pre-training helped, by the probe that shows the most for masked modelling: attentive, linear, k-NN."""
+def work_of(run: RunRecord) -> str:
+    """What the run did to its encoder, as the first word of a sentence."""
+    return "Refinement" if run.command == "refine" else "Pre-training"
+
+
+def helped(differences: list[Difference], work: str = "Pre-training") -> str:
+    """Whether the work helped, by the probe that shows the most for masked modelling: attentive, linear, k-NN."""
     if not differences:
         return "Whether it helped was not measured: the run had no labelled test images."
     order = ("attentive probe", "linear probe", "k-NN")
@@ -61,9 +66,9 @@ def helped(differences: list[Difference]) -> str:
     else:
         return f"In this run {told}. It kept no paired interval, so whether that is more than chance is not known."
     words = {
-        "gain": "Pre-training helped",
-        "loss": "Pre-training made the features worse",
-        "none": "Pre-training showed no difference that these test images can prove",
+        "gain": f"{work} helped",
+        "loss": f"{work} made the features worse",
+        "none": f"{work} showed no difference that these test images can prove",
     }
     others = [d for d in differences if d is not one and d.word not in (one.word, "none")]
     but = f" But {others[0].name} shows a {others[0].word}." if others else ""

@@ -25,6 +25,10 @@ class Held(nn.Module):
         """The network of that name, or None."""
         return self._held.get(name)
 
+    def networks(self) -> dict[str, nn.Module]:
+        """All of them, by name."""
+        return dict(self._held)
+
     def memory(self) -> dict:
         """Further plain values that a resumed run needs."""
         return {}

@@ -5,9 +5,10 @@ import math
 import pytest
 import torch
 
-from a2mim.masking import BEiTBlocks, InverseBlock, MultiBlock, UniformGrid
+from a2mim.masking import BEiTBlocks, InverseBlock, InverseSquares, MultiBlock, UniformGrid
 
 PARTS = [BEiTBlocks(16, 78 / 196), BEiTBlocks(16, 120 / 196), InverseBlock(16, 0.65), UniformGrid(16), MultiBlock(16)]
+PARTS.append(InverseSquares(16))
 
 
 def draws(part, number, side=224, width=None, seed=0):
@@ -37,6 +38,8 @@ def test_every_image_has_as_many_hidden_cells_and_the_generator_decides(part):
         (BEiTBlocks(16, 0.5), 32, 2),
         (InverseBlock(14, 0.65), 224, 166),
         (UniformGrid(16), 224, 147),
+        (InverseSquares(16, 0.8), 224, 157),
+        (InverseSquares(16, 0.75), 64, 12),
     ],
 )
 def test_the_count_is_the_paper_s(part, side, hidden):
@@ -119,3 +122,14 @@ def test_context_and_targets_are_disjoint_and_sizes_are_i_jepa_s():
 def test_what_cannot_be_is_one_sentence(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+def test_visible_squares_are_compact_and_several_masks_of_an_image_differ():
+    mask = draws(InverseSquares(16, 0.8, masks=4), 50)
+    assert mask.shape == (50, 4, 14, 14) and (~mask).flatten(2).sum(2).unique().tolist() == [39]
+    assert all(not torch.equal(mask[b, 0], mask[b, i]) for b in range(50) for i in (1, 2, 3))
+    one = draws(InverseSquares(16, 0.8), 200)
+    neighbours = ~one & (~one).roll(1, 2)  # of independent cells a fifth would be visible beside a visible one
+    assert float(neighbours[:, :, 1:].sum() / (~one)[:, :, 1:].sum()) > 0.5
+    with pytest.raises(ValueError, match="side=2 must be odd"):
+        InverseSquares(16, side=2)

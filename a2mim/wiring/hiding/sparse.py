@@ -47,8 +47,10 @@ class Sparse:
 
     def __init__(self, mask: Callable[[], Tensor | None]):
         self.mask = mask
-        self._index: dict[tuple, Tensor] = {}  # of the visible cells, by grid, for one mask
-        self._indexed: Tensor | None = None
+        # by grid, for the mask of the last forward
+        self._index: dict[tuple, Tensor] = {}
+        self._visible: dict[tuple, Tensor | None] = {}
+        self._known: Tensor | None = None
         self._shapes: dict[int, torch.Size] = {}  # of what a norm was given, between its two hooks
 
     def install(self, model: nn.Module) -> None:
@@ -82,6 +84,17 @@ class Sparse:
         mask = self.mask() if mask is None else mask
         if mask is None or shape == (1, 1):
             return None
+        self._forget_others(mask)
+        if shape not in self._visible:
+            self._visible[shape] = self._on_grid(shape, mask)
+        return self._visible[shape]
+
+    def _forget_others(self, mask: Tensor) -> None:
+        """Drops what was worked out for another mask."""
+        if self._known is not mask:
+            self._known, self._index, self._visible = mask, {}, {}
+
+    def _on_grid(self, shape: tuple[int, int], mask: Tensor) -> Tensor | None:
         ratios = [cells / number for cells, number in zip(shape, mask.shape[1:], strict=True)]
         if ratios[0] != ratios[1] or ratios[0] != int(ratios[0]) or ratios[0] < 1:
             return None
@@ -89,8 +102,6 @@ class Sparse:
 
     def index(self, visible: Tensor) -> Tensor:
         """(N,) flat places of the visible cells of the batch, the same for all layers of one grid."""
-        if self._indexed is not self.mask():
-            self._indexed, self._index = self.mask(), {}
         key = tuple(visible.shape)
         if key not in self._index:
             self._index[key] = visible.flatten().nonzero()[:, 0]
@@ -126,7 +137,7 @@ class Sparse:
         visible = self.visible((features.shape[2], features.shape[3])) if features.ndim == 4 else None
         if visible is None or len(visible) != len(features):
             return None
-        cells = features.movedim(1, -1).flatten(0, 2)[self.index(visible)]
+        cells = Rows.apply(features.movedim(1, -1).flatten(0, 2), self.index(visible))
         if isinstance(module, nn.GroupNorm):
             cells = cells.view(len(features), -1, features.shape[1]).transpose(1, 2)[..., None]
         else:
@@ -163,6 +174,27 @@ class Sparse:
         if visible is None:
             return None
         return visible.flatten(1).to(features.dtype).mean(1).clamp_min(1e-6).view(-1, 1, 1, 1)
+
+
+class Rows(torch.autograd.Function):
+    """Some rows of (N, C), each taken once.
+
+    The gradient is written where the rows were. That of plain indexing is added up, row by row, as rows might come
+    twice; it took longer than all convolutions of a ResNet together.
+    """
+
+    @staticmethod
+    def forward(context, rows: Tensor, index: Tensor) -> Tensor:
+        """index: (M,) int64, ascending. Returns (M, C)."""
+        context.save_for_backward(index)
+        context.number = len(rows)
+        return rows.index_select(0, index)
+
+    @staticmethod
+    def backward(context, gradient: Tensor) -> tuple[Tensor, None]:
+        """The inverse: (M, C) -> (N, C), 0 elsewhere."""
+        (index,) = context.saved_tensors
+        return gradient.new_zeros(context.number, gradient.shape[1]).index_copy_(0, index, gradient), None
 
 
 def hands_on_cells(module: nn.Module) -> bool:
