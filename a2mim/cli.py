@@ -14,6 +14,7 @@ from collections.abc import Iterator
 import shtab
 
 from a2mim.commands.analyze import add_analyze
+from a2mim.commands.arguments import join_sizes
 from a2mim.commands.data import add_bench_data, add_measure_stats
 from a2mim.commands.embed import add_embed
 from a2mim.commands.evaluate import add_compare, add_evaluate, add_knn, add_linear_probe
@@ -53,7 +54,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Runs one command and returns its exit status: 0, 1 for bad input in one sentence, 128 + n after signal n."""
     words = sys.argv[1:] if arguments is None else arguments
     with _escaped_output():
-        return _run(build_parser().parse_args(join_resume(words)))
+        return _run(build_parser().parse_args(join_sizes(join_resume(words))))
 
 
 def _run(chosen: argparse.Namespace) -> int:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import io
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 from typing import IO
 
@@ -50,6 +50,12 @@ class PrintableStream(io.TextIOBase):
 
     def isatty(self) -> bool:
         return self.stream.isatty()
+
+
+def size_in_words(size: int | Sequence[int]) -> str:
+    """ "224" for a square of 224 pixels, "192 x 384" for height and width."""
+    sides = (size,) if isinstance(size, int) else tuple(dict.fromkeys(size))
+    return " x ".join(map(str, sides))
 
 
 def shortened(text: object) -> str:

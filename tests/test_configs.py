@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from a2mim.data.crops import height_and_width
 from a2mim.engine.assembly import build_mim
 from a2mim.engine.config import load_config
 
@@ -21,6 +22,7 @@ REFERENCE = {
     "a2mim_convnext_tiny": (1.2e-3, 300, "cosine", (0.8, 1), None, 0.1, ["focal_l1"], "scaled", CONVNEXT, 7),
     "a2mim_vit_small": (4e-4, 800, "step", (0.67, 1), 5.0, 1.0, ["l1", "fourier"], "add", "patch_embed", 12),
     "a2mim_xcit": (8e-4, 300, "cosine", (0.67, 1), 5.0, 1.0, ["l1", "fourier"], "add", "blocks.5", 14),
+    "a2mim_xcit_wide": (8e-4, 300, "cosine", (0.67, 1), 5.0, 1.0, ["l1", "fourier"], "add", "blocks.5", (12, 24)),
     "a2mim_xvit": (8e-4, 300, "cosine", (0.67, 1), 5.0, 1.0, ["l1", "fourier"], "add", "blocks.5", 14),
     "a2mim_linglo": (8e-4, 300, "cosine", (0.67, 1), 5.0, 1.0, ["l1", "fourier"], "add", "stages.2", 14),
     "a2mim_crossvit": (8e-4, 300, "cosine", (0.67, 1), 5.0, 1.0, ["l1", "fourier"], "add", "blocks.1", 20),
@@ -111,7 +113,7 @@ def test_the_settings_are_the_paper_s(built):
     assert settings.clip_grad == clip
     assert [loss.name for loss in model.losses] == losses
     assert (model.encoder.token_mode, model.encoder.site) == (token, site)
-    assert model.encoder.sites[0].layout.grid == (grid, grid)
+    assert model.encoder.sites[0].layout.grid == height_and_width(grid)
     cell = 48 if name == "a2mim_crossvit" else 32  # whole tokens of 12 px
     assert (model.masking.mask_patch_size, model.masking.mask_ratio) == (cell, 0.6)
 
@@ -140,9 +142,9 @@ def test_the_laptop_scale_builds_too(path):
     settings = load_config(path, laptop=True)
     with torch.device("meta"):
         model = build_mim(settings)
-    size = settings.data.img_size
-    recon = model.decode(model.encoder(torch.zeros(2, 3, size, size, device="meta")), size, size)
-    assert recon.shape == (2, model.target_channels, size // model.target_stride, size // model.target_stride)
+    size = height_and_width(settings.data.img_size)
+    recon = model.decode(model.encoder(torch.zeros(2, 3, *size, device="meta")), *size)
+    assert recon.shape == (2, model.target_channels, *(side // model.target_stride for side in size))
     assert sum(p.numel() for p in model.encoder.model.parameters()) < 30e6
 
 

@@ -83,7 +83,7 @@ class Subjects:
         source: str,
         data,
         test_data=None,
-        img_size: int | None = None,
+        img_size: int | tuple[int, int] | None = None,
         seed: int = 0,
         device: str | None = None,
         access=None,

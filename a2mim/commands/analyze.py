@@ -10,10 +10,12 @@ from a2mim.commands.arguments import (
     SOURCE_HELP,
     CommaList,
     access_of,
+    add_img_size,
     add_machine,
     add_reading,
     one_or_list,
     reading_of,
+    size_of,
 )
 
 WHAT_HELP = "interactions, fourier, occlusion, rank, with commas between (default: all)"
@@ -38,7 +40,7 @@ def add_analyze(commands) -> None:
     p.add_argument("--samples", type=int, help="images of the interactions (default: for about ten minutes in all)")
     p.add_argument("--paper", action="store_true", help="50 pairs and 50 contexts an image, as in the paper")
     p.add_argument("--out", help="folder of the results (default: analysis/ in the run)")
-    p.add_argument("--img-size", type=int, help="pixels (default: the encoder's)")
+    add_img_size(p, "the encoder's")
     p.add_argument("--seed", type=int, default=0, help="of the untrained weights and of every choice (0)")
     add_reading(p)
     add_machine(p, num_workers=0)
@@ -62,7 +64,7 @@ def run_analyze(chosen) -> None:
         chosen.source,
         one_or_list(chosen.data),
         one_or_list(chosen.test_data),
-        chosen.img_size,
+        size_of(chosen),
         chosen.seed,
         chosen.device,
         access_of(chosen),

@@ -31,12 +31,49 @@ def add_judged(parser) -> None:
         "--data", required=True, nargs="+", action="extend", help=f"labelled training images: {DATA_HELP}"
     )
     parser.add_argument("--test-data", required=True, nargs="+", action="extend", help="labelled test images")
-    parser.add_argument("--img-size", type=int, help="pixels (default: the encoder's)")
+    add_img_size(parser, "the encoder's")
     parser.add_argument("--batch-size", type=int, default=64, help="images a forward pass (64)")
     parser.add_argument("--out", help="write the result to this JSON file")
     add_contradictions(parser)
     add_reading(parser)
     add_machine(parser, num_workers=0)
+
+
+def add_img_size(parser, default: str) -> None:
+    """The flag that `size_of` reads. default: in words, where the command decides later."""
+    what = f"pixels, or height and width as 192 384 (default: {default})"
+    parser.add_argument("--img-size", type=_sides, metavar="PIXELS", help=what)
+
+
+def _sides(text: str) -> list[int]:
+    try:
+        return [int(side) for side in text.split("x")]
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is no number of pixels; give one, or height and width as 192 384 or 192x384"
+        ) from None
+
+
+def size_of(chosen: argparse.Namespace) -> int | tuple[int, int] | None:
+    """The value of --img-size: pixels, (height, width), or None where it was not given."""
+    sides = chosen.img_size
+    if sides is None:
+        return None
+    if len(sides) > 2 or min(sides) < 1:
+        raise ValueError(f"--img-size {' '.join(map(str, sides))}: give one number of at least 1, or height and width.")
+    return sides[0] if len(set(sides)) == 1 else (sides[0], sides[1])
+
+
+def join_sizes(words: list[str]) -> list[str]:
+    """The command line with `--img-size 192 384` as `--img-size 192x384`, so that the flag takes exactly one word."""
+    joined: list[str] = []
+    for word in words:
+        inside = len(joined) > 1 and joined[-2] == "--img-size" and joined[-1].replace("x", "").isdigit()
+        if inside and word.isdigit():
+            joined[-1] += f"x{word}"
+        else:
+            joined.append(word)
+    return joined
 
 
 def add_contradictions(parser) -> None:

@@ -7,9 +7,11 @@ from a2mim.commands.arguments import (
     access_of,
     add_access,
     add_debug,
+    add_img_size,
     add_reading,
     one_or_list,
     reading_of,
+    size_of,
 )
 from a2mim.data.access import DEFAULT
 
@@ -27,7 +29,7 @@ def add_measure_stats(commands) -> None:
 def add_bench_data(commands) -> None:
     p = commands.add_parser("bench-data", help="how fast data come, and what limits that", allow_abbrev=False)
     _add_data(p)
-    p.add_argument("--img-size", type=int, default=224, help="pixels (224)")
+    add_img_size(p, "224")
     p.add_argument("--interpolation", default="bilinear", choices=("bilinear", "bicubic"))
     p.add_argument("--images", type=int, default=1024, help="to read for each measurement (1024)")
     p.add_argument("--batch-size", type=int, default=64, help="(64)")
@@ -61,7 +63,8 @@ def run_measure_stats(chosen) -> None:
 
 
 def run_bench_data(chosen) -> None:
-    for name in ("img_size", "images", "batch_size"):
+    size = size_of(chosen) or 224
+    for name in ("images", "batch_size"):
         if getattr(chosen, name) < 1:
             raise ValueError(f"--{name.replace('_', '-')} {getattr(chosen, name)} must be at least 1")
     if chosen.workers is not None and chosen.workers < 0:
@@ -70,11 +73,11 @@ def run_bench_data(chosen) -> None:
 
     dataset, cores = _open(chosen, "train"), DEFAULT.workers
     print(dataset.describe(), flush=True)
-    stages = measure_stages(dataset, chosen.img_size, chosen.images, chosen.interpolation)
+    stages = measure_stages(dataset, size, chosen.images, chosen.interpolation)
     print("ms an image, one thread: " + ", ".join(f"{name} {ms:.3f}" for name, ms in stages.items()), flush=True)
     most, speeds = cores if chosen.workers is None else chosen.workers, []
     for workers in sorted({0, *(2**k for k in range(most.bit_length()) if 2**k <= most), most}):
-        sizes = dataset, chosen.img_size, chosen.images, workers, chosen.batch_size, chosen.interpolation
+        sizes = dataset, size, chosen.images, workers, chosen.batch_size, chosen.interpolation
         speeds.append(measure_workers(*sizes))
         print(
             f"{workers} workers: {speeds[-1].images_per_second:7.1f} images/s, wait {speeds[-1].wait:.3f} ms an image,"

@@ -6,10 +6,12 @@ from a2mim.commands.arguments import (
     DATA_HELP,
     SOURCE_HELP,
     access_of,
+    add_img_size,
     add_machine,
     add_reading,
     one_or_list,
     reading_of,
+    size_of,
 )
 
 
@@ -20,7 +22,7 @@ def add_embed(commands) -> None:
     p.add_argument("--out", required=True, help="file to write: *.parquet, *.npz or *.csv")
     p.add_argument("--pooling", default="default", choices=("default", "cls", "avg"), help="default: timm's own")
     p.add_argument("--split", default="train", choices=("train", "test"), help="of a source that has both (train)")
-    p.add_argument("--img-size", type=int, help="pixels (default: the encoder's)")
+    add_img_size(p, "the encoder's")
     p.add_argument("--batch-size", type=int, default=64, help="images a forward pass (64)")
     p.add_argument("--no-calibrate", action="store_true", help="leave BatchNorm's statistics as the encoder has them")
     p.add_argument("--allow-partial", action="store_true", help="take weights that are not all of the encoder's")
@@ -39,7 +41,7 @@ def run_embed(chosen) -> None:
         chosen.out,
         pooling=chosen.pooling,
         split=chosen.split,
-        img_size=chosen.img_size,
+        img_size=size_of(chosen),
         batch_size=chosen.batch_size,
         num_workers=chosen.num_workers,
         device=chosen.device,

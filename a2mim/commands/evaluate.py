@@ -12,11 +12,13 @@ from a2mim.commands.arguments import (
     access_of,
     add_contradictions,
     add_debug,
+    add_img_size,
     add_judged,
     add_machine,
     add_reading,
     one_or_list,
     reading_of,
+    size_of,
 )
 
 
@@ -59,7 +61,7 @@ def add_evaluate(commands) -> None:
         metavar="KEY=VALUE",
         help="another constant; the result says so",
     )
-    p.add_argument("--img-size", type=int, help="pixels (default: the encoder's)")
+    add_img_size(p, "the encoder's")
     p.add_argument("--batch-size", type=int, default=64, help="images a forward pass (64)")
     p.add_argument("--seed", type=int, default=0, help="of the weights, where the source is only a name (0)")
     p.add_argument("--allow-partial", action="store_true", help="take weights that are not all of the encoder's")
@@ -133,7 +135,7 @@ def run_evaluate(chosen) -> None:
         out=chosen.out,
         overrides=_pairs(chosen.set),
         cache=cache,
-        img_size=chosen.img_size,
+        img_size=size_of(chosen),
         batch_size=chosen.batch_size,
         num_workers=chosen.num_workers,
         access=access_of(chosen),
@@ -196,7 +198,7 @@ def _judge_one(chosen, protocol: str, overrides: dict) -> None:
         one_or_list(chosen.test_data),
         overrides=overrides,
         device=chosen.device,
-        img_size=chosen.img_size,
+        img_size=size_of(chosen),
         batch_size=chosen.batch_size,
         num_workers=chosen.num_workers,
         access=access_of(chosen),

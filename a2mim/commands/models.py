@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from a2mim.commands.arguments import add_debug
+from a2mim.commands.arguments import add_debug, add_img_size, size_of
 
 
 def add_check_model(commands) -> None:
@@ -10,7 +10,7 @@ def add_check_model(commands) -> None:
         "check-model", help="where the mask token goes in a network, and proofs", allow_abbrev=False
     )
     p.add_argument("name", help="a timm name, or the dotted path of a network of your own")
-    p.add_argument("--img-size", type=int, nargs="+", help="pixels, or height and width (default: the network's own)")
+    add_img_size(p, "the network's own")
     p.add_argument("--in-chans", type=int, default=3, help="channels of the images (3)")
     p.add_argument("--site", nargs="+", action="extend", help="modules that take the token (default: by rule)")
     p.add_argument("--mask-patch-size", type=int, default=32, help="side of a hidden square, pixels (32)")
@@ -36,9 +36,7 @@ def run_check_model(chosen) -> int:
     from a2mim.check.certificate import certify
     from a2mim.engine.config import parse_options
 
-    if len(chosen.img_size or ()) > 2:
-        raise ValueError(f"--img-size {' '.join(map(str, chosen.img_size))}: give one number, or height and width.")
-    size = chosen.img_size[0] if chosen.img_size and len(chosen.img_size) == 1 else chosen.img_size
+    size = size_of(chosen)
     site = chosen.site or "auto"
     model_args = parse_options(chosen.model_args, "--model-args")
     patch = chosen.mask_patch_size

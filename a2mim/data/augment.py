@@ -21,7 +21,7 @@ class Augment:
             TrivialAugmentWide; "" is none.
         color_jitter: strength of brightness, contrast and saturation, at least 0. As in timm, it is not used together
             with auto_augment.
-        img_size: side of the crop in pixels; timm's translations are relative to it.
+        img_size: side of the crop in pixels, or (height, width); timm's translations are relative to the shorter side.
         mean: colour of the corners that a rotation leaves empty, per channel, in 0..1.
         interpolation: "bilinear" or "bicubic".
 
@@ -29,7 +29,9 @@ class Augment:
         TransformError: timm does not know the policy.
     """
 
-    def __init__(self, auto_augment: str, color_jitter: float, img_size: int, mean, interpolation: str):
+    def __init__(
+        self, auto_augment: str, color_jitter: float, img_size: int | tuple[int, int], mean, interpolation: str
+    ):
         from timm.data.auto_augment import posterize as timm_posterize
         from timm.data.transforms_factory import transforms_imagenet_train
         from torchvision.transforms import InterpolationMode, TrivialAugmentWide

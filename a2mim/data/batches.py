@@ -55,10 +55,10 @@ class RandomCrops:
 
 @dataclass
 class CenterCrops:
-    """Evaluation: short side to `short_side` pixels, then the central `size`."""
+    """Evaluation: the central `size` of a resized image; see `center_crop`."""
 
     size: tuple[int, int]
-    short_side: int
+    margin_side: int
     interpolation: str
     seed: int = 0
     draws = 0
@@ -66,7 +66,7 @@ class CenterCrops:
 
     def __call__(self, pixels: np.ndarray, u: np.ndarray) -> np.ndarray:
         """(H, W, C) -> (C, *size), of the same dtype."""
-        return center_crop(pixels, self.size, self.short_side, self.interpolation)
+        return center_crop(pixels, self.size, self.margin_side, self.interpolation)
 
 
 class Batches(Dataset[WorkerBatch]):

@@ -58,23 +58,41 @@ def random_crop(pixels: np.ndarray, u: np.ndarray, size, scale, ratio, hflip: fl
     return crop[..., ::-1] if u[-1] < hflip else crop
 
 
-def center_crop(pixels: np.ndarray, size, short_side: int, interpolation: str) -> np.ndarray:
-    """Short side to `short_side`, then the central `size`: (H, W, C) -> (C, *size), of the same dtype."""
-    pixels = _without_far_ends(pixels)
-    height, width = pixels.shape[:2]
-    if height <= width:
-        height, width = short_side, max(short_side, int(short_side * width / height))
-    else:
-        height, width = max(short_side, int(short_side * height / width)), short_side
+def center_crop(pixels: np.ndarray, size, margin_side: int, interpolation: str) -> np.ndarray:
+    """The centre of an image, resized: (H, W, C) -> (C, *size), of the same dtype.
+
+    Args:
+        size: (H, W) of the crop in pixels.
+        margin_side: what the longer side of the crop would be without a margin, in pixels. The image is resized until
+            it just covers the crop with its margin. For a square crop that is the image's short side.
+
+    Source: torchvision's Resize and CenterCrop for squares; for other shapes timm's ResizeKeepRatio.
+    """
+    pixels = _without_far_ends(pixels, size)
+    height, width = covering(pixels.shape[0], pixels.shape[1], size, margin_side)
     image = resize(pixels, (height, width), interpolation)
     top, left = round((height - size[0]) / 2), round((width - size[1]) / 2)
     return image[:, top : top + size[0], left : left + size[1]]
 
 
-def _without_far_ends(pixels: np.ndarray) -> np.ndarray:
-    """The middle of an image longer than 8:1. A resize of the ends, which are cut off, could fill the memory."""
+def covering(height: int, width: int, size, margin_side: int) -> tuple[int, int]:
+    """Height and width in pixels to which an image is resized before its central `size` is taken."""
+    if size[0] == size[1]:
+        if height <= width:
+            return margin_side, max(margin_side, int(margin_side * width / height))
+        return max(margin_side, int(margin_side * height / width)), margin_side
+    wanted = [side * margin_side / max(size) for side in size]
+    scale = max(wanted[0] / height, wanted[1] / width)
+    return max(size[0], round(height * scale)), max(size[1], round(width * scale))
+
+
+def _without_far_ends(pixels: np.ndarray, size) -> np.ndarray:
+    """The middle of an image that is over 8 times longer than its crop. A resize of the ends, which are cut off, could
+    fill the memory.
+    """
     height, width = pixels.shape[:2]
-    top, left = max(0, height - 8 * width) // 2, max(0, width - 8 * height) // 2
+    tall, wide = max(1.0, size[0] / size[1]), max(1.0, size[1] / size[0])
+    top, left = max(0, height - int(8 * tall * width)) // 2, max(0, width - int(8 * wide * height)) // 2
     return pixels[top : height - top, left : width - left]
 
 

@@ -97,7 +97,8 @@ class EvalLoader:
     Args:
         dataset: from open_dataset.
         img_size: side of the crop in pixels, or (H, W).
-        resize: short side before the crop, in pixels; None: the longer side of the crop.
+        resize: short side before a square crop, in pixels; for another shape, what the crop's longer side would be
+            without a margin (`center_crop`). None: the longer side of the crop, so no margin.
         interpolation: "bilinear" or "bicubic", antialiased.
         batch_size: images per batch. The last batch, and a batch with unreadable images, may have fewer.
         num_workers, start_method, pin_memory: see data/workers.py.
@@ -118,15 +119,15 @@ class EvalLoader:
     ):
         size = height_and_width(img_size)
         check_interpolation(interpolation)
-        short_side = max(size) if resize is None else resize
-        if short_side < max(size):
+        margin_side = max(size) if resize is None else resize
+        if margin_side < max(size):
             raise ValueError(f"resize={resize} is smaller than img_size={img_size}; the crop would leave the image")
         if batch_size < 1:
             raise ValueError(f"batch_size={batch_size} must be at least 1")
         self.dataset, self.batch_size = dataset, batch_size
         self.indices = np.arange(len(dataset)) if indices is None else np.asarray(indices, np.int64)
         self.faults = Faults()
-        crop = CenterCrops(size, short_side, interpolation)
+        crop = CenterCrops(size, margin_side, interpolation)
         images_at_once = min(batch_size, max(1, len(self.indices)))
         self._workers = Workers(Batches(dataset, crop), images_at_once, num_workers, 2, start_method, pin_memory)
 

@@ -33,7 +33,7 @@ def embed(
     out: str | Path,
     pooling: str = "default",
     split: str = "train",
-    img_size: int | None = None,
+    img_size: int | tuple[int, int] | None = None,
     batch_size: int = 64,
     num_workers: int = 0,
     device=None,
@@ -49,7 +49,8 @@ def embed(
         source: what `load_encoder` takes; data: what `open_dataset` takes.
         pooling: see `a2mim.evaluation.extract_features`.
         split: of a source that has both, "train" or "test".
-        img_size: pixels; None is the encoder's own. The short side is resized to 256/224 of it, the centre cropped.
+        img_size: pixels or (H, W); None is the encoder's own. The image is resized until it just covers 256/224 of that
+            size, and its centre is cropped.
         calibrate: take BatchNorm's statistics from up to 1,024 of these images first. None: only if the encoder has
             no statistics of whole images.
         access, reading: how data are reached and pixels read, see a2mim/data/access.py and reading.py.

@@ -16,6 +16,7 @@ from mmengine.hooks import EMAHook, Hook
 from a2mim.batchnorm import synchronise
 from a2mim.checkpoints import list_checkpoints
 from a2mim.data import Access, StreamLoader, TrainLoader, match_labels, open_dataset
+from a2mim.data.crops import height_and_width
 from a2mim.data.request import public_request
 from a2mim.engine import hooks
 from a2mim.engine.averaging import AveragedTensors
@@ -113,7 +114,7 @@ def build_loader(
         data.img_size,
         batch,
         scale=data.scale,
-        ratio=data.ratio,
+        ratio=ratio_of(data),
         hflip=data.hflip,
         interpolation=data.interpolation,
         transforms=data.transforms,
@@ -124,6 +125,13 @@ def build_loader(
         pin_memory=device.type == "cuda",
         **(augmentation or {}),
     )
+
+
+def ratio_of(data: PretrainData | FinetuneData) -> tuple[float, float]:
+    """Least and greatest width / height of a crop: the recipe's, times that of the image that the crop becomes."""
+    assert data.img_size is not None  # `complete_pixels` filled it in
+    height, width = height_and_width(data.img_size)
+    return data.ratio[0] * width / height, data.ratio[1] * width / height
 
 
 def choose_workers(num_workers: int | None, device: torch.device) -> int:

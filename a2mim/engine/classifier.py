@@ -19,6 +19,7 @@ from a2mim.engine.finetune_settings import ClassLoss, Head
 from a2mim.evaluation.features import frozen, pooling_name
 from a2mim.evaluation.identity import hash_encoder
 from a2mim.pixels import normalize
+from a2mim.text import size_in_words
 from a2mim.weights.loading import Source, build_reported
 from a2mim.weights.sources import classifier_arguments
 from a2mim.wiring.model_type import TimmModel
@@ -57,7 +58,7 @@ class Classifier(BaseModel):
         return logits if mode == "predict" else {self.name: self.loss(logits, targets)}
 
 
-def build_classified(source: Source, num_classes: int, img_size: int, in_chans: int, chosen: Head):
+def build_classified(source: Source, num_classes: int, img_size: int | tuple[int, int], in_chans: int, chosen: Head):
     """(timm model with a new classifier, plain values that rebuild it, the report of what was loaded with its hash).
 
     Args:
@@ -73,8 +74,9 @@ def build_classified(source: Source, num_classes: int, img_size: int, in_chans: 
     if in_chans != args.get("in_chans", 3):
         args["in_chans"] = in_chans
     size = args.get("img_size", source.preprocessing and source.preprocessing.img_size)
-    if size is None or list(_pair(size)) != [img_size, img_size]:
-        args |= {"img_size": [img_size, img_size]} if takes(source.name, img_size=[img_size, img_size]) else {}
+    wanted = list(_pair(img_size))
+    if size is None or list(_pair(size)) != wanted:
+        args |= {"img_size": wanted} if takes(source.name, img_size=wanted) else {}
     changed = {key: value for key, value in args.items() if source.model_args.get(key) != value}
     if chosen.drop_path_rate:
         if not takes(source.name, drop_path_rate=chosen.drop_path_rate):
@@ -85,8 +87,8 @@ def build_classified(source: Source, num_classes: int, img_size: int, in_chans: 
     report = loaded.as_dict() | {"hash": hash_encoder(model, **described)}
     args |= put_classifier(model, num_classes, chosen)
     arguments = {"name": source.name, "model_args": args, "num_classes": num_classes, "frozen": []}
-    arguments |= {"img_size": [img_size, img_size], "in_chans": in_chans, "pooling": pooling_name(model, "default")}
-    arguments["frozen"] = freeze_unreached(model, (in_chans, img_size, img_size))
+    arguments |= {"img_size": wanted, "in_chans": in_chans, "pooling": pooling_name(model, "default")}
+    arguments["frozen"] = freeze_unreached(model, (in_chans, *wanted))
     return model, arguments, report
 
 
@@ -106,27 +108,27 @@ def rebuild_classified(arguments: dict, drop_path_rate: float) -> nn.Module:
     return built.model
 
 
-def at_size(model: TimmModel, size: int, in_chans: int) -> TimmModel:
+def at_size(model: TimmModel, size: int | tuple[int, int], in_chans: int) -> TimmModel:
     """The model where it takes images of that size, else a copy with its positions resampled.
 
     Raises:
         ValueError: it takes images of its own size alone.
     """
-    images = torch.zeros(2, in_chans, size, size, device=next(model.parameters()).device)
+    images = torch.zeros(2, in_chans, *_pair(size), device=next(model.parameters()).device)
     problem = _problem(model, images)
     if problem is None:
         return model
     resized = copy.deepcopy(model)
     if hasattr(resized, "set_input_size"):
         try:
-            resized.set_input_size(img_size=(size, size))
+            resized.set_input_size(img_size=tuple(_pair(size)))
         except (AssertionError, RuntimeError, TypeError, ValueError) as error:
             problem = str(error)
         else:
             if (problem := _problem(resized, images)) is None:
                 return resized
     raise ValueError(
-        f"{type(model).__name__} cannot be judged on images of {size} px ({problem.splitlines()[0]}):"
+        f"{type(model).__name__} cannot be judged on images of {size_in_words(size)} px ({problem.splitlines()[0]}):"
         " set data.test_size to data.img_size"
     )
 

@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import save
 from torch import nn
 
+from a2mim.data.crops import height_and_width
 from a2mim.engine.finetune_protocol import protocol_in_force
 from a2mim.evaluation.identity import hash_of
 from a2mim.evaluation.results import pack
@@ -60,8 +61,7 @@ def hand_over_classifier(task, model: nn.Module, folder: Path) -> dict:
     """encoder/ with its receipt, and classifier/, which timm loads whole. Returns their entry in summary.json."""
     model = copy.deepcopy(model).cpu().eval()
     data, arguments = task.settings.data, task.arguments
-    size = (data.img_size, data.img_size)
-    pixels = Preprocessing(data.mean, data.std, size, data.interpolation, data.crop_pct)
+    pixels = Preprocessing(data.mean, data.std, height_and_width(data.img_size), data.interpolation, data.crop_pct)
     encoder: TimmModel = copy.deepcopy(model)
     encoder.reset_classifier(0)
     receipt = export_timm_folder(encoder, arguments, pixels, folder / "encoder", source=str(folder), calibrated=True)

@@ -19,6 +19,7 @@ from a2mim.engine.setting_types import (
     Share,
     ShareBelowOne,
     Shares,
+    Size,
     Text,
 )
 
@@ -42,8 +43,12 @@ class Head(Group):
 class FinetuneData(Images):
     """The labelled images."""
 
-    img_size: Count | None = Field(None, description="Side of the square crop, in pixels. None: the source's own.")
-    test_size: Count | None = Field(None, description="Side of a test crop, in pixels. None: `img_size`.")
+    img_size: Annotated[Size, Must("a whole number of at least 1, or (height, width)")] | None = Field(
+        None, description="Side of the crop in pixels, or (height, width). None: the source's own."
+    )
+    test_size: Annotated[Size, Must("a whole number of at least 1, or (height, width)")] | None = Field(
+        None, description="Side of a test crop in pixels, or (height, width). None: `img_size`."
+    )
     in_chans: Count | None = Field(None, description="Channels of an image. None: the source's own.")
     mean: Mean | None = Field(None, description="Subtracted from each channel, 0..1. None: the source's own.")
     std: Std | None = Field(None, description="Divides each channel, 0..1. None: the source's own.")

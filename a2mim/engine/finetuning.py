@@ -13,6 +13,7 @@ from mmengine.hooks import Hook
 import a2mim
 from a2mim.batchnorm import unsynchronise
 from a2mim.data import Access
+from a2mim.data.crops import height_and_width
 from a2mim.engine.classifier import Classifier, at_size, build_classified, rebuild_classified
 from a2mim.engine.evaluating import EvaluationHook
 from a2mim.engine.finetune_protocol import protocol_in_force
@@ -25,6 +26,7 @@ from a2mim.engine.records import Request, StepContext
 from a2mim.engine.report import timm_lines
 from a2mim.evaluation.results import write_result
 from a2mim.evaluation.subsets import write_list
+from a2mim.text import size_in_words
 
 PIXELS = {"mean", "std", "interpolation", "img_size", "in_chans"}  # settings that a checkpoint carries
 
@@ -64,8 +66,8 @@ class Finetuning:
         at_size(self.network, images.test_size, images.in_chans)  # refuses before the first step, not after an epoch
         erasing, mix = settings.augment.erasing, settings.mix
         self.mixing = Mixing(self.num_classes, erasing, mix, settings.seed, device)
-        size, evaluate = images.test_size, settings.evaluate
-        view = {"img_size": size, "resize": round(size / images.crop_pct), "interpolation": images.interpolation}
+        size, evaluate = height_and_width(images.test_size), settings.evaluate
+        view = {"img_size": size, "resize": round(max(size) / images.crop_pct), "interpolation": images.interpolation}
         view["batch_size"] = evaluate.batch_size
         self.judge = EvaluationHook(self.test_set, self.train_set, evaluate.every_epochs, view)
 
@@ -106,7 +108,8 @@ class Finetuning:
 
     def opening(self) -> list[str]:
         total = sum(p.numel() for p in self.network.parameters())
-        made = f"{self.arguments['name']} at {self.settings.data.img_size} px, {total / 1e6:.2f} M parameters"
+        size = size_in_words(self.arguments["img_size"])
+        made = f"{self.arguments['name']} at {size} px, {total / 1e6:.2f} M parameters"
         named = self.request.source
         source = f"{named} ({self.recognised})" if self.recognised else named
         protocol = protocol_in_force(self.settings)

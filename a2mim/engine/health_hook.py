@@ -104,7 +104,7 @@ class Fixed:
     unseen: Tensor | None
 
 
-def fixed_images(train_set, test_set, img_size: int, seed: int) -> Fixed:
+def fixed_images(train_set, test_set, img_size: int | tuple[int, int], seed: int) -> Fixed:
     """Central crops of a few images of each set."""
 
     def read(dataset, number: int) -> Tensor:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from a2mim.batchnorm import calibrate_batchnorm
 from a2mim.data import EvalLoader
+from a2mim.data.crops import height_and_width
 from a2mim.engine.pretrain_settings import PretrainSettings
 from a2mim.engine.refine_settings import RefineSettings
 from a2mim.engine.report import probes, say, sentence
@@ -67,7 +68,7 @@ class Judge:
         self.work = {"pretrain": "pre-training", "refine": "refinement"}[settings.command]
         data = settings.data
         assert data.img_size is not None and data.mean is not None and data.std is not None  # the task filled them in
-        self.pixels = Preprocessing(data.mean, data.std, (data.img_size, data.img_size))
+        self.pixels = Preprocessing(data.mean, data.std, height_and_width(data.img_size))
         self.img_size, self.seed = data.img_size, settings.seed
         self.train_set = train_set
         self._calibrated: dict[int, tuple] = {}

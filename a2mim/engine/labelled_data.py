@@ -130,10 +130,7 @@ def complete_pixels(settings: Kind, source: Preprocessing) -> Kind:
     data = settings.data
     complete: dict[str, Any] = {"img_size": data.img_size, "in_chans": data.in_chans or source.channels}
     if data.img_size is None:
-        height, width = source.img_size
-        if height != width:
-            raise ValueError(f"the source takes images of {height} x {width} px; set data.img_size to one number")
-        complete["img_size"] = height
+        complete["img_size"] = source.img_size
     if isinstance(data, FinetuneData):
         complete["test_size"] = data.test_size or complete["img_size"]
     for key, own in (("mean", data.mean or source.mean), ("std", data.std or source.std)):

@@ -13,6 +13,7 @@ from mmengine.hooks import Hook
 
 from a2mim.batchnorm import calibrate_batchnorm, unsynchronise
 from a2mim.data import EvalLoader
+from a2mim.data.crops import height_and_width
 from a2mim.engine.pretrain_settings import Judging, PretrainData
 from a2mim.engine.processes import first_alone
 from a2mim.engine.refine_settings import RefineData
@@ -46,7 +47,7 @@ class OnlineKNN(Hook):
     def __init__(self, train_set, test_set, judge: Judging, data: PretrainData | RefineData, seed: int):
         self.every, self.k = judge.every_epochs, judge.k
         assert data.img_size is not None and data.mean is not None and data.std is not None  # the task filled them in
-        self.pixels = Preprocessing(data.mean, data.std, (data.img_size, data.img_size))
+        self.pixels = Preprocessing(data.mean, data.std, height_and_width(data.img_size))
         images = judge.images or min(MOST, max(LEAST, len(train_set) // PART))
         bank = calibration_rows(train_set, max(1, images // 2), seed, np.flatnonzero(train_set.labels >= 0))
         self.bank = ImageSample(train_set, bank, data.img_size)
@@ -135,10 +136,10 @@ class ImageSample:
 
     Args:
         rows: which images, in the order in which to show them.
-        img_size: pixels.
+        img_size: pixels, or (H, W).
     """
 
-    def __init__(self, dataset, rows: np.ndarray, img_size: int):
+    def __init__(self, dataset, rows: np.ndarray, img_size: int | tuple[int, int]):
         self.loader = EvalLoader(
             dataset, img_size, resize=None, interpolation="bilinear", batch_size=BATCH, indices=rows
         )

@@ -8,7 +8,7 @@ from annotated_types import Ge
 from pydantic import Field, model_validator
 
 from a2mim.engine.setting_groups import Images, Log, Mean, Optimizer, Schedule, Settings, Std
-from a2mim.engine.setting_types import Count, Flag, Group, Integer, Must, NonNegative, Text
+from a2mim.engine.setting_types import Count, Flag, Group, Integer, Must, NonNegative, Size, Text
 
 Band = Annotated[Integer, Ge(0)]
 
@@ -16,7 +16,9 @@ Band = Annotated[Integer, Ge(0)]
 class PretrainData(Images):
     """The images that the encoder is trained on."""
 
-    img_size: Count = Field(224, description="Side of the square crop, in pixels.")
+    img_size: Annotated[Size, Must("a whole number of at least 1, or (height, width)")] = Field(
+        224, description="Side of the crop in pixels, or (height, width)."
+    )
     in_chans: Count = Field(3, description="Channels of an image.")
     mean: Mean = Field((0.485, 0.456, 0.406), description="Subtracted from each channel, in units of 0..1.")
     std: Std = Field((0.229, 0.224, 0.225), description="Divides each channel, in units of 0..1.")
@@ -108,15 +110,16 @@ def check_parts(model: dict) -> None:
         raise ValueError(f"model.losses={losses!r} must be a list of at least one loss, e.g. [dict(type='MaskedL1')]")
 
 
-def check_cell(masking: Any, size: int) -> None:
-    """ValueError where the mask cell does not divide the image of `size` pixels."""
+def check_cell(masking: Any, size: int | tuple[int, int]) -> None:
+    """ValueError where the mask cell does not divide the sides of an image of `size` pixels."""
     if not isinstance(masking, dict):
         raise ValueError(f"model.masking={masking!r} must be a dict, e.g. dict(type='BlockMask', mask_patch_size=32)")
-    cell = masking.get("mask_patch_size", 32)
-    if isinstance(cell, int) and cell > 0 and size % cell:
-        fits = [c for c in range(1, size + 1) if size % c == 0]
+    cell, sides = masking.get("mask_patch_size", 32), (size, size) if isinstance(size, int) else size
+    if isinstance(cell, int) and cell > 0 and any(side % cell for side in sides):
+        fits = [c for c in range(1, min(sides) + 1) if not any(side % c for side in sides)]
         near = sorted(fits, key=lambda c: abs(c - cell))[:2]
+        larger = dict.fromkeys(-(-side // cell) * cell for side in sides)
         raise ValueError(
             f"model.masking.mask_patch_size={cell} does not divide data.img_size={size};"
-            f" set the cell to {' or '.join(map(str, near))}, or the image to {(size // cell + 1) * cell} pixels"
+            f" set the cell to {' or '.join(map(str, near))}, or the image to {' x '.join(map(str, larger))} pixels"
         )

@@ -29,6 +29,7 @@ from a2mim.engine.report import command_line, sentence, timm_lines, words
 from a2mim.export import export_timm_folder
 from a2mim.pixels import Preprocessing
 from a2mim.targets import Pixels
+from a2mim.text import size_in_words
 from a2mim.weights.loading import describe_report, initialise
 
 
@@ -138,7 +139,7 @@ class Pretraining:
             "drop": "hidden patches left out",
             "sparse": "hidden cells held at 0",
         }[encoder.hide]
-        lines = [f"  encoder  {encoder.name} at {size} px, {total / 1e6:.2f} M parameters, {hidden}"]
+        lines = [f"  encoder  {encoder.name} at {size_in_words(size)} px, {total / 1e6:.2f} M parameters, {hidden}"]
         if self.start:
             lines.append(f"  start    {describe_report(self.start)}")
         if frozen:

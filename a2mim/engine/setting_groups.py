@@ -50,7 +50,8 @@ class Images(Group):
         (0.67, 1.0), description="The crop's share of the image's area: the least and the greatest."
     )
     ratio: Annotated[Ratios, Must("two numbers above 0, the least and the greatest width / height")] = Field(
-        (3 / 4, 4 / 3), description="The crop's width / height: the least and the greatest."
+        (3 / 4, 4 / 3),
+        description="The crop's width / height, relative to that of `img_size`: the least and the greatest.",
     )
     hflip: Share = Field(0.5, description="Probability of a horizontal flip.")
     interpolation: Literal["bilinear", "bicubic"] = Field("bilinear", description="How a crop is resized.")

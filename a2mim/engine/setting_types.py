@@ -33,6 +33,10 @@ def _two_apart(pair: tuple) -> tuple:
     return pair
 
 
+def _one_number(pair: tuple) -> int | tuple:
+    return pair[0] if pair[0] == pair[1] else pair
+
+
 Flag = Annotated[bool, Strict()]
 Text = Annotated[str, Strict()]
 Integer = Annotated[int, Strict(), Lt(2**63)]  # what 64 bits hold
@@ -45,6 +49,7 @@ PositiveShare = Annotated[Number, Gt(0), Le(1)]
 ShareBelowOne = Annotated[Number, Ge(0), Lt(1)]
 Range = Annotated[tuple[Number, Number], AfterValidator(_ascending), AfterValidator(_two_apart)]
 Shares = Annotated[tuple[PositiveShare, PositiveShare], AfterValidator(_ascending)]
+Size = Union[Count, Annotated[tuple[Count, Count], AfterValidator(_one_number)]]  # noqa: UP007  as Number
 Ratios = Annotated[tuple[Positive, Positive], AfterValidator(_ascending)]
 
 

@@ -36,7 +36,7 @@ class Encoder:
     """
 
     def __init__(self, source, device=None, img_size=None, allow_partial: bool = False, seed: int = 0):
-        refuse_below_one(img_size=min(img_size) if isinstance(img_size, (tuple, list)) else img_size)
+        refuse_below_one(img_size=img_size)
         self.device, self.name = choose_device(device), str(source)
         found = read_source(source)
         with torch.random.fork_rng(devices=[]):

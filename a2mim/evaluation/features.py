@@ -114,9 +114,9 @@ def unreadable_of(*loaders) -> dict[str, int]:
 
 
 def refuse_below_one(**constants) -> None:
-    """Raises ValueError for a count that is not at least 1, None excepted."""
+    """Raises ValueError for a count, or a pair of them, that is not at least 1, None excepted."""
     for name, value in constants.items():
-        if value is not None and value < 1:
+        if value is not None and (min(value) if isinstance(value, tuple | list) else value) < 1:
             raise ValueError(f"{name}={value} must be at least 1")
 
 

@@ -14,11 +14,14 @@ def table(results: list[dict]) -> str:
 
 def circumstances(result: dict) -> str:
     """A few lines below a table of one result: the sets, the view, what was left out."""
-    size = " x ".join(map(str, dict.fromkeys(result["img_size"])))
+    height, width = result["img_size"]
+    view = f"{height} px of a short side of {result.get('resize')} px"
+    if height != width:
+        view = f"{height} x {width} px, whose longer side has {result.get('resize')} px with its margin"
     lines = [
         f"  training set  {result['data']}, {result['n_train']:,} images of {result['n_classes']} classes",
         f"  test set      {result['test_data']}, {result['n_test']:,} images",
-        f"  view          {size} px of a short side of {result.get('resize')} px, {result.get('interpolation')}",
+        f"  view          {view}, {result.get('interpolation')}",
     ]
     constants = {key: value for key, value in result["constants"].items() if isinstance(value, str | int | float)}
     lines.append(f"  constants     {', '.join(f'{key} {value}' for key, value in constants.items())}")

@@ -146,7 +146,7 @@ def configuration(found: Native, subject: Subject, library: str) -> str:
         height, width = facts.img_size
         resize = {
             "type": "ResizeEdge",
-            "scale": round(min(height, width) / timm_folder.CROP_PCT),
+            "scale": round(max(height, width) / timm_folder.CROP_PCT),
             "edge": "short",
             "backend": "pillow",
             "interpolation": facts.interpolation,

@@ -19,9 +19,9 @@ model = torchvision.models.{name}()
 model.fc = torch.nn.Identity()  # a classifier of your own goes here, once the weights are loaded
 model.load_state_dict(torch.load("{name}.pth"))  # strict
 model.eval()
-preprocess = transforms.Compose(
+{cover}preprocess = transforms.Compose(
     [
-        transforms.Resize({resize}, transforms.InterpolationMode.{interpolation}),
+        {resize},
         transforms.CenterCrop({crop}),
         transforms.ToTensor(),
         transforms.Normalize({mean}, {std}),
@@ -30,6 +30,16 @@ preprocess = transforms.Compose(
 with torch.no_grad():
     pooled = model(images)  # (B, {width})
     unpooled = torch.nn.Sequential(*list(model.children())[:-2])(images)  # a 32nd of the height and width
+"""
+SQUARE = "transforms.Resize({}, transforms.InterpolationMode.{})"
+COVER = """\
+def cover(image):
+    \"\"\"Resized until it just covers {height} x {width} pixels.\"\"\"
+    scale = max({height} / image.height, {width} / image.width)
+    sides = [round(image.height * scale), round(image.width * scale)]
+    return transforms.functional.resize(image, sides, transforms.InterpolationMode.{interpolation})
+
+
 """
 NOTES = """\
 With a classifier in place before the weights are loaded, `strict=False` is needed: then see to it that the keys it
@@ -68,13 +78,14 @@ def write(subject: Subject, folder: Path) -> Written:
 def lines(facts: Facts) -> str:
     pixels = facts.preprocessing
     height, width = pixels.img_size
-    resize = [round(side / CROP_PCT) for side in (height, width)]
+    tall, wide = (round(side / CROP_PCT) for side in (height, width))
+    interpolation, square = pixels.interpolation.upper(), height == width
     return CODE.format(
         name=facts.architecture,
         size=facts.size,
-        resize=resize[0] if height == width else tuple(resize),
+        cover="" if square else COVER.format(height=tall, width=wide, interpolation=interpolation),
+        resize=SQUARE.format(tall, interpolation) if square else "transforms.Lambda(cover)",
         crop=(height, width),
-        interpolation=pixels.interpolation.upper(),
         mean=list(pixels.mean),
         std=list(pixels.std),
         width=facts.width,

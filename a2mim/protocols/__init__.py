@@ -57,6 +57,9 @@ class Protocol:
         return f"{self.name} with {changes}" if changes else self.name
 
 
+SIZES = ("train_size", "test_size")  # pixels: one number, or height and width
+
+
 def protocol_names(kind: str | None = None) -> list[str]:
     names = sorted(path.stem for path in FOLDER.glob("*.toml"))
     return [name for name in names if kind is None or read_protocol(name).kind == kind]
@@ -131,6 +134,8 @@ def _typed(name: str, key: str, given, default):
         value = float(value)
     if isinstance(default, list) and not isinstance(value, list):
         value = [value]
+    if key in SIZES and isinstance(value, list) and len(value) == 2 and all(type(side) is int for side in value):
+        return value
     if default != "auto" and value != "auto" and type(value) is not type(default):
         raise ValueError(f"{key}={given!r} of {name} must be like {default!r}, of type {type(default).__name__}.")
     return value

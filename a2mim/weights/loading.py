@@ -3,11 +3,14 @@
 Invariant: every tensor comes from the file, or the call fails. No parameter silently stays random.
 """
 
+import math
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from timm.layers import resample_abs_pos_embed
 from timm.models import adapt_input_conv
 from torch import Tensor, nn
 
@@ -142,7 +145,7 @@ def _filled(
     model.pretrained_cfg["input_size"] = (arguments.get("in_chans", 3), *pixels.img_size)
     problem = _not_adapted(weights, model, arguments)
     if not allow_partial:
-        problem = _difference(weights, model, values=True) or problem
+        problem = _difference(weights, model, _resampled(given, stated, model)) or problem
     report = report_of(weights, model, tensors)
     _refuse(weights, report, problem)
     size = arguments.get("img_size")
@@ -227,14 +230,41 @@ def report_of(weights: Source, model: nn.Module, tensors: dict[str, Tensor]) -> 
     )
 
 
-def _difference(weights: Source, model: nn.Module, values: bool = False) -> str:
-    """A sentence on keys that do not agree, or ""; `values` also compares tensors of equal shape."""
+def _resampled(given: Mapping[str, Tensor], stated: nn.Module, model: nn.Module) -> set[str]:
+    """The table of positions, where the model has it as interpolation from the source's grid to its own makes it.
+
+    It may have the same shape and other numbers: 2 x 4 cells are as many as 4 x 2.
+    """
+    old, new = grid_of_tokens(stated), grid_of_tokens(model)
+    table, own = given.get("pos_embed"), model.state_dict().get("pos_embed")
+    if old is None or new is None or old == new or table is None or own is None or table.shape != own.shape:
+        return set()
+    prefix = table.shape[1] - math.prod(old)
+    expected = resample_abs_pos_embed(table, list(new), list(old), num_prefix_tokens=prefix)
+    return {"pos_embed"} if torch.allclose(expected.to(own), own, atol=1e-4) else set()
+
+
+def grid_of_tokens(model: nn.Module) -> tuple[int, int] | None:
+    """Rows and columns of the patches whose positions are learned, or None where the model does not tell."""
+    grid = getattr(model, "grid", None) or getattr(getattr(model, "patch_embed", None), "grid_size", None)
+    return (int(grid[0]), int(grid[1])) if isinstance(grid, tuple | list) and len(grid) == 2 else None
+
+
+def _difference(weights: Source, model: nn.Module, resampled: Collection[str] | None = None) -> str:
+    """A sentence on keys that do not agree, or "".
+
+    Args:
+        resampled: keys whose values may differ; those of all other tensors of equal shape must be equal. None: only
+            keys and shapes count.
+    """
+    values = resampled is not None
     own, given = model.state_dict(), _contents(weights)[0]
     missing = [key for key in own if key not in given]
     unexpected = [key for key in given if key not in own]
     same_shape = [key for key in own if key in given and own[key].shape == given[key].shape]
     reshaped = [] if values else [key for key in own if key in given and key not in same_shape]
-    unloaded = [key for key in same_shape if values and not _same(own[key], given[key])]
+    compared = [key for key in same_shape if resampled is not None and key not in resampled]
+    unloaded = [key for key in compared if not _same(own[key], given[key])]
     parts = [
         f"{len(keys)} {word} ({name_some(keys)})"
         for word, keys in (

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from a2mim.data import keyed
-from a2mim.data.crops import DRAWS, random_box, resize
+from a2mim.data.crops import DRAWS, height_and_width, random_box, resize
 from a2mim.data.dataset import ImageDataset
 from a2mim.data.decode import UnreadableImage
 from a2mim.data.loader import TrainLoader
@@ -33,7 +33,7 @@ class Speed:
 
 
 def measure_stages(
-    dataset: ImageDataset, img_size: int, images: int, interpolation: str = "bilinear"
+    dataset: ImageDataset, img_size: int | tuple[int, int], images: int, interpolation: str = "bilinear"
 ) -> dict[str, float]:
     """ms per image of each stage, measured one after the other in this process with one thread, in a training order.
     Unreadable images are not counted.
@@ -41,7 +41,7 @@ def measure_stages(
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        return _stages(dataset, (img_size, img_size), _ids(dataset, images), interpolation)
+        return _stages(dataset, height_and_width(img_size), _ids(dataset, images), interpolation)
     finally:
         torch.set_num_threads(before)
 
@@ -79,7 +79,12 @@ def _stages(dataset: ImageDataset, size: tuple[int, int], ids: np.ndarray, inter
 
 
 def measure_workers(
-    dataset: ImageDataset, img_size: int, images: int, workers: int, batch_size: int, interpolation: str = "bilinear"
+    dataset: ImageDataset,
+    img_size: int | tuple[int, int],
+    images: int,
+    workers: int,
+    batch_size: int,
+    interpolation: str = "bilinear",
 ) -> Speed:
     """Takes about `images` training images from `workers` processes, after uncounted warm-up batches."""
     batch_size = min(batch_size, len(dataset))
