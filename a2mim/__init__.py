@@ -24,13 +24,14 @@ _PUBLIC = {
     "load_encoder": "a2mim.loading",
     "open_dataset": "a2mim.data",
     "pretrain": "a2mim.engine.run",
+    "recipe_for": "a2mim.engine.rules",
     "refine": "a2mim.engine.run",
     "write_report": "a2mim.report",
 }
 _ROOMS = ("export",)  # packages that can be called: a2mim.export(run, to=["timm"], out_dir="exported")
 __all__ = [
     *("MIM", "Access", "MaskedEncoder", "compare", "embed", "evaluate", "export", "finetune", "knn", "linear_probe"),
-    *("load_encoder", "open_dataset", "pretrain", "refine", "write_report"),
+    *("load_encoder", "open_dataset", "pretrain", "recipe_for", "refine", "write_report"),
 ]
 
 compat.mend_torchvision_when_imported()

@@ -61,7 +61,7 @@ def options_of(chosen: argparse.Namespace) -> dict[str, Any]:
     return options if chosen.seed is None else options | {"seed": chosen.seed}
 
 
-def launch(run: Callable[..., dict], chosen: argparse.Namespace, options: dict[str, Any], *what: str | None) -> int:
+def launch(run: Callable[..., dict], chosen: argparse.Namespace, options: dict[str, Any], *what: Any) -> int:
     """Calls `a2mim.pretrain` or `a2mim.finetune` and returns the exit status: 0, or 128 + n after signal n.
 
     Args:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ast
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from os import PathLike
 from typing import Any, TypeVar
 
@@ -29,7 +29,7 @@ Kind = TypeVar("Kind", bound=Settings)
 
 
 def load_config(
-    path: str | PathLike,
+    path: str | PathLike | Mapping,
     options: dict | None = None,
     laptop: bool = False,
     kind: type[Kind] = PretrainSettings,  # type: ignore[assignment]
@@ -38,7 +38,8 @@ def load_config(
     """Reads a recipe and returns every setting. The recipe is executed, and so are the modules that it imports.
 
     Args:
-        path: a recipe, the name of one that ships with a2mim, or the name of a fine-tuning protocol.
+        path: a recipe, the name of one that ships with a2mim, the name of a fine-tuning protocol, or the settings
+            themselves, as a nested dictionary.
         options: dotted key -> value, applied last.
         laptop: apply the recipe's `laptop` block first.
         kind: the kind of recipe.
@@ -51,7 +52,7 @@ def load_config(
 
 
 def load_with_origins(
-    path: str | PathLike,
+    path: str | PathLike | Mapping,
     options: dict | None,
     laptop: bool,
     kind: type[Kind],
@@ -61,15 +62,18 @@ def load_with_origins(
     given = recipe_of_name(str(path)) if kind is FinetuneSettings else None
     if given is None:
         given = own_settings(path)
-    settings = settle(given, path, options, laptop, kind, note)
-    import_modules(settings.custom_imports, path)
+    where = "the recipe" if isinstance(path, Mapping) else path
+    settings = settle(given, where, options, laptop, kind, note)
+    import_modules(settings.custom_imports, where)
     layers = [("protocol", settings_below(given, options or {}, kind)), ("recipe", dotted_keys(given))]
     layers += [("recipe, laptop scale", settings.laptop if laptop else ()), ("command line", options or ())]
     return settings, origins_of(settings.model_dump(), layers)
 
 
-def own_settings(path: str | PathLike) -> dict:
+def own_settings(path: str | PathLike | Mapping) -> dict:
     """What a recipe and its bases say themselves; the recipe is executed, the modules that it imports are not."""
+    if isinstance(path, Mapping):
+        return copy.deepcopy(dict(path))
     return read(path, {key for kind in KINDS for key in kind.model_fields})
 
 

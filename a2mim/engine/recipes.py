@@ -97,7 +97,11 @@ def standalone(path: Path, settings: dict[str, Any]) -> str:
         path: of the recipe, for its docstring.
         settings: what it and its base say, nested.
     """
-    docstring = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or path.stem
+    return as_recipe(ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or path.stem, settings)
+
+
+def as_recipe(docstring: str, settings: dict[str, Any]) -> str:
+    """The text of a recipe with these first lines and these settings, nested."""
     parts = [f'"""{docstring.strip()}\n"""', *(f"{key} = {_literal(value)}" for key, value in settings.items())]
     return parts[0] + "\n\n" + "\n".join(parts[1:]) + "\n"
 

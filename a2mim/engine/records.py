@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from os import PathLike
 from pathlib import Path
@@ -33,8 +35,8 @@ class Request:
 
     @classmethod
     def of(cls, config: object, data: Any, test_data: Any, laptop: bool | None, source: object = None) -> Self:
-        """The request with every path as a string."""
-        return cls(str(config), _plain(data), _plain(test_data), laptop, None if source is None else str(source))
+        """The request with every path as a string; a recipe that is a dictionary is named after its network."""
+        return cls(name_of(config), _plain(data), _plain(test_data), laptop, None if source is None else str(source))
 
     @property
     def name(self) -> str:
@@ -51,6 +53,16 @@ class Request:
         """The requested values by name; "source" is left out if it is None."""
         given = {each.name: getattr(self, each.name) for each in fields(self)}
         return {key: value for key, value in given.items() if key != "source" or value is not None}
+
+
+def name_of(config: object) -> str:
+    """How a recipe is named: as the user named it; a dictionary, which has no name, by its network or protocol."""
+    if not isinstance(config, Mapping):
+        return str(config)
+    model = config.get("model")
+    encoder = model.get("encoder") if isinstance(model, Mapping) else None
+    name = encoder.get("name") if isinstance(encoder, Mapping) else config.get("protocol")
+    return re.sub(r"[^\w-]+", "_", str(name)).strip("_") or "recipe" if name else "recipe"
 
 
 def _plain(source: Any) -> Any:
@@ -71,6 +83,11 @@ class Launch:
     device: str | None = None
     access: Access | None = None
     overrides: dict = field(default_factory=dict)
+    recipe: Mapping | None = None  # settings that were given as a dictionary; None: the recipe is a file
+
+    def recipe_of(self, request: Request) -> Any:
+        """What `load_config` takes: the settings themselves, or the recipe's path or name."""
+        return request.config if self.recipe is None else self.recipe
 
     @property
     def goes_on(self) -> bool:

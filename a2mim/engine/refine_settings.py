@@ -20,6 +20,7 @@ from a2mim.engine.setting_types import (
     PositiveShare,
     ShareBelowOne,
     Shares,
+    Size,
     Text,
 )
 
@@ -27,7 +28,9 @@ from a2mim.engine.setting_types import (
 class RefineData(Images):
     """The images, of which two crops are taken each."""
 
-    img_size: Count | None = Field(None, description="Side of the square crop, in pixels. None: the source's own.")
+    img_size: Annotated[Size, Must("a whole number of at least 1, or (height, width)")] | None = Field(
+        None, description="Side of the crop in pixels, or (height, width). None: the source's own."
+    )
     in_chans: Count | None = Field(None, description="Channels of an image. None: the source's own.")
     mean: Mean | None = Field(None, description="Subtracted from each channel, 0..1. None: the source's own.")
     std: Std | None = Field(None, description="Divides each channel, 0..1. None: the source's own.")

@@ -135,7 +135,7 @@ def refuse_other_run(
 ) -> None:
     """ValueError where the command line means another run than the folder holds; what it leaves open is the same."""
     laptop = request.data is None if request.laptop is None else request.laptop
-    wanted = load_config(request.config, launch.overrides, laptop, kind).model_dump()
+    wanted = load_config(launch.recipe_of(request), launch.overrides, laptop, kind).model_dump()
     before = settle(stored, where, None, False, kind).model_dump()
     others = differences(_known(before, wanted), wanted)
     given = public_request(request.given())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -54,7 +55,8 @@ def pretrain(
     """Runs a recipe and returns the run's summary (also in summary.json).
 
     Args:
-        config: path of a recipe.
+        config: a recipe: its path, the name of one that ships with a2mim, or its settings as a nested dictionary, such
+            as `a2mim.recipe_for` returns.
         data: what to train on, see `a2mim.data.open_dataset`, which also takes data sets and pipelines of your own;
             None takes the built-in photographs, at laptop scale.
         work_dir: the run's folder; None takes the first free one of runs/<recipe>, runs/<recipe>-2, …
@@ -76,7 +78,9 @@ def pretrain(
         FloatingPointError: the loss or the weights are not finite; names the last good checkpoint.
     """
     request = Request.of(config, data, test_data, laptop)
-    return carry_out(Pretraining, request, Launch(work_dir, resume, next_epoch, num_workers, device, access, overrides))
+    recipe = config if isinstance(config, Mapping) else None
+    launch = Launch(work_dir, resume, next_epoch, num_workers, device, access, overrides, recipe)
+    return carry_out(Pretraining, request, launch)
 
 
 def finetune(
@@ -97,7 +101,8 @@ def finetune(
     """Trains an encoder end to end with a classifier on it, and returns the run's summary (also in summary.json).
 
     Args:
-        config: path of a fine-tuning recipe, or the name of a fine-tuning protocol.
+        config: a fine-tuning recipe: its path, the name of one that ships with a2mim, its settings as a nested
+            dictionary, or the name of a fine-tuning protocol.
         source: the encoder, as `a2mim.weights.loading.load_encoder` takes it; a resumed run needs none.
         data: labelled training images; None takes the built-in photographs, at laptop scale.
         test_data: labelled test images, judged with `data`'s labels every few epochs and at the end; None takes the
@@ -109,7 +114,9 @@ def finetune(
         FloatingPointError: the loss or the weights are not finite; names the last good checkpoint.
     """
     request = Request.of(config, data, test_data, laptop, source)
-    return carry_out(Finetuning, request, Launch(work_dir, resume, next_epoch, num_workers, device, access, overrides))
+    recipe = config if isinstance(config, Mapping) else None
+    launch = Launch(work_dir, resume, next_epoch, num_workers, device, access, overrides, recipe)
+    return carry_out(Finetuning, request, launch)
 
 
 def refine(
@@ -223,7 +230,8 @@ def prepare(task_class: TaskClass, request: Request, launch: Launch) -> tuple[Ru
     else:
         if request.laptop is None:
             request = replace(request, laptop=request.data is None)
-        settings, origins = load_with_origins(request.config, launch.overrides, bool(request.laptop), kind, say_note)
+        recipe = launch.recipe_of(request)
+        settings, origins = load_with_origins(recipe, launch.overrides, bool(request.laptop), kind, say_note)
     check_optimizer(settings.optimizer.type)
     options_of(settings.log)  # refuses a logger that is not there, before anything is written
     if settings.export:
