@@ -136,6 +136,11 @@ class MaskedEncoder(nn.Module):
     Gradient checkpointing runs the site a second time, in backward. For this, the mask of the last forward is kept. It
     is used only inside a backward pass: `encoder.model(images)` alone never inserts a token. So with checkpointing,
     backward must come before the next forward, as in any training step and in gradient accumulation.
+
+    Example:
+        >>> encoder = a2mim.MaskedEncoder("test_vit", img_size=64, mask_patch_size=16)
+        >>> encoder.site, encoder(torch.zeros(1, 3, 64, 64))[0].shape
+        ('blocks.2', torch.Size([1, 64, 4, 4]))
     """
 
     def __init__(

@@ -25,6 +25,11 @@ class Access:
         processes: number of processes that index, check and write shards; None: one for each core.
         storage_options: options of fsspec's file system, such as key, secret, token and endpoint_url for s3://. They
             stay in memory and are never printed or written.
+
+    Example:
+        >>> access = a2mim.Access(skip_bad_shards=True)
+        >>> len(a2mim.open_dataset("photographs", access=access))
+        16
     """
 
     allow_pipe: bool = False

@@ -17,6 +17,7 @@ import numpy as np
 from a2mim.data.decode import REDUCED, decode, depth_of, quick_depth_of
 from a2mim.data.names import escaped
 from a2mim.data.pixel_format import BITS, PixelFormat, Unfit, UnreadableImage, fit_depth, fit_picture, fit_range
+from a2mim.data.thumbnails import show
 
 LOOKED_AT = 4  # images that are tried for the depth until one can be read
 MORE_LOOKED_AT = 8  # further images whose depth is compared
@@ -175,6 +176,9 @@ class ImageDataset:
         )  # keeps fingerprints from before `nodata` existed
         converted = [] if self.pixel_format == PixelFormat() else [repr(values).encode()]
         return hashlib.blake2b(b"".join(columns + converted), digest_size=8).hexdigest()
+
+    def _repr_html_(self) -> str:
+        return show(self)
 
     @property
     def images(self) -> int:

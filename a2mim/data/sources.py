@@ -62,6 +62,11 @@ def open_dataset(
         FileNotFoundError: names what is missing.
         ShardError: a shard cannot be used.
         ValueError: an argument must be changed.
+
+    Example:
+        >>> photographs = a2mim.open_dataset("photographs")
+        >>> len(photographs), photographs.class_names
+        (16, ['cats', 'dogs'])
     """
     dataset = _opened(source, split, access or DEFAULT)
     if dataset is source and dataset.has_pixel_format:

@@ -21,6 +21,7 @@ from a2mim.evaluation.encoder import Encoder
 from a2mim.evaluation.features import frozen, pooling_name, pooling_of, refuse_below_one
 from a2mim.evaluation.identity import stamp_of
 from a2mim.files import telling_full_disk, write_json
+from a2mim.evaluation.shown import Record
 
 NOT_FINITE = "its embedding is not finite"
 FEW = 10  # images whose embedding may overflow before the run ends
@@ -58,6 +59,11 @@ def embed(
 
     Raises:
         ValueError, OSError: in one sentence, what to change.
+
+    Example:
+        >>> facts = a2mim.embed("runs/tiny", "photographs", "photographs.npz")
+        >>> facts["images"], facts["width"]
+        (16, 64)
     """
     out = Path(out)
     files.check_out(out)
@@ -103,7 +109,7 @@ def embed(
         about["sha256"] = files.write(out, dataset, work, about)
         write_json(told, about)
     work.remove()
-    return about
+    return Record(about)
 
 
 def is_damaged(out: str | Path) -> bool:

@@ -6,6 +6,7 @@ import os
 import time
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -34,6 +35,8 @@ from a2mim.engine.runner import TrainRunner
 from a2mim.engine.state import with_own_faults
 from a2mim.export import check_targets
 from a2mim.files import telling_full_disk, write_json
+from a2mim.evaluation.shown import Record
+from a2mim.report import brief
 
 TaskClass: TypeAlias = type[Pretraining] | type[Finetuning] | type[Refining]
 
@@ -76,6 +79,11 @@ def pretrain(
     Raises:
         ValueError, FileNotFoundError: bad input, before anything is written.
         FloatingPointError: the loss or the weights are not finite; names the last good checkpoint.
+
+    Example:
+        >>> summary = a2mim.pretrain("tiny.py", "photographs", "runs/tiny")
+        >>> summary["status"], summary["steps"]
+        ('finished', 2)
     """
     request = Request.of(config, data, test_data, laptop)
     recipe = config if isinstance(config, Mapping) else None
@@ -112,6 +120,11 @@ def finetune(
     Raises:
         ValueError, FileNotFoundError: bad input, before anything is written.
         FloatingPointError: the loss or the weights are not finite; names the last good checkpoint.
+
+    Example:
+        >>> tuned = a2mim.finetune("tiny_finetune.py", "runs/tiny", "photographs", "runs/tuned")
+        >>> tuned["result"]["n_test"]
+        8
     """
     request = Request.of(config, data, test_data, laptop, source)
     recipe = config if isinstance(config, Mapping) else None
@@ -177,7 +190,7 @@ def carry_out(task_class: TaskClass, request: Request, launch: Launch) -> dict:
                 raise told from error
             finally:
                 signals.restore()
-            summary = _close(run, runner, signals, started)
+            summary = Record(_close(run, runner, signals, started), show=partial(brief, run.claimed))
         del runner  # holds the process group, whose threads must end before the interpreter does
         leave_together()
     except (RuntimeError, MemoryError) as error:

@@ -7,6 +7,7 @@ import warnings
 import torch
 
 from a2mim.evaluation.results import unpack
+from a2mim.evaluation.shown import Sentence
 from a2mim.protocols.intervals import bootstrap_mean, verdict
 
 MUST_AGREE = {"protocol": "protocols", "protocol_hash": "constants", "data_fingerprint": "data"}
@@ -16,11 +17,17 @@ def compare(first: dict, second: dict, anyway: bool = False) -> str:
     """One plain sentence: gain, loss, or no difference that these test images can show, with its paired interval.
 
     Args:
-        first, second: results, as `read_results` gives them; the sentence states second minus first.
+        first, second: results, as `evaluate` returns them and `read_results` reads them; the sentence states second
+            minus first.
         anyway: compare although protocol, constants or training data differ; the sentence then says so.
 
     Raises:
         ValueError: they differ and `anyway` is not given, or they have no test image in common.
+
+    Example:
+        >>> (result,) = a2mim.evaluate("runs/tiny", ["dino-knn"], "photographs")
+        >>> "no difference" in a2mim.compare(result, result)
+        True
     """
     different = [what for key, what in MUST_AGREE.items() if first[key] != second[key]]
     names = [f"{named(r)} of {r['encoder']}" for r in (first, second)]
@@ -30,7 +37,7 @@ def compare(first: dict, second: dict, anyway: bool = False) -> str:
             " compare them nevertheless, add --anyway."
         )
     if "scores" in first and "scores" in second:
-        return _compare_scores(first, second, names) + _told(first, second, different)
+        return Sentence(_compare_scores(first, second, names) + _told(first, second, different))
     same_test = first.get("test_fingerprint", first["data_fingerprint"]) == second.get(
         "test_fingerprint", second["data_fingerprint"]
     )
@@ -44,7 +51,7 @@ def compare(first: dict, second: dict, anyway: bool = False) -> str:
         warnings.warn(f"{int((~both).sum())} of {len(both)} test images were not judged by both", stacklevel=2)
     before, after = ((a[both] == 1).to(torch.bool) for a in answers)
     sentence = verdict(f"{names[1]} against {names[0]}", before, after)
-    return sentence + _told(first, second, different)
+    return Sentence(sentence + _told(first, second, different))
 
 
 def named(result: dict) -> str:

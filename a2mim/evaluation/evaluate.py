@@ -16,6 +16,7 @@ from a2mim.evaluation.cost import ViewPass, estimate
 from a2mim.evaluation.results import write_result
 from a2mim.evaluation.segmentation import open_task, result_of
 from a2mim.evaluation.subsets import write_list
+from a2mim.evaluation.shown import Records
 from a2mim.protocols import Protocol, read_protocol
 
 DENSE = ("davis", "copydays", "segmentation")  # each reads folders of its own format
@@ -54,6 +55,11 @@ def evaluate(
 
     Raises:
         ValueError: see `read_protocol`, `EvalContext` and the protocols.
+
+    Example:
+        >>> results = a2mim.evaluate("runs/tiny", ["dino-knn"], "photographs")
+        >>> results[0]["protocol"], results[0]["n_test"]
+        ('dino-knn', 8)
     """
     chosen = read_protocols(protocols, overrides or {})
     out = None if out is None else Path(out)
@@ -62,7 +68,7 @@ def evaluate(
             raise ValueError(f"{protocol.name} trains the encoder: run a2mim finetune; evaluate judges frozen ones.")
         runners.check(protocol)
     if any(protocol.kind in DENSE for protocol in chosen):
-        return _dense(source, chosen, data, test_data, out, options)
+        return Records(_dense(source, chosen, data, test_data, out, options))
     unlabelled = [p for p in chosen if p.kind in UNLABELLED]
     free = [r for p in unlabelled for r in label_free_run.run(source, p, data, **options)]
     if out is not None:
@@ -70,7 +76,7 @@ def evaluate(
             write_result(result, out)
     chosen = [p for p in chosen if p.kind not in UNLABELLED]
     if not chosen:
-        return free
+        return Records(free)
     context = EvalContext(source, data, test_data, cache=cache, **options)
     if context.split_rows is not None:
         sentence = _write_split(context, out)
@@ -93,7 +99,7 @@ def evaluate(
                 write_result(results[-1], out)
     if not results:
         raise ValueError("nothing is left to judge: no subset of labels has more than one image a class.")
-    return results + free
+    return Records(results + free)
 
 
 def sensible_protocols(data, access: Access | None = None) -> tuple[list[str], str]:

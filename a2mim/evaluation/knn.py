@@ -5,6 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from a2mim.evaluation.features import check_features, class_positions
+from a2mim.evaluation.shown import Record
 
 _CHUNK = 2**15  # rows of the bank multiplied at once
 
@@ -45,6 +46,11 @@ def knn(
         ValueError: k or temperature out of range, or features that cannot be judged (see `check_features`).
 
     Source: https://github.com/facebookresearch/dino, eval_knn.py; differs in accepting any labels and any set sizes.
+
+    Example:
+        >>> features, labels = torch.eye(4), torch.arange(4)
+        >>> a2mim.knn(features, labels, features, labels, k=1)["top1"]
+        100.0
     """
     for number in (k, *also_k):
         check_constants(number, temperature)
@@ -77,7 +83,7 @@ def knn(
     }
     if used_k < k:
         result["note"] = f"k was {k}; the training set has only {used_k} images, so k = {used_k}"
-    return result
+    return Record(result)
 
 
 def check_constants(k: int, temperature: float) -> None:

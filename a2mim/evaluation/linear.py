@@ -10,6 +10,7 @@ from a2mim.evaluation.features import check_features, class_positions, refuse_be
 from a2mim.evaluation.heads import LarsHeads, LinearHeads
 from a2mim.evaluation.passes import TrainingPass
 from a2mim.evaluation.probe import Labelled, Stack, TrainingBatch, probe
+from a2mim.evaluation.shown import Record
 from a2mim.protocols import read_protocol
 
 PROTOCOLS = ("linear-cached", "dino-linear", "mae-linear")
@@ -44,6 +45,11 @@ def linear_probe(
     Returns:
         "top1" and "top5" in percent, "correct" (M,) bool, the chosen "lr", and the constants that decide the numbers.
         With one rate there is nothing to choose and, but for "linear-cached", nothing is held out.
+
+    Example:
+        >>> features, labels = torch.eye(2).repeat(20, 1), torch.arange(2).repeat(20)
+        >>> a2mim.linear_probe(features, labels, features, labels, epochs=5)["top1"]
+        100.0
     """
     if protocol not in PROTOCOLS:
         raise ValueError(f"protocol={protocol!r} is unknown: choose one of {', '.join(PROTOCOLS)}.")
@@ -56,7 +62,7 @@ def linear_probe(
     found = _refitted(*sets, c) if protocol == "linear-cached" else _as_published(*sets, protocol, c)
     constants = {key: c[key] for key in ("epochs", "seed")}
     sizes = {"n_train": len(train_features), "n_test": len(test_features)}
-    return {"protocol": protocol, **found, **constants, **sizes}
+    return Record({"protocol": protocol, **found, **constants, **sizes})
 
 
 def _refitted(train_features, train_labels, test_features, test_labels, c: dict) -> dict:

@@ -116,8 +116,10 @@ def pack(correct) -> str:
     return "".join("-" if value < 0 else str(int(value)) for value in values)
 
 
-def unpack(correct: str) -> Tensor:
-    """The inverse: (M,) int8 in 0, 1 and -1."""
+def unpack(correct: str | Tensor) -> Tensor:
+    """The inverse: (M,) int8 in 0, 1 and -1. A result that was not written yet has its answers as a tensor."""
+    if isinstance(correct, Tensor):
+        return correct.to(torch.int8)
     return torch.tensor([{"0": 0, "1": 1, "-": -1}[c] for c in correct], dtype=torch.int8)
 
 

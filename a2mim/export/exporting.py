@@ -26,6 +26,7 @@ from a2mim.export.target import ExportError, Subject, Target, Written, flatten
 from a2mim.export.targets import TARGETS, check_targets, possible
 from a2mim.export.verify import recheck
 from a2mim.files import write_json
+from a2mim.evaluation.shown import Records
 from a2mim.pixels import Preprocessing
 from a2mim.weights import loading
 from a2mim.wiring.networks import OwnNetwork
@@ -57,6 +58,11 @@ def export(
         ExportError: the loaded encoder differs from the exported one; the folder is then unchanged.
         ValueError, FileNotFoundError: an unknown target, one that cannot take this architecture, or a source that
             cannot be loaded.
+
+    Example:
+        >>> (receipt,) = a2mim.export("runs/tiny", to=["safetensors"], out_dir="exported")
+        >>> receipt["target"], receipt["mode"]
+        ('safetensors', 'loaded')
     """
     names = [to] if isinstance(to, str) else list(to)
     check_targets(names)
@@ -68,7 +74,7 @@ def export(
     names = possible(Subject(model, found.model_args, preprocessing, found.frozen, **told), names)
     batchnorm = _calibrate(model.to(device), batches, found.calibrated)
     subject = Subject(model.cpu(), found.model_args, preprocessing, found.frozen, **told)
-    return [prove(TARGETS[name], subject, out_dir / name, batchnorm, python) for name in names]
+    return Records([prove(TARGETS[name], subject, out_dir / name, batchnorm, python) for name in names])
 
 
 def export_timm_folder(

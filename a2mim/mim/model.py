@@ -35,6 +35,12 @@ class MIM(BaseModel):
         ValueError: a part answers with another shape than its place needs; found with two images of noise.
 
     Source: A²MIM, https://arxiv.org/abs/2205.13943.
+
+    Example:
+        >>> encoder = a2mim.MaskedEncoder("test_vit", img_size=64, mask_patch_size=16)
+        >>> method = a2mim.MIM(encoder, a2mim.masking.BlockMask(16, 0.5), [a2mim.losses.MaskedL1()])
+        >>> list(method(torch.rand(2, 3, 64, 64)))
+        ['loss_l1']
     """
 
     def __init__(

@@ -23,6 +23,7 @@ from a2mim.report.verdicts import Verdict, headline, verdicts
 
 MOST_BYTES = 5 << 20
 _MOST_ROWS, _MOST_TILES = 12, 12  # of a part about the features
+_BRIEF_ROWS = 3  # of reconstructions, in a notebook
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,10 @@ def write_report(folders: Sequence[str | Path], out: str | Path, running: bool =
 
     Raises:
         FileNotFoundError: a folder holds no run.
+
+    Example:
+        >>> a2mim.write_report(["runs/tiny"], "report.html").name
+        'report.html'
     """
     runs = [read_run(folder, running) for folder in folders]
     if not runs:
@@ -85,6 +90,24 @@ def render(runs: Sequence[RunRecord]) -> str:
             differing=differing(runs),
             compared=comparisons(runs),
             pairs=_pairs(runs),
+        )
+    )
+
+
+def brief(folder: str | Path) -> str:
+    """The verdict, a few pictures and the loss of one run, as a piece of HTML for a notebook; "" without its folder."""
+    try:
+        run = read_run(folder)
+    except FileNotFoundError:
+        return ""
+    return (
+        _templates()
+        .get_template("brief.html")
+        .render(
+            section=_section(run),
+            curves=[_drawn(plot) for plot in curves([run])],
+            most=_BRIEF_ROWS,
+            report=str(Path(folder) / "report.html"),
         )
     )
 
@@ -169,4 +192,4 @@ def _pairs(runs: Sequence[RunRecord]) -> list[dict[str, Any]]:
     ]
 
 
-__all__ = ["MOST_BYTES", "render", "write_report"]
+__all__ = ["MOST_BYTES", "brief", "render", "write_report"]

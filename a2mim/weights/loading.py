@@ -46,6 +46,11 @@ def load_encoder(source: str | Path, allow_partial: bool = False, **overrides) -
         OSError: NAME:pretrained, but timm's weights cannot be downloaded.
         ValueError: the name is unknown (the message has the nearest names), the file is not recognised, or its weights
             are not exactly the model's.
+
+    Example:
+        >>> model, preprocessing = a2mim.load_encoder("runs/tiny")
+        >>> model.num_features, preprocessing["img_size"]
+        (64, [32, 32])
     """
     return load_reported(source, allow_partial, **overrides)[:2]
 
