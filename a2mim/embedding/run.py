@@ -20,8 +20,8 @@ from a2mim.evaluation.context import RESIZE
 from a2mim.evaluation.encoder import Encoder
 from a2mim.evaluation.features import frozen, pooling_name, pooling_of, refuse_below_one
 from a2mim.evaluation.identity import stamp_of
-from a2mim.files import telling_full_disk, write_json
 from a2mim.evaluation.shown import Record
+from a2mim.files import telling_full_disk, write_json
 
 NOT_FINITE = "its embedding is not finite"
 FEW = 10  # images whose embedding may overflow before the run ends

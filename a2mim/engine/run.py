@@ -33,9 +33,9 @@ from a2mim.engine.report_hook import write_page
 from a2mim.engine.resuming import check_test_set, find_resumed, take_up
 from a2mim.engine.runner import TrainRunner
 from a2mim.engine.state import with_own_faults
+from a2mim.evaluation.shown import Record
 from a2mim.export import check_targets
 from a2mim.files import telling_full_disk, write_json
-from a2mim.evaluation.shown import Record
 from a2mim.report import brief
 
 TaskClass: TypeAlias = type[Pretraining] | type[Finetuning] | type[Refining]

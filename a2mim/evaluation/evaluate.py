@@ -15,8 +15,8 @@ from a2mim.evaluation.context import VIEW, EvalContext
 from a2mim.evaluation.cost import ViewPass, estimate
 from a2mim.evaluation.results import write_result
 from a2mim.evaluation.segmentation import open_task, result_of
-from a2mim.evaluation.subsets import write_list
 from a2mim.evaluation.shown import Records
+from a2mim.evaluation.subsets import write_list
 from a2mim.protocols import Protocol, read_protocol
 
 DENSE = ("davis", "copydays", "segmentation")  # each reads folders of its own format

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from a2mim.batchnorm import calibrate_batchnorm
+from a2mim.evaluation.shown import Records
 from a2mim.export.card import published, tell_training, write_card
 from a2mim.export.facts import compare_page, facts_of
 from a2mim.export.receipt import (
@@ -26,7 +27,6 @@ from a2mim.export.target import ExportError, Subject, Target, Written, flatten
 from a2mim.export.targets import TARGETS, check_targets, possible
 from a2mim.export.verify import recheck
 from a2mim.files import write_json
-from a2mim.evaluation.shown import Records
 from a2mim.pixels import Preprocessing
 from a2mim.weights import loading
 from a2mim.wiring.networks import OwnNetwork
