@@ -35,6 +35,13 @@ global_batch_size = 8
 schedule = dict(epochs=1, warmup_epochs=0)
 export = []
 """
+REFINE = """
+heads = dict(hidden=32, predicted=32, width=16, alone_epochs=0)
+data = dict(img_size=32)
+global_batch_size = 8
+schedule = dict(epochs=1, warmup_epochs=0)
+export = []
+"""
 
 
 def example_of(name):
@@ -55,6 +62,7 @@ def place(tmp_path_factory):
             mmcv.imwrite(image, str(folder / "photographs" / split / ("cats", "dogs")[i % 2] / f"{i}.png"))
     (folder / "tiny.py").write_text(TINY)
     (folder / "tiny_finetune.py").write_text(FINETUNE)
+    (folder / "tiny_refine.py").write_text(REFINE)
     with contextlib.chdir(folder):
         a2mim.pretrain("tiny.py", "photographs", "runs/tiny", device="cpu", num_workers=0)
     return folder

@@ -127,7 +127,7 @@ def build_loader(
     )
 
 
-def ratio_of(data: PretrainData | FinetuneData) -> tuple[float, float]:
+def ratio_of(data: PretrainData | FinetuneData | RefineData) -> tuple[float, float]:
     """Least and greatest width / height of a crop: the recipe's, times that of the image that the crop becomes."""
     assert data.img_size is not None  # `complete_pixels` filled it in
     height, width = height_and_width(data.img_size)

@@ -152,7 +152,8 @@ def refine(
     Args:
         source: the encoder, as `a2mim.weights.loading.load_encoder` takes it; a resumed run needs none.
         data: images; None takes the built-in photographs, at laptop scale.
-        config: path or name of a refinement recipe.
+        config: a refinement recipe: its path, the name of one that ships with a2mim, or its settings as a nested
+            dictionary.
         test_data: labelled images that the encoder is judged on before and after, with `data`'s labels; None takes the
             test split of `data`, where it has one.
         work_dir, laptop, resume, next_epoch, num_workers, device, access, overrides: as in `pretrain`.
@@ -160,9 +161,16 @@ def refine(
     Raises:
         ValueError, FileNotFoundError: bad input, before anything is written.
         FloatingPointError: the loss or the weights are not finite; names the last good checkpoint.
+
+    Example:
+        >>> refined = a2mim.refine("runs/tiny", "photographs", "runs/refined", config="tiny_refine.py")
+        >>> refined["status"], refined["steps"]
+        ('finished', 2)
     """
     request = Request.of(config, data, test_data, laptop, source)
-    return carry_out(Refining, request, Launch(work_dir, resume, next_epoch, num_workers, device, access, overrides))
+    recipe = config if isinstance(config, Mapping) else None
+    launch = Launch(work_dir, resume, next_epoch, num_workers, device, access, overrides, recipe)
+    return carry_out(Refining, request, launch)
 
 
 def carry_out(task_class: TaskClass, request: Request, launch: Launch) -> dict:

@@ -30,6 +30,7 @@ from a2mim.engine.refine_settings import RefineSettings
 from a2mim.engine.report import command_line, sentence, timm_lines, words
 from a2mim.export import export_timm_folder
 from a2mim.pixels import Preprocessing
+from a2mim.text import size_in_words
 from a2mim.weights.loading import describe_report, read_source
 
 PIXELS = {"mean", "std", "interpolation", "img_size", "in_chans"}  # settings that a checkpoint carries
@@ -150,7 +151,7 @@ class Refining:
         return [
             f"  source   {self.request.source}",
             *([f"  start    {describe_report(self.start)}"] if self.start else []),
-            f"  encoder  {encoder.name} at {self.settings.data.img_size} px, {total / 1e6:.2f} M parameters, the first"
+            f"  encoder  {encoder.name} at {size_in_words(encoder.img_size)} px, {total / 1e6:.2f} M parameters, the first"
             f" {kept / total:.0%} of them stay as they are",
             f"  heads    {len(self.model.heads)}, on {maps}{alone}",
             f"  queue    {self.queue} images, one of the {self.k} nearest is the neighbour",
