@@ -38,8 +38,6 @@ from a2mim.text import PrintableStream, one_line
 # any other busy process, sleeping at once is slow on both; this short spin is near the best of each
 # (docs/performance.md).
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")
-if not os.isatty(2):  # in a file, a bar is one long line; training writes lines of its own there
-    os.environ.setdefault("TQDM_DISABLE", "1")
 
 COMMANDS = (
     *(add_pretrain, add_finetune, add_refine, add_evaluate, add_compare, add_knn, add_linear_probe),

@@ -1,4 +1,5 @@
-"""Text from files and users, made fit for a terminal, a page of Markdown and YAML; the right names for a mistyped one.
+"""Text from files and users, made fit for a terminal, a page of Markdown and YAML; the right names for a mistyped one;
+progress on a screen, in a notebook and in a file.
 
 Invariant: what `one_line` and the functions that use it return is one line of printable characters. A name can then
 neither move the cursor, nor begin a line of its own, nor turn the direction of reading, nor end the quotes around it.
@@ -9,10 +10,20 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import re
+import sys
+import time
+import warnings
 from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
-from typing import IO
+from typing import IO, Any
+
+from tqdm import TqdmExperimentalWarning
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore", TqdmExperimentalWarning)  # that a notebook was recognised
+    from tqdm.autonotebook import tqdm
 
 LONGEST = 300  # characters of a name on a page
 _PLAIN = re.compile(r"[A-Za-z][A-Za-z0-9.+-]*")
@@ -56,6 +67,59 @@ def size_in_words(size: int | Sequence[int]) -> str:
     """ "224" for a square of 224 pixels, "192 x 384" for height and width."""
     sides = (size,) if isinstance(size, int) else tuple(dict.fromkeys(size))
     return " x ".join(map(str, sides))
+
+
+EVERY = 15.0  # seconds between two lines about progress, where there is no bar
+
+
+def has_terminal() -> bool:
+    """Whether a bar can be redrawn: in a notebook, and on a terminal that is not the output of a SLURM job."""
+    notebook = tqdm.__module__.endswith("notebook")
+    return notebook or (sys.stderr.isatty() and "SLURM_JOB_ID" not in os.environ)
+
+
+class ProgressBar(tqdm):
+    """tqdm's bar. Where a bar cannot be redrawn, it prints whole lines without carriage returns: one every 15 s, and
+    one at the end if there was one before.
+    """
+
+    disable: bool
+
+    def __init__(self, *given: Any, **named: Any):
+        self.lines = not has_terminal()
+        self.told = time.monotonic()
+        if self.lines:
+            named |= {"mininterval": EVERY, "miniters": 1, "delay": EVERY}
+        super().__init__(*given, **named)
+        if self.lines and not self.disable:
+            known = "/{total_fmt} ({percentage:.0f}%), {elapsed} spent, {remaining} left{postfix}"
+            name = "{desc}: {n_fmt}" if self.desc else "{n_fmt}"
+            self.bar_format = name + (known if self.total else " {unit}, {elapsed} spent{postfix}")
+
+    def display(self, msg: str | None = None, pos: int | None = None, **more: Any) -> Any:
+        if not self.lines:
+            return super().display(msg, pos, **more)
+        if msg is None and time.monotonic() - self.told >= EVERY:
+            self._tell()
+        return True
+
+    def clear(self, *given: Any, **named: Any) -> None:
+        if not self.lines:
+            super().clear(*given, **named)
+
+    def close(self) -> None:
+        if not self.lines:
+            super().close()
+        elif not self.disable:
+            if self.last_print_t >= self.start_t + self.delay and self.n > self.last_print_n:
+                self._tell()
+            self.disable = True
+            self._decr_instances(self)
+
+    def _tell(self) -> None:
+        self.told = time.monotonic()
+        self.fp.write(f"{one_line(self)}\n")
+        self.fp.flush()
 
 
 def shortened(text: object) -> str:

@@ -2,6 +2,8 @@
 
 import io
 import json
+import os
+import subprocess
 import sys
 import warnings
 
@@ -127,3 +129,10 @@ def test_a_character_that_the_terminal_lacks_is_escaped_and_ends_nothing(encodin
     assert terminal.errors == "strict"  # a program that calls main keeps its own
     terminal.flush()
     assert terminal.buffer.getvalue().decode(encoding).strip() == r"59.1 \u2192 65.4 %, \u6f22"
+
+
+def test_the_command_leaves_no_setting_of_bars_to_its_children(tmp_path):
+    code = "import os, a2mim.cli; print([name for name in os.environ if name.startswith('TQDM')])"
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("TQDM")}
+    done = subprocess.run([sys.executable, "-c", code], env=clean, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

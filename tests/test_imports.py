@@ -26,12 +26,14 @@ ALLOWED = {
     "wiring": {"backbones", "text"},
     "encoder": {"masking", "registry", "wiring"},
     "mim": {"decoders", "encoder", "losses", "masking", "pixels", "registry", "targets", "text"},
-    "check": {"encoder", "losses", "masking", "mim", "registry", "wiring"},
+    "check": {"encoder", "losses", "masking", "mim", "registry", "text", "wiring"},
     "data": {"files", "text"},
     "weights": {"checkpoints", "files", "pixels", "wiring"},
     "loading": {"weights"},
     "protocols": {"text"},
-    "evaluation": {"batchnorm", "data", "devices", "encoder", "files", "pixels", "protocols", "weights", "wiring"},
+    "evaluation": {
+        *("batchnorm", "data", "devices", "encoder", "files", "pixels", "protocols", "text", "weights", "wiring"),
+    },
     "export": {
         "batchnorm",
         "compat",
@@ -45,7 +47,9 @@ ALLOWED = {
         "weights",
         "wiring",
     },
-    "analysis": {"batchnorm", "data", "devices", "encoder", "evaluation", "files", "pixels", "weights", "wiring"},
+    "analysis": {
+        *("batchnorm", "data", "devices", "encoder", "evaluation", "files", "pixels", "text", "weights", "wiring"),
+    },
     "engine": {
         *("analysis", "batchnorm", "checkpoints", "data", "devices", "encoder", "evaluation", "export", "files"),
         *(
@@ -62,7 +66,7 @@ ALLOWED = {
         ),
     },
     "report": {"files", "protocols"},
-    "embedding": {"batchnorm", "data", "evaluation", "files"},
+    "embedding": {"batchnorm", "data", "evaluation", "files", "text"},
     "commands": {
         "analysis",
         "check",

@@ -2,12 +2,22 @@
 
 import io
 import sys
+import time
 
 import pytest
 import yaml
 
 from a2mim.cli import main
-from a2mim.text import LONGEST, PrintableStream, code_span, one_line, shortened, yaml_value
+from a2mim.text import (
+    LONGEST,
+    PrintableStream,
+    ProgressBar,
+    code_span,
+    has_terminal,
+    one_line,
+    shortened,
+    yaml_value,
+)
 
 HOSTILE = [
     "\x1b[2J\x1b[H",
@@ -57,3 +67,48 @@ def test_an_error_of_the_command_is_one_line_whatever_the_name(capsys):
     error = capsys.readouterr().err
     assert error.count("\n") == 1 and error[:-1].isprintable()
     assert sys.stdout is not None
+
+
+@pytest.fixture
+def ticking(monkeypatch):
+    """(standard error, which is a file; a clock that the test sets)."""
+    out, now = io.StringIO(), [0.0]
+    monkeypatch.setattr(sys, "stderr", out)
+    for name in ("time", "monotonic"):
+        monkeypatch.setattr(time, name, lambda: now[0])
+    monkeypatch.setattr("tqdm.std.time", lambda: now[0])
+    return out, now
+
+
+def test_progress_in_a_file_is_a_whole_line_every_fifteen_seconds(ticking):
+    out, now = ticking
+    with ProgressBar(total=100, desc="features", unit="image", leave=False, file=out) as bar:
+        for _ in range(100):
+            now[0] += 1
+            bar.update()
+    lines = out.getvalue().splitlines(keepends=True)
+    assert "\r" not in out.getvalue() and all(line.endswith("\n") for line in lines)
+    assert [line.split()[1] for line in lines] == [f"{n}/100" for n in (15, 30, 45, 60, 75, 90, 100)]
+    assert lines[0] == "features: 15/100 (15%), 00:15 spent, 01:25 left\n"
+
+
+def test_short_work_and_a_loop_over_anything_say_little_in_a_file(ticking):
+    out, now = ticking
+    for _ in ProgressBar(range(10), desc="short", file=out):
+        now[0] += 1
+    assert out.getvalue() == ""
+    for _ in ProgressBar(iter(range(20)), desc="unknown", unit="row", file=out):
+        now[0] += 1
+    assert out.getvalue().startswith("unknown: 15 row, 00:15 spent\n") and "\r" not in out.getvalue()
+
+
+def test_slurm_and_files_have_lines_and_a_terminal_has_a_bar(monkeypatch):
+    screen = io.StringIO()
+    monkeypatch.setattr(screen, "isatty", lambda: True, raising=False)
+    monkeypatch.setattr(sys, "stderr", screen)
+    monkeypatch.delenv("SLURM_JOB_ID", raising=False)
+    assert has_terminal() and not ProgressBar(range(3), file=io.StringIO()).lines
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    assert not has_terminal()
+    monkeypatch.setattr(ProgressBar.__mro__[1], "__module__", "tqdm.notebook")
+    assert has_terminal()

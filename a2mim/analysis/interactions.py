@@ -23,9 +23,9 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from a2mim.files import replacing
+from a2mim.text import ProgressBar
 
 RATIOS = (0.0, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 1.0)  # of the cells that may be context
 _REACH = 2  # cells: how far apart the two of a pair lie at most, along each axis
@@ -121,7 +121,13 @@ def keep_cells(image: Tensor, kept: Tensor, grid: tuple[int, int]) -> Tensor:
 
 @torch.no_grad()
 def interactions_of(
-    score: Score, image: Tensor, label: int, sampling: Sampling, number: int, batch_size: int
+    score: Score,
+    image: Tensor,
+    label: int,
+    sampling: Sampling,
+    number: int,
+    batch_size: int,
+    after_order: Callable[[], object] = lambda: None,
 ) -> Tensor:
     """(orders, pairs) float64: the mean of Δ over contexts, for one image.
 
@@ -130,6 +136,7 @@ def interactions_of(
         label: the class whose margin is the value.
         number: of the image, which selects its stream of random numbers.
         batch_size: images that the classifier sees at a time.
+        after_order: called after each order.
 
     Raises:
         ValueError: the grid does not divide the image.
@@ -151,6 +158,7 @@ def interactions_of(
             values.append(margins(score(keep_cells(image, part, sampling.grid)).double(), label).cpu())
         both, first, second, neither = torch.cat(values).reshape(sampling.pairs, 4, sampling.contexts).unbind(1)
         found[o] = (both - first - second + neither).mean(dim=1)
+        after_order()
     return found
 
 
@@ -185,12 +193,17 @@ def interaction_strength(
         over images.
     """
     done = _restore(store, sampling)
-    with tqdm(total=len(images), initial=len(done), desc=title, unit="image", leave=False) as bar:
+    orders = len(sampling.orders)  # the unit of progress: an image may take minutes
+    bar = ProgressBar(
+        total=orders * len(images), initial=orders * len(done), desc=f"{title}: orders of images", leave=False
+    )
+    with bar:
         for number in range(len(done), len(images)):
-            label = int(labels[number])
-            done.append(interactions_of(score, images[number], label, sampling, number, batch_size).abs().mean(dim=1))
+            found = interactions_of(
+                score, images[number], int(labels[number]), sampling, number, batch_size, after_order=bar.update
+            )
+            done.append(found.abs().mean(dim=1))
             _keep(store, done)
-            bar.update(1)
     return summarise(torch.stack(done[: len(images)]).numpy(), sampling)
 
 

@@ -12,12 +12,12 @@ from pathlib import Path
 import timm
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from a2mim.check.certificate import certify, takes
 from a2mim.encoder import MaskedEncoder
 from a2mim.losses import FourierLoss, MaskedL1
 from a2mim.mim import MIM
+from a2mim.text import ProgressBar
 from a2mim.wiring.layout import leaves
 
 OWN = ("xvit", "linglo")  # the modules that a2mim adds to timm
@@ -184,7 +184,7 @@ def survey(path: Path, names: Iterable[str], examine: Callable[[str], dict]) -> 
     """Examines every name that `path` has no record of, and appends one line each; returns all records by name."""
     known, names = read_records(path), list(names)
     with path.open("a", encoding="utf-8") as file:
-        for name in tqdm([n for n in names if n not in known], desc=path.stem, unit="model"):
+        for name in ProgressBar([n for n in names if n not in known], desc=path.stem, unit="model"):
             started = time.time()
             try:
                 known[name] = examine(name)

@@ -4,10 +4,10 @@ from collections.abc import Sequence, Sized
 from typing import Any, SupportsInt, cast
 
 import numpy as np
-from tqdm import tqdm
 
 from a2mim.data.items import label_number, parts_of
 from a2mim.data.names import class_name, is_class_name
+from a2mim.text import ProgressBar
 
 _BESIDE = ("targets", "labels")  # attributes of torchvision's data sets
 _COLUMNS = ("label", "labels", "cls", "target")  # columns of Hugging Face's data sets
@@ -50,7 +50,9 @@ def class_names_of(source: Any) -> list[str] | None:
 def read_labels(source: Any) -> tuple[np.ndarray, list[str] | None, int]:
     """`numbered` for labels that only the items have: reads each item once, with its image."""
     labels = []
-    for i in tqdm(range(len(source)), "reading labels", unit="item", leave=False, disable=len(source) < 1000 or None):
+    for i in ProgressBar(
+        range(len(source)), "reading labels", unit="item", leave=False, disable=len(source) < 1000 or None
+    ):
         try:
             labels.append(parts_of(source[i])[1])
         except Exception:  # an item that cannot be made is counted as unreadable when it is read

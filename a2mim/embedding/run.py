@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from a2mim import __version__
 from a2mim.batchnorm import calibrate_batchnorm
@@ -22,6 +21,7 @@ from a2mim.evaluation.features import frozen, pooling_name, pooling_of, refuse_b
 from a2mim.evaluation.identity import stamp_of
 from a2mim.evaluation.shown import Record
 from a2mim.files import telling_full_disk, write_json
+from a2mim.text import ProgressBar
 
 NOT_FINITE = "its embedding is not finite"
 FEW = 10  # images whose embedding may overflow before the run ends
@@ -149,7 +149,7 @@ def _embed(work: Unfinished, dataset: ImageDataset, run, loader, batch_size: int
     starts = iter(range(work.done, len(dataset), batch_size))
     if work.done == len(dataset):
         return
-    with tqdm(total=len(dataset), initial=work.done, desc="embedding", unit="image", leave=False) as bar:
+    with ProgressBar(total=len(dataset), initial=work.done, desc="embedding", unit="image", leave=False) as bar:
         start = next(starts)
         for batch in loader(np.arange(work.done, len(dataset))):
             ids = batch["ids"].numpy()

@@ -24,12 +24,12 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from a2mim.evaluation.identity import hash_of
 from a2mim.evaluation.overlap import signatures
 from a2mim.evaluation.probe import Labelled
 from a2mim.files import open_lock, partial_path, reserve, telling_full_disk, write_json
+from a2mim.text import ProgressBar
 
 VERSION = 3
 SIGNATURE, SHOWN = "signature", "shown"  # parts of every pass: see overlap.py; whether the image could be read
@@ -260,7 +260,9 @@ class _Pass:
     def run(self, extract: Callable, batches: Callable, what: str) -> None:
         known, loader, saved = Counter(self.state.faults), batches(self.start), time.monotonic()
         run = extract([part for part in self.missing if part not in (SIGNATURE, SHOWN)])
-        with tqdm(total=self.rows, initial=self.start, desc=f"features of {what}", unit="image", leave=False) as bar:
+        with ProgressBar(
+            total=self.rows, initial=self.start, desc=f"features of {what}", unit="image", leave=False
+        ) as bar:
             for batch in loader:
                 ids, found = batch["ids"].numpy(), {}
                 if SIGNATURE in self.missing:

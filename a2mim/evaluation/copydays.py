@@ -8,13 +8,13 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from tqdm import tqdm
 
 from a2mim.evaluation.calibration import IMAGES
 from a2mim.evaluation.dense import DenseEncoder, pictures_in, read_picture, resized
 from a2mim.evaluation.identity import hash_of
 from a2mim.protocols import Protocol
 from a2mim.protocols.intervals import bootstrap_mean
+from a2mim.text import ProgressBar
 
 _SCENE = 4  # first characters of a file's name: the photograph it is made from
 
@@ -35,7 +35,7 @@ def run(source, protocol: Protocol, data, device=None, allow_partial=False, seed
     calibrated = encoder.calibrate(originals, lambda path: _read(path, c), np.zeros(len(originals)), IMAGES)
 
     def describe(paths: list[Path], what: str) -> Tensor:
-        shown = tqdm(_batches(paths, c, batch_size), desc=what, leave=False, unit="batch")
+        shown = ProgressBar(_batches(paths, c, batch_size), desc=what, leave=False, unit="batch")
         return torch.cat([descriptors(*encoder(batch), c["gem_power"], c["with_class_token"]).cpu() for batch in shown])
 
     distractors, learn = pictures_in(root / "distractors"), pictures_in(root / "whitening")

@@ -14,12 +14,12 @@ import torch
 import torch.nn.functional as F
 from scipy.ndimage import distance_transform_edt
 from torch import Tensor
-from tqdm import tqdm
 
 from a2mim.evaluation.dense import DenseEncoder, pictures_in, read_picture, resized
 from a2mim.evaluation.identity import hash_of
 from a2mim.protocols import Protocol
 from a2mim.protocols.intervals import bootstrap_mean
+from a2mim.text import ProgressBar
 
 _BLOCK_BYTES = 2**28  # of affinities held at once
 CALIBRATION_FRAMES = 64
@@ -38,7 +38,7 @@ def run(source, protocol: Protocol, data, device=None, allow_partial=False, seed
     c, root = protocol.constants, Path(data)
     names = sequences(root)
     encoders, scores, calibrated = {}, {}, 0
-    for name in tqdm(names, desc="videos", unit="video", leave=False):
+    for name in ProgressBar(names, desc="videos", unit="video", leave=False):
         frames = pictures_in(root / "JPEGImages" / "480p" / name)
         size = working_size(read_picture(frames[0]).shape[:2], c["short_side"], c["long_side_multiple"])
         if size not in encoders:

@@ -7,9 +7,9 @@ from contextlib import contextmanager
 import torch
 from einops import rearrange
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from a2mim.pixels import IMAGENET_MEAN, IMAGENET_STD, normalize
+from a2mim.text import ProgressBar
 from a2mim.wiring.model_type import TimmModel
 
 POOLINGS = ("default", "cls", "avg")
@@ -43,7 +43,7 @@ def run_frozen(
     device = next(model.parameters()).device
     features, labels = [], []
     with frozen(model):
-        for batch in tqdm(loader, desc="features", leave=False, unit="batch"):
+        for batch in ProgressBar(loader, desc="features", leave=False, unit="batch"):
             images, targets = images_and_labels(batch)
             features.append(pool(normalize(images.to(device, non_blocking=True), mean, std)).float().cpu())
             labels.append(torch.as_tensor(targets, dtype=torch.int64).cpu())

@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from a2mim.evaluation.attentive_probe import CellFile, attentive_probe
 from a2mim.evaluation.cells import MapReader, noise
@@ -25,6 +24,7 @@ from a2mim.evaluation.linear import linear_probe
 from a2mim.evaluation.taps import CELLS, tap
 from a2mim.pixels import IMAGENET_MEAN, IMAGENET_STD, normalize
 from a2mim.protocols.intervals import wilson_interval
+from a2mim.text import ProgressBar
 
 MOST_SIDE = 7  # cells: a larger map is averaged down to it, so that judging stays short and its file small
 # of efficient-probe, shortened
@@ -84,7 +84,7 @@ class _Extract:
 
     def __call__(self, loader: Iterable) -> tuple[Tensor, Tensor, Tensor | None]:
         features, labels, cells = [], [], CellFile()
-        for batch in tqdm(loader, desc="features", leave=False, unit="batch"):
+        for batch in ProgressBar(loader, desc="features", leave=False, unit="batch"):
             images, targets = images_and_labels(batch)
             images = normalize(images.to(self.device, non_blocking=True), *self.pixels)
             self.run = self.run or self._tap(images)

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from a2mim.evaluation.features import check_features, class_positions, refuse_below_one
 from a2mim.evaluation.linear import hold_out
+from a2mim.text import ProgressBar
 
 _BLOCK_BYTES = 2**27  # of scores held at once
 _KEPT_BYTES = 2**28  # of features kept in float64; larger sets are read again for each step
@@ -134,7 +134,7 @@ def fit_logreg(
         problem = Softmax(features, targets, torch.nonzero(kept)[:, 0], len(classes), device)
         scores: list[float] = []
         fitted: list[Tensor] = []  # the last two: weights change nearly linearly with log C
-        for value in tqdm(grid, desc="logistic regression", unit="C", leave=False):
+        for value in ProgressBar(grid, desc="logistic regression", unit="C", leave=False):
             start = 2 * fitted[-1] - fitted[-2] if len(fitted) == 2 else fitted[-1] if fitted else None
             weights, converged = problem.fit(value, start, max_iterations, tolerance)
             fitted = [*fitted[-1:], weights]

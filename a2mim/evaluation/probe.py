@@ -10,10 +10,10 @@ from typing import Protocol
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from a2mim.evaluation.features import check_features, class_positions
 from a2mim.evaluation.heads import losses_of, ranks_of
+from a2mim.text import ProgressBar
 
 _LOGIT_BYTES = 2**27  # of scores held at once when heads are tested
 
@@ -129,7 +129,7 @@ def check_probe(train: Labelled, test: Labelled) -> None:
 def _train(stacks, training, epochs, epoch_length, factor, per_iteration, after) -> int:
     """The largest batch."""
     stream, largest = itertools.chain.from_iterable(itertools.repeat(training)), 0
-    for epoch in tqdm(range(epochs), desc="linear heads", unit="epoch", leave=False):
+    for epoch in ProgressBar(range(epochs), desc="linear heads", unit="epoch", leave=False):
         batches = training if epoch_length is None else itertools.islice(stream, epoch_length)
         for step, batch in enumerate(batches):
             rate = factor(epoch + step / epoch_length if per_iteration else epoch) * batch.size / 256

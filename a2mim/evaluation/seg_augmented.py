@@ -8,11 +8,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, interpolate, pad
-from tqdm import tqdm
 
 from a2mim.evaluation.cells import map_of
 from a2mim.evaluation.linear import cosine
 from a2mim.evaluation.segmentation import SegmentationTask
+from a2mim.text import ProgressBar
 
 
 def run(task: SegmentationTask, c: dict) -> tuple[Iterator[np.ndarray], dict]:
@@ -20,7 +20,7 @@ def run(task: SegmentationTask, c: dict) -> tuple[Iterator[np.ndarray], dict]:
     head = train(task, c).eval()
 
     def predictions() -> Iterator[np.ndarray]:
-        for i in tqdm(range(len(task.test)), desc="sliding windows", unit="image", leave=False):
+        for i in ProgressBar(range(len(task.test)), desc="sliding windows", unit="image", leave=False):
             image, truth = task.item(task.test, i)
             yield slide(task, head, image, truth.shape, c["window_stride"])
 
@@ -39,7 +39,7 @@ def train(task: SegmentationTask, c: dict) -> nn.Module:
         head = nn.Sequential(nn.Dropout2d(c["dropout"]), nn.BatchNorm2d(task.reader.channels), layer).to(device)
         optimizer = torch.optim.AdamW(head.parameters(), lr=c["lr"], weight_decay=c["weight_decay"])
         generator = np.random.default_rng(c["seed"])
-        for step in tqdm(range(c["steps"]), desc="linear layer", unit="step", leave=False):
+        for step in ProgressBar(range(c["steps"]), desc="linear layer", unit="step", leave=False):
             warm = step / c["warmup_steps"] if step < c["warmup_steps"] else 1.0
             past = (step - c["warmup_steps"]) / max(1, c["steps"] - c["warmup_steps"])
             optimizer.param_groups[0]["lr"] = c["lr"] * (warm if warm < 1 else cosine(past))

@@ -8,13 +8,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
-from tqdm import tqdm
 
 from a2mim.evaluation.attentive_probe import CellFile
 from a2mim.evaluation.heads import MOMENTUM, LinearHeads
 from a2mim.evaluation.linear import cosine
 from a2mim.evaluation.miou import confusion, scores
 from a2mim.evaluation.segmentation import SegmentationTask, shares, split_images
+from a2mim.text import ProgressBar
 
 
 class SoftHeads(LinearHeads):
@@ -73,7 +73,7 @@ def _train(task: SegmentationTask, rows: np.ndarray, c: dict) -> SoftHeads:
     steps_an_epoch = -(-len(judged) // c["batch_cells"])
     epochs = max(c["epochs"], -(-c["least_steps"] // steps_an_epoch))
     generator, step = torch.Generator().manual_seed(c["seed"] + 1), 0
-    for _ in tqdm(range(epochs), desc="linear heads", unit="epoch", leave=False):
+    for _ in ProgressBar(range(epochs), desc="linear heads", unit="epoch", leave=False):
         for some in judged[torch.randperm(len(judged), generator=generator)].split(c["batch_cells"]):
             factor = cosine(step / (epochs * steps_an_epoch))
             heads.step(features[some].to(device).float(), targets[some].to(device), factor)

@@ -13,7 +13,6 @@ import cv2
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from a2mim.batchnorm import calibrate_batchnorm, has_batchnorm
 from a2mim.data.masks import Masked, open_masked
@@ -24,6 +23,7 @@ from a2mim.evaluation.encoder import Encoder
 from a2mim.evaluation.identity import hash_of
 from a2mim.evaluation.miou import confusion, interval, ious, scores
 from a2mim.protocols import Protocol
+from a2mim.text import ProgressBar
 
 PICTURES = 8  # test images that are drawn with their prediction
 TILE = 192  # pixels of a side in these pictures
@@ -70,7 +70,7 @@ class SegmentationTask:
     def items(self, dataset: Masked, rows, what: str) -> Iterator[tuple[Tensor, list[np.ndarray]]]:
         """((B, 3, S, S) uint8, masks in their own sizes), in order."""
         parts = np.array_split(np.asarray(rows), max(1, -(-len(rows) // self.batch_size)))
-        for some in tqdm(parts, desc=what, unit="batch", leave=False):
+        for some in ProgressBar(parts, desc=what, unit="batch", leave=False):
             pairs = [self.item(dataset, int(i)) for i in some]
             images = torch.stack([resized(image, self.size, self.interpolation) for image, _ in pairs])
             yield images, [mask for _, mask in pairs]

@@ -63,11 +63,11 @@ def test_a_killed_analysis_goes_on_where_it_was_with_the_same_sample(tmp_path, l
     whole, plain = json.loads((tmp_path / "whole" / "interactions.json").read_text()), interactions.interactions_of
     seen = []
 
-    def killed(score, image, label, sampling, number, batch_size):
+    def killed(score, image, label, sampling, number, batch_size, after_order):
         if len(seen) == 3:
             raise KeyboardInterrupt
         seen.append(number)
-        return plain(score, image, label, sampling, number, batch_size)
+        return plain(score, image, label, sampling, number, batch_size, after_order)
 
     monkeypatch.setattr(interactions, "interactions_of", killed)
     assert command(tmp_path / "again", labelled, *arguments) == 130

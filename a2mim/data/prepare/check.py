@@ -4,8 +4,6 @@ import warnings
 from collections import Counter
 from dataclasses import dataclass, field
 
-from tqdm import tqdm
-
 from a2mim.data.access import DEFAULT, Access
 from a2mim.data.dataset import ImageDataset
 from a2mim.data.decode import LENIENT, UnreadableImage
@@ -15,6 +13,7 @@ from a2mim.data.pixel_format import PixelFormat
 from a2mim.data.shards.indexing import look_at
 from a2mim.data.shards.tar_shards import open_shards, refuse_missing
 from a2mim.data.sources import expand
+from a2mim.text import ProgressBar
 
 _BYTES_A_PROCESS = 32 << 20  # a smaller amount is checked before a second process has started
 _NAMED = 20  # unreadable images that are named, per shard
@@ -86,7 +85,7 @@ def check_shards(
     parts = {}
     items = [(address, access, pixel_format) for address in addresses]
     processes = min(access.workers, sum(shard.size or 0 for shard in shards) // _BYTES_A_PROCESS)
-    for (address, *_), outcome in tqdm(
+    for (address, *_), outcome in ProgressBar(
         each(_check, items, processes), "checking", len(items), unit="shard", leave=False
     ):
         if isinstance(outcome, ShardError):

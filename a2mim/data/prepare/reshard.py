@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
 from a2mim.data.access import DEFAULT, Access
 from a2mim.data.errors import refuse_machine_faults
@@ -31,6 +30,7 @@ from a2mim.data.shards.tarfiles import files
 from a2mim.data.sources import expand
 from a2mim.data.walk import ARRAYS, PICTURES
 from a2mim.files import delete_partials, partial_path, write_text
+from a2mim.text import ProgressBar
 
 _SLOWEST = 24 * 3600.0  # greatest time to write one shard, in seconds
 _RECORD = "written.json"  # counts of what was done to the images of each finished shard
@@ -95,7 +95,7 @@ def reshard(
     record = _recorded(out)
     missing = [k for k in range(len(divided)) if NAME.format(k) not in record or not (out / NAME.format(k)).exists()]
     parts = _parts(dataset, divided, missing, out, encoding, access) if missing else []
-    with tqdm(total=len(divided), initial=len(divided) - len(missing), desc="writing", unit="shard") as progress:
+    with ProgressBar(total=len(divided), initial=len(divided) - len(missing), desc="writing", unit="shard") as progress:
         for part, outcome in each(write_part, parts, access.workers):
             if isinstance(outcome, Exception):
                 raise outcome
@@ -126,7 +126,7 @@ def _parts(dataset, divided: list[list[int]], missing: list[int], out: Path, enc
     shard_of = dict(zip(wanted, np.searchsorted(ends, wanted, side="right").tolist(), strict=True))
     members_of: dict[int, dict[str, Span]] = {}
     items = [(number, shards[number], access) for number in sorted(set(shard_of.values()))]
-    for (number, *_), outcome in tqdm(each(_members_of, items, access.workers), "reading headers", len(items)):
+    for (number, *_), outcome in ProgressBar(each(_members_of, items, access.workers), "reading headers", len(items)):
         if isinstance(outcome, Exception):
             raise outcome
         first = int(ends[number - 1]) if number else 0

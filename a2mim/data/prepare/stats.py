@@ -11,12 +11,12 @@ from math import isnan, sqrt
 
 import numpy as np
 from torch.utils.data import DataLoader, Dataset
-from tqdm import tqdm
 
 from a2mim.data.dataset import ImageDataset
 from a2mim.data.decode import UnreadableImage
 from a2mim.data.faults import UnreadableData
 from a2mim.data.workers import as_it_is
+from a2mim.text import ProgressBar
 
 CHUNK = 64  # images per request to a worker
 _BLOCK = 1 << 20  # pixels; a float64, with 53 bits, adds the 32-bit squares of so many without rounding
@@ -91,7 +91,7 @@ def measure_stats(dataset: ImageDataset, num_workers: int = 0) -> Stats:
     chunks: DataLoader[Stats] = DataLoader(
         _Chunks(dataset), batch_size=None, num_workers=num_workers, collate_fn=as_it_is
     )
-    with tqdm(total=len(dataset), desc="measuring", unit="img", leave=False) as bar:
+    with ProgressBar(total=len(dataset), desc="measuring", unit="img", leave=False) as bar:
         for chunk in chunks:
             total.add(chunk)
             bar.update(min(CHUNK, bar.total - bar.n))

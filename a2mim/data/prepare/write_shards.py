@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from a2mim.data import keyed
 from a2mim.data.folder import inner, labels_from_paths, what_is_there
@@ -21,6 +20,7 @@ from a2mim.data.names import escaped
 from a2mim.data.splits import TEST_WORDS, TRAIN_WORDS, find_splits, split_classes, split_word
 from a2mim.data.walk import suffix_of, walk
 from a2mim.files import delete_partials, partial_path, telling_full_disk, write_text
+from a2mim.text import ProgressBar
 
 NAME = "shard-{:06d}.tar"
 FREE = "free some, then run the same command again: shards that are complete stay"
@@ -103,7 +103,7 @@ def make_shards(
         if not (out / part.file(k)).exists()
     ]
     kept = len(paths) - sum(len(chosen) for *_, chosen in missing)
-    with tqdm(total=len(paths), initial=kept, desc="writing shards", unit="img") as progress:
+    with ProgressBar(total=len(paths), initial=kept, desc="writing shards", unit="img") as progress:
         for part, k, chosen in missing:
             members = [(part.first + i, source / part.paths[i], int(part.labels[i])) for i in chosen]
             _write_shard(out, part, k, members, progress)
@@ -205,7 +205,9 @@ def begin(out: Path, manifest: dict, paths: list[str], class_names: list[str] | 
     write_text(record, json.dumps(manifest, indent=2) + "\n")
 
 
-def _write_shard(out: Path, part: Part, number: int, members: list[tuple[int, Path, int]], progress: tqdm) -> None:
+def _write_shard(
+    out: Path, part: Part, number: int, members: list[tuple[int, Path, int]], progress: ProgressBar
+) -> None:
     """Writes one shard under a random name; it gets its own when it is complete."""
     from webdataset import TarWriter
 

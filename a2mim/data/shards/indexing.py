@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import BinaryIO, cast
 
 import numpy as np
-from tqdm import tqdm
 
 from a2mim.data.access import Access
 from a2mim.data.errors import ShardError, refuse_machine_faults
@@ -27,6 +26,7 @@ from a2mim.data.shards import index_file
 from a2mim.data.shards.cache import ShardCache
 from a2mim.data.shards.index import ShardIndex
 from a2mim.files import PARTIAL
+from a2mim.text import ProgressBar
 
 _ASKED_AT_ONCE, _FETCHED_AT_ONCE = 16, 4
 _SHARDS_A_PROCESS = 4  # fewer shards are scanned before a second process has started
@@ -111,7 +111,7 @@ def _scan(shards: list[Shard], access: Access) -> None:
     by_address = {shard.address: shard for shard in shards}
     processes = min(access.workers, len(shards) // _SHARDS_A_PROCESS)
     done = each(_read, [(address, access) for address in by_address], processes)
-    for (address, _), outcome in tqdm(done, "indexing", len(shards), **_bar(shards)):
+    for (address, _), outcome in ProgressBar(done, "indexing", len(shards), **_bar(shards)):
         shard = by_address[address]
         if isinstance(outcome, ShardIndex):
             shard.index = outcome
@@ -187,7 +187,7 @@ def _threads(work, shards: list[Shard], said: str, at_once: int) -> None:
     """Calls work(shard) for each shard in threads. ValueErrors, which concern the request, are raised."""
     with ThreadPoolExecutor(at_once) as pool:
         try:
-            for _ in tqdm(pool.map(work, shards), said, len(shards), **_bar(shards)):
+            for _ in ProgressBar(pool.map(work, shards), said, len(shards), **_bar(shards)):
                 pass
         except BaseException:
             pool.shutdown(cancel_futures=True)

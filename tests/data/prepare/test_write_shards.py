@@ -64,14 +64,14 @@ def test_the_shuffle_is_a_function_of_the_seed(class_folder, tmp_path):
 
 KILLED = """
 import os, signal, sys
-os.environ.pop("TQDM_DISABLE", None)  # a bar that is switched off does not count
+os.environ.pop("TQDM_DISABLE", None)  # of the user: a bar that is switched off does not count
 from a2mim.data.prepare import write_shards
-class Progress(write_shards.tqdm):
+class Progress(write_shards.ProgressBar):
     def update(self, n=1):
         super().update(n)
         if self.n == 10:
             os.kill(os.getpid(), signal.SIGKILL)
-write_shards.tqdm = Progress
+write_shards.ProgressBar = Progress
 write_shards.make_shards(sys.argv[1], sys.argv[2], samples_per_shard=4)
 """
 
