@@ -14,10 +14,10 @@ from pathlib import Path
 
 import timm
 import torch
-from tqdm import tqdm
 
 from a2mim.check.methods import Bench, Method, Tried
 from a2mim.check.survey import families
+from a2mim.text import ProgressBar
 from a2mim.wiring.networks import build_model
 
 MOST_PARAMETERS = 80_000_000  # a larger network is tried with fewer blocks, where its constructor has `depth`
@@ -86,7 +86,7 @@ class Member:
 def smallest_members() -> list[Member]:
     """One of each family, the smallest networks first; they are built on the meta device."""
     found = []
-    for family, names in tqdm(families().items(), desc="smallest members", unit="family"):
+    for family, names in ProgressBar(families().items(), desc="smallest members", unit="family"):
         sizes = {name: size for name in names if (size := _parameters(name)) is not None}
         if sizes:
             name = min(sizes, key=lambda name: sizes[name])
@@ -110,7 +110,7 @@ def survey_methods(path: Path, methods: list[Method], members: list[Member]) -> 
     cells = read_cells(path)
     known = {(cell.tried.network, cell.tried.method) for cell in cells}
     path.parent.mkdir(parents=True, exist_ok=True)
-    for member in tqdm(members, desc="methods", unit="family"):
+    for member in ProgressBar(members, desc="methods", unit="family"):
         waiting = [method for method in methods if (member.name, method.name) not in known]
         if not waiting:
             continue
