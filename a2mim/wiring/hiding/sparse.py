@@ -54,7 +54,11 @@ class Sparse:
         self._shapes: dict[int, torch.Size] = {}  # of what a norm was given, between its two hooks
 
     def install(self, model: nn.Module) -> None:
-        """Hooks every layer that has no hooks yet: also those that replace others later (SyncBatchNorm)."""
+        """Hooks every layer that has no hooks yet: also those that replace others later (SyncBatchNorm).
+
+        These hooks come before those of others, who must see the layer's output with its hidden cells at 0: a decoded
+        map may be the output of a BatchNorm (DenseNet).
+        """
         inside: set[nn.Module] = set()
         for module in model.modules():
             if module in inside:
@@ -64,17 +68,17 @@ class Sparse:
                 inside |= set(module.children())
                 if not hooked:
                     module.register_forward_pre_hook(self._gather)
-                    module.register_forward_hook(self._scatter)
+                    module.register_forward_hook(self._scatter, prepend=True)
             elif isinstance(module, AVERAGING) and not hooked:
                 module.register_forward_pre_hook(self._raise_mean)
-                module.register_forward_hook(self._lower_mean)
+                module.register_forward_hook(self._lower_mean, prepend=True)
             elif isinstance(module, layers.GlobalContext) and module.conv_attn is not None:
                 inside.add(module.conv_attn)
                 if not hooked:
-                    module.conv_attn.register_forward_hook(self._leave_out)
-                    module.register_forward_hook(self._hide)
+                    module.conv_attn.register_forward_hook(self._leave_out, prepend=True)
+                    module.register_forward_hook(self._hide, prepend=True)
             elif hands_on_cells(module) and not hooked:
-                module.register_forward_hook(self._hide)
+                module.register_forward_hook(self._hide, prepend=True)
 
     def visible(self, shape: tuple[int, int], mask: Tensor | None = None) -> Tensor | None:
         """(B, h, w) bool on a grid that is a whole multiple of the mask's; None for any other, and for single cells.
@@ -137,7 +141,7 @@ class Sparse:
         visible = self.visible((features.shape[2], features.shape[3])) if features.ndim == 4 else None
         if visible is None or len(visible) != len(features):
             return None
-        cells = Rows.apply(features.movedim(1, -1).flatten(0, 2), self.index(visible))
+        cells = features.movedim(1, -1).flatten(0, 2).index_select(0, self.index(visible))
         if isinstance(module, nn.GroupNorm):
             cells = cells.view(len(features), -1, features.shape[1]).transpose(1, 2)[..., None]
         else:
@@ -174,27 +178,6 @@ class Sparse:
         if visible is None:
             return None
         return visible.flatten(1).to(features.dtype).mean(1).clamp_min(1e-6).view(-1, 1, 1, 1)
-
-
-class Rows(torch.autograd.Function):
-    """Some rows of (N, C), each taken once.
-
-    The gradient is written where the rows were. That of plain indexing is added up, row by row, as rows might come
-    twice; it took longer than all convolutions of a ResNet together.
-    """
-
-    @staticmethod
-    def forward(context, rows: Tensor, index: Tensor) -> Tensor:
-        """index: (M,) int64, ascending. Returns (M, C)."""
-        context.save_for_backward(index)
-        context.number = len(rows)
-        return rows.index_select(0, index)
-
-    @staticmethod
-    def backward(context, gradient: Tensor) -> tuple[Tensor, None]:
-        """The inverse: (M, C) -> (N, C), 0 elsewhere."""
-        (index,) = context.saved_tensors
-        return gradient.new_zeros(context.number, gradient.shape[1]).index_copy_(0, index, gradient), None
 
 
 def hands_on_cells(module: nn.Module) -> bool:

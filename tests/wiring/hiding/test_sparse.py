@@ -163,3 +163,15 @@ def test_what_cannot_be_sparse_is_refused_by_name_and_reason(name, size, reason)
 def test_cells_finer_than_the_last_map_are_refused():
     with pytest.raises(ValueError, match="hands on 4x4 cells, no multiple of the mask's 8x8"):
         build(size=128, mask_patch_size=16)
+
+
+@pytest.mark.parametrize("place", ["bn1", "conv1", "layer1.1.bn2"])
+def test_a_map_that_is_a_layer_s_own_output_is_whole_and_0_in_hidden_cells(place):
+    encoder = build("resnet18", maps=[place]).eval()
+    images, mask = draw()
+    (features,) = encoder(images, mask)
+    hidden = expand_mask(mask, *features.shape[-2:])
+    assert features.shape[-1] in (32, 64)
+    assert not features.masked_select(hidden).any() and features.masked_select(~hidden).any()
+    plain = encoder(images, torch.zeros_like(mask))[0]
+    assert torch.allclose(plain, encoder(images)[0], atol=1e-5)

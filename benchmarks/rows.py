@@ -1,0 +1,142 @@
+"""What methods bring at equal cost: rows x networks x seeds, each trained for as many core-minutes, frozen, and judged.
+
+python benchmarks/rows.py --out runs/rows [--data TRAIN --test-data TEST] [--minutes 6] [--seeds 0 1 2]
+    [--rows a2mim mae hog distill] [--networks xcit_nano_12_p16_224 resnet18 vit_tiny_patch16_224] [--table]
+
+Each cell is one run of `a2mim pretrain`. Its recipe is the row at laptop scale on the network; its epochs are as many
+as fit into the minutes, from the processor time of a few steps measured first. Untrained and trained network are
+calibrated and judged alike: k-NN, linear and attentive probe with 95 % intervals, paired differences. Finished cells
+are lines of OUT/rows.jsonl and are not run again, so a stopped table goes on; --table prints what there is.
+"""
+
+import argparse
+import json
+import shutil
+import time
+from pathlib import Path
+
+import torch
+
+import a2mim
+from a2mim.engine.assembly import build_mim
+from a2mim.engine.config import load_config
+
+CONFIGS = Path(__file__).resolve().parents[1] / "configs"
+NETWORKS = ["xcit_nano_12_p16_224", "resnet18", "vit_tiny_patch16_224"]
+# row -> kind of network -> the recipe whose laptop scale is run
+ROWS = {
+    "a2mim": {"xcit": "a2mim_xcit", "resnet": "a2mim_resnet18", "vit": "a2mim_vit_small"},
+    "mae": {"xcit": "simmim_vit_base", "resnet": "spark_resnet50", "vit": "mae_vit_small"},
+    "hog": {"xcit": "fastmim_xcit_small", "resnet": "fastmim_resnet50", "vit": "maskfeat_vit_base"},
+    "distill": {"xcit": "distill_xcit_small", "resnet": "distill_resnet50", "vit": "distill_xcit_small"},
+}
+PROBES = ("knn", "linear", "attentive")
+WARM, TIMED = 2, 4  # steps
+
+
+def recipe_of(row: str, network: str) -> tuple[Path, dict]:
+    """(the recipe, options that put it on the network)."""
+    kind = next(kind for kind in ("xcit", "resnet", "vit") if network.startswith(kind))
+    options = {"model.encoder.name": network}
+    if (row, kind) == ("mae", "xcit"):  # it has no sequence to leave patches out of: SimMIM, with the mean as fill
+        options |= {"model.encoder.site": "auto", "model.fill": "mean"}
+    return CONFIGS / f"{ROWS[row][kind]}.py", options
+
+
+def step_seconds(recipe: Path, options: dict) -> tuple[float, int]:
+    """(processor seconds of a training step, images of a step)."""
+    settings = load_config(recipe, options, laptop=True)
+    model = build_mim(settings).train()
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-4)
+    batch, side = settings.global_batch_size, settings.data.img_size
+    images = torch.randint(0, 256, (batch, settings.data.in_chans, side, side), dtype=torch.uint8)
+    for step in range(WARM + TIMED):
+        if step == WARM:
+            started = time.process_time()
+        sum(model(images, generator=torch.Generator().manual_seed(step)).values()).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    return (time.process_time() - started) / TIMED, batch
+
+
+def run_cell(row: str, network: str, seed: int, chosen) -> dict:
+    """Trains and judges one cell; its line of rows.jsonl."""
+    recipe, options = recipe_of(row, network)
+    seconds, batch = step_seconds(recipe, options)
+    images = len(a2mim.open_dataset(chosen.data, "train"))
+    epochs = max(1, round(60 * chosen.minutes / (seconds * (images // batch))))
+    folder = chosen.out / f"{row}-{network}-{seed}"
+    shutil.rmtree(folder, ignore_errors=True)
+    options |= {"seed": seed, "schedule.epochs": epochs, "schedule.warmup_epochs": 0.1 * epochs}
+    options |= {"judge.every_epochs": None, "export": [], "checkpoint.keep": 1, "schedule.decay_epochs": []}
+    if load_config(recipe, {}, laptop=True).schedule.type == "step":
+        options |= {"schedule.type": "cosine"}
+    started = time.process_time()
+    summary = a2mim.pretrain(
+        recipe, chosen.data, folder, test_data=chosen.test_data, laptop=True, num_workers=0, device="cpu", **options
+    )
+    judged = summary["judged"]
+    line = {"row": row, "network": network, "seed": seed, "recipe": recipe.stem, "epochs": epochs}
+    line |= {"minutes": chosen.minutes, "seconds": round(time.process_time() - started, 1), "data": str(chosen.data)}
+    line |= {"loss": [summary["loss"]["first"], summary["loss"]["last"], summary["loss"]["baseline"]]}
+    for when in ("before", "after"):
+        line[when] = {probe: round(judged[when][probe]["top1"], 2) for probe in PROBES if probe in judged[when]}
+    line["differences"] = judged["differences"]
+    shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+    return line
+
+
+def table(path: Path) -> str:
+    """The cells that there are, as a Markdown table."""
+    lines = [json.loads(text) for text in path.read_text().splitlines()] if path.is_file() else []
+    rows = ["| row | network | seed | epochs | k-NN | linear | attentive |", "|---|---|---|---|---|---|---|"]
+    names = {"knn": "k-NN", "linear": "linear probe", "attentive": "attentive probe"}
+    for line in lines:
+        changes = {change["name"]: change for change in line["differences"]}
+        cells = []
+        for probe in PROBES:
+            change = changes.get(names[probe])
+            if change is None:
+                cells.append("–")
+                continue
+            spread = f"({change['low']:+.1f} to {change['high']:+.1f})"
+            cells.append(f"{line['before'][probe]:.1f} → {line['after'][probe]:.1f} {spread}")
+        about = (
+            f"`{line['recipe']}`" if line["recipe"].startswith(line["row"]) else f"{line['row']}, `{line['recipe']}`"
+        )
+        rows.append(f"| {about} | {line['network']} | {line['seed']} | {line['epochs']} | {' | '.join(cells)} |")
+    return "\n".join(rows)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=Path("runs/rows"))
+    parser.add_argument("--data", default="photos")
+    parser.add_argument("--test-data", help="labelled images (default: the test split of --data)")
+    parser.add_argument("--minutes", type=float, default=6.0, help="processor minutes of training a cell (6)")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--rows", nargs="+", choices=list(ROWS), default=list(ROWS))
+    parser.add_argument("--networks", nargs="+", default=NETWORKS)
+    parser.add_argument("--table", action="store_true", help="run nothing, print the table")
+    chosen = parser.parse_args()
+    path = chosen.out / "rows.jsonl"
+    if chosen.table:
+        print(table(path))
+        return
+    torch.set_num_threads(1)
+    chosen.out.mkdir(parents=True, exist_ok=True)
+    known = [json.loads(text) for text in path.read_text().splitlines()] if path.is_file() else []
+    done = {(line["row"], line["network"], line["seed"], line["minutes"], line["data"]) for line in known}
+    for seed in chosen.seeds:
+        for network in chosen.networks:
+            for row in chosen.rows:
+                if (row, network, seed, chosen.minutes, str(chosen.data)) in done:
+                    continue
+                line = run_cell(row, network, seed, chosen)
+                with path.open("a") as file:
+                    file.write(json.dumps(line) + "\n")
+    print(table(path))
+
+
+if __name__ == "__main__":
+    main()
