@@ -18,7 +18,7 @@ from a2mim.text import one_line
 
 TARGETS_HELP = (
     "targets, separated by commas: timm, transformers, torchvision, mmpretrain, mmdet, mmseg, detectron2, ultralytics,"
-    " onnx, torch-export, torchscript, safetensors; or all, for every one that can take the encoder"
+    " onnx, torch-export, torchscript, pyramid, safetensors; or all, for every one that can take the encoder"
 )
 PYTHON_HELP = "interpreter that loads the export, e.g. of an environment with the target (default: this one)"
 

@@ -8,6 +8,10 @@ detectron2's modeling/backbone/resnet.py.
 """
 
 from collections.abc import Callable
+from typing import Any
+
+import timm
+import torch
 
 from a2mim.export.check import describe_keys
 from a2mim.wiring.timm_models import on_meta, shapes_of
@@ -34,6 +38,13 @@ ULTRALYTICS_CHILDREN = {"conv1": 0, "bn1": 1, "layer1": 4, "layer2": 5, "layer3"
 def of_timm(architecture: str, model_args: dict) -> Shapes:
     """timm is always there, so it is asked."""
     return shapes_of(on_meta(architecture, **model_args))
+
+
+def of_timm_maps(architecture: str, model_args: dict, out_indices: list[int]) -> Shapes:
+    """timm's features_only=True by `forward_intermediates`, without what lies behind the last of these maps."""
+    with torch.device("meta"):
+        kind: dict[str, Any] = {"features_only": True, "feature_cls": "getter", "out_indices": tuple(out_indices)}
+        return shapes_of(timm.create_model(architecture, **kind, **model_args))
 
 
 def of_torchvision(name: str, in_channels: int = 3) -> Shapes:
@@ -196,6 +207,12 @@ def of_mm_timm(architecture: str, model_args: dict) -> Shapes:
     return {f"timm_model.{key}": shape for key, shape in of_timm(architecture, model_args).items()}
 
 
+def of_mm_timm_maps(architecture: str, model_args: dict, out_indices: list[int]) -> Shapes:
+    """mmpretrain's TIMMBackbone with features_only=True."""
+    shapes = of_timm_maps(architecture, model_args, out_indices)
+    return {f"timm_model.{key}": shape for key, shape in shapes.items()}
+
+
 CONTRACTS: dict[str, Callable[..., Shapes]] = {
     "timm": of_timm,
     "torchvision": of_torchvision,
@@ -208,6 +225,7 @@ CONTRACTS: dict[str, Callable[..., Shapes]] = {
     "mmpretrain.SwinTransformer": of_mm_swin,
     "mmpretrain.ConvNeXt": of_mm_convnext,
     "mmpretrain.TIMMBackbone": of_mm_timm,
+    "mmpretrain.TIMMBackbone with maps": of_mm_timm_maps,
     "mmpretrain.TimmClassifier": of_timm,
 }
 

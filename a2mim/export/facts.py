@@ -17,7 +17,7 @@ from safetensors import safe_open
 
 from a2mim.export.graphs import FORMATS
 from a2mim.export.receipt import TOLERANCE
-from a2mim.export.target import ExportError, Facts, Target
+from a2mim.export.target import RESCALES, ExportError, Facts, Neck, Target
 from a2mim.pixels import Preprocessing
 from a2mim.text import one_line
 from a2mim.wiring.networks import find_class, is_configured
@@ -33,15 +33,17 @@ CFG_KEYS = {
     *("fixed_input_size", "first_conv", "classifier", "crop_mode"),
 }
 MODULES = {"mmpretrain.models", "a2mim"}  # that encoder.py may import
+TIMM_MAPS = "mmpretrain.TIMMBackbone"  # OpenMMLab's class of a backbone whose maps timm takes
 CLASSES = {"ResNet", "ResNeXt", "VisionTransformer", "XCiT", "SwinTransformer", "ConvNeXt"}
 TYPES = {
     *CLASSES,
     *(f"mmpretrain.{name}" for name in CLASSES),
-    *("TIMMBackbone", "TimmClassifier", "Pretrained", "DetDataPreprocessor", "SegDataPreProcessor"),
+    *("TIMMBackbone", TIMM_MAPS, "TimmClassifier", "Pretrained", "DetDataPreprocessor", "SegDataPreProcessor"),
     *("LoadImageFromFile", "ResizeEdge", "CenterCrop", "PackInputs", "LN", "BN", "GELU", "DropPath"),
 }
 MOST_BYTES = 4 << 30  # of reference.npz, unpacked
 LARGEST, DEEPEST = 65536, 8  # of numbers and of nesting in a contract's arguments
+LEVELS = 4  # maps of a backbone for dense tasks
 NETWORK = "network"  # the target of networks of the user's own
 
 
@@ -49,7 +51,7 @@ def facts_of(target: str, architecture: str, told: dict, request: dict, folder: 
     """The facts of a folder.
 
     Args:
-        told: the receipt, or what is known of it so far: "dynamic" and "class".
+        told: the receipt, or what is known of it so far: "dynamic", "formats", "class", "neck".
         request: the receipt's "check".
         network: the dotted path that the user trusts, of a network of their own; None: none.
 
@@ -78,10 +80,28 @@ def facts_of(target: str, architecture: str, told: dict, request: dict, folder: 
         _width(folder / "reference.npz"),
         import_a2mim="a2mim" in request["packages"],
         free_size="height" in told.get("dynamic", ()),
+        onnx="onnx" in told.get("formats", ()),
         classifier=told.get("class") == "TimmClassifier",
+        neck=_neck(told.get("neck"), folder),
+        timm_maps=told.get("class") == TIMM_MAPS,
+        scoped=str(told.get("class")).startswith("mmpretrain."),
         arguments=arguments,
         configured=own and network == architecture and is_configured(find_class(architecture)),
     )
+
+
+def _neck(told: Any, folder: Path) -> Neck | None:
+    """The neck that a receipt states, from plain numbers alone."""
+    if told is None:
+        return None
+    try:
+        channels, rescales, crop = told["channels"], told["rescales"], told["crop"]
+        whole = all(type(value) is int and 0 < value <= LARGEST for value in (*channels, crop))
+        if len(channels) == LEVELS and whole and tuple(rescales) in RESCALES:
+            return Neck(tuple(channels), tuple(rescales), crop)
+    except (KeyError, TypeError):
+        pass
+    raise ValueError(f"{folder} states a neck that a2mim does not write.")
 
 
 def _width(path: Path) -> int:

@@ -14,7 +14,7 @@ from torch.export import Dim, ExportedProgram
 from a2mim.evaluation.features import frozen
 from a2mim.export.target import Subject
 
-FORMATS = ("onnx", "torch-export", "torchscript")
+FORMATS = ("onnx", "torch-export", "torchscript", "pyramid")
 QUARTERS = 4  # maps that an isotropic network offers as stages: its depth's quarters
 
 
@@ -85,7 +85,7 @@ def capture(subject: Subject) -> tuple[Graph, ExportedProgram, bool]:
         return graph, trace(graph, subject.images, {}), False
 
 
-def trace(graph: Graph, images: Tensor, sizes: dict) -> ExportedProgram:
+def trace(graph: nn.Module, images: Tensor, sizes: dict) -> ExportedProgram:
     """torch.export, without the file names and lines of this machine that it notes at every node."""
     with torch.no_grad():
         program = torch.export.export(graph, (images,), dynamic_shapes={"images": {0: Dim("batch"), **sizes}})

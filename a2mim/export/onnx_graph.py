@@ -6,6 +6,8 @@ import warnings
 from pathlib import Path
 
 import torch
+from torch import Tensor
+from torch.export import ExportedProgram
 
 from a2mim.export import graphs
 from a2mim.export.target import Facts, Subject, Target, Written
@@ -37,20 +39,37 @@ NEEDED = ("onnx", "onnxscript")
 def write(subject: Subject, folder: Path) -> Written:
     graph, program, free_size = graphs.capture(subject)
     told = graphs.details(graph, subject, free_size)
-    with torch.no_grad(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of the exporter, about itself
-        made = torch.onnx.export(
-            program, dynamo=True, input_names=["input"], output_names=list(told["outputs"]), verbose=False
-        )
-    assert made is not None  # as it is with dynamo=True
-    _tidy(made.model, graphs.preprocessing_json(subject))
-    made.save(str(folder / "encoder.onnx"))
+    opset = save(program, list(told["outputs"]), graphs.preprocessing_json(subject), folder / "encoder.onnx")
     return Written(
         graphs.expectations(graph, subject, free_size),
         ("onnxruntime",),
         notes=graphs.notes(told["outputs"], free_size, NOTES),
-        details={**told, "opset": made.model.opset_imports[""]},
+        details={**told, "opset": opset},
     )
+
+
+def save(program: ExportedProgram, outputs: list[str], preprocessing: str, path: Path) -> int:
+    """Writes a graph of one input as ONNX, and returns its opset.
+
+    Args:
+        outputs: their names.
+        preprocessing: JSON, for the metadata.
+    """
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of the exporter, about itself
+        made = torch.onnx.export(program, dynamo=True, input_names=["input"], output_names=outputs, verbose=False)
+    assert made is not None  # as it is with dynamo=True
+    _tidy(made.model, preprocessing)
+    made.save(str(path))
+    return made.model.opset_imports[""]
+
+
+def compute(path: Path, images: Tensor) -> list[Tensor]:
+    """What onnxruntime makes of images, in the order of the graph's outputs."""
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    return [torch.from_numpy(value) for value in session.run(None, {"input": images.numpy()})]
 
 
 def refuse(subject: Subject) -> str:

@@ -1,6 +1,7 @@
 """mmpretrain, mmdet, mmseg: encoder.pth, and encoder.py, which a configuration takes as its base.
 
-Their loader raises only where the prefix matches nothing at all; any other wrong key is a line in a log.
+mmdet and mmseg also get a configuration that trains a detector or a segmenter on it. Their loaders raise an error only
+where the prefix matches no key at all; any other wrong key is a line in a log.
 """
 
 import copy
@@ -12,13 +13,14 @@ from typing import Any
 
 import torch
 
-from a2mim.export import openmmlab_native, timm_folder
+from a2mim.export import openmmlab_dense, openmmlab_native, timm_folder
+from a2mim.export.facts import TIMM_MAPS
 from a2mim.export.openmmlab_native import Native
+from a2mim.export.openmmlab_training import FILES, training_config
 from a2mim.export.target import Facts, Subject, Target, Written
 from a2mim.files import write_text
 
 PREFIX = "backbone."
-PYRAMIDS = ("ResNet", "ResNeXt", "SwinTransformer", "ConvNeXt")  # what necks of detectors and segmenters take
 CODE = """\
 import numpy as np
 import torch
@@ -34,27 +36,71 @@ model.init_weights()  # reads encoder.pth, as the runner does
 model.eval()
 with torch.no_grad():
     {use}
-"""
+{training}"""
 BACKBONE = {"part": "model.backbone", "use": "maps = model(images)\nlast = maps[-1]"}
 CLASSIFIER = {"part": "model", "use": "pooled = model(images)"}
-NOTES = """\
-`encoder.py` is meant as a base: `_base_ = ["encoder.py"]` in a configuration of your own gives it the network with
-its weights and `model.data_preprocessor` with mean and deviation{pipeline}. Mind that OpenMMLab only logs keys that do
-not fit. {how}
+# mmseg and mmdet refuse mmcv 2.2 by an assertion, and mmcv-lite has none of the operators that they import
+TRAINING = """\
+strides = torch.tensor([4, 8, 16, 32])
+
+try:
+    from {library}.registry import MODELS as HEADS
+    from {library}.utils import register_all_modules
+
+    register_all_modules()  # makes {library} the scope of names
+except (AssertionError, ImportError) as error:
+    reached = f"the maps of the backbone; {library} cannot be imported: {{error}}"
+else:
+    whole = HEADS.build(Config.fromfile("{file}").model)
+    whole.init_weights()
+    pyramid = whole.neck(maps) if whole.with_neck else maps
+    strides = torch.tensor([images.shape[-1] // level.shape[-1] for level in pyramid[:4]])
 """
+STEPS = {
+    "mmseg": """\
+    from mmengine.structures import PixelData
+    from mmseg.structures import SegDataSample
+
+    height, width = images.shape[2:]
+    labels = PixelData(data=torch.zeros(1, height, width, dtype=torch.long))
+    losses = whole.loss(images, [SegDataSample(gt_sem_seg=labels) for _ in images])
+    sum(value for name, value in losses.items() if "loss" in name).backward()
+    reached = "the gradients of a training step of the segmenter"
+""",
+    "mmdet": """\
+    scores, boxes = whole.rpn_head(pyramid)
+    reached = "the region proposal head; RoIAlign and NMS, which mmcv compiles, were not called"
+""",
+}
+NOTES = """\
+`encoder.py` is a base: `_base_ = ["encoder.py"]` in your own configuration gives it the network with its weights, and
+`model.data_preprocessor` with mean and deviation{pipeline}. Note that OpenMMLab only logs keys that do not fit. {how}
+"""
+TRAINED = """
+`{file}` trains {what} on this encoder: `mim train {package} {file}`. {neck} The last lines build it. `receipt.json`
+says under `reached` how far they ran: {library} needs mmcv with its compiled operators, and mmcv-lite has none.
+"""
+WHAT = {
+    "mmseg": {"what": "UPerNet on ADE20K", "package": "mmsegmentation"},
+    "mmdet": {"what": "Mask R-CNN on COCO", "package": "mmdet"},
+}
+NECKS = {
+    True: "mmseg's Feature2Pyramid makes the pyramid from the chosen blocks, as XCiT and BEiT do; it starts random.",
+    False: "The backbone's own stages are the pyramid.",
+}
 
 
 def refuse_dense(subject: Subject, library: str) -> str:
-    found = openmmlab_native.native(subject)
-    if found is None or found.config["type"] not in PYRAMIDS:
-        return (
-            f"{library}'s necks want a pyramid of maps from a class it knows; those that go are ResNet, ResNeXt,"
-            " ConvNeXt and Swin where its maps are whole windows; any other goes to mmpretrain"
-        )
+    try:
+        openmmlab_dense.backbone(subject, library)
+    except (AssertionError, RuntimeError, StopIteration, ValueError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+        return f"{library}'s necks take a pyramid of four maps, or four maps to make one from, and {reason}"
     return ""
 
 
 def write(subject: Subject, folder: Path, library: str) -> Written:
+    """The target of a backbone with one output, or of a classifier."""
     found = openmmlab_native.native(subject)
     contract = (f"mmpretrain.{found.config['type']}", dict(found.config)) if found else None
     if found is None:
@@ -63,28 +109,63 @@ def write(subject: Subject, folder: Path, library: str) -> Written:
             f"mmpretrain.{found.config['type']}",
             {"architecture": subject.name, "model_args": subject.model_args},
         )
-    if library != "mmpretrain":
-        found, left_random = dense(found, subject, library)
+    pipeline = ", and `test_pipeline` with the resize and the crop"
+    return _written(found, subject, folder, library, contract=contract, notes=_notes(found, pipeline))
+
+
+def write_dense(subject: Subject, folder: Path, library: str) -> Written:
+    """The target of a backbone with four maps, and of the configuration that trains on them."""
+    found, neck, left_random = openmmlab_dense.backbone(subject, library)
+    kind = found.config["type"]
+    if kind == TIMM_MAPS:
+        arguments = {"architecture": subject.name, "model_args": subject.model_args}
+        contract = (f"{kind} with maps", {**arguments, "out_indices": list(found.config["out_indices"])})
     else:
-        left_random = ()
+        own = openmmlab_native.native(subject)
+        assert own is not None  # `backbone` took it
+        contract = (f"mmpretrain.{own.config['type']}", dict(own.config))
+    write_text(folder / FILES[library], training_config(library, neck, _imports(found, subject)))
+    notes = _notes(found, "") + TRAINED.format(
+        file=FILES[library], library=library, neck=NECKS[bool(neck.rescales)], **WHAT[library]
+    )
+    written = _written(found, subject, folder, library, contract=contract, notes=notes, left_random=left_random)
+    written.expected["strides"] = torch.tensor([4, 8, 16, 32])
+    stated = {"channels": list(neck.channels), "rescales": list(neck.rescales), "crop": neck.crop}
+    written.details |= {"neck": stated}
+    return written
+
+
+def _written(found: Native, subject: Subject, folder: Path, library: str, **more: Any) -> Written:
     state = {PREFIX + key: value for key, value in found.tensors.items()}
     torch.save({"state_dict": state, "meta": {}}, folder / "encoder.pth")
     write_text(folder / "encoder.py", configuration(found, subject, library))
-    last = "pooled" if found.config["type"] == "TimmClassifier" else "last"
-    own = found.config["type"].split(".")
-    how = f"The class is {own[-1]}{', of mmpretrain' if own[:-1] else ''}."
-    pipeline = ", and `test_pipeline` with the resize and the crop" if library == "mmpretrain" else ""
+    kind = found.config["type"]
+    last = "pooled" if kind == "TimmClassifier" else "last"
+    libraries = dict.fromkeys(["mmpretrain" if kind == TIMM_MAPS else library, *_scope(found)])
     return Written(
         {"maps": found.maps} if len(found.maps) > 1 else {last: found.maps[0]},
-        (library, *(["mmpretrain"] if own[:-1] else []), *timm_folder.ours(subject)),
+        (*libraries, *timm_folder.ours(subject)),
         found.tensors,
         "encoder.pth",
         file_prefix=PREFIX,
-        left_random=left_random,
-        contract=contract,
-        notes=NOTES.format(pipeline=pipeline, how=how),
-        details={"class": found.config["type"]},
+        details={"class": kind},
+        **more,
     )
+
+
+def _scope(found: Native) -> list[str]:
+    """["mmpretrain"] where the class is looked up in another library than the one that builds it."""
+    return found.config["type"].split(".")[:-1]
+
+
+def _imports(found: Native, subject: Subject) -> list[str]:
+    """Modules that a configuration must import, so that its names are known."""
+    return [f"{name}.models" for name in _scope(found)] + (["a2mim"] if subject.ours else [])
+
+
+def _notes(found: Native, pipeline: str) -> str:
+    kind = found.config["type"].split(".")[-1]
+    return NOTES.format(pipeline=pipeline, how=f"The class is {kind}{', of mmpretrain' if _scope(found) else ''}.")
 
 
 def through_timm(subject: Subject) -> Native:
@@ -109,26 +190,8 @@ def through_timm(subject: Subject) -> Native:
     return Native({"type": "TIMMBackbone", **arguments}, tensors, maps)
 
 
-def dense(found: Native, subject: Subject, library: str) -> tuple[Native, tuple[str, ...]]:
-    """With all four maps, by mmdet's and mmseg's arguments; and the keys of the layers that are new with them."""
-    config, stages = dict(found.config) | {"out_indices": (0, 1, 2, 3)}, range(3)
-    maps = found.maps
-    left_random: tuple[str, ...] = ()
-    if config["type"] == "ResNeXt":
-        config["base_width"] = config.pop("width_per_group")
-    if config["type"] in ("SwinTransformer", "ConvNeXt"):
-        # mmdet and mmseg have no ConvNeXt, and their Swin shifts the windows of maps that are one window, as
-        # mmpretrain's does not and as timm's did not when it was trained
-        left_random = tuple(f"norm{stage}.{part}" for stage in stages for part in ("weight", "bias"))
-        if config["type"] == "ConvNeXt":
-            config["gap_before_final_norm"] = False
-            maps = (openmmlab_native.normed_map(subject),)
-        config["type"] = f"mmpretrain.{config['type']}"
-    return Native(config, found.tensors, maps), left_random
-
-
 def configuration(found: Native, subject: Subject, library: str) -> str:
-    """encoder.py"""
+    """The text of encoder.py."""
     facts = subject.preprocessing
     scale = {key: [round(255 * v, 4) for v in values] for key, values in (("mean", facts.mean), ("std", facts.std))}
     swap = {"to_rgb" if library == "mmpretrain" else "bgr_to_rgb": len(scale["mean"]) == 3}
@@ -138,9 +201,7 @@ def configuration(found: Native, subject: Subject, library: str) -> str:
     if network["type"] != "TimmClassifier":
         network = {"backbone": network}
     parts: dict[str, Any] = {"model": {"data_preprocessor": {**kind[library], **scale, **swap}, **network}}
-    imports = ["mmpretrain.models"] if found.config["type"].startswith("mmpretrain.") else []
-    imports += ["a2mim"] if subject.ours else []
-    if imports:
+    if imports := _imports(found, subject):
         parts = {"custom_imports": {"imports": imports, "allow_failed_imports": False}} | parts
     if library == "mmpretrain":
         height, width = facts.img_size
@@ -157,14 +218,26 @@ def configuration(found: Native, subject: Subject, library: str) -> str:
     return "\n".join(['"""An encoder exported by a2mim: weights, input and class, as a base."""\n', *lines])
 
 
-def fill(library: str, facts: Facts) -> str:
-    return CODE.format(library=library, size=facts.size, **(CLASSIFIER if facts.classifier else BACKBONE))
+def lines(library: str, facts: Facts) -> str:
+    training = "" if facts.neck is None else TRAINING.format(library=library, file=FILES[library]) + STEPS[library]
+    builder = "mmpretrain" if facts.timm_maps else library
+    use = CLASSIFIER if facts.classifier else BACKBONE
+    return CODE.format(library=builder, size=facts.size, training=training, **use)
 
 
-def row(library: str, refuse: Callable[[Subject], str]) -> Target:
-    return Target(library, partial(write, library=library), partial(fill, library), refuse)
+def texts(library: str, facts: Facts) -> dict[str, str]:
+    """The configuration that trains, where the facts have a neck."""
+    if facts.neck is None:
+        return {}
+    imports = ["mmpretrain.models"] if facts.scoped else []
+    imports += ["a2mim"] if facts.import_a2mim else []
+    return {FILES[library]: training_config(library, facts.neck, imports)}
 
 
-MMPRETRAIN = row("mmpretrain", lambda subject: "")
-MMDET = row("mmdet", partial(refuse_dense, library="mmdet"))
-MMSEG = row("mmseg", partial(refuse_dense, library="mmseg"))
+def row(library: str, write: Callable[..., Written], refuse: Callable[[Subject], str]) -> Target:
+    return Target(library, partial(write, library=library), partial(lines, library), refuse, partial(texts, library))
+
+
+MMPRETRAIN = row("mmpretrain", write, lambda subject: "")
+MMDET = row("mmdet", write_dense, partial(refuse_dense, library="mmdet"))
+MMSEG = row("mmseg", write_dense, partial(refuse_dense, library="mmseg"))

@@ -19,6 +19,7 @@ from a2mim.evaluation.features import frozen
 from a2mim.pixels import Preprocessing
 
 SEED, IMAGES = 0, 2
+RESCALES = ((), (4.0, 2.0, 1.0, 0.5), (2.0, 1.0, 0.5, 0.25))  # of mmseg's Feature2Pyramid; (): there is none
 
 
 class ExportError(ValueError):
@@ -118,6 +119,22 @@ class Written:
 
 
 @dataclass(frozen=True)
+class Neck:
+    """What stands between the backbone and the heads.
+
+    Args:
+        channels: D of the backbone's four maps, the finest first.
+        rescales: factors from each map to its level of the pyramid, as mmseg's Feature2Pyramid takes them; () where the
+            backbone's maps are a pyramid already.
+        crop: side of the square of pixels that a segmenter is trained on.
+    """
+
+    channels: tuple[int, ...]
+    rescales: tuple[float, ...] = ()
+    crop: int = 512
+
+
+@dataclass(frozen=True)
 class Facts:
     """What the lines of a README are filled with; see facts.py, which reads them from a folder and checks them.
 
@@ -126,7 +143,11 @@ class Facts:
         width: D of the embedding; 0 where the lines do not name it.
         import_a2mim: timm knows the architecture only after `import a2mim`.
         free_size: height and width of a graph's input are free.
+        onnx: a pyramid is written as ONNX too.
         classifier: OpenMMLab's TimmClassifier, not a backbone.
+        neck: of a segmenter or a detector.
+        timm_maps: mmpretrain builds the backbone through timm, with maps of chosen blocks.
+        scoped: OpenMMLab's class is mmpretrain's, whatever library builds it.
         arguments: of a network of the user's own.
         configured: that network is built from its `config_class`.
     """
@@ -136,7 +157,11 @@ class Facts:
     width: int = 0
     import_a2mim: bool = False
     free_size: bool = False
+    onnx: bool = False
     classifier: bool = False
+    neck: Neck | None = None
+    timm_maps: bool = False
+    scoped: bool = False
     arguments: dict = field(default_factory=dict)
     configured: bool = False
 

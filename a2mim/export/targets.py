@@ -5,6 +5,7 @@ from a2mim.export import (
     onnx_graph,
     openmmlab,
     own_network,
+    pyramid,
     safetensors_file,
     timm_folder,
     torch_graphs,
@@ -26,6 +27,7 @@ ROWS = (
     onnx_graph.TARGET,
     torch_graphs.EXPORT,
     torch_graphs.SCRIPT,
+    pyramid.TARGET,
     safetensors_file.TARGET,
     own_network.TARGET,
 )

@@ -330,8 +330,8 @@ def test_what_cannot_be_is_refused_with_the_reason_before_anything_is_written(tm
     assert "timm" not in str(caught.value).replace("timm\n", "").split("exported to")[1].split(":")[0]
     assert {"timm", "transformers", "mmpretrain", "safetensors"} <= set(possible(subject, ["all"]))
     assert not {"torchvision", "mmdet", "mmseg", "detectron2", "ultralytics"} & set(possible(subject, ["all"]))
-    with pytest.raises(ValueError, match="vit_tiny_patch16_224 cannot be exported to mmdet"):
-        export("vit_tiny_patch16_224", ["timm", "mmdet"], tmp_path / "out")
+    with pytest.raises(ValueError, match="vit_tiny_patch16_224 cannot be exported to torchvision"):
+        export("vit_tiny_patch16_224", ["timm", "torchvision"], tmp_path / "out")
     assert not (tmp_path / "out").exists()
     changed = subject_of("resnet18", in_chans=5)
     changed.preprocessing = replace(PREPROCESSING, mean=(0.5,) * 5, std=(0.2,) * 5)
