@@ -63,8 +63,10 @@ def _online(runs: Sequence[RunRecord]) -> list[Plot]:
 
 
 def _line(run: RunRecord, label: str, key: str) -> Line | None:
-    points = [(line["step"], line[key]) for line in (*run.lines, *run.online) if _is_number(line.get(key))]
-    return Line(label, *map(list, zip(*points, strict=True))) if points else None
+    """The values by step, ascending. A line that holds a loss and numbers of the features is in both lists of a run."""
+    found = {line["step"]: line[key] for line in (*run.lines, *run.online) if _is_number(line.get(key))}
+    steps = sorted(found)
+    return Line(label, steps, [found[step] for step in steps]) if found else None
 
 
 def _is_number(value: Any) -> bool:

@@ -90,8 +90,10 @@ def draw_on(axes, plot: Plot) -> None:
         axes.xaxis.set_major_locator(MaxNLocator("auto", integer=True, steps=[1, 2, 2.5, 5, 10]))
     if plot.log and all(y > 0 for line in plot.lines for y in line.y):
         _make_logarithmic(axes)
+    if len(plot.lines) > 2:
+        _make_room_above(axes, share=0.09 * len(plot.lines) + 0.03)
     if len(plot.lines) > 1:
-        axes.legend(fontsize=10)
+        axes.legend(fontsize=10, loc="best" if len(plot.lines) == 2 else "upper right")
 
 
 def _make_logarithmic(axes) -> None:
@@ -101,6 +103,14 @@ def _make_logarithmic(axes) -> None:
     axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 300 * low else (1,), numticks=6))
     axes.yaxis.set_minor_locator(NullLocator())
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+
+
+def _make_room_above(axes, share: float) -> None:
+    """Keeps the uppermost share of the axes free of lines, for a legend that would lie upon them."""
+    scale = axes.yaxis.get_transform()
+    low, high = scale.transform(axes.get_ylim())
+    share = min(share, 0.5)
+    axes.set_ylim(top=scale.inverted().transform(high + (high - low) * share / (1 - share)))
 
 
 def _make_room(figure: Figure, axes) -> None:

@@ -16,7 +16,15 @@ from a2mim.report.analyses import analysis_plots, feature_plots
 from a2mim.report.curves import curves
 from a2mim.report.figures import Plot, svg
 from a2mim.report.pairs import comparisons
-from a2mim.report.pictures import Tile, inline, open_picture, reconstruction_rows, whole_sheets
+from a2mim.report.pictures import (
+    MOST_BESIDE,
+    MOST_SHEETS,
+    Tile,
+    inline,
+    open_picture,
+    reconstruction_rows,
+    whole_sheets,
+)
 from a2mim.report.records import RunRecord, read_run
 from a2mim.report.tables import data_rows, differing, export_rows, setting_rows, where_and_how
 from a2mim.report.verdicts import Verdict, headline, verdicts
@@ -83,7 +91,7 @@ def render(runs: Sequence[RunRecord]) -> str:
         .render(
             title=" and ".join(run.name for run in runs),
             style=Markup(_templates().get_template("style.css").render()),
-            sections=[_section(run) for run in runs],
+            sections=[_section(run, MOST_SHEETS if len(runs) == 1 else MOST_BESIDE) for run in runs],
             curves=[_drawn(plot) for plot in curves(runs)],
             features=[_drawn(plot) for plot in feature_plots(runs)],
             analyses=[_drawn(plot) for plot in analysis_plots(runs)],
@@ -128,8 +136,8 @@ def _drawn(plot: Plot) -> Drawn:
     return Drawn(plot.title, Markup(svg(plot)), plot.message)
 
 
-def _section(run: RunRecord) -> RunSection:
-    rows = reconstruction_rows(run.pictures)
+def _section(run: RunRecord, sheets: int) -> RunSection:
+    rows = reconstruction_rows(run.pictures, sheets)
     machine, commands = where_and_how(run)
     return RunSection(
         run=run,

@@ -13,7 +13,8 @@ from PIL import Image, UnidentifiedImageError
 from a2mim.report.records import Picture
 
 _MOST_SIDE = 4096  # pixels; a larger picture was not drawn by a run
-_MOST_SHEETS = 6  # of reconstructions on a page: the first, the last, and some between
+MOST_SHEETS = 6  # of reconstructions on a page: the first, the last, and some between
+MOST_BESIDE = 3  # the same where several runs stand side by side
 QUALITY = 85
 
 
@@ -54,12 +55,12 @@ def open_picture(path: Path) -> Image.Image | None:
         return None
 
 
-def reconstruction_rows(pictures: Sequence[Picture]) -> list[list[Tile]]:
+def reconstruction_rows(pictures: Sequence[Picture], most: int = MOST_SHEETS) -> list[list[Tile]]:
     """A row for each image: the image, what was visible, and the hidden part filled in after some of the steps.
 
-    Empty where the sheets cannot be cut into tiles; see `whole_sheets`.
+    Empty where the sheets cannot be cut into tiles; see `whole_sheets`. most: of the steps.
     """
-    chosen = spread(pictures, _MOST_SHEETS)
+    chosen = spread(pictures, most)
     sheets = [(picture, sheet) for picture in chosen if (sheet := open_picture(picture.path)) is not None]
     if not sheets or any(picture.layout is None for picture, _ in sheets):
         return []

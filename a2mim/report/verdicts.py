@@ -147,7 +147,7 @@ def _speed(run: RunRecord) -> Verdict | None:
     share, speed = sum(shares) / len(shares), run.lines[-1].get("images_per_second")
     level = GOOD if share < 0.05 else LOOK if share < 0.3 else BAD
     told = f"{share:.0%} of the time went into waiting for data" + (
-        f"; {speed:.0f} images/s at the end" if speed else ""
+        f"; {speed:.{0 if speed >= 10 else 1}f} images/s at the end" if speed else ""
     )
     return Verdict("speed", level, f"{told}.", "good: under 5 % waiting; bad: 30 % or more")
 

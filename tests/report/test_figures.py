@@ -5,7 +5,7 @@ import re
 import pytest
 from matplotlib.figure import Figure
 
-from a2mim.report.figures import Line, Plot, svg
+from a2mim.report.figures import Line, Plot, draw_on, svg
 
 
 def plot(y, log=False) -> Plot:
@@ -32,3 +32,14 @@ def test_a_logarithmic_axis_has_several_plain_numbers_whatever_its_range(y):
 
 def test_steps_are_whole_numbers():
     assert not [text for text in texts(svg(plot([3e4, 2e4, 1e4]))) if "." in text]
+
+
+@pytest.mark.parametrize("log", [False, True])
+def test_a_legend_of_many_lines_lies_on_none_of_them(log):
+    lines = [Line(f"run {i}: loss", list(range(50)), [1.0 - i / 100] * 50) for i in range(4)]
+    figure = Figure(figsize=(4.6, 3.0))
+    axes = figure.subplots()
+    draw_on(axes, Plot("Loss", "step", "loss", lines, "flat", log=log))
+    figure.draw_without_rendering()
+    bottom = axes.get_legend().get_window_extent().y0
+    assert all(axes.transData.transform((0, line.y[0]))[1] < bottom for line in lines)
