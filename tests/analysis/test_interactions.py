@@ -52,8 +52,9 @@ def test_the_mean_of_the_strength_over_orders_is_one():
 
 
 def test_a_slow_loop_agrees():
-    image, label = images()[1], 2
-    found = interactions_of(entangled, image, label, SMALL, number=7, batch_size=11)
+    image, label, orders = images()[1], 2, []
+    found = interactions_of(entangled, image, label, SMALL, 7, batch_size=11, after_order=lambda: orders.append(1))
+    assert len(orders) == len(SMALL.orders)  # the steps of the progress bar
     generator = np.random.default_rng([SMALL.seed, 7])
     pairs = draw_pairs(SMALL, generator)
     for o, order in enumerate(SMALL.orders):
