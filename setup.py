@@ -55,14 +55,15 @@ setup(
         "shtab>=1.6",  # completion in shells
         "jinja2>=3.1",
         "matplotlib>=3.8",  # mmengine brings it; also named because it is used by name
-        "setuptools",  # mmengine imports distutils, which Python 3.12 took out
-        "packaging",  # mmengine imports it without declaring it
+        "setuptools>=68",  # mmengine imports distutils, which Python 3.12 took out
+        "packaging>=23",  # mmengine imports it without declaring it
     ],
     extras_require={
         "tensorboard": ["tensorboard"],
         "onnx": ["onnx>=1.17", "onnxscript>=0.5", "onnxruntime>=1.20"],  # to write and to prove an ONNX export
         "parquet": ["pyarrow>=15"],  # to write embeddings as Parquet
         "site": ["mkdocs-material>=9.5", "mkdocstrings[python]>=0.26"],
+        "lowest": ["pytest>=8", "pytest-xdist>=3.5", "scikit-learn>=1.5"],  # what .ci/lowest tests with
         "test": [
             *(
                 "pytest>=8",

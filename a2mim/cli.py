@@ -20,7 +20,9 @@ from a2mim.commands.embed import add_embed
 from a2mim.commands.evaluate import add_compare, add_evaluate, add_knn, add_linear_probe
 from a2mim.commands.export import add_export, add_verify
 from a2mim.commands.finetune import add_finetune
+from a2mim.commands.help import dress
 from a2mim.commands.models import add_check_model
+from a2mim.commands.output import as_json
 from a2mim.commands.pretrain import add_pretrain
 from a2mim.commands.recipes import add_recipes
 from a2mim.commands.refine import add_refine
@@ -60,8 +62,11 @@ def _run(chosen: argparse.Namespace) -> int:
     if not chosen.debug:
         warnings.formatwarning = lambda message, *_, **__: f"warning: {one_line(public_name(str(message)))}\n"
     try:
-        with contextlib.redirect_stdout(PrintableStream(sys.stdout)):
-            return chosen.run(chosen) or 0
+        with contextlib.redirect_stdout(PrintableStream(sys.stderr if chosen.json else sys.stdout)):
+            status = chosen.run(chosen) or 0
+        if chosen.json:
+            print(as_json(getattr(chosen, "result", None)), flush=True)
+        return status
     except BrokenPipeError:  # whoever read the output has gone, as in `| head`: no error
         _discard_output()
         return 128 + signal.SIGPIPE
@@ -128,6 +133,7 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(metavar="command", required=True)
     for add in COMMANDS:
         add(commands)
+    dress(parser)
     return parser
 
 

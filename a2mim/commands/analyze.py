@@ -71,7 +71,9 @@ def run_analyze(chosen) -> None:
         reading_of(chosen),
     )
     print(f"looking at {subjects.test.describe()}, beside the untrained network", flush=True)
-    files = analyze(subjects, chosen.what or list(WHAT), folder, amount, lambda text: print(text, flush=True))
+    chosen.result = files = analyze(
+        subjects, chosen.what or list(WHAT), folder, amount, lambda text: print(text, flush=True)
+    )
     write_figures(files)
     if folder == run / "analysis" and (run / "summary.json").is_file():
         print(f"report  {write_report([run], run / 'report.html')}")

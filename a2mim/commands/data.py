@@ -59,6 +59,8 @@ def run_measure_stats(chosen) -> None:
     if chosen.num_workers < 0:
         raise ValueError(f"--num-workers {chosen.num_workers} must be at least 0")
     found = measure_stats(_open(chosen, chosen.split), chosen.num_workers)
+    told = ("images", "pixels", "bits", "mean", "std", "least", "greatest", "faults")
+    chosen.result = {name: getattr(found, name) for name in told}
     print("\n".join(found.lines(chosen.value_range, chosen.exif, chosen.nodata, chosen.fill)))
 
 
@@ -84,4 +86,6 @@ def run_bench_data(chosen) -> None:
             f" {speeds[-1].cpu:.3f} ms of processor time an image",
             flush=True,
         )
-    print(what_limits(stages, speeds, cores))
+    limit = what_limits(stages, speeds, cores)
+    chosen.result = {"stages_ms": stages, "workers": speeds, "limit": limit}
+    print(limit)

@@ -35,7 +35,7 @@ def add_embed(commands) -> None:
 def run_embed(chosen) -> None:
     from a2mim.embedding import embed
 
-    about = embed(
+    chosen.result = about = embed(
         chosen.source,
         one_or_list(chosen.data),
         chosen.out,

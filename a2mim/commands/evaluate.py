@@ -110,8 +110,9 @@ def run_evaluate(chosen) -> None:
     from a2mim.protocols import protocol_names, read_protocol
 
     if chosen.list:
-        for name in protocol_names():
-            print(f"{name:26} {read_protocol(name).summary}")
+        chosen.result = {name: read_protocol(name).summary for name in protocol_names()}
+        for name, summary in chosen.result.items():
+            print(f"{name:26} {summary}")
         return
     data = [*chosen.words, *(chosen.data or ())]
     if chosen.source is None or not data:
@@ -146,6 +147,7 @@ def run_evaluate(chosen) -> None:
         say=_say,
         allow_contradictions=chosen.allow_contradictions,
     )
+    chosen.result = results
     print(results[0]["loaded"])
     print(table(results))
     _print_notes(results)
@@ -169,7 +171,8 @@ def run_compare(chosen) -> None:
     results = [result for path in chosen.results for result in read_results(path)]
     if chosen.protocol:
         results = [result for result in results if result["protocol"] == chosen.protocol]
-    print("\n".join(compare_all(results, chosen.anyway)))
+    chosen.result = compare_all(results, chosen.anyway)
+    print("\n".join(chosen.result))
 
 
 def run_knn(chosen) -> None:
@@ -206,6 +209,7 @@ def _judge_one(chosen, protocol: str, overrides: dict) -> None:
         say=_say,
         allow_contradictions=chosen.allow_contradictions,
     )
+    chosen.result = result
     print(result["loaded"])
     low, high = result["interval"]
     interval = f"95 % interval {low:.2f}–{high:.2f}"

@@ -42,7 +42,7 @@ def add_export(commands) -> None:
 def run_export(chosen) -> None:
     from a2mim.export.command import export_calibrated
 
-    receipts = export_calibrated(
+    chosen.result = receipts = export_calibrated(
         chosen.source,
         chosen.to,
         chosen.out,
@@ -71,7 +71,8 @@ def add_verify(commands) -> None:
 def run_verify(chosen) -> None:
     from a2mim.export.verify import verify
 
-    for found in verify(chosen.folder, chosen.python, chosen.network):
+    chosen.result = verify(chosen.folder, chosen.python, chosen.network)
+    for found in chosen.result:
         print(one_line(tell(found)))
 
 

@@ -5,10 +5,15 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterator
 
+from a2mim.commands.help import help_of
+
 _START = """# Commands
 
 This page is written from the parser by `python tools/write_pages.py`. `a2mim COMMAND --help` prints the same. Each
 command is also a script in `tools/`.
+
+With `--json`, standard output holds the result of the command as one JSON document and nothing else; what is said on
+the way goes to standard error.
 
 A command ends with status 0 when it did its work, 1 for bad input or a failed check (one sentence on standard error), 2
 for a command line that cannot be understood, and 128 + n after signal n (what was saved is whole).
@@ -19,7 +24,8 @@ def page(parser: argparse.ArgumentParser) -> str:
     """The page: a section for each command of the parser, a row for each argument."""
     parts = [_START]
     for name, inner, about in _commands(parser):
-        parts.append(f"## a2mim {name}\n\n{_sentence(about)}\n\n" + "\n".join(_rows(inner)))
+        example = (inner.epilog or "").removeprefix("example:\n").strip()
+        parts.append(f"## a2mim {name}\n\n{_sentence(about)}\n\n```bash\n{example}\n```\n\n" + "\n".join(_rows(inner)))
     return "\n".join(parts).rstrip() + "\n"
 
 
@@ -56,10 +62,7 @@ def _name(action: argparse.Action) -> str:
 
 
 def _help(action: argparse.Action) -> str:
-    text = action.help or ""
-    if action.default not in (None, False, argparse.SUPPRESS, []) and "%(default)s" in text:
-        text = text.replace("%(default)s", str(action.default))
-    return text.replace("%%", "%")
+    return help_of(action).replace("%%", "%")
 
 
 def _sentence(text: str) -> str:

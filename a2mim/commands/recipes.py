@@ -19,17 +19,18 @@ def run_recipes(chosen) -> None:
     from a2mim.engine.recipes import shipped_recipes
 
     if chosen.copy:
-        return copy_recipe(chosen.copy, chosen.out)
+        chosen.result = {"recipe": copy_recipe(chosen.copy, chosen.out)}
+        return
     if chosen.out:
         raise ValueError("--out names the copy: add --copy NAME, or leave it out")
-    recipes = shipped_recipes()
+    chosen.result = recipes = shipped_recipes()
     width = max(len(recipe.name) for recipe in recipes)
     for recipe in recipes:
         laptop = f"  [laptop scale: {recipe.minutes:g} min on two cores]" if recipe.minutes else ""
         print(f"{recipe.name:{width}}  {recipe.title}{laptop}")
 
 
-def copy_recipe(name: str, out: str | None) -> None:
+def copy_recipe(name: str, out: str | None) -> Path:
     """Writes a recipe that needs no base; never over a file that exists."""
     from a2mim.engine.config import own_settings
     from a2mim.engine.recipes import find_recipe, standalone
@@ -42,3 +43,4 @@ def copy_recipe(name: str, out: str | None) -> None:
     place.parent.mkdir(parents=True, exist_ok=True)
     write_text(place, standalone(path, own_settings(path)))
     print(f"recipe  {place}")
+    return place

@@ -25,4 +25,6 @@ def run_report(chosen) -> None:
     if chosen.out:
         out.parent.mkdir(parents=True, exist_ok=True)
     page = write_report(chosen.runs, out)
-    print("\n".join([*comparisons([read_run(folder) for folder in chosen.runs]), f"report  {page}"]))
+    compared = comparisons([read_run(folder) for folder in chosen.runs])
+    chosen.result = {"report": page, "comparisons": compared}
+    print("\n".join([*compared, f"report  {page}"]))

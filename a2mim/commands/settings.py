@@ -15,7 +15,8 @@ def add_settings(commands: argparse._SubParsersAction) -> None:
 
 
 def run_settings(chosen: argparse.Namespace) -> int:
-    from a2mim.engine.settings_page import listing
+    from a2mim.engine.settings_page import entries, listing
 
+    chosen.result = entries(chosen.key)
     print(listing(chosen.key))
     return 0

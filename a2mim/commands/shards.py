@@ -64,7 +64,9 @@ def _add_out(parser) -> None:
 def run_make_shards(chosen) -> int:
     from a2mim.data import make_shards
 
-    made = make_shards(chosen.folder, chosen.out, chosen.samples_per_shard, chosen.max_bytes, chosen.seed)
+    chosen.result = made = make_shards(
+        chosen.folder, chosen.out, chosen.samples_per_shard, chosen.max_bytes, chosen.seed
+    )
     print(f"{made['images']:,} images in {made['shards']} shards ({made['kept']} of them were there already)")
     print(_described_classes(chosen.out, made["classes"]))
     status = report_shards(chosen, made["pattern"])
@@ -99,6 +101,7 @@ def report_shards(chosen, pattern, everything: bool = False, flag: str = "--data
 
     found = check_shards(pattern, access_of(chosen), chosen.in_chans, chosen.value_range, chosen.nodata, chosen.fill)
     shown = f"'{pattern}'" if isinstance(pattern, str) else " ".join(f"'{part}'" for part in pattern)
+    chosen.result = getattr(chosen, "result", None) or {"ok": found.ok, "faults": found.lines(), "summary": str(found)}
     print(f"{found}: {flag} {public_name(shown)}")
     if everything:
         print("\n".join(found.lines()))
@@ -110,7 +113,8 @@ def run_list_shards(chosen) -> int:
 
     access = access_of(chosen)
     shards = indexed(chosen.shards, access)
-    for line in describe_samples(shards, access) if chosen.samples else describe_shards(shards):
+    chosen.result = list(describe_samples(shards, access) if chosen.samples else describe_shards(shards))
+    for line in chosen.result:
         print(line)
     return int(any(shard.fault is not None for shard in shards))
 
@@ -120,10 +124,12 @@ def run_index_shards(chosen) -> int:
 
     access = access_of(chosen)
     if chosen.dali == "export":
-        print("\n".join(export_dali(chosen.shards, access)))
+        chosen.result = list(export_dali(chosen.shards, access))
+        print("\n".join(chosen.result))
         return 0
     shards = import_dali(chosen.shards, access) if chosen.dali else indexed(chosen.shards, access)
-    print("\n".join(describe_shards(shards)))
+    chosen.result = list(describe_shards(shards))
+    print("\n".join(chosen.result))
     if chosen.dali:
         print(
             "Taken from DALI's word: headers between the first and the last sample, and members that it does not list,"
@@ -135,7 +141,7 @@ def run_index_shards(chosen) -> int:
 def run_reshard(chosen) -> int:
     from a2mim.data.prepare.reshard import Encoding, reshard
 
-    made = reshard(
+    chosen.result = made = reshard(
         chosen.shards,
         chosen.out,
         Encoding(None if chosen.as_is else chosen.short_side, chosen.quality),

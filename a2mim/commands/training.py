@@ -81,4 +81,5 @@ def launch(run: Callable[..., dict], chosen: argparse.Namespace, options: dict[s
         access=access_of(chosen),
         **options,
     )
+    chosen.result = summary
     return 128 + summary["signal"] if summary["status"] == "stopped" else 0

@@ -52,4 +52,5 @@ def run_worth_it(chosen) -> int:
         num_workers=chosen.num_workers,
         access=access_of(chosen),
     )
+    chosen.result = result
     return 128 + result["signal"] if result["status"] == "stopped" else 0

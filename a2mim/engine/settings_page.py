@@ -84,6 +84,15 @@ def listing(key: str | None = None) -> str:
     return "\n\n".join(blocks)
 
 
+def entries(key: str | None = None) -> dict[str, list[Line]]:
+    """The same as records: command -> its settings."""
+    wanted = {kind.command: list(lines_of(kind)) for kind in KINDS}
+    return {
+        command: [line for line in lines if key is None or line.key == key or line.key.startswith(f"{key}.")]
+        for command, lines in wanted.items()
+    }
+
+
 def _printed(line: Line) -> str:
     meaning = textwrap.fill(line.meaning, 100, initial_indent=" " * 6, subsequent_indent=" " * 6)
     default = line.default if line.default == "required" else f"default {line.default}"

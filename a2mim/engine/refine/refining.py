@@ -151,8 +151,8 @@ class Refining:
         return [
             f"  source   {self.request.source}",
             *([f"  start    {describe_report(self.start)}"] if self.start else []),
-            f"  encoder  {encoder.name} at {size_in_words(encoder.img_size)} px, {total / 1e6:.2f} M parameters, the first"
-            f" {kept / total:.0%} of them stay as they are",
+            f"  encoder  {encoder.name} at {size_in_words(encoder.img_size)} px, {total / 1e6:.2f} M parameters, the"
+            f" first {kept / total:.0%} of them stay as they are",
             f"  heads    {len(self.model.heads)}, on {maps}{alone}",
             f"  queue    {self.queue} images, one of the {self.k} nearest is the neighbour",
         ]
