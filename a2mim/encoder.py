@@ -126,6 +126,7 @@ class MaskedEncoder(nn.Module):
         img_size: (H, W) in pixels.
         frozen: parameters of `model` that no loss on the maps reaches (class attention, the norm of a head). They
             require no gradient: weight decay does not shrink them and DistributedDataParallel does not wait for them.
+        study: what was measured on the network, see `a2mim.wiring.sites.Study`.
         sites, outputs: the map tensors that take a token, and those that forward returns.
         tokens, gammas: one vector (D,) for each of `sites`.
 
@@ -176,7 +177,7 @@ class MaskedEncoder(nn.Module):
 
         if hide != "token" or token == "none":
             wired.sites.clear()
-        self.found = wired  # for the certificate
+        self.study = wired  # for the certificate
         self.site = wired.sites[0].name if len(wired.sites) == 1 else tuple(s.name for s in wired.sites)
         self.sites, self.outputs = _map_tensors(wired.sites), _map_tensors(wired.finals)
         # The layouts are registered as modules, so that their tables move to the encoder's device.

@@ -107,7 +107,7 @@ def certify(
         ValueError: the network cannot be built, has no place for the token, or does not load its own weights.
     """
     encoder = MaskedEncoder(name, site=site, img_size=img_size, in_chans=in_chans, **arguments).eval()
-    found = encoder.found
+    found = encoder.study
     images = torch.randn(2, in_chans, *encoder.img_size, generator=torch.Generator().manual_seed(5))
     height, width = encoder.img_size
     own, *others = (

@@ -132,7 +132,7 @@ def faults_of_token(encoder: MaskedEncoder, images: Tensor) -> list[str]:
     mask = torch.zeros(len(images), 2, 2, dtype=torch.bool)
     mask[0, 0, 1] = True
     faults = []
-    for i, place in enumerate(encoder.found.sites):
+    for i, place in enumerate(encoder.study.sites):
         outputs = []
         for shift in (0, 1):  # the two outputs differ only by this site's token
             tokens = [t for t, at in zip(encoder.tokens, encoder.sites, strict=True) if at.path[0] == i]

@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from a2mim.decoders.linear import LinearDecoder
-from a2mim.decoders.tokens import insert_mask_token, make_token
+from a2mim.decoders.tokens import insert_mask_token, make_token, whole_ratio
 from a2mim.registry import MODELS
 
 
@@ -64,15 +64,10 @@ class FusedLinear(nn.Module):
         mask_token: bool = True,
     ):
         super().__init__()
-        stride = strides[-1] / out_stride
-        if stride < 1 or stride != int(stride):
-            raise ValueError(
-                f"FusedLinear: the last map has cells of {strides[-1]:g} px and the target of {out_stride} px, which is"
-                " no whole number of target cells a side; choose another target or another last map"
-            )
+        ratio = whole_ratio("FusedLinear", strides[-1], out_stride)
         self.fuse = FuseMaps(channels)
         self.token = make_token(channels[-1]) if mask_token else None
-        self.decoder = LinearDecoder(channels[-1], int(stride), out_channels)
+        self.decoder = LinearDecoder(channels[-1], ratio, out_channels)
 
     def forward(self, maps: list[Tensor], mask: Tensor, prefix: Tensor | None = None) -> Tensor:
         """maps: each (B, D, h, w); mask: (B, rows, cols) bool. Returns (B, out_channels, H / s, W / s)."""

@@ -7,6 +7,25 @@ from torch import Tensor, nn
 from a2mim.masking import expand_mask
 
 
+def whole_ratio(decoder: str, stride: float, out_stride: int) -> int:
+    """Target cells along each side of a map's cell.
+
+    Args:
+        decoder: its name, for the error.
+        stride, out_stride: pixels per cell of the map and of the target.
+
+    Raises:
+        ValueError: a cell of the map does not hold a whole number of target cells.
+    """
+    ratio = stride / out_stride
+    if ratio < 1 or ratio != int(ratio):
+        raise ValueError(
+            f"{decoder}: the last map has cells of {stride:g} px and the target of {out_stride} px, which is no whole"
+            " number of target cells a side; choose another target or another last map"
+        )
+    return int(ratio)
+
+
 def spread_mask(mask: Tensor, grid: tuple[int, int]) -> Tensor:
     """(B, rows, cols) bool -> (B, 1, h, w) bool: True where a feature cell lies wholly in hidden cells.
 

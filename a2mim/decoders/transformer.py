@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from a2mim.decoders.fusion import FuseMaps
 from a2mim.decoders.positions import sincos_positions
-from a2mim.decoders.tokens import spread_mask
+from a2mim.decoders.tokens import spread_mask, whole_ratio
 from a2mim.registry import MODELS
 
 
@@ -43,12 +43,7 @@ class TransformerDecoder(nn.Module):
         num_heads: int = 16,
     ):
         super().__init__()
-        ratio = strides[-1] / out_stride
-        if ratio < 1 or ratio != int(ratio):
-            raise ValueError(
-                f"TransformerDecoder: the map has cells of {strides[-1]:g} px and the target of {out_stride} px, which"
-                " is no whole number of target cells a side; choose another target or another map"
-            )
+        ratio = whole_ratio("TransformerDecoder", strides[-1], out_stride)
         if embed_dim % num_heads or embed_dim % 4:
             raise ValueError(
                 f"TransformerDecoder: embed_dim={embed_dim} must be a multiple of 4 and of num_heads={num_heads}"
@@ -62,8 +57,8 @@ class TransformerDecoder(nn.Module):
             *(Block(embed_dim, num_heads, mlp_ratio=4.0, qkv_bias=True, norm_layer=norm) for _ in range(depth))
         )
         self.norm = norm(embed_dim)
-        self.pred = nn.Linear(embed_dim, out_channels * int(ratio) ** 2)
-        self.shuffle = nn.PixelShuffle(int(ratio))
+        self.pred = nn.Linear(embed_dim, out_channels * ratio**2)
+        self.shuffle = nn.PixelShuffle(ratio)
         self._positions: dict[tuple, Tensor] = {}
         self.apply(_initialise)
         if self.mask_token is not None:

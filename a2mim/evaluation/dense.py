@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,9 +15,7 @@ from a2mim.data.decode import decode
 from a2mim.evaluation.calibration import balanced_rows
 from a2mim.evaluation.encoder import Encoder
 from a2mim.evaluation.features import frozen
-from a2mim.wiring.layout import leaves
 from a2mim.wiring.model_type import TimmModel
-from a2mim.wiring.sites import study
 
 BATCH = 8  # large pictures that BatchNorm is calibrated on at once
 SUFFIXES = (".jpg", ".jpeg", ".png")
@@ -27,8 +24,7 @@ SUFFIXES = (".jpg", ".jpeg", ".png")
 class DenseEncoder:
     """images (B, C, H, W) uint8 of one size -> ((B, D, h, w) float32 features, (B, D) class tokens or None).
 
-    The position of the map in the network's output is measured, not guessed (see `a2mim.wiring.sites`), so that any
-    layout will do. Of several maps (CrossViT) the finest is taken.
+    The map is that of `a2mim.evaluation.cells.MapReader`.
 
     Args:
         source, device, allow_partial, seed: see `Encoder`.
@@ -40,29 +36,14 @@ class DenseEncoder:
 
     def __init__(self, source, img_size: tuple[int, int], device=None, allow_partial=False, seed: int = 0):
         self.encoder = Encoder(source, device, img_size, allow_partial, seed)
-        model = self.encoder.model
-        noise = torch.randn(2, self.encoder.channels, *img_size, generator=torch.Generator().manual_seed(0))
-        try:
-            finals = study(model, noise.to(self.encoder.device), "auto", math.inf).finals
-        except (RuntimeError, AssertionError) as error:
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise ValueError(f"{source} does not take images of {img_size[0]} x {img_size[1]} px: {reason}.") from None
-        maps = [(max(s), f.module, path) for f in finals for s, path in zip(f.strides, f.layouts, strict=True)]
-        self.stride, self.module, self.path = min(maps, key=lambda found: found[0])
-        self.layout = next(f.layouts[self.path] for f in finals if f.module == self.module).to(self.encoder.device)
-        self._tapped = None
-        if self.module:
-            model.get_submodule(self.module).register_forward_hook(self._tap)
-
-    def _tap(self, module, inputs, output) -> None:
-        self._tapped = output
+        self.reader = self.encoder.reader("cells")
+        self.stride = self.reader.stride
 
     def __call__(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
         model: TimmModel = self.encoder.model
-        with frozen(model):
+        with frozen(model), self.reader:
             output = model.forward_features(self.encoder.normalized(images))
-            source = self._tapped if self.module else output
-            features = self.layout.to_map(dict(leaves(source))[self.path]).float()
+            features = self.reader.read(output)
         token = getattr(model, "cls_token", None) is not None and isinstance(output, Tensor) and output.ndim == 3
         return features, output[:, 0].float() if token else None
 

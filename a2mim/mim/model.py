@@ -73,6 +73,9 @@ class MIM(BaseModel):
         self.target_channels = getattr(self.target, "channels", len(self.pixels[0]))
         self.target_stride = getattr(self.target, "stride", 1)
         self.decoders = build_decoder(decoder, self.encoder, self.target_channels, self.target_stride)
+        self._mask_reads_images = takes(self.masking, "images")
+        self._encoder_gives_prefix = takes(self.encoder.forward, "with_prefix")
+        self._decoder_takes_grid = takes(self.decoders.forward, "grid")
         if hasattr(self.encoder, "img_size"):  # parts that do not fit are refused now, not at the first batch
             check_parts(self)
 
@@ -151,13 +154,13 @@ class MIM(BaseModel):
 
     def draw_mask(self, images: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """The mask part's answer for normalised images (B, C, H, W)."""
-        more = {"images": images} if takes(self.masking, "images") else {}
+        more = {"images": images} if self._mask_reads_images else {}
         size = (len(images), *images.shape[-2:])
         return self.masking(*size, generator=generator, device=images.device, **more)
 
     def encode(self, images: Tensor, mask: Tensor) -> tuple[list[Tensor], Tensor | None]:
         """Filled images (B, C, H, W), mask (B, rows, cols) -> (maps, class and register tokens (B, P, D) or None)."""
-        if takes(self.encoder.forward, "with_prefix"):
+        if self._encoder_gives_prefix:
             return self.encoder(images, mask, with_prefix=True)
         return self.encoder(images, mask), None
 
@@ -173,7 +176,7 @@ class MIM(BaseModel):
             mask = torch.zeros(len(maps[0]), 1, 1, dtype=torch.bool, device=maps[0].device)
         if isinstance(self.decoders, EachMap):
             return self.decoders(maps, mask, prefix, grid)
-        more = {"grid": grid} if takes(self.decoders.forward, "grid") else {}
+        more = {"grid": grid} if self._decoder_takes_grid else {}
         recon = self.decoders(maps, mask, prefix=prefix, **more)
         ratios = [stride / self.target_stride for stride in self.encoder.strides]
         check_answer(self.decoders, recon, maps, ratios, self.target_channels, grid)

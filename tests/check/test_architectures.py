@@ -80,7 +80,7 @@ def test_two_training_steps_move_all_that_lives_and_nothing_else(name, side):
 def test_hidden_states_that_look_like_a_map_are_not_decoded_and_a_map_handed_on_twice_is_decoded_once():
     torch.manual_seed(0)
     encoder = MaskedEncoder("efficientvim_m2")
-    assert [place.name for place in encoder.found.finals] == ["stages.2"]
+    assert [place.name for place in encoder.study.finals] == ["stages.2"]
     assert encoder.channels == [512] and encoder.strides == [64]
     assert [m.shape for m in encoder(torch.randn(1, 3, 224, 224))] == [(1, 512, 4, 4)]
 

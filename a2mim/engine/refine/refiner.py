@@ -109,7 +109,7 @@ def encoder_with_last_maps(name: str, maps: Sequence[str] | str, **arguments) ->
 
 def map_names(encoder: MaskedEncoder) -> list[str]:
     """The modules whose maps an encoder reads; none where it reads what `forward_features` returns."""
-    return [place.name for place in encoder.found.finals if place.name]
+    return [place.name for place in encoder.study.finals if place.name]
 
 
 def noise_of(encoder: MaskedEncoder) -> Tensor:

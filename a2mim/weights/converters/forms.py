@@ -21,7 +21,7 @@ HALF = {"mean": (0.5,) * 3, "std": (0.5,) * 3, "interpolation": "bilinear"}
 
 
 @dataclass(frozen=True)
-class Form:
+class Naming:
     """One toolkit's names for one family of networks.
 
     Args:
@@ -137,9 +137,9 @@ _CONVNEXT_AUTHORS = (
 )
 _DINOV2 = ("vit_small_patch14_dinov2", "vit_base_patch14_dinov2", "vit_large_patch14_reg4_dinov2")
 
-OWN = Form("the architecture's own names", ())
-FORMS = (
-    Form(
+OWN = Naming("the architecture's own names", ())
+NAMINGS = (
+    Naming(
         "a ResNet of transformers",
         (r"embedder\.embedder\.convolution\.weight", r"encoder\.stages\.0\.layers\.0\.layer\.0\.convolution\.weight"),
         (
@@ -154,7 +154,7 @@ FORMS = (
         pixels=BICUBIC,
         examples=_RESNETS,
     ),
-    Form(
+    Naming(
         "a ViT of transformers",
         (r"embeddings\.patch_embeddings\.projection\.weight", r"embeddings\.position_embeddings$"),
         (
@@ -174,7 +174,7 @@ FORMS = (
         HALF,
         _VITS,
     ),
-    Form(
+    Naming(
         "a ViT of mmpretrain or OpenMixup",
         (r"layers\.0\.ln1\.weight", r"patch_embed\.projection\.weight"),
         (
@@ -190,7 +190,7 @@ FORMS = (
         BICUBIC,
         (*_VITS, "beit_base_patch16_224", "beit_large_patch16_224"),
     ),
-    Form(
+    Naming(
         "a Swin of mmpretrain or OpenMixup",
         (r"stages\.0\.blocks\.0\.attn\.w_msa\.qkv\.weight",),
         (
@@ -206,7 +206,7 @@ FORMS = (
         BICUBIC,
         _SWINS,
     ),
-    Form(
+    Naming(
         "a ConvNeXt of mmpretrain or OpenMixup",
         (r"stages\.0\.0\.depthwise_conv\.weight",),
         (
@@ -222,7 +222,7 @@ FORMS = (
         pixels=BICUBIC,
         examples=_CONVNEXTS,
     ),
-    Form(
+    Naming(
         "an XCiT of mmpretrain",
         (r"xca_layers\.0\.attn\.temperature",),
         (
@@ -238,7 +238,7 @@ FORMS = (
         pixels=BICUBIC,
         examples=_XCITS,
     ),
-    Form(
+    Naming(
         "a ViT of torchvision",
         (r"conv_proj\.weight", r"encoder\.layers\.encoder_layer_0\.ln_1\.weight"),
         (
@@ -256,7 +256,7 @@ FORMS = (
         pixels=BILINEAR,
         examples=("vit_base_patch16_224", "vit_large_patch16_224", "vit_base_patch32_224"),
     ),
-    Form(
+    Naming(
         "a Swin of torchvision",
         (r"features\.1\.0\.attn\.relative_position_bias_table", r"features\.2\.reduction\.weight"),
         (
@@ -273,7 +273,7 @@ FORMS = (
         pixels=BICUBIC,
         examples=_SWINS,
     ),
-    Form(
+    Naming(
         "a ConvNeXt of torchvision",
         (r"features\.1\.0\.layer_scale", r"features\.1\.0\.block\.0\.weight"),
         (
@@ -290,7 +290,7 @@ FORMS = (
         pixels=BILINEAR,
         examples=_CONVNEXTS,
     ),
-    Form(
+    Naming(
         "an XCiT in its authors' names",
         (r"(pos_embeder\.token_projection|cls_attn_blocks\.0\.attn\.qkv)\.weight", r"blocks\.0\.attn\.temperature"),
         ((r"^pos_embeder\.", "pos_embed."),),
@@ -298,14 +298,14 @@ FORMS = (
         BICUBIC,
         _XCITS,
     ),
-    Form(
+    Naming(
         "a CrossViT in its authors' names",
         (r"pos_embed\.0$", r"cls_token\.0$"),
         ((r"^(pos_embed|cls_token)\.(\d+)$", r"\1_\2"),),
         pixels=BICUBIC,
         examples=("crossvit_tiny_240", "crossvit_small_240", "crossvit_base_240", "crossvit_9_240"),
     ),
-    Form(
+    Naming(
         "a ViT in DINOv2's training names",
         (r"blocks\.\d+\.\d+\.attn\.qkv\.weight", r"patch_embed\.proj\.weight"),
         (_CHUNK,),
@@ -313,7 +313,7 @@ FORMS = (
         BICUBIC,
         _DINOV2,
     ),
-    Form(
+    Naming(
         "a ViT of DINOv2",
         (r"register_tokens$", r"blocks\.0\.attn\.qkv\.weight"),
         ((r"^blocks\.0\.", "blocks.0."),),
@@ -321,7 +321,7 @@ FORMS = (
         BICUBIC,
         _DINOV2,
     ),
-    Form(
+    Naming(
         "a ConvNeXt of FCMAE",
         (r"stages\.0\.0\.dwconv\.kernel", r"downsample_layers\.0\.0\.weight"),
         (*_CONVNEXT_AUTHORS, (r"\.(ln|linear)\.(weight|bias)$", r".\2")),
@@ -329,7 +329,7 @@ FORMS = (
         BICUBIC,
         ("convnextv2_atto", "convnextv2_tiny", "convnextv2_base", "convnextv2_large"),
     ),
-    Form(
+    Naming(
         "a ResNet as a torch.nn.Sequential of its parts, as lightly's users save it",
         (r"0\.weight", r"1\.running_mean", r"4\.0\.conv1\.weight", r"7\.0\.conv1\.weight"),
         (
@@ -340,40 +340,40 @@ FORMS = (
         pixels=BILINEAR,
         examples=_RESNETS,
     ),
-    Form(
+    Naming(
         "a ConvNeXt in its authors' names",
         (r"stages\.0\.0\.dwconv\.weight", r"downsample_layers\.0\.0\.weight"),
         _CONVNEXT_AUTHORS,
         pixels=BICUBIC,
         examples=_CONVNEXTS,
     ),
-    Form(
+    Naming(
         "a Swin in its authors' names",
         (r"layers\.0\.downsample\.reduction\.weight", r"layers\.0\.blocks\.0\.attn\.qkv\.weight"),
         ((r"^layers\.(\d+)\.downsample\.", _shift("layers.{}.downsample.", 1)),),
         pixels=BICUBIC,
         examples=_SWINS,
     ),
-    Form(
+    Naming(
         "a ResNet in the names of torchvision, timm and mmpretrain",
         (r"conv1\.weight", r"layer1\.0\.conv1\.weight", r"layer4\.0\.conv1\.weight"),
         examples=_RESNETS,
     ),
-    Form(
+    Naming(
         "a ViT in the names of timm, DINO and MAE",
         (r"blocks\.0\.attn\.qkv\.weight", r"patch_embed\.proj\.weight", r"cls_token$"),
         examples=_VITS,
     ),
-    Form(
+    Naming(
         "a ViT without a class token, as I-JEPA's",
         (r"blocks\.0\.attn\.qkv\.weight", r"patch_embed\.proj\.weight", r"pos_embed$"),
         examples=("vit_huge_patch14_224", *_VITS),
     ),
-    Form(
+    Naming(
         "an XCiT in timm's names",
         (r"blocks\.0\.attn\.temperature", r"patch_embed\.proj\.0\.0\.weight"),
         examples=_XCITS,
     ),
-    Form("a ConvNeXt in timm's names", (r"stages\.0\.blocks\.0\.conv_dw\.weight",), examples=_CONVNEXTS),
-    Form("a Swin in timm's names", (r"layers\.0\.blocks\.0\.attn\.relative_position_bias_table",), examples=_SWINS),
+    Naming("a ConvNeXt in timm's names", (r"stages\.0\.blocks\.0\.conv_dw\.weight",), examples=_CONVNEXTS),
+    Naming("a Swin in timm's names", (r"layers\.0\.blocks\.0\.attn\.relative_position_bias_table",), examples=_SWINS),
 )

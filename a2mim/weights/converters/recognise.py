@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from a2mim.weights.converters.forms import BICUBIC, FORMS, OWN, Form
+from a2mim.weights.converters.forms import BICUBIC, NAMINGS, OWN, Naming
 
 # keys under which files keep their tensors, in the order of preference: averaged weights first, as timm prefers them; a
 # teacher is the average of its student
@@ -46,7 +46,7 @@ AUXILIARY = re.compile(
 class Recognised:
     """The tensors of a file under timm's names, and how they were found."""
 
-    form: Form
+    form: Naming
     tensors: dict[str, Tensor]
     where: str  # containers and prefixes that were opened; "" for none
     pixels: dict | None  # the toolkit's mean, std and interpolation; None: timm's for the architecture
@@ -121,7 +121,7 @@ def recognise(content, own: dict[str, Tensor] | None = None) -> Recognised | Non
     )
 
 
-def rename(key: str, form: Form) -> str:
+def rename(key: str, form: Naming) -> str:
     for pattern, replacement in form.rules:
         key = re.sub(pattern, replacement, key)
     return key
@@ -134,13 +134,13 @@ def _as_shaped(given: Tensor, own: Tensor | None) -> Tensor:
     return given.reshape(own.shape)
 
 
-def _form_of(tensors: dict, own_keys) -> Form | None:
+def _form_of(tensors: dict, own_keys) -> Naming | None:
     """The format of these keys, or None.
 
     A format fits if all of its marks are present. If at least half of the model's keys are present, they are timm's own
     names, unless a format that renames fits: the authors' Swin differs from timm's only in its merging layers.
     """
-    marked = [f for f in FORMS if all(any(re.match(mark, key) for key in tensors) for mark in f.marks)]
+    marked = [f for f in NAMINGS if all(any(re.match(mark, key) for key in tensors) for mark in f.marks)]
     if own_keys and own_keys <= tensors.keys():
         return next((form for form in marked if not form.rules), OWN)
     renamed = [form for form in marked if form.rules]
