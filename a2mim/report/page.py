@@ -136,7 +136,7 @@ def _drawn(plot: Plot) -> Drawn:
     return Drawn(plot.title, Markup(svg(plot)), plot.message)
 
 
-def _section(run: RunRecord, sheets: int) -> RunSection:
+def _section(run: RunRecord, sheets: int = MOST_SHEETS) -> RunSection:
     rows = reconstruction_rows(run.pictures, sheets)
     machine, commands = where_and_how(run)
     return RunSection(
