@@ -47,6 +47,7 @@ COMMANDS = (
     add_analyze,
     *(add_recipes, add_settings, add_worth_it),
 )
+_LONGEST = 2000  # characters of a message
 USER_ERRORS = (ValueError, OSError, FloatingPointError)
 
 
@@ -60,7 +61,7 @@ def main(arguments: list[str] | None = None) -> int:
 def _run(chosen: argparse.Namespace) -> int:
     before = warnings.formatwarning
     if not chosen.debug:
-        warnings.formatwarning = lambda message, *_, **__: f"warning: {one_line(public_name(str(message)))}\n"
+        warnings.formatwarning = lambda message, *_, **__: f"warning: {_told(message)}\n"
     try:
         with contextlib.redirect_stdout(PrintableStream(sys.stderr if chosen.json else sys.stdout)):
             status = chosen.run(chosen) or 0
@@ -73,20 +74,26 @@ def _run(chosen: argparse.Namespace) -> int:
     except USER_ERRORS as error:
         if chosen.debug:
             raise
-        print(f"error: {one_line(public_name(str(error)))}", file=sys.stderr)
+        print(f"error: {_told(error)}", file=sys.stderr)
         return 1
     except (MemoryError, RuntimeError) as error:
         if chosen.debug or not is_out_of_memory(error):
             raise
         too_little = f"too little memory; try a smaller batch ({first_line(error)})"
         said = str(error) if isinstance(error, OutOfMemory) else too_little
-        print(f"error: {one_line(public_name(said))}", file=sys.stderr)
+        print(f"error: {_told(said)}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("interrupted outside training; checkpoints that were written are whole", file=sys.stderr)
         return 130
     finally:
         warnings.formatwarning = before  # a program that calls this function keeps its own
+
+
+def _told(said: object) -> str:
+    """A message on one printable line of bearable length, without secrets; names in it may come from a file."""
+    line = one_line(public_name(str(said)))
+    return line if len(line) <= _LONGEST else f"{line[: _LONGEST // 2]} … {line[-_LONGEST // 2 :]}"
 
 
 def _discard_output() -> None:

@@ -8,6 +8,8 @@ import contextlib
 import errno
 import json
 import os
+import shutil
+import stat
 import tempfile
 import time
 import warnings
@@ -22,6 +24,8 @@ except ImportError:  # Windows
 
 _NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP}  # errors of file systems without locks
 PARTIAL = ".partial"  # suffix of an unfinished file
+STAGING = ".staging-"  # prefix of a folder that is filled, and moved once it is whole
+MOST_TEXT = 64 << 20  # bytes of a text or JSON file that is read
 
 
 @contextlib.contextmanager
@@ -63,6 +67,52 @@ def replacing(path: str | os.PathLike, mode: str = "w", **arguments) -> Iterator
         yield file
 
 
+def appending(path: str | os.PathLike, newline: str | None = None) -> IO[str]:
+    """A text file that is open to add lines at its end; a link in its place is not followed.
+
+    Args:
+        newline: as `open` takes it.
+
+    Raises:
+        OSError: it cannot be opened, or a link is in its place.
+    """
+    flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NOFOLLOW", 0)
+    try:
+        descriptor = os.open(path, flags, 0o666)
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise OSError(errno.ELOOP, "a link is in the place of the file; remove it", os.fspath(path)) from None
+        raise
+    return os.fdopen(descriptor, "a", encoding="utf-8", newline=newline)
+
+
+def make_own_folder(path: str | os.PathLike) -> None:
+    """Makes a folder for what a command writes beside what it was given, unless it is there.
+
+    Raises:
+        ValueError: it is a link, or holds a folder that is one: what is written would land in another place.
+    """
+    refuse_linked_folders(path)
+    Path(path).mkdir(parents=True, exist_ok=True)
+
+
+def refuse_linked_folders(path: str | os.PathLike) -> None:
+    """ValueError where a folder is a link, or a folder below it is one; the folders above it may be links."""
+    path = Path(path)
+    below = (Path(at) / name for at, folders, _ in os.walk(path) for name in folders)
+    for folder in (path, *below):
+        if folder.is_symlink():
+            raise ValueError(
+                f"{folder} is a link to another place, and a2mim writes nothing through links in a folder that may"
+                " have come from others: remove the link, or name that other place yourself"
+            )
+
+
+def write_bytes(path: str | os.PathLike, content: bytes) -> None:
+    with replacing(path, "wb") as file:
+        file.write(content)
+
+
 def write_text(path: str | os.PathLike, text: str) -> None:
     """Writes UTF-8."""
     with replacing(path) as file:
@@ -78,6 +128,40 @@ def write_private(path: str | os.PathLike, text: str) -> None:
 def write_json(path: str | os.PathLike, content: Any, indent: int | None = 2) -> None:
     """Writes plain values as UTF-8 JSON, with a newline at the end."""
     write_text(path, json.dumps(content, indent=indent, ensure_ascii=False) + "\n")
+
+
+def read_text(path: str | os.PathLike, most: int = MOST_TEXT) -> str:
+    """The UTF-8 text of a regular file of at most `most` bytes. A pipe or a device could be read for ever.
+
+    Raises:
+        ValueError: the file is something else; names it.
+        OSError: as `open` does.
+    """
+    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NONBLOCK", 0))
+    with os.fdopen(descriptor, "rb") as file:
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode):
+            raise ValueError(f"{os.fspath(path)} cannot be read: it is no regular file")
+        if status.st_size > most:
+            raise ValueError(f"{os.fspath(path)} cannot be read: it has {status.st_size:,} bytes, at most {most:,} fit")
+        try:
+            return file.read(most).decode("utf-8")
+        except UnicodeDecodeError:
+            raise ValueError(f"{os.fspath(path)} cannot be read: it is no text in UTF-8") from None
+
+
+def read_json(path: str | os.PathLike) -> Any:
+    """The value in a JSON file, of any type.
+
+    Raises:
+        ValueError: the file holds none, or is nested too deeply; names it.
+        OSError: as `open` does.
+    """
+    text = read_text(path)
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{os.fspath(path)} cannot be read: it is incomplete or not JSON ({error})") from None
 
 
 class DiskFull(OSError):
@@ -138,6 +222,14 @@ def delete_partials(folder: str | os.PathLike, older_than: float = 0.0, name: st
         with contextlib.suppress(OSError):
             if time.time() - path.lstat().st_mtime >= older_than:
                 path.unlink()
+
+
+def delete_staging(folder: str | os.PathLike, older_than: float = 0.0) -> None:
+    """Deletes folders that killed processes left while they were filled; see `STAGING`. Arguments as above."""
+    for path in Path(folder).glob(f"{STAGING}*"):
+        with contextlib.suppress(OSError):
+            if path.is_dir() and not path.is_symlink() and time.time() - path.stat().st_mtime >= older_than:
+                shutil.rmtree(path, ignore_errors=True)
 
 
 def open_lock(path: str | os.PathLike, wait: bool = True, shared: bool = False) -> IO[Any]:

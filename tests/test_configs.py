@@ -3,10 +3,11 @@
 import functools
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
-from a2mim.data.crops import height_and_width
+from a2mim.data.crops import DRAWS, height_and_width, random_crop
 from a2mim.engine.assembly import build_mim
 from a2mim.engine.config import load_config
 
@@ -153,3 +154,19 @@ def test_a_recipe_is_one_short_file_that_says_how_it_is_run(path):
     text = path.read_text()
     assert len(text.splitlines()) <= 60
     assert f"python tools/pretrain.py configs/{path.name} --data" in text
+
+
+def test_every_recipe_s_own_augmentation_runs_300_images():
+    seen = set()
+    for path in CONFIGS:
+        data = load_config(path).data
+        chosen = (tuple(data.scale), tuple(data.ratio), data.hflip, data.interpolation)
+        assert data.transforms in (None, []), f"{path.name} has transforms of its own: run them here too"
+        if chosen in seen:
+            continue
+        seen.add(chosen)
+        draws, sides = np.random.default_rng(0), np.random.default_rng(1)
+        for _ in range(300):
+            pixels = draws.integers(0, 256, (*sides.integers(8, 64, 2), 3), dtype=np.uint8)
+            crop = random_crop(pixels, draws.random(DRAWS), (32, 32), *chosen)
+            assert crop.shape == (3, 32, 32) and crop.dtype == np.uint8

@@ -10,10 +10,15 @@ import pytest
 from a2mim import files
 from a2mim.files import (
     PARTIAL,
+    STAGING,
     DiskFull,
+    appending,
     delete_partials,
+    delete_staging,
+    make_own_folder,
     open_lock,
     partial_path,
+    read_json,
     replacing,
     reserve,
     telling_full_disk,
@@ -143,3 +148,49 @@ def test_a_lock_may_be_shared(tmp_path):
         open_lock(path, wait=False)
     with open_lock(path), pytest.raises(BlockingIOError):
         open_lock(path, shared=True, wait=False)
+
+
+def test_lines_are_added_and_a_link_is_not_followed(tmp_path):
+    for word in ("a", "é"):
+        with appending(tmp_path / "log") as file:
+            file.write(f"{word}\n")
+    assert (tmp_path / "log").read_text(encoding="utf-8") == "a\né\n"
+    (tmp_path / "link").symlink_to(tmp_path / "log")
+    with pytest.raises(OSError, match="a link is in the place"):
+        appending(tmp_path / "link")
+
+
+def test_folders_that_are_links_are_refused_and_those_above_are_not(tmp_path):
+    (tmp_path / "real" / "inner").mkdir(parents=True)
+    (tmp_path / "above").symlink_to(tmp_path / "real")
+    make_own_folder(tmp_path / "above" / "new")
+    (tmp_path / "real" / "new" / "linked").symlink_to(tmp_path)
+    for place in (tmp_path / "above", tmp_path / "real" / "new"):
+        with pytest.raises(ValueError, match="is a link to another place"):
+            make_own_folder(place)
+
+
+@pytest.mark.parametrize("content", [b"{", b"[" * 100_000, b"\xff", b"9" * 5000, b""])
+def test_what_is_no_json_is_one_sentence_that_names_the_file(tmp_path, content):
+    (tmp_path / "a.json").write_bytes(content)
+    with pytest.raises(ValueError, match=r"a\.json cannot be read"):
+        read_json(tmp_path / "a.json")
+
+
+def test_pipes_and_endless_files_are_not_read(tmp_path):
+    os.mkfifo(tmp_path / "pipe.json")
+    with (tmp_path / "sparse.json").open("wb") as file:
+        file.truncate(1 << 40)
+    for name, why in (("pipe.json", "no regular file"), ("sparse.json", "1,099,511,627,776 bytes")):
+        with pytest.raises(ValueError, match=why):
+            read_json(tmp_path / name)
+
+
+def test_folders_that_a_killed_export_left_go(tmp_path):
+    (tmp_path / f"{STAGING}a" / "inner").mkdir(parents=True)
+    (tmp_path / "kept").mkdir()
+    (tmp_path / f"{STAGING}link").symlink_to(tmp_path / "kept")
+    delete_staging(tmp_path, older_than=60)
+    assert (tmp_path / f"{STAGING}a").is_dir()
+    delete_staging(tmp_path)
+    assert not (tmp_path / f"{STAGING}a").exists() and (tmp_path / "kept").is_dir()

@@ -23,7 +23,7 @@ ALLOWED = {
     "losses": {"masking", "registry"},
     "decoders": {"masking", "registry"},
     "targets": {"encoder", "pixels", "registry", "weights", "wiring"},
-    "wiring": {"backbones", "text"},
+    "wiring": {"backbones", "files", "text"},
     "encoder": {"masking", "registry", "wiring"},
     "mim": {"decoders", "encoder", "losses", "masking", "pixels", "registry", "targets", "text"},
     "check": {"encoder", "losses", "masking", "mim", "registry", "text", "wiring"},
@@ -65,7 +65,7 @@ ALLOWED = {
             "wiring",
         ),
     },
-    "report": {"files", "protocols"},
+    "report": {"files", "protocols", "text"},
     "embedding": {"batchnorm", "data", "evaluation", "files", "text"},
     "commands": {
         "analysis",

@@ -4,8 +4,10 @@ import io
 import sys
 import time
 
+import numpy as np
 import pytest
 import yaml
+from PIL import Image
 
 from a2mim.cli import main
 from a2mim.text import (
@@ -112,3 +114,22 @@ def test_slurm_and_files_have_lines_and_a_terminal_has_a_bar(monkeypatch):
     assert not has_terminal()
     monkeypatch.setattr(ProgressBar.__mro__[1], "__module__", "tqdm.notebook")
     assert has_terminal()
+
+
+def test_a_message_has_a_bearable_length_whatever_the_name(capsys):
+    assert main(["verify", "x" * 100_000]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("error: xxx") and error.endswith("\n") and len(error) < 2100
+
+
+def test_a_class_name_moves_no_cursor_and_forges_no_line(tmp_path, capsys):
+    pixels = np.random.default_rng(0).integers(0, 255, (4, 32, 32, 3), dtype=np.uint8)
+    for number, name in enumerate(["cat\x1b[2J\nerror: forged", "dog\r\u202egpj"] * 2):
+        (tmp_path / "images" / name).mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels[number]).save(tmp_path / "images" / name / f"{number}\x1b]0;x\x07.png")
+    assert main(["shards", "make", str(tmp_path / "images"), str(tmp_path / "out"), "--processes", "1"]) == 0
+    assert main(["shards", "ls", str(tmp_path / "out" / "shard-000000.tar"), "--samples", "--processes", "1"]) == 0
+    said = capsys.readouterr()
+    lines = (said.out + said.err).splitlines()
+    assert all(line.replace("\t", "").isprintable() and not line.lstrip().startswith("error:") for line in lines)
+    assert any(r"cat\x1b[2J\nerror: forged" in line for line in lines)

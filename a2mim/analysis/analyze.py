@@ -6,7 +6,6 @@ that the next command continues after a kill.
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -22,7 +21,7 @@ from a2mim.analysis.occlusion import accuracy_under_occlusion
 from a2mim.analysis.spectra import spectra
 from a2mim.analysis.subjects import Judged, Network, Subjects, key_of
 from a2mim.evaluation.label_free import effective_rank, rankme
-from a2mim.files import write_json
+from a2mim.files import make_own_folder, read_json, write_json
 
 WHAT = ("interactions", "fourier", "occlusion", "rank")
 SECONDS = {"interactions": 420, "occlusion": 90}  # target time of the default sample, both networks together
@@ -61,7 +60,7 @@ def analyze(
     for name in what:
         if name not in WHAT:
             raise ValueError(f"there is no analysis {name!r}: choose among {', '.join(WHAT)}")
-    folder.mkdir(parents=True, exist_ok=True)
+    make_own_folder(folder)
     plan = _plan(subjects, what, folder, amount)
     run: dict[str, Callable[[], dict[str, Any]]] = {
         "interactions": lambda: _interactions(subjects, plan, folder, say),
@@ -233,7 +232,7 @@ def _spectrum(subjects: Subjects, network: Network, rows: np.ndarray) -> dict[st
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
+        found = read_json(path)
+    except (OSError, ValueError):
         return {}
     return found if isinstance(found, dict) else {}

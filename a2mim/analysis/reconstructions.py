@@ -1,6 +1,5 @@
 """Reconstruction pictures: one row per image, with the image, its visible part and the prediction."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,7 +11,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
-from a2mim.files import replacing, write_json
+from a2mim.files import read_json, replacing, write_json
 from a2mim.pixels import denormalize
 
 COLUMNS = ("image", "masked", "reconstruction", "hidden part filled in")
@@ -38,7 +37,7 @@ def record_layout(folder: Path, step: int, sheet: dict) -> None:
     """
     path = folder / "layout.json"
     try:
-        known = json.loads(path.read_text(encoding="utf-8"))
+        known = read_json(path)
     except (OSError, ValueError):  # none yet, or damaged
         known = None
     known = known if isinstance(known, dict) else {}

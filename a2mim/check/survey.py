@@ -200,8 +200,10 @@ def read_records(path: Path) -> dict[str, dict]:
     """The records of a file, the last one of each name; {} without a file."""
     if not path.is_file():
         return {}
-    lines = path.read_text(encoding="utf-8").splitlines()
-    return {record["name"]: record for record in map(json.loads, lines)}
+    try:
+        return {record["name"]: record for record in map(json.loads, path.read_text(encoding="utf-8").splitlines())}
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
+        raise ValueError(f"{path} holds a line that is no record ({error}); delete the line, or the file") from None
 
 
 def families() -> dict[str, list[str]]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 
 from a2mim.commands.arguments import (
     DATA_HELP,
@@ -219,9 +218,9 @@ def _judge_one(chosen, protocol: str, overrides: dict) -> None:
     print(circumstances(result))
     if chosen.out:
         from a2mim.evaluation.results import pack
+        from a2mim.files import write_json
 
-        with open(chosen.out, "w", encoding="utf-8") as file:
-            json.dump(result | {"correct": pack(result["correct"])}, file, indent=2)
+        write_json(chosen.out, result | {"correct": pack(result["correct"])})
 
 
 def _pairs(texts: list[str]) -> dict[str, str]:

@@ -22,6 +22,7 @@ LIST_SUFFIXES = (".txt", ".list", ".lst", ".csv", ".tsv")
 _FIELDS = re.compile(r"\s*[,;\t]\s*")
 _HEADINGS = {"path", "file", "filename", "image", "img", "filepath", "image_path", "name", "label", "class", "target"}
 _LOOKED_AT = 20  # lines
+_SHOWN = 200  # characters of a name in a message
 
 
 def is_list_of_images(path: str) -> bool:
@@ -48,18 +49,25 @@ def open_image_list(path: str) -> ImageDataset:
     paths = [name for name, _ in entries]
     if len(set(paths)) < len(paths):
         twice = next(name for name in paths if paths.count(name) > 1)
-        raise ValueError(f"{path} is a list of images, and names {twice!r} more than once; its image would be too")
+        raise ValueError(
+            f"{path} is a list of images, and names {_short(twice)} more than once; its image would be too"
+        )
     root = Path(path).parent
     if not (root / paths[0]).exists():
         raise FileNotFoundError(
-            f"{path} is a list of images, and {paths[0]}, counted from the folder of the list, is not there; put the"
-            " list into the folder that its paths start from"
+            f"{path} is a list of images, and {_short(paths[0])}, counted from the folder of the list, is not there;"
+            " put the list into the folder that its paths start from"
         )
     labels, class_names, odd = numbered([label for _, label in entries])
     keys = np.array([key_of(name) for name in paths], np.uint64)
     dataset = ImageDataset(FolderStore(root, paths), path, keys, labels, [len(paths)], class_names)
     dataset.odd_labels = odd
     return dataset
+
+
+def _short(name: str) -> str:
+    """A name in a message; a line of a file may be of any length."""
+    return repr(name if len(name) <= _SHOWN else f"{name[:_SHOWN]}…")
 
 
 def _lines(path: str) -> list[str]:

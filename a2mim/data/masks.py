@@ -7,7 +7,6 @@ image.
 from __future__ import annotations
 
 import os
-import tarfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from io import BytesIO
@@ -21,11 +20,14 @@ from a2mim.data.decode import decode
 from a2mim.data.photos import half
 from a2mim.data.pixel_format import UnreadableImage
 from a2mim.data.plain_files import read_class_list, read_file
+from a2mim.data.rasters import MAX_PIXELS
 from a2mim.data.remote.addresses import is_remote
+from a2mim.data.shards.tarfiles import TarError, files
 from a2mim.data.sources import expand
 from a2mim.data.walk import PICTURES
 
 _SINGLE = ("L", "P", "1", "I", "I;16", "I;16B", "I;16L")  # Pillow's modes of one channel of whole numbers
+_FORMATS = ("PNG", "BMP", "GIF", "TIFF")  # of a mask; Pillow would hand others to programs such as Ghostscript
 _SPLITS = {"train": ("train", "training"), "test": ("test", "val", "validation")}
 _MASK_SUFFIXES = ("mask.png", "seg.png")  # of the mask of a sample in a shard
 TEXTURES = ("brick.png", "grass.png", "gravel.png", "hubble_deep_field.jpg", "ihc.png")
@@ -93,15 +95,19 @@ def read_mask(data: bytes, name: str) -> np.ndarray:
         ValueError: it has more than one channel (colours are not ids), or is no image.
     """
     try:
-        with Image.open(BytesIO(data)) as image:
+        with Image.open(BytesIO(data), formats=_FORMATS) as image:
             mode = image.mode
+            if image.width * image.height > MAX_PIXELS:
+                raise ValueError(f"the mask {name} has {image.width} x {image.height} pixels, which is too large.")
             if mode not in _SINGLE:
                 raise ValueError(
                     f"the mask {name} has the channels {mode}: a mask is a PNG with one channel, 8 or 16 bits or a"
                     " palette, that holds the number of the class; colours are not read as classes."
                 )
             return np.asarray(image).astype(np.int64)
-    except (OSError, Image.DecompressionBombError, SyntaxError) as error:
+    except ValueError:
+        raise
+    except Exception as error:  # a decoder raises anything on damage
         raise ValueError(f"the mask {name} cannot be read: {error}.") from None
 
 
@@ -206,13 +212,12 @@ def _pairs_of(shard: str) -> list[tuple[str, str, tuple[int, int], tuple[int, in
     images: dict[str, tuple[int, int]] = {}
     masks: dict[str, tuple[int, int]] = {}
     try:
-        with tarfile.open(shard) as tar:
-            for member in tar:
-                key, _, suffix = member.name.partition(".")
-                if member.isfile() and suffix.lower() in (*_MASK_SUFFIXES, *PICTURES):
-                    kind = masks if suffix.lower() in _MASK_SUFFIXES else images
-                    kind[key] = (member.offset_data, member.size)
-    except tarfile.TarError as error:
+        for name, offset, size in files(shard):
+            key, _, suffix = name.partition(".")
+            if suffix.lower() in (*_MASK_SUFFIXES, *PICTURES):
+                kind = masks if suffix.lower() in _MASK_SUFFIXES else images
+                kind[key] = (offset, size)
+    except TarError as error:
         raise ValueError(f"{shard} is no tar file that can be read: {error}.") from None
     if missing := sorted(set(images) - set(masks)):
         raise ValueError(f"{len(missing)} images in {shard} have no mask, first {missing[0]}: name it KEY.mask.png.")

@@ -38,7 +38,10 @@ def read_lines(path: str | os.PathLike, what: str) -> list[str]:
         ValueError: the file is not text, is no regular file, or is longer than 64 MiB.
     """
     try:
-        return [line.strip() for line in read_file(path, LONGEST_TEXT).decode("utf-8-sig").splitlines()]
+        text = read_file(path, LONGEST_TEXT).decode("utf-8-sig")
+        if "\0" in text:
+            raise ValueError(f"{os.fspath(path)} is no text file: it holds zero bytes; {what}")
+        return [line.strip() for line in text.splitlines()]
     except UnicodeDecodeError:
         raise ValueError(f"{os.fspath(path)} is no text file in UTF-8; {what}") from None
     except NotPlain as error:

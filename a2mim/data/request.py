@@ -10,19 +10,19 @@ from pathlib import Path
 from typing import Any
 
 from a2mim.data.remote.addresses import public_name
-from a2mim.files import write_private
+from a2mim.files import read_json, write_private
 
 PRIVATE = ".asked.json"
 
 
 def public_request(request: dict[str, Any]) -> dict[str, Any]:
     """The request without passwords and queries of URLs. An object from Python is replaced by the name of its type."""
-    return {key: _public(value) for key, value in _recordable(request).items()}
+    return {key: _public(value) for key, value in recordable(request).items()}
 
 
 def keep_private(folder: Path, request: dict[str, Any]) -> None:
     """Writes the whole request to a private file when summary.json does not hold all of it."""
-    whole = _recordable(request)
+    whole = recordable(request)
     if whole != public_request(request):
         write_private(folder / PRIVATE, json.dumps(whole, indent=2, ensure_ascii=False) + "\n")
     else:
@@ -37,7 +37,8 @@ def recall(folder: Path) -> dict[str, Any]:
     return request | {key: value for key, value in whole.items() if _public(value) == request.get(key)}
 
 
-def _recordable(request: dict[str, Any]) -> dict[str, Any]:
+def recordable(request: dict[str, Any]) -> dict[str, Any]:
+    """The request as JSON can hold it. An object from Python is replaced by the name of its type."""
     plain = (str, list, bool, int, float, type(None))
     return {k: v if isinstance(v, plain) else f"<{type(v).__name__} given from Python>" for k, v in request.items()}
 
@@ -50,7 +51,7 @@ def _public(value: Any) -> Any:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
+        content = read_json(path)
+    except (OSError, ValueError):
         return {}
     return content if isinstance(content, dict) else {}

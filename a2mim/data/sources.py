@@ -16,6 +16,7 @@ from a2mim.data.remote.addresses import is_remote, local_path, public_name, sche
 _LISTS = (".txt", ".urls", ".list")  # files with one shard per line
 _OWN = re.compile(r"(\.index\.npz|\.idx|(^|/)(classes\.txt|files\.txt|manifest\.json|written\.json))$")  # not shards
 _RANGE = re.compile(r"\{(-?\d+)\.\.(-?\d+)(?:\.\.-?\d+)?\}")
+_LETTERS = re.compile(r"\{([A-Za-z])\.\.([A-Za-z])(?:\.\.-?\d+)?\}")
 _DIGITS = 18  # most digits of a number in a brace pattern
 _DEEPEST = 16  # lists that name lists
 _LONGEST, _MOST_FOLDERS = 4096, 200  # of a glob: characters, and nested folders
@@ -161,12 +162,36 @@ def expand(source, access: Access = DEFAULT, inside: tuple[str, ...] = ()) -> li
             continue
         matches = _matches(shard, access)
         if not matches:
-            raise FileNotFoundError(
-                f"nothing matches {public_name(shard)!r}; give a folder, tar shards, a URL or 'photos'"
-            )
+            raise FileNotFoundError(f"nothing matches {_short(shard)!r}; give a folder, tar shards, a URL or 'photos'")
         shards += matches
         _refuse_too_many(len(shards), source)
     return shards
+
+
+def address_in(source, inside: tuple[str, ...] = ()) -> str | None:
+    """The first address beyond this machine's files that a source leads to, or a command; found without opening it.
+
+    Args:
+        source: as in `open_dataset`.
+        inside: the text files that are being read, outermost first.
+
+    Returns:
+        None for files of this machine, and for data sets from Python.
+    """
+    if isinstance(source, list | tuple):
+        return next(filter(None, (address_in(part, inside) for part in source)), None)
+    if not isinstance(source, _PLAIN) or not source:
+        return None
+    source = os.fspath(source)
+    if source.lower().endswith(_LISTS) and not is_remote(source) and os.path.isfile(source):
+        here = os.path.realpath(source)
+        if here in inside or len(inside) == _DEEPEST:
+            return None  # `expand` refuses it
+        folder = os.path.dirname(source)
+        lines = [line for line in read_lines(source, "a list has one shard a line") if line and line[0] != "#"]
+        parts = (line if is_remote(line) or scheme_of(line) else os.path.join(folder, line) for line in lines)
+        return next(filter(None, (address_in(part, (*inside, here)) for part in parts)), None)
+    return next((shard for shard in _braces(source) if is_remote(shard)), None)
 
 
 def _refuse_too_many(number: int, source: str) -> None:
@@ -184,6 +209,8 @@ def _number_of(source: str) -> int:
     total = 1
     for first, last in _RANGE.findall(source):
         total *= MOST + 1 if max(len(first), len(last)) > _DIGITS else abs(int(last) - int(first)) + 1
+    for first, last in _LETTERS.findall(source):
+        total *= abs(ord(last) - ord(first)) + 1
     for choices in re.findall(r"\{([^{}]*,[^{}]*)\}", source):
         total *= choices.count(",") + 1
     return total
@@ -202,9 +229,11 @@ def _braces(source: str) -> list[str]:
 
     _refuse_too_many(sum(map(_number_of, source.split("::"))), source)
     try:
-        return [shard for part in source.split("::") for shard in braceexpand(part)]
+        shards = list(itertools.islice((s for part in source.split("::") for s in braceexpand(part)), MOST + 1))
     except (UnbalancedBracesError, RecursionError):
         raise ValueError(f"{_short(source)}: the braces do not fit together; write {{0000..0009}} or {{a,b}}") from None
+    _refuse_too_many(len(shards), source)
+    return shards
 
 
 def _with_variables(source: str) -> str:

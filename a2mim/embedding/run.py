@@ -1,6 +1,5 @@
 """Writes a file of embeddings of images; continues where a killed run stopped."""
 
-import json
 import shutil
 import time
 from pathlib import Path
@@ -20,7 +19,7 @@ from a2mim.evaluation.encoder import Encoder
 from a2mim.evaluation.features import frozen, pooling_name, pooling_of, refuse_below_one
 from a2mim.evaluation.identity import stamp_of
 from a2mim.evaluation.shown import Record
-from a2mim.files import telling_full_disk, write_json
+from a2mim.files import read_json, telling_full_disk, write_json
 from a2mim.text import ProgressBar
 
 NOT_FINITE = "its embedding is not finite"
@@ -98,6 +97,8 @@ def embed(
     }
     identity = {key: value for key, value in about.items() if key not in ("loading", "encoder", "data")}
     identity |= {"data_stamp": stamp_of(dataset), "torch": torch.__version__, "calibration": DESCRIPTION}
+    if overwrite and folder.is_symlink():
+        folder.unlink()
     if overwrite and folder.exists():
         shutil.rmtree(folder)
     with telling_full_disk(out, f"make room; the rows made so far are safe in {folder}, and the same command goes on"):
@@ -116,10 +117,10 @@ def is_damaged(out: str | Path) -> bool:
     """Whether the file does not match the checksum in its .json; False if the .json has no checksum."""
     out = Path(out)
     try:
-        told = json.loads(out.with_name(f"{out.name}.json").read_text(encoding="utf-8")).get("sha256")
+        told = read_json(out.with_name(f"{out.name}.json")).get("sha256")
     except (OSError, ValueError, AttributeError):
         return False
-    return told is not None and told != files.sha256_of(out)
+    return told is not None and (not out.is_file() or told != files.sha256_of(out))
 
 
 def _runner(encoder: Encoder, pooling: str):

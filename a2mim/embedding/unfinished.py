@@ -15,7 +15,7 @@ import numpy as np
 
 from a2mim.evaluation.cache import PartState, checksum_of, grown, new_array
 from a2mim.evaluation.identity import hash_of
-from a2mim.files import write_json
+from a2mim.files import make_own_folder, read_json, write_json
 
 STATE = "state.json"
 ARRAYS = ("embedding", "readable", "overflowed")
@@ -46,7 +46,9 @@ class Unfinished:
         self.not_finite, self.last_not_finite = 0, 0
         self.identity = json.loads(json.dumps(identity | {"rows": rows, "width": width}))
         self.parts = {name: PartState() for name in ARRAYS}
-        folder.mkdir(parents=True, exist_ok=True)
+        make_own_folder(folder)
+        if odd := [path for path in folder.iterdir() if path.is_symlink() or not path.is_file()]:
+            raise ValueError(f"{odd[0]} is no regular file, as all unfinished work is: remove it, or add --overwrite")
         if (state := read_state(folder)) is not None:
             self._go_on(state)
         if not self.done:
@@ -108,7 +110,7 @@ def read_state(folder: Path) -> dict | None:
     if not path.is_file():
         return None
     try:
-        read = json.loads(path.read_text(encoding="utf-8"))
+        read = read_json(path)
         if hash_of(read["content"]) == read["checksum"]:
             return read["content"]
     except (OSError, ValueError, KeyError, TypeError):

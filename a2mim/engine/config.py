@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import copy
+import math
 from collections.abc import Callable, Mapping
 from os import PathLike
 from typing import Any, TypeVar
@@ -193,6 +194,8 @@ def _check_plain(value: Any, dotted: str) -> None:
     elif isinstance(value, list | tuple):
         for number, inner in enumerate(value):
             _check_plain(inner, f"{dotted}.{number}")
+    elif isinstance(value, float) and not math.isfinite(value) and dotted.startswith("model"):
+        raise ValueError(f"{dotted}={value} must be a finite number")
     elif value is not None and not isinstance(value, str | bool | int | float):
         raise ValueError(
             f"{dotted} holds an object of {type(value).__name__}, which a run's settings cannot keep;"

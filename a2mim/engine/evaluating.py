@@ -16,6 +16,7 @@ from a2mim.data import EvalLoader
 from a2mim.engine.classifier import at_size
 from a2mim.evaluation.calibration import calibration_batches, calibration_loader
 from a2mim.evaluation.features import frozen
+from a2mim.files import appending
 
 
 class EvaluationHook(Hook):
@@ -78,7 +79,7 @@ class EvaluationHook(Hook):
         line |= {"test_top5": 100 * ((ranks >= 0) & (ranks < 5)).sum().item() / judged, "test_loss": loss}
         self.history.append(line)
         if is_main_process():
-            with (runner.run.folder / "log.jsonl").open("a") as file:
+            with appending(runner.run.folder / "log.jsonl") as file:
                 file.write(json.dumps(line) + "\n")
             runner.visualizer.add_scalars({k: v for k, v in line.items() if isinstance(v, float)}, step=step)
 

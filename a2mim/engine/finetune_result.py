@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import tempfile
 from pathlib import Path
 
 import torch
@@ -15,9 +16,10 @@ from a2mim.engine.finetune_protocol import protocol_in_force
 from a2mim.evaluation.identity import hash_of
 from a2mim.evaluation.results import pack
 from a2mim.export import export_timm_folder
+from a2mim.export.exporting import move_into
 from a2mim.export.receipt import TOLERANCE
 from a2mim.export.target import ExportError
-from a2mim.files import write_json
+from a2mim.files import STAGING, write_bytes, write_json
 from a2mim.pixels import Preprocessing
 from a2mim.protocols.intervals import bootstrap_interval
 from a2mim.wiring.model_type import TimmModel
@@ -79,20 +81,28 @@ def write_classifier(model: nn.Module, encoder: Path, folder: Path, class_names)
     config["num_classes"] = config["pretrained_cfg"]["num_classes"] = model.num_classes
     if class_names:
         config["label_names"] = list(class_names)
-    folder.mkdir(exist_ok=True)
-    (folder / "receipt.json").unlink(missing_ok=True)
+    with tempfile.TemporaryDirectory(prefix=STAGING, dir=folder.parent) as place:
+        staging = Path(place, "classifier")  # its parent belongs to its owner alone
+        staging.mkdir()
+        receipt = _write_proven(model, config, staging, folder)
+        move_into(staging, folder)
+    return receipt
+
+
+def _write_proven(model: nn.Module, config: dict, staging: Path, folder: Path) -> dict:
+    """Writes the classifier into `staging`; returns its receipt. folder: where it will be, for the message."""
     tensors = {key: value.detach().contiguous().clone() for key, value in model.state_dict().items()}
-    (folder / "model.safetensors").write_bytes(save(tensors, metadata={"format": "pt"}))
-    write_json(folder / "config.json", config)
-    loaded = as_timm_reads(folder).eval()
+    write_bytes(staging / "model.safetensors", save(tensors, metadata={"format": "pt"}))
+    write_json(staging / "config.json", config)
+    loaded = as_timm_reads(staging).eval()
     shape = config["pretrained_cfg"]["input_size"]
     images = torch.randn(2, *shape, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         expected, loaded_logits = model(images), loaded(images)
     difference = ((loaded_logits - expected).abs().max() / expected.abs().max().clamp(min=1e-12)).item()
     if not difference <= TOLERANCE:
-        raise ExportError(f"timm does not get back the classifier in {folder}: its logits differ by {difference:.1e}")
+        raise ExportError(f"timm does not get back the classifier for {folder}: its logits differ by {difference:.1e}")
     receipt = {"target": "timm", "num_classes": model.num_classes, "largest_difference": difference}
     receipt |= {"tolerance": TOLERANCE, "tensors": len(tensors), "checked": "in the same process, by its logits"}
-    write_json(folder / "receipt.json", receipt)
+    write_json(staging / "receipt.json", receipt)
     return receipt

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import glob
-import json
 import re
 import warnings
 from itertools import count
@@ -12,13 +11,14 @@ from typing import IO
 
 from mmengine.dist import is_main_process
 
+from a2mim.data.ownership import mark_own
 from a2mim.data.reading import Reading
 from a2mim.data.request import keep_private, public_request
 from a2mim.engine.processes import agree, launcher
 from a2mim.engine.records import Request
 from a2mim.engine.setting_groups import Settings
 from a2mim.engine.stored import holds_run, read_settings, write_settings
-from a2mim.files import delete_partials, open_lock, write_json
+from a2mim.files import delete_partials, delete_staging, open_lock, read_json, write_json
 
 SUBFOLDERS = ("checkpoints", "reconstructions", "logs", "encoder", "classifier", "representation", "analysis")
 _locks: list[IO] = []  # an open file keeps its lock until the process ends
@@ -77,6 +77,7 @@ def _make(folder: Path) -> Path:
         raise ValueError(f"another run is writing to {folder}; wait for it, or choose another --work-dir") from None
     _locks.append(lock)
     for place in (folder, *(folder / name for name in SUBFOLDERS)):
+        delete_staging(place)
         delete_partials(place)  # left by a killed run; no other process writes here while the lock is held
     return folder
 
@@ -114,6 +115,7 @@ def remember(
     """
     if is_main_process():
         keep_private(folder, request.given())
+        mark_own(folder, request.given())
         write_json(
             folder / "summary.json",
             {
@@ -133,6 +135,7 @@ def reading_of_run(source) -> Reading | None:
     for folder in (place, *place.absolute().parents[:2]) if place.exists() else ():
         if (folder / "summary.json").is_file() and holds_run(folder):
             data = read_settings(folder).get("data", {})
+            data = data if isinstance(data, dict) else {}
             others = {key: data.get(key) for key in ("bits", "value_range", "nodata", "fill")}
             return Reading(exif=bool(data.get("exif")), **others)
     return None
@@ -142,10 +145,10 @@ def read_summary(folder: Path) -> dict:
     """The run's summary.json; {} where it cannot be read, with a warning if it is damaged."""
     path = folder / "summary.json"
     try:
-        summary = json.loads(path.read_text(encoding="utf-8"))
+        summary = read_json(path)
     except FileNotFoundError:
         return {}
-    except (OSError, ValueError, RecursionError) as error:
+    except (OSError, ValueError) as error:
         warnings.warn(f"{path} is damaged and left unread: {error}", stacklevel=2)
         return {}
     return summary if isinstance(summary, dict) else {}

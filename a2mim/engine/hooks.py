@@ -27,7 +27,7 @@ from a2mim.engine.records import Request, step_seed
 from a2mim.engine.setting_groups import Checkpoint, Settings
 from a2mim.engine.state import first_broken, state_of
 from a2mim.engine.stored import read_log
-from a2mim.files import telling_full_disk, write_text
+from a2mim.files import appending, telling_full_disk, write_text
 
 
 class RecordHook(Hook):
@@ -105,7 +105,7 @@ class LogHook(Hook):
     def append(self, *lines: dict) -> None:
         """Adds lines to log.jsonl."""
         if lines:
-            with self.path.open("a", encoding="utf-8") as file:
+            with appending(self.path) as file:
                 file.writelines(json.dumps(line) + "\n" for line in lines)
 
     def measure(self, runner, batch: dict, outputs: dict) -> dict:

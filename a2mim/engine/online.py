@@ -20,6 +20,7 @@ from a2mim.engine.refine_settings import RefineData
 from a2mim.evaluation import knn
 from a2mim.evaluation.calibration import BATCH, IMAGES, calibration_rows
 from a2mim.evaluation.features import frozen, pooling_of
+from a2mim.files import appending
 from a2mim.pixels import Preprocessing
 
 SHARE = 0.03  # of the time since the start, at most
@@ -79,7 +80,7 @@ class OnlineKNN(Hook):
         self.spent += self.cost
         line = {"step": runner.iter, "epoch": round(runner.run.loader.epochs_done(runner.iter), 3), "knn_top1": top1}
         self.history.append(line)
-        with (runner.run.folder / "log.jsonl").open("a") as file:
+        with appending(runner.run.folder / "log.jsonl") as file:
             file.write(json.dumps(line) + "\n")
         runner.visualizer.add_scalars({"knn_top1": top1}, step=runner.iter)
 

@@ -41,7 +41,9 @@ def read(path: str | os.PathLike, settings: Iterable[str]) -> dict:
         given = Config.fromfile(str(path), import_custom_modules=False, lazy_import=lazy).to_dict()
     except SyntaxError as error:
         raise ValueError(f"{path} is not valid Python: {error.msg}, line {error.lineno}") from error
-    except (Exception, SystemExit) as error:
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # a recipe may raise anything, SystemExit and GeneratorExit included
         problem = described(error, path)
         _close_files_of(error)
         raise ValueError(f"{path} cannot be read as a config: {problem}") from error

@@ -12,6 +12,7 @@ from typing import Any
 
 from a2mim.checkpoints import read_checkpoint, read_newest
 from a2mim.data import ImageDataset
+from a2mim.data.ownership import refuse_foreign_addresses
 from a2mim.data.request import public_request, recall
 from a2mim.engine import folder
 from a2mim.engine.config import differences, load_config, settle
@@ -21,6 +22,7 @@ from a2mim.engine.records import Launch, Request, ResumePoint
 from a2mim.engine.report import say
 from a2mim.engine.setting_groups import Settings
 from a2mim.engine.stored import holds_run, read_log, read_settings
+from a2mim.text import shortened
 from a2mim.wiring.timm_models import is_registered
 
 STALE = 60  # seconds, at most, until a network file system shows what another node has written
@@ -75,11 +77,13 @@ def take_up(kind: type[Settings], request: Request, launch: Launch, where: Path)
 
     Raises:
         ValueError: its checkpoints are lost or not readable; its settings are not readable, or name code that the user
-            did not type; with "auto", it is the run of another recipe or of other data.
+            did not type, or addresses of data of a run that another account began; with "auto", it is the run of
+            another recipe or of other data.
     """
     point = newest_of_all(where / "checkpoints")
     saved, summary = _saved(point.meta if point else {}), folder.read_summary(where)
     asked = _recalled(where, saved)
+    agree(lambda: refuse_foreign_addresses(where, asked, request.given()))
     filled, changed = request.filled_from(asked), []
     if launch.may_start and not launch.next_epoch:
         refuse_other_run(where, saved.get("settings") or _stored(where, saved), asked, request, launch, kind)
@@ -87,10 +91,11 @@ def take_up(kind: type[Settings], request: Request, launch: Launch, where: Path)
         changed.append(f"not the source: the run has begun, from {asked['source']}")
         filled = replace(filled, source=asked["source"])
     stored = _stored(where, saved)
+    before = _settled(saved.get("settings") or stored, where, kind)
+    _settled(stored, where, kind)
     settings = settle(stored, where, launch.overrides, False, kind)
     if point is None:
         refuse_lost_checkpoints(where, settings, summary.get("status") == "running")
-    before = settle(saved.get("settings") or stored, where, None, False, kind)
     changed += differences(before.model_dump(), settings.model_dump())
     changed += _moved_data(saved.get("request"), filled)
     import_again(filled.config, settings, kind)
@@ -104,6 +109,15 @@ def is_own_network(meta: dict) -> bool:
     """Whether a checkpoint of refinement names its encoder by code to import, as only the user may."""
     encoder = meta.get("encoder")
     return "sizes" in meta and isinstance(encoder, dict) and not is_registered(encoder.get("name"))
+
+
+def _settled(stored: dict, where: Path, kind: type[Settings]) -> Settings:
+    """The settings of a folder, as it says them."""
+    try:
+        return settle(stored, where, None, False, kind)
+    except ValueError as error:
+        said = str(error)
+        raise ValueError(said if str(where) in said else f"{where} holds settings that cannot be: {said}") from error
 
 
 def newest_of_all(checkpoints: Path) -> ResumePoint | None:
@@ -127,7 +141,10 @@ def _read_late(path: Path) -> dict:
         if path.name in os.listdir(path.parent):  # listing makes NFS ask again
             break
         time.sleep(1)
-    return read_checkpoint(path)
+    try:
+        return read_checkpoint(path)
+    except ValueError as error:
+        raise ValueError(f"{path} cannot be read ({error}); see that every machine reads the same files") from error
 
 
 def refuse_other_run(
@@ -218,7 +235,17 @@ def refuse_lost_checkpoints(where: Path, settings: Settings, killed: bool) -> No
 
 def _saved(meta: dict) -> dict:
     """The settings and the request that the checkpoint carries; a checkpoint of an older version carries none."""
-    return {key: json.loads(meta[key]) for key in ("settings", "request") if isinstance(meta.get(key), str)}
+    return {key: _dict_of(meta[key], key) for key in ("settings", "request") if isinstance(meta.get(key), str)}
+
+
+def _dict_of(text: str, what: str) -> dict:
+    try:
+        content = json.loads(text)
+    except (ValueError, RecursionError):
+        content = None
+    if not isinstance(content, dict):
+        raise ValueError(f"the checkpoint holds {shortened(text)} in place of the run's {what}: it cannot be resumed")
+    return content
 
 
 def _stored(where: Path, saved: dict) -> dict:

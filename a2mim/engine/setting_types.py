@@ -42,6 +42,7 @@ Text = Annotated[str, Strict()]
 Integer = Annotated[int, Strict(), Lt(2**63)]  # what 64 bits hold
 Number = Union[Integer, Annotated[float, Strict(), AllowInfNan(False)]]  # noqa: UP007  an alias that mypy reads
 Count = Annotated[Integer, Ge(1)]
+Side = Annotated[Integer, Ge(1), Le(2**14)]  # of an image, in pixels
 NonNegative = Annotated[Number, Ge(0)]
 Positive = Annotated[Number, Gt(0)]
 Share = Annotated[Number, Ge(0), Le(1)]
@@ -49,7 +50,7 @@ PositiveShare = Annotated[Number, Gt(0), Le(1)]
 ShareBelowOne = Annotated[Number, Ge(0), Lt(1)]
 Range = Annotated[tuple[Number, Number], AfterValidator(_ascending), AfterValidator(_two_apart)]
 Shares = Annotated[tuple[PositiveShare, PositiveShare], AfterValidator(_ascending)]
-Size = Union[Count, Annotated[tuple[Count, Count], AfterValidator(_one_number)]]  # noqa: UP007  as Number
+Size = Union[Side, Annotated[tuple[Side, Side], AfterValidator(_one_number)]]  # noqa: UP007  as Number
 Ratios = Annotated[tuple[Positive, Positive], AfterValidator(_ascending)]
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from a2mim.engine.setting_groups import Settings
-from a2mim.files import write_json, write_text
+from a2mim.files import read_json, read_text, write_json, write_text
 
 FILE, RECIPE = "settings.json", "config.py"
 
@@ -42,8 +42,8 @@ def read_settings(folder: Path) -> dict:
     if not path.is_file():
         return _assignments(folder / RECIPE)
     try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        return dict(read_json(path))
+    except (ValueError, TypeError) as error:
         raise ValueError(
             f"{path} is damaged ({error}); delete it to read the settings from {RECIPE} beside it"
         ) from error
@@ -51,7 +51,7 @@ def read_settings(folder: Path) -> dict:
 
 def _assignments(path: Path) -> dict:
     try:
-        tree = ast.parse(path.read_text(encoding="utf-8"))
+        tree = ast.parse(read_text(path))
         found: dict[str, Any] = {}
         for statement in tree.body:
             if isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Constant):

@@ -8,7 +8,6 @@ itself. After a kill, the next run continues where the state ends. Rows that do 
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import shutil
 import tempfile
@@ -28,7 +27,7 @@ from torch import Tensor
 from a2mim.evaluation.identity import hash_of
 from a2mim.evaluation.overlap import signatures
 from a2mim.evaluation.probe import Labelled
-from a2mim.files import open_lock, partial_path, reserve, telling_full_disk, write_json
+from a2mim.files import open_lock, partial_path, read_json, reserve, telling_full_disk, write_json
 from a2mim.text import ProgressBar
 
 VERSION = 3
@@ -150,7 +149,7 @@ class State:
         if not path.is_file():
             return State()
         try:
-            read = json.loads(path.read_text(encoding="utf-8"))
+            read = read_json(path)
             if hash_of(read["content"]) != read["checksum"]:
                 raise ValueError
             parts = {name: PartState(**part) for name, part in read["content"]["parts"].items()}

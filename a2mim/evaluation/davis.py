@@ -17,6 +17,7 @@ from torch import Tensor
 
 from a2mim.evaluation.dense import DenseEncoder, pictures_in, read_picture, resized
 from a2mim.evaluation.identity import hash_of
+from a2mim.files import read_text
 from a2mim.protocols import Protocol
 from a2mim.protocols.intervals import bootstrap_mean
 from a2mim.text import ProgressBar
@@ -88,9 +89,7 @@ def sequences(root: Path) -> list[str]:
         raise FileNotFoundError(
             f"{root} is no DAVIS-2017 folder: it must hold JPEGImages/480p/NAME/*.jpg and Annotations/480p/NAME/*.png."
         )
-    names = (
-        listed.read_text(encoding="utf-8").split() if listed.is_file() else [p.name for p in sorted(frames.iterdir())]
-    )
+    names = read_text(listed).split() if listed.is_file() else [p.name for p in sorted(frames.iterdir())]
     for name in names:
         pictures, labels = pictures_in(frames / name), pictures_in(root / "Annotations" / "480p" / name)
         if len(pictures) < 3 or [p.stem for p in pictures] != [p.stem for p in labels]:

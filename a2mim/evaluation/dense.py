@@ -12,6 +12,7 @@ from torch.nn.functional import interpolate
 
 from a2mim.batchnorm import calibrate_batchnorm
 from a2mim.data.decode import decode
+from a2mim.data.plain_files import read_file
 from a2mim.evaluation.calibration import balanced_rows
 from a2mim.evaluation.encoder import Encoder
 from a2mim.evaluation.features import frozen
@@ -71,7 +72,7 @@ class DenseEncoder:
 def read_picture(path: Path) -> np.ndarray:
     """(H, W, 3) uint8; ValueError with the file's name where it cannot be read."""
     try:
-        return decode(path.read_bytes())
+        return decode(read_file(path))
     except (OSError, ValueError) as error:
         raise ValueError(f"{path} cannot be read: {error}.") from None
 

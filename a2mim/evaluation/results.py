@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from a2mim.files import open_lock, write_text
+from a2mim.files import appending, open_lock, read_json, write_text
 
 LOCK = ".results.lock"
 REQUIRED = (
@@ -72,8 +72,8 @@ def read_results(path: str | os.PathLike) -> list[dict]:
     if path.is_dir():
         path = _in_folder(path)
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
+        found = read_json(path)
+    except ValueError as error:
         raise ValueError(f"{path} is not JSON ({error}).") from None
     whole = isinstance(found, list) and all(map(_is_result, found))
     if not whole:
@@ -132,7 +132,7 @@ def _append(path: Path, result: dict) -> None:
     row = {key: result.get(key, "") for key in COLUMNS} | {"low": low, "high": high}
     row |= {key: json.dumps(row[key]) for key in ("constants", "overridden") if row[key]}
     new = not path.exists() or not path.stat().st_size
-    with path.open("a", newline="", encoding="utf-8") as file:
+    with appending(path, newline="") as file:
         writer = csv.DictWriter(file, COLUMNS)
         if new:
             writer.writeheader()

@@ -22,6 +22,7 @@ from a2mim.evaluation.dense import resized
 from a2mim.evaluation.encoder import Encoder
 from a2mim.evaluation.identity import hash_of
 from a2mim.evaluation.miou import confusion, interval, ious, scores
+from a2mim.files import write_bytes
 from a2mim.protocols import Protocol
 from a2mim.text import ProgressBar
 
@@ -253,5 +254,5 @@ def _draw(tiles: list[tuple], task: SegmentationTask, path: Path) -> Path:
             shown.append(painted)
         rows.append(np.concatenate(shown, 1))
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(cv2.imencode(".png", np.concatenate(rows))[1].tobytes())
+    write_bytes(path, cv2.imencode(".png", np.concatenate(rows))[1].tobytes())
     return path

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from a2mim.data import ImageDataset
+from a2mim.files import read_text, write_text
 
 
 def draw_subset(labels, size: str | float | int, seed: int = 0) -> np.ndarray:
@@ -51,14 +52,14 @@ def write_list(dataset: ImageDataset, rows: np.ndarray, path: str | os.PathLike)
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     lines = [f"{row}\t{dataset.labels[row]}\t{dataset.name(int(row))}\n" for row in rows]
-    path.write_text("".join(lines), encoding="utf-8")
+    write_text(path, "".join(lines))
     return path
 
 
 def read_list(path: str | os.PathLike, dataset: ImageDataset) -> np.ndarray:
     """The rows of a list; ValueError where their labels are not those of this set."""
     try:
-        lines = [line.split("\t")[:2] for line in Path(path).read_text(encoding="utf-8").splitlines() if line.strip()]
+        lines = [line.split("\t")[:2] for line in read_text(path).splitlines() if line.strip()]
         rows, labels = np.array(lines, np.int64).reshape(-1, 2).T
     except ValueError:
         raise ValueError(f"{path} is no list of a2mim: each line must be row, label and name, with tabs.") from None

@@ -1,6 +1,5 @@
 """README.md of an export: the lines that load it, which the proof executes, and the model card that hubs read."""
 
-import json
 from html import escape
 from pathlib import Path, PurePath
 
@@ -8,7 +7,7 @@ from a2mim import __version__
 from a2mim.data.remote.addresses import is_remote, public_name
 from a2mim.data.request import public_request
 from a2mim.export.target import Subject, Target, Written
-from a2mim.files import write_text
+from a2mim.files import read_json, write_text
 from a2mim.text import code_span, one_line, yaml_value
 
 NAMED = 8  # frozen parameters that the card spells out
@@ -93,7 +92,7 @@ def tell_training(source: str | Path) -> str:
     path = Path(source)
     for folder in (path, path.parent, path.parent.parent):  # a run, its encoder/ or export/timm/, a checkpoint
         try:
-            summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+            summary = read_json(folder / "summary.json")
             asked = public_request(summary["asked"])
             recipe, data = asked["config"], asked["data"]
         except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):

@@ -233,7 +233,8 @@ def versions(packages: list[str]) -> dict:
 def prepare(request: dict) -> None:
     """Keeps a2mim out unless it is allowed, and mends a torchvision whose operators do not load (a2mim/compat.py)."""
     here = Path(__file__).resolve().parent
-    sys.path[:] = [entry for entry in sys.path if Path(entry or ".").resolve() != here]
+    folders = {here, Path(request["folder"]).resolve()}  # a file of the export is no module, whatever its name
+    sys.path[:] = [entry for entry in sys.path if entry and Path(entry).resolve() not in folders]
     spec = importlib.util.spec_from_file_location("compat", here.parent / "compat.py")
     assert spec is not None and spec.loader is not None
     compat = importlib.util.module_from_spec(spec)

@@ -6,6 +6,7 @@ from pathlib import Path
 from torch import Tensor
 
 from a2mim.data import Access, Reading, open_dataset
+from a2mim.data.ownership import refuse_foreign_addresses
 from a2mim.data.request import recall
 from a2mim.devices import choose_device
 from a2mim.evaluation import calibration
@@ -57,13 +58,18 @@ def has_masked_statistics(found: Source) -> bool:
 
 
 def data_of_run(source: str | Path):
-    """The training images of a run folder."""
+    """The training images of a run folder.
+
+    Raises:
+        ValueError: the folder says nothing of them, or names an address, and another account began the run.
+    """
     asked = recall(Path(source))
     if "data" not in asked:
         raise ValueError(
             f"the BatchNorm statistics in {source} are those of masked images, with which its features are wrong on"
             " whole ones: give images to take them from anew with --data"
         )
+    refuse_foreign_addresses(Path(source), asked, {})
     return "photos" if asked["data"] is None else asked["data"]
 
 

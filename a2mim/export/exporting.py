@@ -26,11 +26,12 @@ from a2mim.export.receipt import (
 from a2mim.export.target import ExportError, Subject, Target, Written, flatten
 from a2mim.export.targets import TARGETS, check_targets, possible
 from a2mim.export.verify import recheck
-from a2mim.files import write_json
+from a2mim.files import STAGING, delete_staging, refuse_linked_folders, write_json
 from a2mim.pixels import Preprocessing
 from a2mim.weights import loading
 from a2mim.wiring.networks import OwnNetwork
 
+_SLOWEST = 24 * 3600.0  # seconds that an export can take
 RANDOM = "Not at all: a name was exported, and the weights are random."
 
 
@@ -68,7 +69,10 @@ def export(
     check_targets(names)
     found = loading.read_source(source)
     model, preprocessing = loading.build(found)
-    out_dir = Path(out_dir) if out_dir is not None else _beside(Path(source), found)
+    if out_dir is None:
+        out_dir = _beside(Path(source), found)
+        refuse_linked_folders(out_dir)
+    out_dir = Path(out_dir)
     trained = RANDOM if found.tensors is None else tell_training(source)
     told = {"source": str(source), "trained": trained, "license": license}
     names = possible(Subject(model, found.model_args, preprocessing, found.frozen, **told), names)
@@ -114,8 +118,10 @@ def prove(target: Target, subject: Subject, out_dir: Path, batchnorm: dict, pyth
     """One folder, written under another name, checked in a fresh process, then moved; returns its receipt, without what
     only `verify` needs.
     """
+    refuse_linked_folders(out_dir)
     out_dir.parent.mkdir(parents=True, exist_ok=True)
-    staging = Path(tempfile.mkdtemp(prefix=".export-", dir=out_dir.parent))
+    delete_staging(out_dir.parent, _SLOWEST)
+    staging = Path(tempfile.mkdtemp(prefix=STAGING, dir=out_dir.parent))
     try:
         staging.chmod(0o777 & ~_umask())  # mkdtemp keeps it to its owner
         written = target.write(subject, staging)
@@ -144,7 +150,7 @@ def prove(target: Target, subject: Subject, out_dir: Path, batchnorm: dict, pyth
             **proof,
         }
         write_json(staging / "receipt.json", receipt)
-        _replace(staging, out_dir)
+        move_into(staging, out_dir)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
     return {"folder": str(out_dir)} | {key: value for key, value in receipt.items() if key not in proof}
@@ -174,8 +180,13 @@ def _write_reference(subject: Subject, written: Written, path: Path) -> None:
         np.savez_compressed(file, **arrays)
 
 
-def _replace(staging: Path, out_dir: Path) -> None:
-    """Moves what is proven to where it belongs; files of others that lie there already stay."""
+def move_into(staging: Path, out_dir: Path) -> None:
+    """Moves what is proven to where it belongs; files of others that lie there already stay.
+
+    Raises:
+        ValueError: the folder, or one in it, is a link.
+    """
+    refuse_linked_folders(out_dir)
     if not out_dir.exists():
         os.replace(staging, out_dir)
         return

@@ -13,13 +13,15 @@ from typing import Any
 
 import numpy as np
 import timm
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 
+from a2mim.export.contracts import CONTRACTS
 from a2mim.export.graphs import FORMATS
 from a2mim.export.receipt import TOLERANCE
 from a2mim.export.target import RESCALES, ExportError, Facts, Neck, Target
+from a2mim.files import read_json, read_text
 from a2mim.pixels import Preprocessing
-from a2mim.text import one_line
+from a2mim.text import shortened
 from a2mim.wiring.networks import find_class, is_configured
 from a2mim.wiring.plain_arguments import fault_of_argument, fault_of_own_argument
 
@@ -63,20 +65,24 @@ def facts_of(target: str, architecture: str, told: dict, request: dict, folder: 
         raise ValueError(f"{folder} names no architecture.")
     if own:
         if not all(part.isidentifier() and not keyword.iskeyword(part) for part in architecture.split(".")):
-            raise ValueError(f"{folder} names the network {architecture!r}, which is no dotted path.")
+            raise ValueError(f"{folder} names the network {shortened(repr(architecture))}, which is no dotted path.")
     elif target not in FORMATS and not (":" not in architecture and timm.is_model(architecture)):
-        raise ValueError(f"{folder} names the architecture {one_line(architecture)!r}, which timm does not know.")
+        raise ValueError(f"{folder} names the architecture {shortened(architecture)!r}, which timm does not know.")
     packages = set(request["packages"]) - ({architecture.partition(".")[0]} if own else set())
     if not request["tolerance"] <= TOLERANCE:
-        raise ValueError(f"{folder} asks for a tolerance of {request['tolerance']}, more than {TOLERANCE}.")
+        raise ValueError(f"{folder} asks for a tolerance of {shortened(request['tolerance'])}, more than {TOLERANCE}.")
     if packages - PACKAGES:
-        raise ValueError(f"{folder} asks for {sorted(packages - PACKAGES)}, which no target needs.")
+        raise ValueError(f"{folder} asks for {shortened(sorted(packages - PACKAGES))}, which no target needs.")
     arguments = _json(folder / "config.json").get("model_args", {}) if own else {}
     if not all(isinstance(key, str) and key.isidentifier() and not keyword.iskeyword(key) for key in arguments):
         raise ValueError(f"{folder}/config.json has arguments that are no names.")
+    try:
+        preprocessing = Preprocessing.of(request["preprocessing"])
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{folder}: the preprocessing in its receipt cannot be used: {error}") from None
     return Facts(
         architecture,
-        Preprocessing.of(request["preprocessing"]),
+        preprocessing,
         _width(folder / "reference.npz"),
         import_a2mim="a2mim" in request["packages"],
         free_size="height" in told.get("dynamic", ()),
@@ -106,14 +112,19 @@ def _neck(told: Any, folder: Path) -> Neck | None:
 
 def _width(path: Path) -> int:
     """D of the embedding, or of the last map where there is no embedding; 0 where neither has a name of its own."""
-    with zipfile.ZipFile(path) as archive:
-        if (size := sum(part.file_size for part in archive.infolist())) > MOST_BYTES:
-            raise ValueError(f"{path} unpacks to {size:,} bytes, more than {MOST_BYTES:,}.")
-    with np.load(path, allow_pickle=False) as arrays:
-        for name in ("pooled", "one", "unpooled"):
-            if name in arrays.files and arrays[name].ndim > 1:
-                return int(arrays[name].shape[1])
-    return 0
+    try:
+        with zipfile.ZipFile(path) as archive:
+            size = sum(part.file_size for part in archive.infolist())
+        if size <= MOST_BYTES:
+            with np.load(path, allow_pickle=False) as arrays:
+                shapes = {name: arrays[name].shape for name in ("pooled", "one", "unpooled") if name in arrays.files}
+    except OSError:
+        raise
+    except Exception as error:  # damage in a zip archive may raise anything
+        raise ValueError(f"{path} cannot be read ({type(error).__name__}): export the encoder again.") from None
+    if size > MOST_BYTES:
+        raise ValueError(f"{path} unpacks to {size:,} bytes, more than {MOST_BYTES:,}.")
+    return next((int(shape[1]) for shape in shapes.values() if len(shape) > 1), 0)
 
 
 def compare_page(target: Target, facts: Facts, folder: Path) -> str:
@@ -123,7 +134,7 @@ def compare_page(target: Target, facts: Facts, folder: Path) -> str:
         ExportError: they do not; nothing of them was run.
     """
     lines = target.lines(facts)
-    page = (folder / "README.md").read_text(encoding="utf-8")
+    page = read_text(folder / "README.md")
     fence = f"```python\n{lines.strip()}\n```"
     fences = [line for line in page.splitlines() if line.lstrip().startswith(("```", "~~~"))]
     if page.count(f"\n{fence}\n") != 1 or fences != ["```python", "```"]:
@@ -131,7 +142,7 @@ def compare_page(target: Target, facts: Facts, folder: Path) -> str:
             f"the lines in {folder}/README.md are not those that a2mim writes for {target.name}; none of them was run."
         )
     for name, text in target.texts(facts).items():
-        if (folder / name).read_text(encoding="utf-8") != text:
+        if read_text(folder / name) != text:
             raise ExportError(f"{folder}/{name} is not what a2mim writes for {target.name}; it was not loaded.")
     return lines
 
@@ -144,11 +155,10 @@ def check_contents(target: Target, facts: Facts, request: dict, folder: Path) ->
     """
     weights = request["weights"]
     if weights and (Path(weights).name != weights or (folder / weights).is_symlink()):
-        raise ValueError(f"{folder} names the weights {one_line(weights)!r}, which is no file in the folder.")
+        raise ValueError(f"{folder} names the weights {shortened(weights)!r}, which is no file in the folder.")
     if request.get("contract"):
         _check_bounded(request["contract"], folder)
-        if "model_args" in request["contract"][1]:
-            _check_arguments(request["contract"][1]["model_args"], folder / "receipt.json", fault_of_argument)
+        _check_contract(request["contract"], facts, folder / "receipt.json")
     if target.name in ("timm", "transformers", NETWORK):
         _check_config(_json(folder / "config.json"), facts, folder / "config.json", target.name == NETWORK)
     elif target.name == "safetensors":
@@ -157,26 +167,38 @@ def check_contents(target: Target, facts: Facts, request: dict, folder: Path) ->
         _check_configuration(folder / "encoder.py", facts)
 
 
+def _check_contract(contract: list, facts: Facts, path: Path) -> None:
+    """The contract is a known one, for the architecture of the receipt."""
+    name, arguments = contract
+    named = [arguments[key] for key in ("architecture", "name") if key in arguments]
+    if not isinstance(name, str) or name not in CONTRACTS or any(each != facts.architecture for each in named):
+        raise ValueError(f"{path} has a contract of {shortened(name)} for {', '.join(map(shortened, named))}.")
+    if "model_args" in arguments:
+        _check_arguments(arguments["model_args"], path, fault_of_argument)
+
+
 def _check_config(config: dict, facts: Facts, path: Path, own: bool) -> None:
+    if not isinstance(config.get("pretrained_cfg", {}), dict):
+        raise ValueError(f"{path} has a pretrained_cfg that is no dictionary.")
     unknown = sorted(set(config) - CONFIG_KEYS) + sorted(set(config.get("pretrained_cfg", {})) - CFG_KEYS)
     if unknown:
-        raise ValueError(f"{path} has {', '.join(map(one_line, unknown))}, which a2mim does not write.")
+        raise ValueError(f"{path} has {', '.join(map(shortened, unknown[:5]))}, which a2mim does not write.")
     if config.get("architecture") != facts.architecture:
-        raise ValueError(f"{path} names {one_line(config.get('architecture'))}, and the receipt {facts.architecture}.")
+        raise ValueError(f"{path} names {shortened(config.get('architecture'))}, and the receipt {facts.architecture}.")
     if config.get("pretrained_cfg", {}).get("custom_load"):
         raise ValueError(f"{path} asks for a loader of its own.")
     _check_arguments(config.get("model_args", {}), path, fault_of_own_argument if own else fault_of_argument)
 
 
 def _check_header(path: Path, facts: Facts) -> None:
-    with safe_open(path, "pt") as file:
-        header = file.metadata() or {}
     try:
+        with safe_open(path, "pt") as file:
+            header = file.metadata() or {}
         name, arguments = json.loads(header["architecture"]), json.loads(header["model_args"])
-    except (KeyError, ValueError, RecursionError):
+    except (KeyError, ValueError, RecursionError, SafetensorError):
         raise ValueError(f"{path} has no header of a2mim's.") from None
     if name != facts.architecture:
-        raise ValueError(f"{path} names {one_line(name)}, and the receipt {facts.architecture}.")
+        raise ValueError(f"{path} names {shortened(name)}, and the receipt {facts.architecture}.")
     _check_arguments(arguments, path, fault_of_argument)
 
 
@@ -191,7 +213,7 @@ def _check_arguments(arguments: Any, path: Path, fault_of) -> None:
 def _check_configuration(path: Path, facts: Facts) -> None:
     """OpenMMLab executes encoder.py: it must be a docstring and plain values, with names of known classes only."""
     try:
-        tree = ast.parse(path.read_text(encoding="utf-8"))
+        tree = ast.parse(read_text(path))
         parts = {node.targets[0].id: ast.literal_eval(node.value) for node in tree.body[1:]}  # type: ignore[attr-defined]
         plain = isinstance(tree.body[0].value.value, str)  # type: ignore[attr-defined]
     except (ValueError, SyntaxError, AttributeError, IndexError, RecursionError, TypeError):
@@ -207,11 +229,11 @@ def _check_configuration(path: Path, facts: Facts) -> None:
     _check_bounded(parts, path)
     for key, value in _pairs(parts):
         if key == "type" and not (isinstance(value, str) and value in TYPES):
-            raise ValueError(f"{path} names the class {one_line(value)}, which a2mim does not write.")
+            raise ValueError(f"{path} names the class {shortened(value)}, which a2mim does not write.")
         if key == "checkpoint" and value != "{{ fileDirname }}/encoder.pth":
-            raise ValueError(f"{path} loads {one_line(value)}, and not the encoder.pth beside it.")
+            raise ValueError(f"{path} loads {shortened(value)}, and not the encoder.pth beside it.")
         if key == "model_name" and value != facts.architecture:
-            raise ValueError(f"{path} names {one_line(value)}, and the receipt {facts.architecture}.")
+            raise ValueError(f"{path} names {shortened(value)}, and the receipt {facts.architecture}.")
         if key in ("pretrained", "checkpoint_path", "cache_dir", "pretrained_cfg", "_scope_", "_base_"):
             raise ValueError(f"{path} sets {key}, which a2mim does not write.")
 
@@ -237,14 +259,11 @@ def _check_bounded(value: Any, path: Path, depth: int = 0) -> None:
         for part in value:
             _check_bounded(part, path, depth + 1)
     elif isinstance(value, int | float) and not abs(value) <= LARGEST:
-        raise ValueError(f"{path} has the number {value}, more than {LARGEST:,}.")
+        raise ValueError(f"{path} has the number {shortened(value)}, more than {LARGEST:,}.")
 
 
 def _json(path: Path) -> dict:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError):
-        content = None
+    content = read_json(path)
     if not isinstance(content, dict):
-        raise ValueError(f"{path} cannot be read: it is incomplete or not JSON.")
+        raise ValueError(f"{path} cannot be read: it holds no JSON object.")
     return content

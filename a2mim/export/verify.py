@@ -1,6 +1,5 @@
 """Repeats the proof of a receipt: later, on another machine, or with another environment's interpreter."""
 
-import json
 import sys
 from pathlib import Path
 
@@ -9,7 +8,8 @@ from a2mim.export.facts import NETWORK, check_contents, compare_page, facts_of
 from a2mim.export.receipt import check_in_fresh_process, hash_files
 from a2mim.export.target import ExportError
 from a2mim.export.targets import TARGETS
-from a2mim.text import one_line
+from a2mim.files import read_json
+from a2mim.text import shortened
 
 NEEDED = ("target", "architecture", "sha256", "tensors", "check")
 
@@ -44,6 +44,8 @@ def verify(folder: str | Path, python: str = sys.executable, network: str | None
 
 def _verify_one(folder: Path, python: str, network: str | None) -> dict:
     receipt = read_receipt(folder)
+    if odd := [path for path in sorted(folder.rglob("*")) if not path.is_file() and not path.is_dir()]:
+        raise ExportError(f"{odd[0]} is no regular file: an export holds nothing else, and none of it was loaded.")
     found = hash_files(folder)
     wrong = [name for name, digest in receipt["sha256"].items() if found.get(name) != digest]
     if wrong:
@@ -81,15 +83,51 @@ def read_receipt(folder: Path) -> dict:
     """What the receipt says; ValueError where it is no receipt that can be verified."""
     path = folder / "receipt.json"
     try:
-        receipt = json.loads(path.read_text(encoding="utf-8"))
+        receipt = read_json(path)
         lacking = [key for key in NEEDED if key not in receipt]
-    except (ValueError, TypeError, RecursionError):
+    except (ValueError, TypeError):
         raise ValueError(f"{path} cannot be read: export the encoder again.") from None
+    if not isinstance(receipt, dict):
+        raise ValueError(f"{path} cannot be read: export the encoder again.")
     if lacking:
         raise ValueError(f"{path} lacks {', '.join(lacking)}: it is of an older a2mim, export the encoder again.")
-    if receipt["target"] not in TARGETS:
-        raise ValueError(f"{path} is for {one_line(receipt['target'])!r}, which is none of {', '.join(TARGETS)}.")
+    if not isinstance(receipt["target"], str) or receipt["target"] not in TARGETS:
+        raise ValueError(f"{path} is for {shortened(receipt['target'])!r}, which is none of {', '.join(TARGETS)}.")
+    if fault := fault_of_receipt(receipt):
+        raise ValueError(f"{path} has no {fault} as a2mim writes it: export the encoder again.")
     return receipt
+
+
+def fault_of_receipt(receipt: dict) -> str:
+    """The first entry of another type than is read later, by name; "" where there is none."""
+    request, tensors = receipt["check"], receipt["tensors"]
+    if not isinstance(request, dict):
+        return "check"
+    contract, given = request.get("contract"), receipt.get("dynamic", [])
+    fits = {
+        "sha256": isinstance(receipt["sha256"], dict),
+        "dynamic": isinstance(given, dict) or _are_texts(given),
+        "tensors": isinstance(tensors, dict) and all(map(_is_tensor, tensors.values())),
+        **{f"check.{key}": _are_texts(request.get(key)) for key in ("packages", "left_random")},
+        **{f"check.{key}": isinstance(request.get(key), str) for key in ("weights", "file_prefix", "model_prefix")},
+        "check.preprocessing": isinstance(request.get("preprocessing"), dict),
+        "check.tolerance": isinstance(request.get("tolerance"), float),
+        "check.contract": contract is None
+        or (isinstance(contract, list) and len(contract) == 2 and isinstance(contract[1], dict)),
+    }
+    return next((key for key, right in fits.items() if not right), "")
+
+
+def _are_texts(values: object) -> bool:
+    return isinstance(values, list) and all(isinstance(value, str) for value in values)
+
+
+def _is_tensor(stated: object) -> bool:
+    """Whether an entry under "tensors" has a shape and a hash."""
+    if not isinstance(stated, dict) or not isinstance(stated.get("sha256"), str):
+        return False
+    shape = stated.get("shape")
+    return isinstance(shape, list) and all(isinstance(size, int) for size in shape)
 
 
 def recheck(folder: Path, proof: dict, lines: str, python: str = sys.executable) -> dict:

@@ -1,6 +1,7 @@
 """MIM: mask, fill, encode, decode, compare. A method is a choice of parts, not a class of its own."""
 
 import inspect
+import math
 from collections.abc import Callable, Sequence
 
 import torch
@@ -85,7 +86,7 @@ class MIM(BaseModel):
             loss = dict(loss)
             weight = loss.pop("weight", 1.0)
             loss = MODELS.build(loss)
-        if not isinstance(weight, int | float) or weight < 0:
+        if not isinstance(weight, int | float) or not 0 <= weight < math.inf:
             raise ValueError(f"weight={weight!r} of {type(loss).__name__} must be a number of at least 0")
         if weight:
             self.losses.append(loss)

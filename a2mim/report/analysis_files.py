@@ -9,6 +9,7 @@ import matplotlib
 from cycler import cycler
 from matplotlib.figure import Figure
 
+from a2mim.files import partial_path
 from a2mim.report.analyses import plots_of
 from a2mim.report.figures import Plot, draw_on
 from a2mim.report.records import read_json
@@ -46,4 +47,5 @@ def _save(plot: Plot, path: Path) -> None:
         draw_on(axes, plot)
         axes.set_title(plot.title, fontsize=11)
         dated = {"Date": None} if path.suffix == ".svg" else {}
-        figure.savefig(path, dpi=_DPI, metadata=dated)
+        with partial_path(path) as partial:
+            figure.savefig(partial, format=path.suffix[1:], dpi=_DPI, metadata=dated)

@@ -20,6 +20,8 @@ from cycler import cycler
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
+from a2mim.text import one_line
+
 _INK, _GRID = "#010203", "#010204"
 _SERIES = tuple(f"#0102{n:02x}" for n in range(0x10, 0x16))  # stand-ins for --series-1 … --series-6
 _DASHES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (1, 1)))  # so that no line is told by its colour alone
@@ -84,8 +86,8 @@ def draw_on(axes, plot: Plot) -> None:
     """The lines, bands, labels and legend of a figure, on matplotlib's axes."""
     for line in plot.lines:
         _draw(axes, line)
-    axes.set_xlabel(plot.x_label)
-    axes.set_ylabel(plot.y_label)
+    axes.set_xlabel(one_line(plot.x_label))
+    axes.set_ylabel(one_line(plot.y_label))
     if all(float(x).is_integer() for line in plot.lines for x in line.x):
         axes.xaxis.set_major_locator(MaxNLocator("auto", integer=True, steps=[1, 2, 2.5, 5, 10]))
     if plot.log and all(y > 0 for line in plot.lines for y in line.y):
@@ -126,7 +128,7 @@ def _make_room(figure: Figure, axes) -> None:
 def _draw(axes, line: Line) -> None:
     step = -(-len(line.x) // _MOST_POINTS)
     x, y = _thin(line.x, step), _thin(line.y, step)
-    (drawn,) = axes.plot(x, y, label=line.label, marker="o" if len(x) < 12 else None, markersize=4)
+    (drawn,) = axes.plot(x, y, label=one_line(line.label), marker="o" if len(x) < 12 else None, markersize=4)
     if line.low is not None and line.high is not None:
         low, high = _thin(line.low, step), _thin(line.high, step)
         axes.fill_between(x, low, high, color=drawn.get_color(), alpha=0.18, linewidth=0)
@@ -143,7 +145,7 @@ def _with_page_colours(text: str, plot: Plot) -> str:
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.S)
     text = re.sub(
         r"<svg[^>]*viewBox=\"([^\"]+)\"[^>]*>",
-        rf'<svg viewBox="\1" role="img" aria-label="{escape(plot.message)}">',
+        lambda match: f'<svg viewBox="{match[1]}" role="img" aria-label="{escape(one_line(plot.message))}">',
         text,
         count=1,
     )

@@ -28,6 +28,7 @@ from a2mim.report.pictures import (
 from a2mim.report.records import RunRecord, read_run
 from a2mim.report.tables import data_rows, differing, export_rows, setting_rows, where_and_how
 from a2mim.report.verdicts import Verdict, headline, verdicts
+from a2mim.text import one_line
 
 MOST_BYTES = 5 << 20
 _MOST_ROWS, _MOST_TILES = 12, 12  # of a part about the features
@@ -112,7 +113,7 @@ def brief(folder: str | Path) -> str:
         _templates()
         .get_template("brief.html")
         .render(
-            section=_section(run),
+            section=_section(run, MOST_SHEETS),
             curves=[_drawn(plot) for plot in curves([run])],
             most=_BRIEF_ROWS,
             report=str(Path(folder) / "report.html"),
@@ -129,7 +130,13 @@ def _templates() -> Environment:
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
+        finalize=_printable,
     )
+
+
+def _printable(value: Any) -> Any:
+    """Text on one printable line: the commands on the page are copied into terminals. Markup of ours stays."""
+    return one_line(value) if isinstance(value, str) and not isinstance(value, Markup) else value
 
 
 def _drawn(plot: Plot) -> Drawn:

@@ -46,6 +46,8 @@ def inline(image: Image.Image, text: str, caption: str = "") -> Tile:
 
 def open_picture(path: Path) -> Image.Image | None:
     """A PNG or WebP of reasonable size; None where there is none that can be read."""
+    if not path.is_file():
+        return None
     try:
         with Image.open(path, formats=("PNG", "WEBP")) as image:
             if max(image.size) > _MOST_SIDE:

@@ -10,7 +10,9 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import Any
+
+from a2mim.report.summary import cleaned, is_number, is_pair, is_step
 
 _ON_THE_WAY = ("knn_top1", "effective_rank", "feature_std")  # keys of lines about the features
 _STEP = re.compile(r"step_(\d+)\.png")
@@ -112,7 +114,7 @@ class RunRecord:
         batch, total, before = self.setting("global_batch_size"), 0.0, 0
         for line in self.lines:
             speed = line.get("images_per_second")
-            if not _number(batch) or not _number(speed) or speed <= 0:
+            if not is_number(batch) or not is_number(speed) or speed <= 0:
                 return None
             total, before = total + (line["step"] - before) * batch / speed, line["step"]
         return total or None
@@ -121,7 +123,7 @@ class RunRecord:
     def steps(self) -> tuple[int, int | None]:
         """Steps taken, and of how many."""
         last = self.lines[-1]["step"] if self.lines else 0
-        return int(self.summary.get("steps") or last), self.summary.get("of_steps")
+        return self.summary.get("steps") or last, self.summary.get("of_steps")
 
     def setting(self, dotted: str, default: Any = None) -> Any:
         """A setting by its dotted name, or `default` where the run did not keep it."""
@@ -148,7 +150,7 @@ def read_run(folder: str | Path, running: bool = False) -> RunRecord:
         raise FileNotFoundError(f"{folder}: there is no such folder; give the folder of a run, such as runs/a2mim_xcit")
     if not any((folder / name).is_file() for name in ("summary.json", "log.jsonl", "settings.json")):
         raise FileNotFoundError(f"{folder} holds no run: it has neither summary.json nor log.jsonl")
-    summary = read_json(folder / "summary.json") or {}
+    summary = cleaned(read_json(folder / "summary.json") or {})
     lines, bad = _log(folder / "log.jsonl")
     status = str(summary.get("status", "running"))
     if status == "running" and not running:
@@ -158,8 +160,8 @@ def read_run(folder: str | Path, running: bool = False) -> RunRecord:
         status=status,
         summary=summary,
         settings=read_json(folder / "settings.json"),
-        lines=[line for line in lines if _number(line.get("loss"))],
-        online=[line for line in lines if any(_number(line.get(key)) for key in _ON_THE_WAY)],
+        lines=[line for line in lines if is_number(line.get("loss"))],
+        online=[line for line in lines if any(is_number(line.get(key)) for key in _ON_THE_WAY)],
         events=[line for line in lines if "says" in line],
         bad_lines=bad,
         differences=list(_differences(summary.get("judged"))),
@@ -211,30 +213,31 @@ def _log(path: Path) -> tuple[list[dict[str, Any]], int]:
             line = json.loads(row)
         except (ValueError, RecursionError):
             line = None
-        if isinstance(line, dict) and _number(line.get("step")):
+        if isinstance(line, dict) and is_step(line.get("step")):
             lines.append(line)
         else:
             bad += 1
     return lines, bad
 
 
-def _number(value: object) -> TypeGuard[int | float]:
-    return isinstance(value, int | float) and not isinstance(value, bool)
-
-
 def _differences(judged: Any) -> Iterator[Difference]:
     """One for each probe that the run judged before and after."""
     if not isinstance(judged, dict):
         return
-    changes = {change.get("name"): change for change in judged.get("differences", ()) if isinstance(change, dict)}
+    told = judged.get("differences")
+    known = [each for each in told if isinstance(each, dict)] if isinstance(told, list) else []
+    changes = {str(change.get("name")): change for change in known}
     for key, name in (("linear", "linear probe"), ("attentive", "attentive probe"), ("knn", "k-NN")):
         try:
             before, after = (judged[when][key] for when in ("before", "after"))
             found = Difference(name, before["top1"], tuple(before["interval"]), after["top1"], tuple(after["interval"]))
         except (KeyError, TypeError):
             continue
+        if not all(is_number(side["top1"]) and is_pair(list(side["interval"])) for side in (before, after)):
+            continue
         change = changes.get(name, {})
-        numbers = {k: change[k] for k in ("points", "low", "high") if _number(change.get(k))}
+        numbers = {k: change[k] for k in ("points", "low", "high") if is_number(change.get(k))}
+        numbers = numbers if len(numbers) == 3 else {}
         yield Difference(**(vars(found) | numbers | {"word": str(change.get("word", "none"))}))
 
 

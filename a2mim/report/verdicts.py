@@ -7,6 +7,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from a2mim.report.records import Difference, RunRecord
+from a2mim.report.summary import is_number
 
 GOOD, LOOK, BAD = "good", "look here", "bad"
 
@@ -42,7 +43,7 @@ def headline(run: RunRecord) -> str:
 def tested(run: RunRecord) -> str:
     """How well a fine-tuned classifier does on the test images."""
     result = run.summary.get("result")
-    if not isinstance(result, dict) or not isinstance(result.get("top1_last"), int | float):
+    if not isinstance(result, dict) or not {"top1_last", "interval"} <= set(result):
         return "Its accuracy on test images was not measured."
     low, high = result["interval"]
     images = f" of {result['n_test']:,} images" if result.get("n_test") else ""
@@ -83,7 +84,7 @@ def architecture(run: RunRecord) -> str:
 
 def duration(run: RunRecord) -> str:
     seconds = run.training_seconds if run.resumed else run.summary.get("seconds")
-    if not isinstance(seconds, int | float):
+    if not is_number(seconds):
         return "an unknown time"
     if seconds < 120:
         return f"{seconds:.0f} s"
@@ -119,7 +120,7 @@ def _learning(run: RunRecord) -> Verdict | None:
     loss = run.lines[-1]["loss"]
     baseline = (run.summary.get("loss") or {}).get("baseline") or run.lines[-1].get("baseline")
     name = (run.summary.get("loss") or {}).get("baseline_name", "the image's mean colour")
-    if not isinstance(baseline, int | float) or baseline <= 0:
+    if not is_number(baseline) or baseline <= 0:
         falls = loss < run.lines[0]["loss"]
         rule = "good: the last loss is below the first one"
         return Verdict("learning", GOOD if falls else BAD, f"Loss {run.lines[0]['loss']:.4f} → {loss:.4f}.", rule)
@@ -141,13 +142,13 @@ def _representation(run: RunRecord) -> Verdict | None:
 
 
 def _speed(run: RunRecord) -> Verdict | None:
-    shares = [line["data_share"] for line in run.lines[1:] if isinstance(line.get("data_share"), int | float)]
+    shares = [line["data_share"] for line in run.lines[1:] if is_number(line.get("data_share"))]
     if not shares:
         return None
     share, speed = sum(shares) / len(shares), run.lines[-1].get("images_per_second")
     level = GOOD if share < 0.05 else LOOK if share < 0.3 else BAD
     told = f"{share:.0%} of the time went into waiting for data" + (
-        f"; {speed:.{0 if speed >= 10 else 1}f} images/s at the end" if speed else ""
+        f"; {speed:.{0 if speed >= 10 else 1}f} images/s at the end" if is_number(speed) and speed else ""
     )
     return Verdict("speed", level, f"{told}.", "good: under 5 % waiting; bad: 30 % or more")
 

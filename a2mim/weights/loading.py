@@ -18,7 +18,7 @@ from a2mim.checkpoints import first_line
 from a2mim.pixels import Preprocessing
 from a2mim.weights.converters import place_norm
 from a2mim.weights.records import LoadReport, Source, name_some
-from a2mim.weights.sources import PUBLISHED, preprocessing_of, read_source
+from a2mim.weights.sources import PUBLISHED, built_as_stated, preprocessing_of, read_source
 from a2mim.weights.trust import fault_of_values
 from a2mim.wiring.model_type import TimmModel
 from a2mim.wiring.networks import build_model
@@ -125,7 +125,7 @@ def _filled(
         **{key: getattr(pixels, key) for key in ("mean", "std", "interpolation")},
     }
     tensors = dict(given)
-    stated = on_meta(weights.name, **weights.model_args)
+    stated = built_as_stated(weights.name, weights.model_args, weights.path)
     sizes = {key: value.numel() for key, value in stated.state_dict().items()}
     # timm silently resamples tables of positions, even if no other size was requested
     strange = {key for key, value in tensors.items() if value.numel() != sizes.get(key, value.numel())}

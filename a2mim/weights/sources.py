@@ -17,7 +17,15 @@ from a2mim.pixels import IMAGENET_MEAN, Preprocessing
 from a2mim.weights.converters import architecture_of, arguments_of, pixels_of, place_norm, read_weights, recognise
 from a2mim.weights.converters.recognise import Recognised
 from a2mim.weights.records import Source
-from a2mim.weights.trust import check_arguments, check_hashes, check_names, check_pixels, settle_name
+from a2mim.weights.trust import (
+    check_arguments,
+    check_channels,
+    check_hashes,
+    check_names,
+    check_pixels,
+    check_tensors,
+    settle_name,
+)
 from a2mim.wiring.model_type import TimmModel
 from a2mim.wiring.networks import build_model, find_class
 from a2mim.wiring.timm_models import build_timm, is_registered, on_meta, read_json, unknown_model
@@ -68,6 +76,8 @@ def read_source(source: str | Path, name: str | None = None, model_args: Mapping
 
 
 def _read_path(path: Path, name: str | None, model_args: Mapping[str, Any] | None) -> Source:
+    if not path.is_dir() and not path.is_file():
+        raise ValueError(f"{path} is no regular file and no folder: an encoder is read from nothing else.")
     read = _read_folder if path.is_dir() else _of_file
     weights = read(path, name, dict(model_args or {}))
     return replace(weights, given=path)
@@ -185,7 +195,8 @@ def _of_checkpoint(path: Path, checkpoint: dict, typed: str | None = None) -> So
         name = settle_name(arguments["name"], typed, path)
         model_args = check_arguments(name, arguments["model_args"], path)
         size = check_pixels({"img_size": arguments["img_size"]}, path)["img_size"]
-        channels, frozen = arguments["in_chans"], check_names(arguments["frozen"], path)
+        channels = check_channels(arguments["in_chans"], path)
+        frozen = check_names(arguments["frozen"], path)
     except (KeyError, TypeError) as error:
         raise ValueError(f"{path} is not a checkpoint of a2mim: it has no {error}.") from None
     if channels != 3:
@@ -195,7 +206,7 @@ def _of_checkpoint(path: Path, checkpoint: dict, typed: str | None = None) -> So
         name=name,
         model_args=model_args,
         preprocessing=preprocessing_of(check_pixels(pixels, path), size),
-        tensors={key.removeprefix(PREFIX): value for key, value in state.items() if key.startswith(PREFIX)},
+        tensors={k.removeprefix(PREFIX): v for k, v in check_tensors(state, path).items() if k.startswith(PREFIX)},
         frozen=frozen,
         path=path,
         recognised="a checkpoint of a2mim",
@@ -206,17 +217,31 @@ def _of_classifier(path: Path, state: dict, meta: dict) -> Source:
     """A checkpoint of fine-tuning, without its classifier."""
     arguments = classifier_arguments(meta["classifier"], path)
     name, model_args = arguments["name"], arguments["model_args"]
-    own = on_meta(name, **model_args).state_dict()
+    own = built_as_stated(name, model_args, path).state_dict()
     return Source(
         name=name,
         model_args=model_args,
         preprocessing=preprocessing_of(check_pixels(meta["pixels"], path), arguments["img_size"]),
-        tensors={key.removeprefix("model."): v for key, v in state.items() if key.removeprefix("model.") in own},
+        tensors={
+            key.removeprefix("model."): value
+            for key, value in check_tensors(state, path).items()
+            if key.removeprefix("model.") in own
+        },
         frozen=arguments["frozen"],
         path=path,
         calibrated=True,
         recognised="a checkpoint of a2mim's fine-tuning",
     )
+
+
+def built_as_stated(name: str, model_args: Mapping[str, Any], path: Path | None) -> TimmModel:
+    """The model of a file's arguments on the meta device; the error names the file."""
+    try:
+        return on_meta(name, **model_args)
+    except ValueError as error:
+        if path is None:
+            raise
+        raise ValueError(f"{path}: {error}") from error
 
 
 def classifier_arguments(stated: Mapping[str, Any], path: Path) -> dict[str, Any]:
@@ -225,6 +250,8 @@ def classifier_arguments(stated: Mapping[str, Any], path: Path) -> dict[str, Any
     Raises:
         ValueError: a name or an argument that a file may not set.
     """
+    if not isinstance(stated, Mapping):
+        raise ValueError(f"{path} has no dictionary under 'classifier'.")
     name = settle_name(stated["name"], None, path)
     return {
         **stated,
@@ -239,7 +266,7 @@ def _of_toolkit(
     path: Path, content: object, name: str | None, model_args: dict | None = None, pixels: Mapping | None = None
 ) -> Source:
     """Weights of another toolkit for the model `name`; tensors that an encoder does not need are left out by name."""
-    own = _unfilled(name, model_args or {}).state_dict() if name else {}
+    own = _unfilled(name, model_args or {}, path).state_dict() if name else {}
     recognised = recognise(content, own)
     if recognised is None:
         what = f"as those of {name} or as " if name else "as "
@@ -255,7 +282,7 @@ def _of_toolkit(
         )
     tensors = dict(recognised.tensors)
     arguments = arguments_of(name, tensors, model_args or {}, recognised.masked) if is_registered(name) else {}
-    model = _unfilled(name, arguments)
+    model = _unfilled(name, arguments, path)
     own = model.state_dict()
     tensors = place_norm(tensors, own)
     told = f"{recognised.form.title}" + (f", in {recognised.where}" if recognised.where else "")
@@ -286,9 +313,11 @@ def _of_toolkit(
     )
 
 
-def _unfilled(name: str, arguments: dict[str, Any]) -> TimmModel:
+def _unfilled(name: str, arguments: dict[str, Any], path: Path) -> TimmModel:
     """The model for its keys and shapes; timm's takes no memory for its weights."""
-    return on_meta(name, **arguments) if is_registered(name) else build_model(name, model_args=arguments).model
+    return (
+        built_as_stated(name, arguments, path) if is_registered(name) else build_model(name, model_args=arguments).model
+    )
 
 
 def _likely(recognised: Recognised) -> str:

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from a2mim.pixels import INTERPOLATIONS
@@ -72,6 +73,8 @@ def check_pixels(pixels: Mapping[str, Any], path: Path) -> Mapping[str, Any]:
     Raises:
         ValueError: they are not.
     """
+    if not isinstance(pixels, Mapping):
+        raise ValueError(f"{path} has {shorten(pixels)} instead of mean, std and sizes of its images.")
     faults = {
         "mean": lambda value: not _numbers(value, MOST_CHANNELS),
         "std": lambda value: not _numbers(value, MOST_CHANNELS) or min(value) <= 0,
@@ -82,7 +85,28 @@ def check_pixels(pixels: Mapping[str, Any], path: Path) -> Mapping[str, Any]:
     for key, wrong in faults.items():
         if pixels.get(key) is not None and wrong(pixels[key]):
             raise ValueError(f"{path} has {key}={shorten(pixels[key])}, with which no image can be prepared.")
+    mean, std = pixels.get("mean"), pixels.get("std")
+    if mean is not None and std is not None and len(mean) != len(std):
+        raise ValueError(f"{path} has {len(mean)} values of mean and {len(std)} of std: there must be one a channel.")
     return pixels
+
+
+def check_channels(channels: object, path: Path) -> int:
+    """The number of an encoder's channels in a file."""
+    if isinstance(channels, bool) or not isinstance(channels, int) or not 0 < channels <= MOST_CHANNELS:
+        raise ValueError(f"{path} has in_chans={shorten(channels)}, which is no number of channels.")
+    return channels
+
+
+def check_tensors(state: object, path: Path) -> dict[str, Tensor]:
+    """A state dictionary in a file: names, and ordinary tensors in memory, neither sparse nor quantised."""
+    if not isinstance(state, Mapping):
+        raise ValueError(f"{path} has {shorten(state)} instead of a state dictionary.")
+    for key, value in state.items():
+        plain = isinstance(value, Tensor) and value.layout is torch.strided and value.device.type == "cpu"
+        if not isinstance(key, str) or not plain or value.is_quantized:
+            raise ValueError(f"{path} has {shorten(value)} under {shorten(key)} instead of a tensor.")
+    return dict(state)
 
 
 def check_names(names: object, path: Path) -> list[str]:

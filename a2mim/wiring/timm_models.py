@@ -4,7 +4,6 @@ Invariant: the model has what the caller requested. Stochastic depth and dropout
 timm's default is not. An image size or a number of channels that is given twice must be the same both times.
 """
 
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -15,13 +14,14 @@ import timm
 import torch
 from torch import nn
 
+from a2mim import files
 from a2mim.text import close_names
 from a2mim.wiring.model_type import TimmModel
 from a2mim.wiring.plain_arguments import fault_of_argument, shorten
 
 OFF = ("drop_path_rate", "drop_rate", "proj_drop_rate")  # rates whose default in timm is not always 0
-REFUSALS = (AssertionError, RuntimeError, TypeError, ValueError)  # errors with which constructors refuse a size
 UNBUILDABLE = (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError)
+REFUSALS = (*UNBUILDABLE, ValueError)  # errors with which constructors refuse a size
 _NAME = re.compile(r"\w+(\.[\w.\-]+)?")  # architecture, or architecture.tag
 
 
@@ -186,7 +186,7 @@ def _pair(size: Any) -> tuple[int, int]:
 
 
 def _unbuildable(name: str, arguments: dict[str, Any], error: Exception) -> ValueError:
-    told = ", ".join(f"{key}={value!r}" for key, value in arguments.items()) or "no arguments"
+    told = ", ".join(f"{key}={shorten(value)}" for key, value in arguments.items()) or "no arguments"
     reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
     return ValueError(f"{name} cannot be built with {told} ({reason}); change model_args.")
 
@@ -221,10 +221,7 @@ def read_json(path: Path) -> dict[str, Any]:
         FileNotFoundError: there is no such file.
         ValueError: it is damaged, or holds no object.
     """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError):
-        content = None
+    content = files.read_json(path)
     if not isinstance(content, dict):
         raise ValueError(f"{path} cannot be read: it is incomplete or not JSON.")
     return content

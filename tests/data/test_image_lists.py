@@ -36,7 +36,7 @@ def test_lists_of_images_are_read(images, name, text, labels, classes):
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("x/cat/0.jpg 0\n", "a list of images, and x/cat/0.jpg, counted from the folder of the list, is not there"),
+        ("x/cat/0.jpg 0\n", "a list of images, and 'x/cat/0.jpg', counted from the folder of the list, is not there"),
         ("cat/0.jpg\nshard.tar\n", "a list of images, and this line names none: 'shard.tar'"),
         ("cat/0.jpg\ncat/0.jpg\n", "names 'cat/0.jpg' more than once"),
     ],

@@ -98,3 +98,28 @@ def test_the_built_in_textures_have_exact_masks_from_disjoint_halves():
         seen |= set(np.unique(mask).tolist())
         assert (train.read(i)[0] == image).all()
     assert seen == set(range(5)) and (train.read(0)[0] != test.read(0)[0]).any() and len(test) == 80
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b'%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\n%ImageData: 8 8 8 1 0 1 1 "x"\nshowpage\n',
+        b"\x89PNG\r\n\x1a\n\x00\x00\x00\rIHDR" + b"\x00\x00\xff\xff" * 2 + b"\x08\x00\x00\x00\x00" + bytes(40),
+        b"II*\x00" + bytes(60),
+        b"",
+    ],
+)
+def test_a_mask_is_decoded_by_no_program_and_is_bounded(data, monkeypatch):
+    monkeypatch.setattr("subprocess.Popen", lambda *_, **__: pytest.fail("a program was started"))
+    with pytest.raises(ValueError, match="the mask a"):
+        read_mask(data, "a.png")
+
+
+def test_a_shard_of_masks_whose_header_lies_is_an_error_of_the_shard(tmp_path):
+    header = bytearray(512)
+    header[:5], header[124:136], header[156:157], header[257:265] = b"0.jpg", b"-0000000001\0", b"0", b"ustar\x0000"
+    header[148:156] = b" " * 8
+    header[148:156] = b"%06o\0 " % sum(header)
+    (tmp_path / "a.tar").write_bytes(bytes(header) + bytes(1024))
+    with pytest.raises(ValueError, match=r"a\.tar"):
+        open_masked(str(tmp_path / "a.tar"))

@@ -86,6 +86,8 @@ def test_a_glob_leaves_out_what_a2mim_and_dali_write_beside_shards(shards, tmp_p
     "pattern",
     [
         "x-{0..999999999}.tar",
+        "{a..z}{a..z}{a..z}{a..z}{a..z}.tar",
+        "{A..z..2}" * 9,
         "x-{0..9999}-{0..9999}.tar",
         "x-" + "{a,b}" * 40 + ".tar",
         "x-{0.." + "9" * 5000 + "}.tar",

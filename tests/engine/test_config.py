@@ -191,6 +191,7 @@ def test_a_mistyped_setting_that_a_base_sets_is_no_helper(recipe):
         ("data.size", "AttributeError"),
         ("[][1]", "IndexError"),
         ("raise SystemExit(3)", "SystemExit: 3"),
+        ("raise GeneratorExit", "GeneratorExit"),
         ("exit()", "SystemExit"),
         ("def f():\n    f()\nf()", "RecursionError"),
         ("raise Exception", "Exception, line"),

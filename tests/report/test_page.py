@@ -20,7 +20,12 @@ from a2mim.report.page import MOST_BYTES
 from a2mim.report.pictures import reconstruction_rows, whole_sheets
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-ATTACKS = ("<script>alert(1)</script>", '"><img src=x onerror=alert(1)>', "$\\frac{1}{2}$ & {{ 7 * 7 }}")
+ATTACKS = (
+    "<script>alert(1)</script>",
+    '"><img src=x onerror=alert(1)>',
+    "$\\frac{1}{2}$ & {{ 7 * 7 }}",
+    "\x1b[2J\r\nerror: forged \\1 \u202e",
+)
 
 
 def attacked(folder: Path) -> Path:
@@ -53,6 +58,39 @@ class Elements(HTMLParser):
         self.handlers += [key for key in found if key.startswith("on")]
         if (tag == "img" and not found.get("alt")) or (tag == "svg" and not found.get("aria-label")):
             self.without_text.append(tag)
+
+
+def test_names_on_the_page_are_printable_and_forge_no_line(tmp_path):
+    page = render([read_run(attacked(tmp_path / "a"))])
+    assert page.replace("\n", "").replace("\t", "").isprintable()
+    assert not [line for line in page.splitlines() if line.lstrip().startswith("error:")]
+
+
+@pytest.mark.parametrize("value", ["x", None, -1.5, 10**400, float("nan"), [[]], {"a": [], "b": "x"}], ids=repr)
+def test_a_summary_and_a_log_of_any_types_make_a_page(tmp_path, monkeypatch, value):
+    monkeypatch.setattr("a2mim.report.page.svg", lambda plot: "")
+    run = make_run(tmp_path / "a", judged=judged())
+    summary = json.loads((run / "summary.json").read_text())
+    keys = {
+        *summary,
+        "asked",
+        "data",
+        "loss",
+        "machine",
+        "versions",
+        "origins",
+        "result",
+        "seconds",
+        "of_steps",
+        "judged",
+    }
+    inner = {"unreadable", "class_counts", "first_unreadable", "images", "baseline", "interval", "top1_last", "config"}
+    for made in (dict.fromkeys(keys, value), {key: dict.fromkeys(inner, value) for key in keys}):
+        (run / "summary.json").write_text(json.dumps(made))
+        with (run / "log.jsonl").open("a") as log:
+            line = {"step": 60, "loss": value, "data_share": value, "images_per_second": value, "says": value}
+            log.write(json.dumps(line) + "\n" + json.dumps(line | {"step": value}) + "\n")
+        assert "</html>" in render([read_run(run)])
 
 
 def test_nothing_on_the_page_loads_or_runs_anything(tmp_path):

@@ -29,7 +29,7 @@ from a2mim.data.shards.tar_store import TarStore
 from a2mim.data.shards.tarfiles import files
 from a2mim.data.sources import expand
 from a2mim.data.walk import ARRAYS, PICTURES
-from a2mim.files import delete_partials, partial_path, write_text
+from a2mim.files import delete_partials, partial_path, read_json, write_text
 from a2mim.text import ProgressBar
 
 _SLOWEST = 24 * 3600.0  # greatest time to write one shard, in seconds
@@ -199,9 +199,18 @@ def _add(archive: tarfile.TarFile, name: str, content: bytes) -> None:
 
 def _recorded(out: Path) -> dict:
     try:
-        return json.loads((out / _RECORD).read_text(encoding="utf-8"))
+        recorded = read_json(out / _RECORD)
+        return recorded if isinstance(recorded, dict) and all(map(_is_entry, recorded.values())) else {}
     except (OSError, ValueError):
         return {}
+
+
+def _is_entry(entry: object) -> bool:
+    """Whether a record of a written shard has all that the totals need."""
+    if not isinstance(entry, dict) or not isinstance(entry.get("done"), dict):
+        return False
+    counts = [entry.get("bytes_before"), entry.get("bytes_after"), *entry["done"].values()]
+    return all(isinstance(count, int) for count in counts)
 
 
 def _totals(out: Path, record: dict, manifest: dict, written: int) -> dict:

@@ -19,7 +19,7 @@ from a2mim.data.folder import inner, labels_from_paths, what_is_there
 from a2mim.data.names import escaped
 from a2mim.data.splits import TEST_WORDS, TRAIN_WORDS, find_splits, split_classes, split_word
 from a2mim.data.walk import suffix_of, walk
-from a2mim.files import delete_partials, partial_path, telling_full_disk, write_text
+from a2mim.files import delete_partials, partial_path, read_json, telling_full_disk, write_text
 from a2mim.text import ProgressBar
 
 NAME = "shard-{:06d}.tar"
@@ -188,7 +188,9 @@ def begin(out: Path, manifest: dict, paths: list[str], class_names: list[str] | 
     """Records what is about to be written. If a record exists, it must be the same."""
     record = out / "manifest.json"
     if record.exists():
-        earlier = json.loads(record.read_text(encoding="utf-8"))
+        earlier = read_json(record)
+        if not isinstance(earlier, dict):
+            raise ValueError(f"{record} cannot be read: it holds no record of shards; write to another folder")
         for field, value in manifest.items():
             if earlier.get(field) != value:
                 raise ValueError(

@@ -11,6 +11,8 @@ _LOGIN = re.compile(r"(?<=://)[^/?#\s]*@")  # user:password@
 _BROKEN_HOST = re.compile(r"(?<=://)[^/?#\s'\"]*:(?!\d*(?:[/:?#\s'\",;)\]]|$))[^\s]*")  # a password cut by / ? or #
 _QUERY = re.compile(r"(\bhttps?://[^\s?#'\"]*)[?#][^\s'\",;)\]]*?(?=[:.]?(?:[\s'\",;)\]]|$))", re.IGNORECASE)
 _PAIRS = re.compile(r"(://[^\s?'\"]*)\?[\w.%~-]+=[^\s'\",;)\]]*?(?=[:.]?(?:[\s'\",;)\]]|$))")
+_PARAMETERS = re.compile(r"(\bhttps?://[^\s;'\"]*);[\w.%~-]+=[^\s'\",)\]]*", re.IGNORECASE)  # ;name=value in a path
+_USER = re.compile(r"((?:^|\s)(?:-u|--user|--proxy-user)(?:=|\s*))[^\s'\"]*:[^\s'\"]*")  # curl's -u name:password
 _SECRET = re.compile(
     r"(?i)\b(authorization|bearer|token|secret|password|passwd|[\w-]*key)\b([=:]\s*|\s+)(?:bearer\s+|basic\s+)?[^\s'\"]+"
 )
@@ -23,8 +25,8 @@ def public_name(text: str) -> str:
     words after names such as token, password or Authorization are removed too.
     """
     text = _BROKEN_HOST.sub("…", _LOGIN.sub("", text))
-    text = _PAIRS.sub(r"\1", _QUERY.sub(r"\1", text))
-    return _SECRET.sub(r"\1\2…", text) if "pipe:" in text else text
+    text = _PARAMETERS.sub(r"\1", _PAIRS.sub(r"\1", _QUERY.sub(r"\1", text)))
+    return _USER.sub(r"\1…", _SECRET.sub(r"\1\2…", text)) if "pipe:" in text else text
 
 
 def is_remote(shard: str) -> bool:

@@ -7,7 +7,6 @@ The kernel releases the lock if the process dies.
 
 import contextlib
 import hashlib
-import json
 import os
 import re
 import tempfile
@@ -22,7 +21,7 @@ from a2mim.data.remote.origins import origin_of
 from a2mim.data.remote.retry import PassingFault, persist
 from a2mim.data.remote.transfer import BLOCK, Bounded, Stat
 from a2mim.data.shards.tarfiles import TarError, members
-from a2mim.files import open_lock, write_json
+from a2mim.files import open_lock, read_json, write_json
 
 _NOTE, _LOCK, _PART = ".json", ".lock", ".part"
 _STALE_PART = 24 * 3600  # seconds after which a partial file is taken as left behind by a killed process
@@ -38,11 +37,10 @@ class ShardCache:
     def find(self, address: str, stat: Stat | None) -> Path | None:
         """The copy, if it exists and is what the server has now; stat=None accepts any copy."""
         path = self._path_of(address)
-        with contextlib.suppress(OSError, ValueError, KeyError):
-            note = json.loads(Path(f"{path}{_NOTE}").read_text(encoding="utf-8"))
-            fetched = Stat(note["size"], note["tag"])
+        with contextlib.suppress(OSError, ValueError):
+            fetched, changed = _noted(path)
             now = path.stat()
-            whole = now.st_size == fetched.size and now.st_mtime_ns == note.get("changed", now.st_mtime_ns)
+            whole = now.st_size == fetched.size and changed in (None, now.st_mtime_ns)
             if whole and (stat is None or _same(fetched, stat)):
                 with contextlib.suppress(OSError):  # records the time of the last use; the oldest copies are dropped
                     os.utime(path, ns=(time.time_ns(), now.st_mtime_ns))
@@ -53,8 +51,7 @@ class ShardCache:
         """Size and tag of the copy, if there is one."""
         if self.find(address, None) is None:
             return None
-        note = json.loads(Path(f"{self._path_of(address)}{_NOTE}").read_text(encoding="utf-8"))
-        return Stat(note["size"], note["tag"])
+        return _noted(self._path_of(address))[0]
 
     def fetch(self, address: str, stat: Stat, verify: Callable[[str], object] | None = None) -> Path:
         """The copy, downloaded if it is missing; ShardError, with the address, for errors that are not temporary.
@@ -173,3 +170,16 @@ def _walk(path: str) -> None:
 def _locked(path: Path):
     with open_lock(f"{path}{_LOCK}"):
         yield
+
+
+def _noted(path: Path) -> tuple[Stat, int | None]:
+    """What the note beside a copy says: its size and tag, and when it was written, in nanoseconds.
+
+    Raises:
+        ValueError: the note says something else.
+    """
+    note = read_json(f"{path}{_NOTE}")
+    kinds = {"size": int | None, "tag": str | None, "changed": int | None}
+    if not isinstance(note, dict) or not all(isinstance(note.get(key), kind) for key, kind in kinds.items()):
+        raise ValueError(f"{path}{_NOTE} is no note of a copy")
+    return Stat(note.get("size"), note.get("tag")), note.get("changed")

@@ -64,10 +64,12 @@ def import_index(shard: str, access: Access) -> ShardIndex:
 
 def _components(path: str, shard: str, read) -> Iterator[tuple[str, int, int]]:
     """Yields (name, offset, size) of each component."""
+    if not os.path.isfile(path):
+        raise TarError(f"{path}: no regular file")
     with open(path, encoding="utf-8", errors="surrogateescape") as file:
         version, _, count = file.readline().strip().partition(" ")
         width = {"v1.1": 3, "v1.2": 4}.get(version)
-        if width is None or not count.isdigit():
+        if width is None or not _is_number(count):
             raise TarError(f"{path}: no index of DALI's version 1.1 or 1.2")
         lines = [line.split() for line in file if line.strip()]
     if len(lines) != int(count):
@@ -75,7 +77,7 @@ def _components(path: str, shard: str, read) -> Iterator[tuple[str, int, int]]:
     for line in lines:
         for k in range(0, len(line), width):
             part = line[k : k + width]
-            if len(part) < width or not (part[1].isdigit() and part[2].isdigit()):
+            if len(part) < width or not (_is_number(part[1]) and _is_number(part[2])):
                 raise TarError(f"{path}: a line that is no index: {' '.join(line)[:60]!r}")
             offset, size = int(part[1]), int(part[2])
             yield part[3] if width == 4 else _header_at(shard, offset)[0], offset, size
@@ -85,15 +87,24 @@ def _check_places(path: str, shard: str, components: list[tuple[str, int, int]])
     end, length = 0, os.path.getsize(shard)
     for name, offset, size in components:
         if offset % BLOCK or offset < end + BLOCK or offset + size > length:
-            raise TarError(f"{path}: {name} is said to lie at byte {offset} of {shard}, where it cannot be")
+            raise TarError(f"{path}: {_short(name)} is said to lie at byte {offset} of {shard}, where it cannot be")
         end = offset + size
     if not components:
         raise TarError(f"{path}: lists no sample")
     for name, offset, size in (components[0], components[-1]):
         if _header_at(shard, offset) != (name, offset, size):
-            raise TarError(f"{path}: {name} does not lie at byte {offset} of {shard}: an index of another shard")
+            said = f"{_short(name)} does not lie at byte {offset} of {shard}"
+            raise TarError(f"{path}: {said}: an index of another shard")
     for _ in members(shard, components[-1][1] - BLOCK):
         pass  # reads to the end of the archive
+
+
+def _is_number(text: str) -> bool:
+    return text.isdecimal() and text.isascii() and len(text) <= 18
+
+
+def _short(name: str) -> str:
+    return name if len(name) <= 200 else f"{name[:200]}…"
 
 
 def _header_at(shard: str, offset: int) -> tuple[str, int, int]:

@@ -6,7 +6,6 @@ Every cell is a call of `a2mim.pretrain`, `a2mim.finetune` or `a2mim.evaluate` a
 from __future__ import annotations
 
 import contextlib
-import json
 import math
 import re
 import shutil
@@ -22,8 +21,9 @@ from a2mim.engine.run import finetune, pretrain
 from a2mim.engine.stored import holds_run
 from a2mim.engine.worth.budget import CURVE_POINTS, Schedule
 from a2mim.evaluation.evaluate import evaluate
+from a2mim.evaluation.identity import hash_of
 from a2mim.evaluation.results import pack, read_results
-from a2mim.files import write_json
+from a2mim.files import appending, read_json, write_json
 from a2mim.weights.sources import read_source
 
 PROBE = "efficient-probe"
@@ -148,15 +148,15 @@ class Bench:
         """The cell's result: from its file, or computed and written. A damaged file is computed again."""
         path = self.path(name)
         with contextlib.suppress(OSError, ValueError):
-            found = json.loads(path.read_text(encoding="utf-8"))
-            if isinstance(found, dict) and found.get("cell") == name:
+            found = read_json(path)
+            if isinstance(found, dict) and found.get("cell") == name and found.pop("checksum", "") == hash_of(found):
                 return found
         self.say(f"  {name}")
         started = time.perf_counter()
         result = {"cell": name, **compute()}
         result["seconds"] = round(time.perf_counter() - started, 2)
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_json(path, result)
+        write_json(path, result | {"checksum": hash_of(result)})
         return result
 
     @contextlib.contextmanager
@@ -164,7 +164,7 @@ class Bench:
         """What a run prints goes to a file beside it: a comparison makes dozens of runs."""
         path = self.folder / "output" / f"{name}.txt"
         path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("a", encoding="utf-8") as file, contextlib.redirect_stdout(file):
+        with appending(path) as file, contextlib.redirect_stdout(file):
             yield
 
     def pretrain(self, name: str, arm: Arm, pool: ImageDataset, schedule: Schedule, seed: int) -> dict:

@@ -28,7 +28,7 @@ from a2mim.engine.worth.survey import Survey, look_at, part_of
 from a2mim.evaluation.evaluate import evaluate
 from a2mim.evaluation.identity import hash_of
 from a2mim.evaluation.subsets import write_list
-from a2mim.files import open_lock, write_json, write_text
+from a2mim.files import make_own_folder, open_lock, read_json, write_json, write_text
 
 VERSION = 1
 MEASURED_STEPS = 12
@@ -88,7 +88,7 @@ def worth_it(
     asked |= {"with": list(sources or []), "minutes": minutes, "seed": seed, "network": network, "recipe": recipe}
     asked |= {"img_size": img_size, "worth": worth}
     folder = Path(out) if out else Path("runs") / f"worth-it-{hash_of(asked)[:8]}"
-    folder.mkdir(parents=True, exist_ok=True)
+    make_own_folder(folder)
     try:
         lock = open_lock(folder / ".lock", wait=False)
     except BlockingIOError:
@@ -133,7 +133,7 @@ class Comparison:
         identity = {"version": VERSION, "asked": self.asked, "data": self.survey.facts}
         if path.is_file():
             try:
-                self.plan = json.loads(path.read_text(encoding="utf-8"))
+                self.plan = read_json(path)
                 kept = {key: self.plan[key] for key in identity}
                 self.budget = _budget(self.plan["budget"])
             except (ValueError, KeyError, TypeError) as error:

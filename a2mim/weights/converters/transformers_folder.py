@@ -1,8 +1,8 @@
 """Reads a folder of transformers: config.json names the architecture, preprocessor_config.json the preprocessing."""
 
-import json
 from pathlib import Path
 
+from a2mim.files import read_json
 from a2mim.weights.converters.forms import BICUBIC, BILINEAR, HALF
 
 READ = ("vit", "resnet", "timm_wrapper")  # model types
@@ -24,17 +24,24 @@ def architecture_of(config: dict, folder: Path) -> tuple[str, dict]:
         ValueError: timm has no equivalent of the model type or of its variant.
     """
     kind = config["model_type"]
-    if kind == "timm_wrapper":
-        arguments = {key: value for key, value in (config.get("model_args") or {}).items() if key != "num_classes"}
-        return config["architecture"], arguments
-    if kind == "vit":
-        return _vit(config, folder)
-    if kind == "resnet":
-        return _resnet(config, folder)
+    read = {"timm_wrapper": _wrapped, "vit": _vit, "resnet": _resnet}.get(kind if isinstance(kind, str) else "")
+    if read is not None:
+        try:
+            return read(config, folder)
+        except (KeyError, TypeError, ZeroDivisionError, AttributeError) as error:
+            raise ValueError(
+                f"{folder}/config.json is no configuration of {kind} as transformers writes it"
+                f" ({type(error).__name__}: {error})"
+            ) from None
     raise ValueError(
         f"{folder} holds a transformers model of type {kind!r}: of transformers, {', '.join(READ)} are read; "
         "write NAME:FOLDER, with timm's name of the architecture, if its weights have one of these formats."
     )
+
+
+def _wrapped(config: dict, folder: Path) -> tuple[str, dict]:
+    arguments = config.get("model_args") or {}
+    return config["architecture"], {key: value for key, value in arguments.items() if key != "num_classes"}
 
 
 def _vit(config: dict, folder: Path) -> tuple[str, dict]:
@@ -77,11 +84,17 @@ def pixels_of(config: dict, folder: Path) -> dict | None:
     path = folder / "preprocessor_config.json"
     if not path.is_file():
         return {"vit": HALF, "resnet": BICUBIC}.get(config["model_type"])
-    told = json.loads(path.read_text(encoding="utf-8"))
-    if "pretrained_cfg" in told:  # TimmWrapper's processor
+    told = read_json(path)
+    if isinstance(told, dict) and "pretrained_cfg" in told:  # TimmWrapper's processor
         told = told["pretrained_cfg"]
+        if not isinstance(told, dict):
+            raise ValueError(f"{path} has no dictionary under 'pretrained_cfg'")
         return {key: told[key] for key in ("mean", "std", "interpolation") if key in told} or None
-    if "image_mean" not in told:
+    if not isinstance(told, dict):
+        raise ValueError(f"{path} holds no JSON object")
+    if "image_mean" not in told or "image_std" not in told:
         return None
-    interpolation = _RESAMPLE.get(told.get("resample"), BILINEAR["interpolation"])
+    resample = told.get("resample")
+    known = _RESAMPLE.get(resample) if isinstance(resample, int) else None
+    interpolation = known or BILINEAR["interpolation"]
     return {"mean": told["image_mean"], "std": told["image_std"], "interpolation": interpolation}

@@ -25,6 +25,11 @@ from a2mim.data.remote.addresses import public_name
             "pipe:curl -H 'Authorization: Bearer hunter2' https://u:hunter2@host/x.tar?k=hunter2 | cat",
             "pipe:curl -H 'Authorization: …' https://host/x.tar | cat",
         ),
+        ("https://host/x.tar;sig=hunter2", "https://host/x.tar"),
+        ("https://host/a;v=hunter2/x.tar?hunter2 is gone", "https://host/a is gone"),
+        ("a;b=c/x.tar", "a;b=c/x.tar"),
+        ("pipe:curl -u me:hunter2 http://h/x.tar", "pipe:curl -u … http://h/x.tar"),
+        ("pipe:curl --user=me:hunter2 -s http://h/x.tar", "pipe:curl --user=… -s http://h/x.tar"),
         ("pipe:aws --secret-key hunter2 s3 cp s3://b/x.tar -", "pipe:aws --secret-key … s3 cp s3://b/x.tar -"),
     ],
 )
