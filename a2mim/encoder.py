@@ -236,7 +236,7 @@ class MaskedEncoder(nn.Module):
             )
         if self.sparse is not None and mask is not None:
             self.sparse.install(self.model)
-            images = torch.where(expand_mask(mask, *self.img_size), 0.0, images)
+            images = images.masked_fill(expand_mask(mask, *self.img_size), 0.0)
         self._images, self._mask, self._inserting = images, mask, True
         try:
             if self.dropping is not None and mask is not None:
@@ -259,7 +259,7 @@ class MaskedEncoder(nn.Module):
         if self.sparse is not None and mask is not None:
             visible = self.sparse.visible(layout.grid, mask)
             assert visible is not None  # `hiding_faults` refuses maps whose grid does not fit the mask's
-            features = torch.where(visible[:, None], features, 0.0)
+            features = features.masked_fill(~visible[:, None], 0.0)
         return features
 
     def arguments(self) -> dict:

@@ -114,7 +114,8 @@ class Bench:
         model_args: dict | None = None,
     ):
         self.name, self.in_chans, self.model_args = name, in_chans, model_args
-        self.img_size = img_size or next((s for s in SIZES if takes(name, s, in_chans, model_args)), None)
+        self.sizes = [img_size] if img_size else [s for s in SIZES if takes(name, s, in_chans, model_args)] or [None]
+        self.img_size = self.sizes[0]
         self.encoders: dict[str, MaskedEncoder | ValueError] = {}
         self.differences: dict[str, float] = {}  # by how hidden cells are kept from the network
 
@@ -139,7 +140,7 @@ class Bench:
         """The method on this network; notes in `tried` what was chosen."""
         parts = copy.deepcopy(method.parts)
         encoder = parts.pop("encoder")
-        plain = self.encoder()
+        plain = self.plain()
         tried.img_size = list(plain.img_size)
         problem: ValueError | None = None
         average = (0.5,) * self.in_chans
@@ -160,12 +161,24 @@ class Bench:
             f" {plain.img_size[0]} x {plain.img_size[1]} px into four or more"
         )
 
+    def plain(self) -> MaskedEncoder:
+        """The encoder of the first size that holds four cells or more, else of the largest size."""
+        while not cells_for(self.encoder()) and self.img_size != self.sizes[-1]:
+            self.img_size = self.sizes[self.sizes.index(self.img_size) + 1]
+            self.encoders.clear()
+        return self.encoder()
+
     def encoder_of(self, row: dict, cell: int) -> MaskedEncoder:
         """The encoder as a row has it, with this network's own sites and maps."""
         hide, token = row.get("hide", "token"), row.get("token", "add")
         maps = spread_maps(self.encoder(), hide) if "maps" in row else "auto"
         if hide != "token":
-            return self.encoder(hide=hide, maps=maps, mask_patch_size=cell)
+            try:
+                return self.encoder(hide=hide, maps=maps, mask_patch_size=cell)
+            except ValueError as error:
+                if maps == "auto" or not str(error).startswith("maps"):
+                    raise
+                return self.encoder(hide=hide, maps="auto", mask_patch_size=cell)  # timm names what is no module
         if token != "none" and at_embedding(row):
             try:
                 return self.encoder(site=embedding_of(self.encoder()), token=token, maps=maps)

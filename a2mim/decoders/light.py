@@ -18,11 +18,9 @@ class VisibleBatchNorm(nn.BatchNorm2d):
         if features.is_meta:  # where nothing can be counted
             return super().forward(features)
         visible = ~spread_mask(mask, (features.shape[2], features.shape[3])).expand(len(features), -1, -1, -1)[:, 0]
-        cells, index = features.movedim(1, -1), visible.flatten().nonzero()[:, 0]
-        rows = cells.flatten(0, 2).index_select(0, index)
-        normal = super().forward(rows[:, :, None, None])[:, :, 0, 0]
-        full = normal.new_zeros(visible.numel(), normal.shape[1]).index_copy(0, index, normal)
-        return full.view_as(cells).movedim(-1, 1)
+        cells = features.movedim(1, -1)
+        normal = super().forward(cells[visible][:, :, None, None])[:, :, 0, 0]
+        return torch.zeros_like(cells, dtype=normal.dtype).masked_scatter_(visible[..., None], normal).movedim(-1, 1)
 
 
 class CellNorm(LayerNorm2d):

@@ -141,7 +141,7 @@ class Sparse:
         visible = self.visible((features.shape[2], features.shape[3])) if features.ndim == 4 else None
         if visible is None or len(visible) != len(features):
             return None
-        cells = features.movedim(1, -1).flatten(0, 2).index_select(0, self.index(visible))
+        cells = features.movedim(1, -1).flatten(0, 2)[self.index(visible)]
         if isinstance(module, nn.GroupNorm):
             cells = cells.view(len(features), -1, features.shape[1]).transpose(1, 2)[..., None]
         else:
