@@ -10,6 +10,8 @@ from a2mim.data.augment import Augment
 from a2mim.engine.config import load_config
 from a2mim.engine.finetune_protocol import SETTING_OF, protocol_in_force
 from a2mim.engine.finetune_settings import FinetuneSettings
+from a2mim.engine.labelled_data import raise_epochs
+from a2mim.engine.resuming import with_raised_epochs
 from a2mim.protocols import protocol_names, read_protocol
 
 CONFIGS = sorted((Path(__file__).parents[1] / "configs" / "finetune").glob("*.py"))
@@ -48,6 +50,30 @@ def test_the_numbers_are_the_papers(name):
     assert found[0] == pytest.approx(lr)
     assert [*found[1:], optimizer.layer_decay, settings.loss.type] == rest
     assert settings.ema == (None if ema is None else pytest.approx(ema))
+
+
+@pytest.mark.parametrize(("images", "epochs"), [(1, 300), (33, 300), (341, 30), (200, 50), (100_000, 30)])
+def test_few_images_get_more_epochs(images, epochs):
+    settings = load_config("small-data", kind=FinetuneSettings)
+    found = raise_epochs(settings, images)
+    assert found.schedule.epochs == epochs
+    assert raise_epochs(found, images) == found
+    assert raise_epochs(load_config("mae-finetune", kind=FinetuneSettings), images).schedule.epochs == 100
+
+
+def test_the_rule_of_more_epochs_can_be_switched_off():
+    settings = load_config("small-data", {"schedule.least_steps": None}, kind=FinetuneSettings)
+    assert protocol_in_force(settings).overridden == {"least_steps": [300, 0]}
+    assert raise_epochs(settings, 10).schedule.epochs == 30
+
+
+def test_epochs_that_few_images_have_raised_are_no_other_run():
+    settings = load_config("small-data", kind=FinetuneSettings)
+    raised = raise_epochs(settings, 50).model_dump()
+    assert with_raised_epochs(settings.model_dump(), raised) == raised
+    fewer = load_config("small-data", {"schedule.epochs": 20}, kind=FinetuneSettings).model_dump()
+    assert with_raised_epochs(settings.model_dump(), fewer) == settings.model_dump()
+    assert with_raised_epochs(load_config("mae-finetune", kind=FinetuneSettings).model_dump(), raised) != raised
 
 
 def test_a_change_is_named_and_changes_the_hash():

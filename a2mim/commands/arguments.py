@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from typing import Any
 
 from a2mim.data.access import Access
 from a2mim.data.reading import DEFAULT, Reading
@@ -89,6 +90,16 @@ def add_machine(parser, num_workers: int | None) -> None:
     parser.add_argument("--device", help="cpu, cuda, cuda:1 (default: a GPU where there is one)")
     add_access(parser)
     add_debug(parser)
+
+
+def machine_of(chosen) -> dict[str, Any]:
+    """What `add_machine`'s flags say, as arguments of the functions behind the commands."""
+    return {"num_workers": chosen.num_workers, "device": chosen.device, "access": access_of(chosen)}
+
+
+def exit_status(summary: dict) -> int:
+    """0, or 128 + n where signal n ended the work."""
+    return 128 + summary["signal"] if summary["status"] == "stopped" else 0
 
 
 def add_access(parser) -> None:

@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Callable
 from typing import Any
 
-from a2mim.commands.arguments import access_of, add_machine, one_or_list
+from a2mim.commands.arguments import add_machine, exit_status, machine_of, one_or_list
 
 
 def add_run_flags(parser: argparse.ArgumentParser) -> None:
@@ -76,10 +76,8 @@ def launch(run: Callable[..., dict], chosen: argparse.Namespace, options: dict[s
         laptop=chosen.laptop,
         resume=chosen.resume,
         next_epoch=chosen.next_epoch,
-        num_workers=chosen.num_workers,
-        device=chosen.device,
-        access=access_of(chosen),
+        **machine_of(chosen),
         **options,
     )
     chosen.result = summary
-    return 128 + summary["signal"] if summary["status"] == "stopped" else 0
+    return exit_status(summary)

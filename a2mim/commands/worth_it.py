@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from a2mim.commands.arguments import DATA_HELP, access_of, add_machine, one_or_list
+from a2mim.commands.arguments import DATA_HELP, SOURCE_HELP, add_machine, exit_status, machine_of, one_or_list
 
 
 def add_worth_it(commands) -> None:
@@ -17,7 +17,7 @@ def add_worth_it(commands) -> None:
     )
     p.add_argument(
         "--with", dest="sources", nargs="+", action="extend", default=[], metavar="SOURCE",
-        help="weights to compare with and to pre-train further: a run, a file, NAME:FILE, NAME:pretrained",
+        help=f"weights to compare with and to pre-train further: {SOURCE_HELP.rpartition(', or')[0]}",
     )  # fmt: skip
     p.add_argument(
         "--test-data", nargs="+", action="extend", help="labelled images to test on (default: a test/ there, or a part)"
@@ -48,9 +48,7 @@ def run_worth_it(chosen) -> int:
         recipe=chosen.recipe,
         img_size=chosen.img_size,
         worth=chosen.worth,
-        device=chosen.device,
-        num_workers=chosen.num_workers,
-        access=access_of(chosen),
+        **machine_of(chosen),
     )
     chosen.result = result
-    return 128 + result["signal"] if result["status"] == "stopped" else 0
+    return exit_status(result)

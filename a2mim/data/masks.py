@@ -7,8 +7,8 @@ image.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
 from io import BytesIO
 from pathlib import Path
 
@@ -55,6 +55,12 @@ class Masked:
 
     def __len__(self) -> int:
         return len(self.names)
+
+    def part(self, rows: Iterable[int]) -> Masked:
+        """The images of some rows, in that order."""
+        chosen = [int(row) for row in rows]
+        names = [self.names[row] for row in chosen]
+        return replace(self, names=names, read=lambda i: self.read(chosen[i]))
 
 
 def open_masked(source, split: str = "train") -> Masked:

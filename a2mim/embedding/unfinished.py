@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from a2mim.evaluation.cache import PartState, checksum_of, grown, new_array
+from a2mim.evaluation.cache_state import PartState, checksum_of, grown, new_array
 from a2mim.evaluation.identity import hash_of
 from a2mim.files import make_own_folder, read_json, write_json
 

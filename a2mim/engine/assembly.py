@@ -181,7 +181,7 @@ def build_runner(run: Run, resume_from: ResumePoint | None) -> TrainRunner:
         "log": hooks.LogHook(settings.log.every_steps),
         "health": HealthHook(),
         **task.hooks(),
-        "report": ReportHook(),
+        **({"report": ReportHook()} if settings.log.report else {}),
         "checkpoint": hooks.CheckpointHook(settings.checkpoint),
         "signals": hooks.SignalHook(),
     }

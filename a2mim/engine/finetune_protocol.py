@@ -14,7 +14,7 @@ from a2mim.protocols import Protocol, protocol_names, read_protocol
 SETTING_OF = {  # a protocol's constant -> the setting of the same meaning
     **{key: key for key in ("global_batch_size", "seed", "clip_grad")},
     "ema_decay": "ema",
-    **{key: f"schedule.{key}" for key in ("epochs", "warmup_epochs", "warmup_lr", "min_lr")},
+    **{key: f"schedule.{key}" for key in ("epochs", "least_steps", "warmup_epochs", "warmup_lr", "min_lr")},
     "optimizer": "optimizer.type",
     **{
         key: f"optimizer.{key}"
@@ -26,7 +26,7 @@ SETTING_OF = {  # a protocol's constant -> the setting of the same meaning
     "loss": "loss.type",
     "target_threshold": "loss.threshold",
     "train_size": "data.img_size",
-    **{key: f"data.{key}" for key in ("test_size", "crop_pct", "interpolation")},
+    **{key: f"data.{key}" for key in ("test_size", "crop_pct", "scale", "interpolation")},
     "subset": "labels.subset",
     "subset_seed": "labels.seed",
 }
@@ -67,7 +67,7 @@ def protocol_in_force(settings: FinetuneSettings) -> Protocol | None:
 def _to_setting(key: str, value: Any) -> Any:
     if key == "ema_decay":
         return 1 - value if value else None
-    return value or None if key == "clip_grad" else value
+    return value or None if key in ("clip_grad", "least_steps") else value
 
 
 def _to_constant(key: str, value: Any) -> Any:
@@ -75,6 +75,8 @@ def _to_constant(key: str, value: Any) -> Any:
         return 1 - value if value else 0.0
     if key == "clip_grad":
         return value or 0.0
+    if key == "least_steps":
+        return value or 0
     if key == "subset":
         return str(value)
     return list(value) if isinstance(value, tuple) else value

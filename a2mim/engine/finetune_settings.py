@@ -121,6 +121,9 @@ class FinetuneSchedule(Schedule):
     """The learning rate over the run."""
 
     epochs: Count = Field(100, description="Passes over the training images.")
+    least_steps: Count | None = Field(
+        None, description="Few images get more epochs, until the run has so many steps. None: `epochs` alone."
+    )
     warmup_epochs: NonNegative = Field(5, description="Epochs in which the rate rises linearly.")
     warmup_lr: NonNegative = Field(0.0, description="The rate at the first step of the warm-up.")
     min_lr: NonNegative = Field(1e-6, description="Cosine: the rate at the end.")

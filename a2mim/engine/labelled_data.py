@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -61,6 +62,7 @@ def open_labelled(
     settings = complete_pixels(settings, pixels)
     whole, test_set = open_sets(request.data, request.test_data, settings.data, access or Access())
     rows = choose_rows(whole, settings.labels, test_set)
+    settings = raise_epochs(settings, len(rows))
     num_classes = count_classes(whole)
     if saved:
         check_classes(whole, num_classes, saved)
@@ -77,6 +79,14 @@ def open_labelled(
         num_classes=num_classes,
         source=source,
     )
+
+
+def raise_epochs(settings: FinetuneSettings, images: int) -> FinetuneSettings:
+    """The settings with as many epochs as `schedule.least_steps` asks for with so many images."""
+    schedule, steps = settings.schedule, max(1, images // settings.global_batch_size)
+    if schedule.least_steps is None or schedule.epochs * steps >= schedule.least_steps:
+        return settings
+    return changed(settings, {"schedule.epochs": math.ceil(schedule.least_steps / steps)})
 
 
 def augmentation_of(settings: FinetuneSettings) -> dict:

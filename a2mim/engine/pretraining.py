@@ -171,8 +171,9 @@ class Pretraining:
             )
         before, after = judge(self.untrained, "before"), judge(trained, "after")
         judging.write_results(judge, after, trained, folder)
-        encoders = {"before": judge.calibrated(self.untrained), "after": judge.calibrated(trained)}
-        draw_portrait(judge, encoders, averaged, folder)
+        if self.settings.log.report:
+            encoders = {"before": judge.calibrated(self.untrained), "after": judge.calibrated(trained)}
+            draw_portrait(judge, encoders, averaged, folder)
         judged = judging.compare(before, after)
         return {"export": receipt, "judged": judged}
 

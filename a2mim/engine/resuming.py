@@ -154,7 +154,7 @@ def refuse_other_run(
     laptop = request.data is None if request.laptop is None else request.laptop
     wanted = load_config(launch.recipe_of(request), launch.overrides, laptop, kind).model_dump()
     before = settle(stored, where, None, False, kind).model_dump()
-    others = differences(_known(before, wanted), wanted)
+    others = differences(_known(before, wanted), with_raised_epochs(wanted, before))
     given = public_request(request.given())
     others += [
         f"{key}: {asked[key]!r} -> {given[key]!r}"
@@ -178,6 +178,15 @@ def _known(before: dict, wanted: dict) -> dict:
         else value
         for key, value in before.items()
     }
+
+
+def with_raised_epochs(wanted: dict, before: dict) -> dict:
+    """`wanted` with the epochs of `before`, where `schedule.least_steps` has raised them for a small set."""
+    schedule = wanted["schedule"]
+    if not schedule.get("least_steps"):
+        return wanted
+    epochs = max(schedule["epochs"], before["schedule"]["epochs"])
+    return wanted | {"schedule": schedule | {"epochs": epochs}}
 
 
 def check_test_set(meta: dict, test_set: ImageDataset | None, named: bool) -> list[str]:

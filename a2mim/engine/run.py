@@ -227,7 +227,7 @@ def _close(run: Run, runner: TrainRunner, signals: SignalHook, started: float) -
             summary |= run.task.hand_over(runner.averaged, run.claimed)
     if is_main_process():
         write_json(run.claimed / "summary.json", summary)
-        report(summary, runner, write_page(run.claimed))
+        report(summary, runner, write_page(run.claimed) if run.settings.log.report else None)
     return summary
 
 

@@ -118,6 +118,9 @@ class Log(Group):
     """What is written while the run trains."""
 
     every_steps: Count = Field(10, description="Steps between two lines of log.jsonl.")
+    report: Flag = Field(
+        True, description="Write report.html and the pictures of features in it, on the way and at the end."
+    )
     tensorboard: Flag = Field(False, description="Write TensorBoard files too; the same as naming it in `backends`.")
     backends: Annotated[
         list[Text | dict[str, Any]], Must('a list of names and dicts, e.g. ["tensorboard", dict(type="wandb")]')

@@ -14,9 +14,11 @@ from torch import Tensor
 
 from a2mim.batchnorm import calibrate_batchnorm, has_batchnorm
 from a2mim.data import Access, EvalLoader, ImageDataset, Reading, TrainLoader, match_labels, open_dataset
-from a2mim.evaluation.cache import Cache, Entry, FeatureSet
+from a2mim.evaluation.cache import Cache
+from a2mim.evaluation.cache_entry import Entry
 from a2mim.evaluation.calibration import DESCRIPTION, calibration_batches, calibration_loader
 from a2mim.evaluation.encoder import Encoder
+from a2mim.evaluation.feature_set import FeatureSet
 from a2mim.evaluation.features import pooling_name, refuse_below_one
 from a2mim.evaluation.identity import hash_of, stamp_of
 from a2mim.evaluation.linear import hold_out

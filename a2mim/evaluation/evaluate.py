@@ -13,10 +13,12 @@ from a2mim.evaluation import copydays, davis, label_free_run, runners, seg_augme
 from a2mim.evaluation.cache import Cache
 from a2mim.evaluation.context import VIEW, EvalContext
 from a2mim.evaluation.cost import ViewPass, estimate
+from a2mim.evaluation.identity import hash_of
 from a2mim.evaluation.results import write_result
 from a2mim.evaluation.segmentation import open_task, result_of
 from a2mim.evaluation.shown import Records
 from a2mim.evaluation.subsets import write_list
+from a2mim.files import write_text
 from a2mim.protocols import Protocol, read_protocol
 
 DENSE = ("davis", "copydays", "segmentation")  # each reads folders of its own format
@@ -68,7 +70,7 @@ def evaluate(
             raise ValueError(f"{protocol.name} trains the encoder: run a2mim finetune; evaluate judges frozen ones.")
         runners.check(protocol)
     if any(protocol.kind in DENSE for protocol in chosen):
-        return Records(_dense(source, chosen, data, test_data, out, options))
+        return Records(_dense(source, chosen, data, test_data, out, options, say or warnings.warn))
     unlabelled = [p for p in chosen if p.kind in UNLABELLED]
     free = [r for p in unlabelled for r in label_free_run.run(source, p, data, **options)]
     if out is not None:
@@ -79,8 +81,9 @@ def evaluate(
         return Records(free)
     context = EvalContext(source, data, test_data, cache=cache, **options)
     if context.split_rows is not None:
-        sentence = _write_split(context, out)
-        (say or warnings.warn)(sentence)
+        whole = context.whole
+        path = write_list(whole, context.split_rows, _split_path(out, whole.fingerprint))
+        (say or warnings.warn)(_split_sentence(len(context.split_rows), len(whole), "a fifth of each class", path))
     passes = _passes(chosen, context)
     cost = estimate(context, chosen, passes)
     if cost.images:
@@ -113,16 +116,17 @@ def sensible_protocols(data, access: Access | None = None) -> tuple[list[str], s
     return list(FOR_IMAGES), f"{missing}: {', '.join(FOR_IMAGES)}, which says nothing of classes"
 
 
-def _write_split(context: EvalContext, out: Path | None) -> str:
-    """Writes which images are tested, if the context had to split them off; returns a sentence about it."""
-    rows, whole = context.split_rows, context.whole
-    assert rows is not None  # the caller asks only where images were split off
-    path = (out or Path()) / f"test-split-{whole.fingerprint}.tsv"
+def _split_path(out: Path | None, fingerprint: str) -> Path:
+    """Where the images that were split off to test on are listed."""
+    path = (out or Path()) / f"test-split-{fingerprint}.tsv"
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_list(whole, rows, path)
+    return path
+
+
+def _split_sentence(tested: int, images: int, share: str, path: Path) -> str:
     return (
-        f"no test set was given: {len(rows):,} of the {len(whole):,} images, a fifth of each class, are split off to"
-        f" test on; they are listed in {path}"
+        f"no test set was given: {tested:,} of the {images:,} images, {share}, are split off to test on; they are"
+        f" listed in {path}"
     )
 
 
@@ -155,13 +159,17 @@ def _passes(chosen: list[Protocol], context: EvalContext) -> list[ViewPass]:
     return [ViewPass(dict(zip(VIEW, view, strict=True)), tuple(dict.fromkeys(p))) for view, p in wanted.items()]
 
 
-def _dense(source, chosen: list[Protocol], data, test_data, out: Path | None, options: dict) -> list[dict]:
+def _dense(
+    source, chosen: list[Protocol], data, test_data, out: Path | None, options: dict, say: Callable
+) -> list[dict]:
     if others := [protocol.name for protocol in chosen if protocol.kind not in DENSE]:
         raise ValueError(f"{others[0]} and {chosen[0].name} read different data: run them one after the other.")
     runs, results = {"davis": davis.run, "copydays": copydays.run}, []
+    said = False
     for protocol in chosen:
         if protocol.kind == "segmentation":
-            found = _segment(source, protocol, data, test_data, out, options)
+            found = _segment(source, protocol, data, test_data, out, options, None if said else say)
+            said = True
         else:
             found = runs[protocol.kind](source, protocol, data, **options)
         results.append(found)
@@ -170,8 +178,15 @@ def _dense(source, chosen: list[Protocol], data, test_data, out: Path | None, op
     return results
 
 
-def _segment(source, protocol: Protocol, data, test_data, out: Path | None, options: dict) -> dict:
+def _segment(
+    source, protocol: Protocol, data, test_data, out: Path | None, options: dict, say: Callable | None
+) -> dict:
     task = open_task(source, protocol, data, test_data, **options)
+    if task.split_rows is not None and task.whole is not None and say is not None:
+        names = task.whole.names
+        path = _split_path(out, hash_of(names))
+        write_text(path, "".join(f"{row}\t{names[row]}\n" for row in task.split_rows))
+        say(_split_sentence(len(task.split_rows), len(names), "a fifth", path))
     heads = {"linear": seg_linear.run, "knn": seg_knn.run, "augmented": seg_augmented.run}
     predictions, chosen = heads[protocol.constants["head"]](task, protocol.constants)
     return result_of(task, protocol, predictions, chosen, out)

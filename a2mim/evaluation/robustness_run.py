@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from a2mim.evaluation import robustness
-from a2mim.evaluation.cache import FeatureSet
 from a2mim.evaluation.calibration import calibration_rows
 from a2mim.evaluation.cells import map_of
 from a2mim.evaluation.context import EvalContext
+from a2mim.evaluation.feature_set import FeatureSet
 from a2mim.evaluation.features import check_features, class_positions
 from a2mim.evaluation.linear import best_head, fit, hold_out
 from a2mim.evaluation.robustness import Damaged

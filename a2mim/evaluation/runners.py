@@ -14,9 +14,9 @@ from torch import Tensor
 from a2mim.evaluation import robustness_run
 from a2mim.evaluation.attentive import AttentiveHeads
 from a2mim.evaluation.attentive_probe import attentive_stack, queries_of
-from a2mim.evaluation.cache import FeatureSet
 from a2mim.evaluation.cells import LAST
 from a2mim.evaluation.context import EvalContext
+from a2mim.evaluation.feature_set import FeatureSet
 from a2mim.evaluation.features import refuse_below_one
 from a2mim.evaluation.heads import LarsHeads, LinearHeads
 from a2mim.evaluation.knn import check_constants, knn

@@ -28,6 +28,7 @@ from a2mim.text import ProgressBar
 
 PICTURES = 8  # test images that are drawn with their prediction
 TILE = 192  # pixels of a side in these pictures
+SPLIT_OFF = 0.2  # of the images, to test on where there is no test set
 _MOST_CLASSES = 4096
 
 
@@ -43,6 +44,8 @@ class SegmentationTask:
         ignore: id of pixels that do not count.
         zero_is_ignored: 0 is ignored, and every other id is one too high.
         interpolation: of the images.
+        split_rows: rows of `whole` that were split off to test on; None: there was a test set.
+        whole: the images that were given to train on.
     """
 
     encoder: Encoder
@@ -55,6 +58,8 @@ class SegmentationTask:
     zero_is_ignored: bool
     interpolation: str
     batch_size: int = 64
+    split_rows: np.ndarray | None = None
+    whole: Masked | None = None
 
     def item(self, dataset: Masked, i: int) -> tuple[np.ndarray, np.ndarray]:
         """((H, W, 3) uint8, (H, W) int64 in 0 … C-1 or `ignore`); ValueError with the name for an id out of range."""
@@ -87,16 +92,20 @@ class SegmentationTask:
 def open_task(source, protocol: Protocol, data, test_data=None, img_size=None, **options) -> SegmentationTask:
     """Opens everything that a segmentation protocol needs; BatchNorm is calibrated on training images.
 
+    Without a test set a fifth of the images is split off, always the same ones.
+
     Raises:
-        ValueError: no test set, a size that the stride does not divide, masks without classes.
+        ValueError: a single image and no test set, a size that the stride does not divide, masks without classes.
     """
     c = protocol.constants
-    train = open_masked(data, "train")
-    if test_data is None and not train.has_split:
-        raise ValueError(
-            f"{protocol.name} needs test images with masks: give --test-data, or a folder with train/ and test/."
-        )
-    test = open_masked(data if test_data is None else test_data, "test")
+    whole, split_rows = open_masked(data, "train"), None
+    if test_data is None and not whole.has_split:
+        if len(whole) < 2:
+            raise ValueError(f"{whole.title} has a single image, so none can be split off: give --test-data.")
+        split_rows, kept = split_images(len(whole), SPLIT_OFF, 0)
+        train, test = whole.part(kept), whole.part(split_rows)
+    else:
+        train, test = whole, open_masked(data if test_data is None else test_data, "test")
     size = c.get("crop") if img_size is None else img_size
     encoder = Encoder(source, options.get("device"), size, options.get("allow_partial", False), options.get("seed", 0))
     if encoder.channels != 3:
@@ -113,8 +122,10 @@ def open_task(source, protocol: Protocol, data, test_data=None, img_size=None, *
         *(encoder, reader, encoder.img_size, train, test, _MOST_CLASSES, c["ignore"], c["zero_is_ignored"]),
         interpolation=c["interpolation"],
         batch_size=options.get("batch_size", 64),
+        split_rows=split_rows,
+        whole=whole,
     )
-    task.n_classes = _count_classes(task)
+    task.n_classes = _count_classes(task, whole)
     if not encoder.clean_statistics and has_batchnorm(encoder.model):
         rows = np.random.default_rng(0).permutation(len(train))[:IMAGES]
         task.batch_size = BATCH
@@ -130,17 +141,17 @@ def renumbered(ids: np.ndarray, ignore: int, zero_is_ignored: bool) -> np.ndarra
     return np.where((ids == 0) | (ids == ignore), ignore, ids - 1)
 
 
-def _count_classes(task: SegmentationTask) -> int:
-    """As classes.txt lists them, else up to the largest id of the training masks."""
-    if task.train.class_names:
-        return len(task.train.class_names)
+def _count_classes(task: SegmentationTask, images: Masked) -> int:
+    """As classes.txt lists them, else up to the largest id of these images' masks."""
+    if images.class_names:
+        return len(images.class_names)
     largest = -1
-    for i in range(len(task.train)):
-        labels = task.item(task.train, i)[1]
+    for i in range(len(images)):
+        labels = task.item(images, i)[1]
         judged = labels[labels != task.ignore]
         largest = max(largest, int(judged.max()) if len(judged) else -1)
     if largest < 0:
-        raise ValueError(f"every pixel of {task.train.title} is ignored (id {task.ignore}): there is no class.")
+        raise ValueError(f"every pixel of {images.title} is ignored (id {task.ignore}): there is no class.")
     return largest + 1
 
 

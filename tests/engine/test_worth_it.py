@@ -1,18 +1,31 @@
 """`a2mim worth-it` on tiny images: its look at the data, and the whole, killed in the middle and gone on with."""
 
 import json
+import re
 import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 
 import mmcv
 import numpy as np
 import pytest
 
+from a2mim.engine.config import load_config
 from a2mim.engine.worth import answer
-from a2mim.engine.worth.budget import SHARES
-from a2mim.engine.worth.cells import Arm, arms_of, recipe_for
+from a2mim.engine.worth.budget import CURVE_POINTS, SHARES, Schedule
+from a2mim.engine.worth.cells import (
+    SAVED,
+    Arm,
+    Bench,
+    arms_of,
+    curve_steps,
+    encoder_options,
+    recipe_for,
+    saved_epochs,
+)
+from a2mim.engine.worth.planning import time_line, time_taken
 from a2mim.engine.worth.survey import look_at
 from a2mim.engine.worth.verdict import decide
 from a2mim.engine.worth.worth_it import worth_it
@@ -20,8 +33,8 @@ from a2mim.report.analyses import plots_of
 
 # two seeds and one point of the curve, so that the whole takes seconds
 COMMAND = (
-    "import sys; from a2mim.engine.worth import budget; budget.SEEDS = (2,); budget.CURVE_POINTS = 1;"
-    "from a2mim.engine.worth import cells, worth_it; cells.CURVE_POINTS = 1; worth_it.SEEDS = (2,);"
+    "import sys; from a2mim.engine.worth import budget, cells, planning;"
+    "planning.SEEDS = (2,); budget.CURVE_POINTS = cells.CURVE_POINTS = 1;"
     "from a2mim.cli import main; sys.exit(main(sys.argv[1:]))"
 )
 
@@ -143,38 +156,96 @@ def test_the_sentence_says_how_much_how_sure_at_what_cost_and_what_would_change_
         assert part in said
 
 
+@pytest.mark.parametrize("network", ["resnet18", "vit_tiny_patch16_224", "vit_small_patch16_224", "convnext_atto"])
+def test_every_arm_has_the_same_network_whatever_the_recipe_says_of_its_own(network):
+    recipe = recipe_for(network)
+    encoder = load_config(recipe, encoder_options(recipe, network), laptop=True).model["encoder"]
+    assert encoder["name"] == network and not encoder.get("model_args")
+
+
+def test_points_of_the_curve_have_checkpoints_and_lie_inside_the_run():
+    for epochs in (1, 5, 9, 40):
+        schedule = Schedule(96, 32, epochs)
+        saved = set(range(3 * saved_epochs(schedule), schedule.steps + 1, 3 * saved_epochs(schedule)))
+        found = curve_steps(schedule)
+        assert set(found) <= saved and all(0 < steps < schedule.steps for steps in found)
+        assert len(saved) <= SAVED * CURVE_POINTS + 2
+
+
+def test_a_damaged_cell_is_computed_again_and_a_whole_one_never(tmp_path):
+    made, bench = [], Bench(tmp_path, 32, say=lambda _: None)
+
+    def compute():
+        made.append(1)
+        return {"top1": 1.0}
+
+    first = bench.once("a", "frozen", compute)
+    assert bench.once("a", "frozen", compute) == first and len(made) == 1
+    bench.path("a").write_text('{"cell": "a", "top')
+    assert not bench.has("a") and bench.once("a", "frozen", compute)["top1"] == 1.0 and len(made) == 2
+    bench.forget("a")
+    assert bench.cell_seconds("a") == 0.0 and not bench.path("a").exists()
+
+
+def test_what_it_took_stands_beside_what_was_announced():
+    budget = {"seeds": 2, "pretrain": {"images": 9, "batch": 3, "epochs": 1}, "finetune": {}}
+    budget["costs"] = {"measuring": 0.5, "frozen": 1.0, "curve": 0.0, "pretrain": 2.0, "finetune": 0.0}
+    plan = {"budget": budget, "asked": {"minutes": 4.0}, "measured_seconds": {"spent": 30.0}}
+    cells = {name: {"kind": name[:-1], "seconds": 90.0} for name in ("frozen1", "pretrain1", "pretrain2")}
+    taken = time_taken(plan, cells)
+    assert (taken["announced"], taken["took"], taken["kinds"]["pretrain"]) == (3.5, 5.0, [2.0, 3.0])
+    assert "5.0 minutes; announced were 3.5" in time_line(taken)
+
+
 @pytest.mark.slow
-def test_killed_in_the_middle_it_goes_on_and_repeats_its_answer(classes, tmp_path):
-    out = tmp_path / "out"
-    arguments = ["worth-it", classes, "--network", "test_resnet", "--img-size", "32", "--minutes", "0.1"]
+def test_killed_at_any_moment_it_goes_on_computes_nothing_twice_and_repeats_its_answer(classes, tmp_path):
+    out, said = tmp_path / "out", []
+    arguments = ["worth-it", classes, "--network", "test_convnext", "--img-size", "32", "--minutes", "0.1"]
     arguments += ["--out", out, "--num-workers", "0", "--device", "cpu"]
     command = [sys.executable, "-c", COMMAND, *map(str, arguments)]
-    with (tmp_path / "said.txt").open("w") as said:
-        process = subprocess.Popen(command, stdout=said, stderr=said)
-        while process.poll() is None and len(list(out.glob("cells/*.json"))) < 6:
-            time.sleep(0.05)
-    assert process.poll() is None, (tmp_path / "said.txt").read_text()[-2000:]
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    before = {path: path.read_bytes() for path in out.glob("cells/*.json")}
+    before: dict = {}
+    for number in (1, 7):  # cells that are there: while it measures, and in the midst of the comparison
+        with (tmp_path / "said.txt").open("w") as file:
+            process = subprocess.Popen(command, stdout=file, stderr=file)
+            while process.poll() is None and len(list(out.glob("cells/*.json"))) < number:
+                time.sleep(0.05)
+        assert process.poll() is None, (tmp_path / "said.txt").read_text()[-2000:]
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        said += cells_of((tmp_path / "said.txt").read_text())
+        assert {path: path.read_bytes() for path in before} == before
+        before = {path: path.read_bytes() for path in out.glob("cells/*.json")}
+        assert not (out / "results.json").exists()
     plan = (out / "plan.json").read_bytes()
-    assert 6 <= len(before) < 18 and not (out / "results.json").exists()
 
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     assert {path: path.read_bytes() for path in before} == before
     assert (out / "plan.json").read_bytes() == plan
+    begun = Counter([*said, *cells_of(done.stdout)])
+    assert set(begun) == {path.stem for path in out.glob("cells/*.json")}
+    assert sum(begun.values()) - len(begun) <= 2  # at most the cell that each kill interrupted was begun again
     result = json.loads((out / "results.json").read_text())
     assert result["sentence"] in done.stdout and result["status"] == "finished"
     assert len(result["table"]) == 8 and all(len(row["seeds"]) == 2 for row in result["table"])
+    assert result["time"]["took"] > 0 and result["time"]["announced"] == pytest.approx(
+        result["plan"]["expected_minutes"], abs=0.01
+    )
     curve = result["curves"]["pre-trained here"]
     assert curve[0]["steps"] == 0 and [point["minutes"] for point in curve] == sorted(p["minutes"] for p in curve)
     run = next(out.glob("runs/seed0-*-pretrain"))
     figures = json.loads((run / "analysis" / "worth-it.json").read_text())
     assert len(plots_of(figures)) == len(figures["figures"]) == 2
     assert "Frozen features over minutes" in (run / "report.html").read_text()
+    assert len(list(out.glob("runs/*/checkpoints/*.pth"))) == 1  # of the first pre-training: the encoder to keep
 
     again = subprocess.run(command, capture_output=True, text=True, check=False)
     assert again.returncode == 0 and json.loads((out / "results.json").read_text()) == result
+    assert cells_of(again.stdout) == []
     other = subprocess.run([*command, "--seed", "7"], capture_output=True, text=True, check=False)
     assert other.returncode == 1 and "another request (seed differ)" in other.stderr
+
+
+def cells_of(output: str) -> list[str]:
+    """The cells that were begun, as the command names them."""
+    return re.findall(r"^  (seed\d+-\S+)$", output, re.MULTILINE)

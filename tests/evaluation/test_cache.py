@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 import torch
 
-from a2mim.evaluation.cache import Cache, FeatureSet
+from a2mim.evaluation.cache import Cache
+from a2mim.evaluation.feature_set import FeatureSet
 from a2mim.files import DiskFull
 
 N, BATCH = 23, 4
@@ -47,7 +48,7 @@ def extract(parts):
 
 @pytest.fixture(autouse=True)
 def save_always(monkeypatch):
-    monkeypatch.setattr("a2mim.evaluation.cache._SAVE_EVERY", -1.0)
+    monkeypatch.setattr("a2mim.evaluation.cache_entry._SAVE_EVERY", -1.0)
 
 
 def take(cache, parts=("default",), identity="a", **loader):

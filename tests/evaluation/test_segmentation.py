@@ -1,5 +1,6 @@
 """Segmentation on frozen maps: mIoU against torchmetrics, the oracle, ignored pixels, and all protocols end to end."""
 
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -8,10 +9,10 @@ import torch
 from PIL import Image
 from torchmetrics.functional.segmentation import mean_iou
 
-from a2mim.data.masks import Masked
+from a2mim.data.masks import Masked, open_masked
 from a2mim.evaluation import evaluate, read_results, seg_augmented, seg_knn, seg_linear
 from a2mim.evaluation.miou import confusion, interval, scores
-from a2mim.evaluation.segmentation import SegmentationTask, oracle, shares
+from a2mim.evaluation.segmentation import SegmentationTask, open_task, oracle, shares
 from a2mim.protocols import read_protocol
 
 IGNORE = 255
@@ -195,6 +196,32 @@ def test_every_protocol_runs_from_a_folder_to_results_and_pictures(folder, tmp_p
         assert result["top1_last"] > 55
 
 
+def test_without_a_test_set_a_fifth_is_split_off_said_once_and_listed(folder, tmp_path):
+    said, train = [], f"{folder}/train"
+    results = evaluate(
+        *("test_resnet", ["seg-knn", "seg-linear"], train), img_size=64, device="cpu", out=tmp_path, say=said.append,
+        overrides={f"seg-linear.{key}": value for key, value in QUICK["seg-linear"].items()},
+    )  # fmt: skip
+    assert [len(result["scores"]) for result in results] == [2, 2]
+    (path,) = tmp_path.glob("test-split-*.tsv")
+    listed = [line.split("\t") for line in path.read_text().splitlines()]
+    names = open_masked(train).names
+    assert len(said) == 1 and str(path) in said[0] and "2 of the 10 images" in said[0]
+    assert len(listed) == 2 and all(names[int(row)] == name for row, name in listed)
+    task = open_task("test_resnet", read_protocol("seg-knn"), train, img_size=64, device="cpu")
+    assert sorted([*task.train.names, *task.test.names]) == sorted(names)
+    assert task.test.names == [name for _, name in listed]
+    assert (task.test.read(0)[1] == open_masked(train).read(int(listed[0][0]))[1]).all()
+
+
+def test_a_single_image_with_a_mask_cannot_be_split(folder, tmp_path):
+    for kind in ("images", "masks"):
+        (tmp_path / "one" / kind).mkdir(parents=True)
+        (tmp_path / "one" / kind / "0.png").write_bytes(Path(f"{folder}/train/{kind}/0.png").read_bytes())
+    with pytest.raises(ValueError, match="give --test-data"):
+        evaluate("test_resnet", ["seg-knn"], str(tmp_path / "one"), img_size=64, device="cpu")
+
+
 def test_a_finer_map_has_a_better_oracle(folder):
     results = [
         evaluate("resnet18", ["seg-knn"], folder, img_size=64, device="cpu", overrides={"map": m})[0]
@@ -209,8 +236,6 @@ def test_bad_masks_sizes_and_ids_are_one_sentence(folder, tmp_path):
     Image.fromarray(np.full((48, 40), 7, np.uint8)).save(tmp_path / "d" / "test" / "masks" / "2.png")
     with pytest.raises(ValueError, match=r"2\.png holds class 7, and the training set has the classes 0 to 1"):
         evaluate("resnet18", ["seg-knn"], folder, img_size=64, device="cpu")
-    with pytest.raises(ValueError, match="needs test images"):
-        evaluate("resnet18", ["seg-knn"], str(tmp_path / "d" / "train"), img_size=64, device="cpu")
 
 
 def test_ade20k_ids_are_shifted(folder, tmp_path):

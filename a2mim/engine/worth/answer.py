@@ -59,12 +59,12 @@ def sentence(verdict: Verdict, before: Arm, after: Arm, minutes: float, facts: d
     elif verdict.reason == "nothing learned":
         guess = f"always answering the commonest class ({facts['commonest']:.1f} %)"
         told = f"{subject} does not help here: the network still beats {guess} by less than 5 points"
-        told += f"; the largest difference is {_told(best)}"
+        told += f"; the most favourable difference is {_told(best)}"
     elif verdict.reason == "no gain worth having":
         told = f"{subject} does not help here: no gain reaches {worth:g} points; the largest is {_told(best)}"
     else:
-        told = f"Cannot tell whether {_lower(subject)} helps ({verdict.reason}): the largest difference is"
-        told += f" {_told(best)} {where}"
+        told = f"Cannot tell whether {_lower(subject)} helps ({verdict.reason}): the most favourable"
+        told += f" difference is {_told(best)} {where}"
     return f"{told}; {cost}. {change(verdict, after, facts, worth)}"
 
 

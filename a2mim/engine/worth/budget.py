@@ -13,6 +13,7 @@ LEAST_STEPS = 20
 MOST_FINETUNE_PASSES, ENOUGH_FINETUNE = 100, 300  # passes over all labels, and steps, beyond which no more are given
 LEAST_PASSES = 5  # over the images, of pre-training and of fine-tuning: a larger set is cut
 CURVE_POINTS = 4
+KINDS = ("measuring", "frozen", "curve", "pretrain", "finetune")  # of work
 SLACK = 1.1  # lines of the log, checkpoints
 
 
@@ -75,13 +76,24 @@ class Budget:
         pretrain: of every pre-training.
         finetune: share of the labels -> of every fine-tuning; all shares take about the same number of steps. Where
             there are more labels than can be passed over LEAST_PASSES times, 100 % is a class-balanced part of them.
-        expected: minutes that the whole will take, what was spent included.
+        costs: kind of work, one of KINDS -> minutes that all of it will take.
     """
 
     seeds: int
     pretrain: Schedule
     finetune: dict[str, Schedule]
-    expected: float
+    costs: dict[str, float]
+
+    @property
+    def expected(self) -> float:
+        """Minutes that the whole will take, what the measurement took included."""
+        return sum(self.costs.values())
+
+    @classmethod
+    def of(cls, plain: dict) -> Budget:
+        """The budget that `dataclasses.asdict` made these plain values of."""
+        finetune = {share: Schedule(**each) for share, each in plain["finetune"].items()}
+        return cls(plain["seeds"], Schedule(**plain["pretrain"]), finetune, plain["costs"])
 
 
 def schedule_of(images: int, batch: int, steps: float) -> Schedule:
@@ -104,25 +116,31 @@ def plan(work: Work, measured: Measured, minutes: float, choices: tuple[int, ...
 
 
 def _with_seeds(work: Work, measured: Measured, minutes: float, seeds: int) -> Budget:
-    probes = work.arms * sum(measured.probe[share] for share in work.labelled)
-    fixed = probes + work.pretrained * measured.pretrain_start
-    fixed += work.arms * len(work.labelled) * measured.finetune_start
-    curve = (CURVE_POINTS - 1) * measured.probe[SHARES[-1]] if work.pretrained and work.labelled else 0.0
-    left = max(0.0, (minutes * 60 - measured.spent - curve) / seeds - fixed) / SLACK
-    everything = work.labelled.get(SHARES[-1], 0)
-    most = max(ENOUGH_FINETUNE, MOST_FINETUNE_PASSES * max(1, everything // max(1, min(work.batch, everything))))
     runs = work.arms * len(work.labelled)
-    tuned = left * (1 - PRETRAIN_SHARE)
-    finetune_steps = min(max(LEAST_STEPS, tuned / max(1, runs) / measured.finetune_step), most)
-    left -= runs * finetune_steps * measured.finetune_step
-    pretrain_steps = max(LEAST_STEPS, left / max(1, work.pretrained) / measured.pretrain_step)
-    pool = min(work.pool, max(work.batch, math.floor(pretrain_steps * work.batch / LEAST_PASSES)))
-    pretrain = schedule_of(pool, work.batch, pretrain_steps)
-    used = min(1.0, finetune_steps * work.batch / LEAST_PASSES / max(1, everything))
-    finetune = {
-        share: schedule_of(max(2, round(n * used)), work.batch, finetune_steps) for share, n in work.labelled.items()
+    curves = work.pretrained if work.labelled else 0
+    costs = {  # seconds that no number of steps changes
+        "measuring": measured.spent,
+        "frozen": seeds * work.arms * sum(measured.probe[share] for share in work.labelled),
+        "curve": curves * (CURVE_POINTS - 1) * measured.probe.get(SHARES[-1], 0.0),
+        "pretrain": seeds * work.pretrained * measured.pretrain_start,
+        "finetune": seeds * runs * measured.finetune_start,
     }
-    steps = work.pretrained * pretrain.steps * measured.pretrain_step
-    steps += work.arms * sum(f.steps for f in finetune.values()) * measured.finetune_step
-    expected = measured.spent + curve + seeds * (fixed + SLACK * steps)
-    return Budget(seeds, pretrain, finetune, expected / 60)
+    left = max(0.0, minutes * 60 - sum(costs.values())) / seeds / SLACK
+    tuned, finetune = _finetuning(work, measured, left * (1 - PRETRAIN_SHARE))
+    steps = max(LEAST_STEPS, (left - tuned) / max(1, work.pretrained) / measured.pretrain_step)
+    pool = min(work.pool, max(work.batch, math.floor(steps * work.batch / LEAST_PASSES)))
+    pretrain = schedule_of(pool, work.batch, steps)
+    costs["pretrain"] += SLACK * seeds * work.pretrained * pretrain.steps * measured.pretrain_step
+    tuning = work.arms * sum(each.steps for each in finetune.values())
+    costs["finetune"] += SLACK * seeds * tuning * measured.finetune_step
+    return Budget(seeds, pretrain, finetune, {kind: seconds / 60 for kind, seconds in costs.items()})
+
+
+def _finetuning(work: Work, measured: Measured, seconds: float) -> tuple[float, dict[str, Schedule]]:
+    """(seconds of the steps of one seed, share of the labels -> its schedule), for about so many seconds."""
+    runs, everything = work.arms * len(work.labelled), work.labelled.get(SHARES[-1], 0)
+    most = max(ENOUGH_FINETUNE, MOST_FINETUNE_PASSES * max(1, everything // max(1, min(work.batch, everything))))
+    steps = min(max(LEAST_STEPS, seconds / max(1, runs) / measured.finetune_step), most)
+    used = min(1.0, steps * work.batch / LEAST_PASSES / max(1, everything))
+    schedules = {share: schedule_of(max(2, round(n * used)), work.batch, steps) for share, n in work.labelled.items()}
+    return runs * steps * measured.finetune_step, schedules

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from a2mim.checkpoints import list_checkpoints
 from a2mim.data import ImageDataset
@@ -24,6 +25,7 @@ from a2mim.evaluation.evaluate import evaluate
 from a2mim.evaluation.identity import hash_of
 from a2mim.evaluation.results import pack, read_results
 from a2mim.files import appending, read_json, write_json
+from a2mim.protocols import read_protocol
 from a2mim.weights.sources import read_source
 
 PROBE = "efficient-probe"
@@ -37,19 +39,11 @@ RECIPES = (  # part of a network's name -> the recipe whose laptop scale it is p
     ("vit", "a2mim_vit_small"),
 )
 DEFAULT_RECIPE = "a2mim_resnet18"
-FINETUNE = {  # over the protocol mae-finetune: what small sets of small images want, alike for every arm
-    "global_batch_size": 32,
-    "optimizer.base_lr": 6e-3,
-    "optimizer.layer_decay": 1.0,
-    "data.scale": (0.4, 1.0),
-    "augment.auto_augment": "",
-    "augment.erasing": 0.0,
-    "mix.mixup": 0.0,
-    "mix.cutmix": 0.0,
-    "mix.smoothing": 0.0,
-    "classifier.drop_path_rate": 0.0,
-    "export": [],
-}
+TUNING = "small-data"  # the protocol of every fine-tuning; the budget sets its epochs
+BATCH = read_protocol(TUNING).constants["global_batch_size"]  # images of a step, of pre-training too
+QUIET = {"log.report": False, "export": []}  # dozens of runs: no page, no pictures and no proof of an export for each
+SAVED = 2  # checkpoints for each point of the learning curve
+SAVED_EVERY = 1.0  # minutes of work that a kill may cost, where no step is due before
 
 
 class Stopped(Exception):
@@ -119,6 +113,15 @@ def network_of(recipe: str) -> str:
     return str(load_config(recipe, laptop=True).model["encoder"]["name"])
 
 
+def encoder_options(recipe: str, network: str) -> dict[str, Any]:
+    """The settings by which a recipe pre-trains exactly the network that the other arms have: timm's, by name alone."""
+    encoder: dict = load_config(recipe, laptop=True).model["encoder"]
+    options: dict[str, Any] = {"model.encoder.model_args": {}} if encoder.get("model_args") else {}
+    if encoder["name"] != network:
+        options |= {"model.encoder.name": network, "model.encoder.site": "auto"}
+    return options
+
+
 @dataclass
 class Bench:
     """Where and how cells are computed.
@@ -144,16 +147,39 @@ class Bench:
     def run_folder(self, name: str) -> Path:
         return self.folder / "runs" / name
 
-    def once(self, name: str, compute: Callable[[], dict]) -> dict:
-        """The cell's result: from its file, or computed and written. A damaged file is computed again."""
-        path = self.path(name)
+    def has(self, name: str) -> bool:
+        """Whether the cell is there, whole."""
+        return self._read(name) is not None
+
+    def cell_seconds(self, name: str) -> float:
+        """What the cell took; 0 where there is none."""
+        found = self._read(name)
+        return 0.0 if found is None else float(found["seconds"])
+
+    def _read(self, name: str) -> dict | None:
         with contextlib.suppress(OSError, ValueError):
-            found = read_json(path)
+            found = read_json(self.path(name))
             if isinstance(found, dict) and found.get("cell") == name and found.pop("checksum", "") == hash_of(found):
                 return found
+        return None
+
+    def forget(self, name: str) -> None:
+        """Removes a cell and its run, so that both are computed again."""
+        self.path(name).unlink(missing_ok=True)
+        shutil.rmtree(self.run_folder(name), ignore_errors=True)
+
+    def once(self, name: str, kind: str, compute: Callable[[], dict]) -> dict:
+        """The cell's result: from its file, or computed and written. A damaged file is computed again.
+
+        Args:
+            kind: of work, see `budget.KINDS`.
+        """
+        if (kept := self._read(name)) is not None:
+            return kept
+        path = self.path(name)
         self.say(f"  {name}")
         started = time.perf_counter()
-        result = {"cell": name, **compute()}
+        result = {"cell": name, "kind": kind, **compute()}
         result["seconds"] = round(time.perf_counter() - started, 2)
         path.parent.mkdir(parents=True, exist_ok=True)
         write_json(path, result | {"checksum": hash_of(result)})
@@ -167,29 +193,37 @@ class Bench:
         with appending(path) as file, contextlib.redirect_stdout(file):
             yield
 
-    def pretrain(self, name: str, arm: Arm, pool: ImageDataset, schedule: Schedule, seed: int) -> dict:
-        """Pre-trains into the cell's folder, or goes on with what is there."""
-        recipe = self.recipe or recipe_for(arm.network)
-        every = math.ceil(schedule.epochs / CURVE_POINTS)
-        options = _schedule(schedule, seed) | {
-            "data.img_size": self.img_size,
-            "checkpoint.every_epochs": every,
-            "checkpoint.keep": CURVE_POINTS + 2,
-            "init_from": arm.start,
-            "log.pictures": 2,
-        }
-        if network_of(recipe) != arm.network:
-            options |= {"model.encoder.name": arm.network, "model.encoder.site": "auto"}
-        return self._run(name, lambda **launch: pretrain(recipe, pool, laptop=True, **launch), options)
+    def pretrain(
+        self, name: str, arm: Arm, pool: ImageDataset, schedule: Schedule, seed: int, curve: bool = False, **more
+    ) -> dict:
+        """Pre-trains into the cell's folder, or goes on with what is there.
 
-    def finetune(self, name: str, source: str, train: ImageDataset, test: ImageDataset, s: Schedule, seed: int) -> dict:
-        """Fine-tunes into the cell's folder, or goes on with what is there; tests once, at the end."""
-        options = FINETUNE | _schedule(s, seed)
-        options |= {"data.img_size": self.img_size, "checkpoint.every_epochs": max(1, s.epochs // 5)}
-        options |= {"checkpoint.keep": 1, "evaluate.every_epochs": s.epochs}
-        summary = self._run(
-            name, lambda **launch: finetune("mae-finetune", source, train, test_data=test, **launch), options
-        )
+        Args:
+            curve: keep the checkpoints that the learning curve is made of; only steps decide when they are written.
+            more: settings of this run alone.
+        """
+        recipe = self.recipe or recipe_for(arm.network)
+        options = QUIET | _schedule(schedule, seed) | {"data.img_size": self.img_size, "log.pictures": 2}
+        if curve:
+            options |= {"checkpoint.every_epochs": saved_epochs(schedule), "checkpoint.keep": SAVED * CURVE_POINTS + 2}
+        else:
+            options |= _saved_by_time(schedule)
+        if arm.start is not None:
+            options["init_from"] = arm.start
+        options |= encoder_options(recipe, arm.network)
+        return self._run(name, lambda **launch: pretrain(recipe, pool, laptop=True, **launch), options | more)
+
+    def finetune(
+        self, name: str, source: str, train: ImageDataset, test: ImageDataset, s: Schedule, seed: int, **more
+    ) -> dict:
+        """Fine-tunes into the cell's folder, or goes on with what is there; tests once, at the end.
+
+        Args:
+            more: settings of this run alone.
+        """
+        options = QUIET | _schedule(s, seed) | {"schedule.least_steps": None} | _saved_by_time(s) | more
+        options |= {"data.img_size": self.img_size, "evaluate.every_epochs": s.epochs}
+        summary = self._run(name, lambda **launch: finetune(TUNING, source, train, test_data=test, **launch), options)
         result = read_results(self.run_folder(name))[-1]
         shutil.rmtree(self.run_folder(name) / "checkpoints", ignore_errors=True)
         kept = {"top1": result["top1_last"], "interval": result["interval"], "correct": result["correct"]}
@@ -209,8 +243,17 @@ class Bench:
             raise Stopped(summary["signal"])
         return summary
 
-    def probe(self, name: str, source: str, train: ImageDataset, test: ImageDataset, seed: int) -> dict:
-        """An attentive probe on the frozen encoder; of a mere name on the random network of this seed."""
+    def judge_frozen(
+        self, name: str, source: str, train: ImageDataset, test: ImageDataset, seed: int, kind: str = "frozen"
+    ) -> dict:
+        """The cell of an attentive probe on a frozen encoder."""
+        return self.once(name, kind, lambda: self._probe(name, source, train, test, seed))
+
+    def _probe(self, name: str, source: str, train: ImageDataset, test: ImageDataset, seed: int) -> dict:
+        """An attentive probe on the frozen encoder; of a mere name on the random network of this seed.
+
+        BatchNorm's statistics are those of the training images for every arm, so that they favour none.
+        """
         with self.quiet(name):
             (result,) = evaluate(
                 source,
@@ -222,6 +265,7 @@ class Bench:
                 seed=seed,
                 device=self.device,
                 num_workers=self.num_workers or 0,
+                calibrate=True,
             )
         kept = {"top1": result["top1_last"], "interval": list(result["interval"]), "correct": pack(result["correct"])}
         return kept | {"images": len(train)}
@@ -230,6 +274,27 @@ class Bench:
         """(steps taken, file) of what a pre-training kept on its way."""
         paths = list_checkpoints(self.run_folder(name) / "checkpoints")
         return [(int(re.sub(r"\D", "", path.stem)), path) for path in paths]
+
+    def give_up_checkpoints(self, name: str, keep_newest: bool) -> None:
+        """Deletes a run's checkpoints, all or all but the newest: they are three times as large as the network."""
+        for _, path in self.checkpoints(name)[: -1 if keep_newest else None]:
+            path.unlink()
+
+
+def saved_epochs(schedule: Schedule) -> int:
+    """Epochs between two checkpoints of a pre-training with a learning curve: SAVED for each point."""
+    return math.ceil(schedule.epochs / (SAVED * CURVE_POINTS))
+
+
+def curve_steps(schedule: Schedule) -> list[int]:
+    """Steps of the learning curve between the start and the end; at each of them there is a checkpoint."""
+    every = SAVED * saved_epochs(schedule) * (schedule.steps // schedule.epochs)
+    return list(range(every, schedule.steps, every))
+
+
+def _saved_by_time(schedule: Schedule) -> dict:
+    """One checkpoint, renewed every minute and at the end."""
+    return {"checkpoint.every_epochs": schedule.epochs, "checkpoint.every_minutes": SAVED_EVERY, "checkpoint.keep": 1}
 
 
 def _schedule(schedule: Schedule, seed: int) -> dict:
