@@ -55,8 +55,11 @@ def keep_newest(folder: Path, keep: int) -> None:
         path.unlink()
 
 
-def read_newest(folder: Path) -> tuple[Path, dict] | None:
+def read_newest(folder: Path, mapped: bool = False) -> tuple[Path, dict] | None:
     """The newest readable checkpoint, with a warning for each newer one that is not readable; None if there is none.
+
+    Args:
+        mapped: see `read_checkpoint`.
 
     Raises:
         ValueError: there are checkpoints, but none of them is readable.
@@ -64,7 +67,7 @@ def read_newest(folder: Path) -> tuple[Path, dict] | None:
     paths = list_checkpoints(folder)
     for path in reversed(paths):
         try:
-            return path, read_checkpoint(path)
+            return path, read_checkpoint(path, mapped)
         except Exception as error:  # a damaged file may fail in any way; each is reported, and the last one raises
             problem = f"{path} cannot be read ({first_line(error)})"
         if path != paths[0]:
@@ -77,8 +80,12 @@ def read_newest(folder: Path) -> tuple[Path, dict] | None:
     return None
 
 
-def read_checkpoint(path: Path) -> dict:
+def read_checkpoint(path: Path, mapped: bool = False) -> dict:
     """The content of one file. Checks the checksums that torch.save wrote, because torch.load does not.
+
+    Args:
+        mapped: tensors are views of the file as it lies in the system's cache, where all processes of a node share it.
+            So the disk is read once, for the checksums, and memory holds no further copy.
 
     Raises:
         NotOurs: it is a whole file, but no checkpoint of a2mim.
@@ -87,7 +94,7 @@ def read_checkpoint(path: Path) -> dict:
     """
     try:
         _check_records(path)
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except (OSError, MemoryError, ValueError):
         raise
     except Exception as error:  # damage in a zip archive or a pickle may raise anything

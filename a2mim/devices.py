@@ -1,4 +1,4 @@
-"""The device that a user named, or the default one."""
+"""The device that a user named, or the default one; numbers that come from a device without anyone waiting for it."""
 
 import torch
 
@@ -36,3 +36,25 @@ def _refuse_unusable(name: str, device: torch.device) -> None:
         torch.ones(1, device=device).item()
     except Exception:  # what a missing backend raises depends on the backend
         raise ValueError(f"device {name!r} cannot be used here; give cpu, cuda or cuda:0") from None
+
+
+class Later:
+    """Numbers of a device, on their way to the host.
+
+    Args:
+        numbers: 1-d; the copy starts now, behind what the device has been told to do so far.
+    """
+
+    def __init__(self, numbers: torch.Tensor):
+        self.numbers, self.copied = numbers, None
+        if numbers.is_cuda:
+            self.numbers = torch.empty(numbers.shape, dtype=numbers.dtype, pin_memory=True)
+            self.numbers.copy_(numbers, non_blocking=True)
+            self.copied = torch.cuda.Event()
+            self.copied.record()
+
+    def read(self) -> list[float]:
+        """The numbers. Waits for their copy, and for nothing that the device was told to do after it."""
+        if self.copied is not None:
+            self.copied.synchronize()
+        return self.numbers.tolist()

@@ -202,6 +202,7 @@ class MaskedEncoder(nn.Module):
         # Bound methods, so that a deep copy of the encoder (EMA) connects its own model to its own tokens.
         self._images: Tensor | None = None
         self._mask: Tensor | None = None
+        self._hidden_cells: int | None = None  # of `_mask`
         self._inserting = False
         self._tapped: dict[int, Any] = {}
         for i, point in enumerate(wired.sites):
@@ -218,16 +219,24 @@ class MaskedEncoder(nn.Module):
     def _hide_cells(self, mask_patch_size: int) -> None:
         """Prepares "drop" and "sparse", and proves on noise that hidden pixels change nothing."""
         grid = self.outputs[0].layout.grid
-        self.dropping = Dropping(self.model, self.name, grid, self._current_mask) if self.hide == "drop" else None
-        self.sparse = Sparse(self._current_mask) if self.hide == "sparse" else None
+        of_mask = self._current_mask, self._known_cells
+        self.dropping = Dropping(self.model, self.name, grid, *of_mask) if self.hide == "drop" else None
+        self.sparse = Sparse(*of_mask) if self.hide == "sparse" else None
         if self.hide != "token" and not next(self.model.parameters()).is_meta:
             hiding_faults(self, mask_patch_size)
 
     def forward(
-        self, images: Tensor, mask: Tensor | None = None, with_prefix: bool = False
+        self,
+        images: Tensor,
+        mask: Tensor | None = None,
+        with_prefix: bool = False,
+        hidden_cells: int | None = None,
     ) -> list[Tensor] | tuple[list[Tensor], Tensor | None]:
         """images: (B, C, H, W) float; mask: (B, rows, cols) bool, True = hidden. Returns maps, each (B, D, h, w);
         with_prefix also the class and register tokens (B, P, D) in front of the last map's, or None.
+
+        hidden_cells: how many cells of `mask` are True; with hide="drop" and "sparse" the host need not wait for the
+        device to learn it.
         """
         if tuple(images.shape[2:]) != self.img_size:
             given, built = (" x ".join(str(side) for side in size) for size in (images.shape[2:], self.img_size))
@@ -237,7 +246,7 @@ class MaskedEncoder(nn.Module):
         if self.sparse is not None and mask is not None:
             self.sparse.install(self.model)
             images = images.masked_fill(expand_mask(mask, *self.img_size), 0.0)
-        self._images, self._mask, self._inserting = images, mask, True
+        self._images, self._mask, self._inserting, self._hidden_cells = images, mask, True, hidden_cells
         try:
             if self.dropping is not None and mask is not None:
                 output = self.dropping.run(self.model, images)
@@ -281,6 +290,10 @@ class MaskedEncoder(nn.Module):
         if not self._inserting and (torch.compiler.is_compiling() or torch._C._current_graph_task_id() == -1):
             return None
         return self._mask
+
+    def _known_cells(self) -> int | None:
+        """How many cells of the current mask are hidden, if the caller of `forward` has said so."""
+        return self._hidden_cells
 
     def _hidden_share(self, grid: tuple[int, int], strides: tuple[float, float]) -> Tensor | None:
         """The current mask on a grid, see `pool_mask`; None without a mask."""

@@ -7,26 +7,34 @@ from timm.layers import LayerNorm2d
 from torch import Tensor, nn
 
 from a2mim.decoders.tokens import insert_mask_token, make_token, spread_mask
+from a2mim.masking.cells import places
 from a2mim.registry import MODELS
 
 
 class VisibleBatchNorm(nn.BatchNorm2d):
     """BatchNorm over the visible cells alone; hidden cells become 0."""
 
-    def forward(self, features: Tensor, mask: Tensor) -> Tensor:  # type: ignore[override]
-        """features: (B, D, h, w); mask: (B, rows, cols) bool. Returns (B, D, h, w)."""
+    def forward(self, features: Tensor, mask: Tensor, hidden_cells: int | None = None) -> Tensor:  # type: ignore[override]
+        """features: (B, D, h, w); mask: (B, rows, cols) bool; hidden_cells: how many of it are True. Returns (B, D, h,
+        w).
+        """
         if features.is_meta:  # where nothing can be counted
             return super().forward(features)
-        visible = ~spread_mask(mask, (features.shape[2], features.shape[3])).expand(len(features), -1, -1, -1)[:, 0]
-        cells = features.movedim(1, -1)
-        normal = super().forward(cells[visible][:, :, None, None])[:, :, 0, 0]
+        grid = features.shape[2], features.shape[3]
+        visible = ~spread_mask(mask, grid).expand(len(features), -1, -1, -1)[:, 0]
+        whole = all(side % cells == 0 for side, cells in zip(grid, mask.shape[1:], strict=True))
+        number = None
+        if hidden_cells is not None and whole and len(mask) == len(features):
+            number = (mask.numel() - hidden_cells) * visible.numel() // mask.numel()
+        cells, shown = features.movedim(1, -1), places(visible, number)
+        normal = super().forward(cells.flatten(0, 2)[shown][:, :, None, None])[:, :, 0, 0]
         return torch.zeros_like(cells, dtype=normal.dtype).masked_scatter_(visible[..., None], normal).movedim(-1, 1)
 
 
 class CellNorm(LayerNorm2d):
     """LayerNorm over the channels of each cell; takes a mask as `VisibleBatchNorm` does and has no need of it."""
 
-    def forward(self, features: Tensor, mask: Tensor) -> Tensor:  # type: ignore[override]
+    def forward(self, features: Tensor, mask: Tensor, hidden_cells: int | None = None) -> Tensor:  # type: ignore[override]
         """features: (B, D, h, w). Returns the same shape."""
         return super().forward(features)
 
@@ -48,11 +56,11 @@ class Densify(nn.Module):
         same = coarsest and channels == width
         self.proj = nn.Identity() if same else nn.Conv2d(channels, width, kernel, padding=kernel // 2)
 
-    def forward(self, features: Tensor, mask: Tensor) -> Tensor:
-        """(B, channels, h, w) -> (B, width, h, w)."""
+    def forward(self, features: Tensor, mask: Tensor, hidden_cells: int | None = None) -> Tensor:
+        """(B, channels, h, w) -> (B, width, h, w). hidden_cells: how many cells of `mask` are True, if known."""
         if self.token is None:
-            return self.proj(self.norm(features, torch.zeros_like(mask)))
-        return self.proj(insert_mask_token(self.norm(features, mask), self.token, mask))
+            return self.proj(self.norm(features, torch.zeros_like(mask), 0))
+        return self.proj(insert_mask_token(self.norm(features, mask, hidden_cells), self.token, mask))
 
 
 class UpBlock(nn.Sequential):
@@ -120,15 +128,20 @@ class LightDecoder(nn.Module):
         self.proj = nn.Conv2d(width // 2 ** int(steps), out_channels, kernel_size=1)
         self.apply(_initialise)
 
-    def forward(self, maps: list[Tensor], mask: Tensor, prefix: Tensor | None = None) -> Tensor:
-        """maps: each (B, D, h, w); mask: (B, rows, cols) bool. Returns (B, out_channels, H / s, W / s)."""
-        x = self.densify["0"](maps[self.read[0]], mask)
+    def forward(
+        self, maps: list[Tensor], mask: Tensor, prefix: Tensor | None = None, hidden_cells: int | None = None
+    ) -> Tensor:
+        """maps: each (B, D, h, w); mask: (B, rows, cols) bool. Returns (B, out_channels, H / s, W / s).
+
+        hidden_cells: how many cells of `mask` are True, so that the host need not count them.
+        """
+        x = self.densify["0"](maps[self.read[0]], mask, hidden_cells)
         for level, step in enumerate(self.steps):
             if level and level in self.read:
-                x = x + self.densify[str(level)](maps[self.read[level]], mask)
+                x = x + self.densify[str(level)](maps[self.read[level]], mask, hidden_cells)
             x = step(x)
         if len(self.steps) in self.read and len(self.steps):
-            x = x + self.densify[str(len(self.steps))](maps[self.read[len(self.steps)]], mask)
+            x = x + self.densify[str(len(self.steps))](maps[self.read[len(self.steps)]], mask, hidden_cells)
         return self.proj(x)
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 from mmengine.dist import get_dist_info
-from mmengine.hooks import EMAHook, Hook
+from mmengine.hooks import Hook
 
 from a2mim.batchnorm import synchronise
 from a2mim.checkpoints import list_checkpoints
@@ -19,7 +19,8 @@ from a2mim.data import Access, StreamLoader, TrainLoader, match_labels, open_dat
 from a2mim.data.crops import height_and_width
 from a2mim.data.request import public_request
 from a2mim.engine import hooks
-from a2mim.engine.averaging import AveragedTensors
+from a2mim.engine.activations import recompute_activations
+from a2mim.engine.averaging import AveragingHook
 from a2mim.engine.finetune_settings import FinetuneData
 from a2mim.engine.health_hook import HealthHook
 from a2mim.engine.optim import StepWrapper, build_schedule
@@ -28,6 +29,7 @@ from a2mim.engine.records import Request, ResumePoint, StepContext
 from a2mim.engine.refine_settings import RefineData
 from a2mim.engine.report_hook import ReportHook
 from a2mim.engine.runner import TrainRunner
+from a2mim.engine.saving import Writer
 from a2mim.engine.task import RecipeSettings, Task
 from a2mim.mim import MIM
 from a2mim.registry import MODELS
@@ -46,6 +48,9 @@ class Run:
     num_workers: int = 0
     changes: list[dict] = field(default_factory=list)  # what each resume changed: its step and sentences
     origins: dict[str, str] = field(default_factory=dict)  # dotted setting -> where it comes from
+
+    def __post_init__(self) -> None:
+        self.writer = Writer(self.settings.checkpoint.background)
 
     @property
     def checkpoints(self) -> Path:
@@ -67,6 +72,7 @@ class Run:
 
     def last_good(self) -> str:
         """Where the weights were last saved, as part of a sentence."""
+        self.writer.finish()
         saved = list_checkpoints(self.checkpoints)
         return f"the last good checkpoint is {saved[-1]}" if saved else "there is no checkpoint yet"
 
@@ -168,6 +174,8 @@ def build_runner(run: Run, resume_from: ResumePoint | None) -> TrainRunner:
         task.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch declares it with a device alone
     if settings.sync_batchnorm and torch.distributed.is_initialized() and device.type == "cuda":
         synchronise(task.network)
+    if settings.activation_checkpointing:
+        recompute_activations(task.network)
     if settings.compile:
         task.network.compile()
     optimizer = task.optimizer()
@@ -186,8 +194,7 @@ def build_runner(run: Run, resume_from: ResumePoint | None) -> TrainRunner:
         "signals": hooks.SignalHook(),
     }
     if settings.ema:
-        # buffers are averaged with the weights: the raw network's BatchNorm statistics do not fit averaged weights
-        named["ema"] = EMAHook(AveragedTensors, momentum=settings.ema, update_buffers=True)
+        named["ema"] = AveragingHook(settings.ema)
     rank, world_size = get_dist_info()
     context = StepContext(
         device,

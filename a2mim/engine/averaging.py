@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from mmengine.hooks import EMAHook
 from mmengine.model import ExponentialMovingAverage
 from torch import Tensor, nn
 
@@ -21,10 +22,11 @@ class AveragedTensors(ExponentialMovingAverage):
         super().__init__(model, **arguments)
         self.avg_parameters = {key: value for key, value in self.avg_parameters.items() if isinstance(value, Tensor)}
         self.begun = False  # whether this process has updated once; `steps` lies on the device, where reading it waits
+        self.bad: Tensor | None = None  # 0-d bool on the device: the step was not finite, so the averages stay
 
     @torch.no_grad()
     def update_parameters(self, model: nn.Module) -> None:
-        """Moves the averages towards the model's tensors, in one kernel for each type of number."""
+        """Moves the averages towards the model's tensors, one kernel a type of number, three where `bad` is known."""
         if not self.begun or self.interval != 1:
             super().update_parameters(model)
             self.begun = True
@@ -37,5 +39,30 @@ class AveragedTensors(ExponentialMovingAverage):
                 averages.append(average)
                 values.append(now[key])
         for averages, values in kinds.values():
-            torch._foreach_lerp_(averages, values, self.momentum)
+            if self.bad is None:
+                torch._foreach_lerp_(averages, values, self.momentum)
+                continue
+            weight = torch.where(self.bad, 0.0, self.momentum).to(averages[0].dtype)
+            if not averages[0].is_cuda:
+                torch._foreach_lerp_(averages, values, [weight] * len(averages))
+                continue
+            moves = torch._foreach_sub(values, averages)  # a GPU takes a kernel for each tensor if weights are tensors
+            torch._foreach_mul_(moves, weight)
+            torch._foreach_add_(averages, moves)
         self.steps += 1
+
+
+class AveragingHook(EMAHook):
+    """mmengine's EMAHook with `AveragedTensors`. Buffers are averaged with the weights: the raw network's BatchNorm
+    statistics do not fit averaged weights.
+
+    Args:
+        momentum: of a step's weights in the average.
+    """
+
+    def __init__(self, momentum: float):
+        super().__init__(AveragedTensors, momentum=momentum, update_buffers=True)
+
+    def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None) -> None:
+        self.ema_model.bad = runner.optim_wrapper.guard.bad
+        super().after_train_iter(runner, batch_idx, data_batch, outputs)

@@ -14,6 +14,7 @@ import a2mim
 from a2mim.batchnorm import unsynchronise
 from a2mim.data import Access
 from a2mim.data.crops import height_and_width
+from a2mim.engine.activations import keep_activations
 from a2mim.engine.classifier import Classifier, at_size, build_classified, rebuild_classified
 from a2mim.engine.evaluating import EvaluationHook
 from a2mim.engine.finetune_protocol import protocol_in_force
@@ -83,10 +84,10 @@ class Finetuning:
         for number, (images, labels, ids) in enumerate(zip(*parts, strict=True)):
             images = self.mixing.erase(self.model.normalize(context.to_device(images)), ids, epoch)
             seed = context.step_seed(step, f"mix {number}")
-            images, targets = self.mixing.mix(images, labels.to(context.device), seed)
+            images, targets = self.mixing.mix(images, labels.to(context.device, non_blocking=True), seed)
             yield {"images": images, "targets": targets}
 
-    def measure(self, context: StepContext, batch: dict, step: int) -> dict[str, float]:
+    def measure(self, context: StepContext, batch: dict, step: int) -> dict[str, torch.Tensor]:
         return {}
 
     def derive(self, values: dict[str, float]) -> dict[str, float]:
@@ -132,6 +133,7 @@ class Finetuning:
 
     def hand_over(self, averaged: Any, folder: Path) -> dict:
         """The result as files, the classifier and the encoder as timm folders."""
+        keep_activations(averaged.model)
         result = result_of(self)
         write_result(result, folder)
         handed = {"export": None, "classifier_folder": None}

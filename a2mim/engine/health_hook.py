@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -46,6 +47,7 @@ class HealthHook(Hook):
     def __init__(self, advice: str = ""):
         self.advice = advice
         self.raised: set[str] = set()
+        self.shown: deque[tuple[int, Tensor | None]] = deque(maxlen=2)  # steps, and the ids of their images
 
     def before_train(self, runner) -> None:
         log, settings = runner.hook("log", LogHook), runner.run.settings
@@ -64,14 +66,28 @@ class HealthHook(Hook):
     def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None) -> None:
         if not is_main_process():
             return
-        step, norm = runner.iter, runner.optim_wrapper.grad_norm
-        self.tell(step, "spike", self.spikes.see(step, norm, lambda: image_names(runner, data_batch)))
+        step = runner.iter
+        self.shown.append((step, (data_batch or {}).get("ids")))
+        self.see_norms(runner)
         line = self.log.last
         if line is self.last or line.get("step") != step:
             return
         self.last = line
         self.tell(step, "starving", self.starving.see(line))
         self.tell(step, "no-learning", self.no_learning.see(line))
+
+    def see_norms(self, runner) -> None:
+        """Looks at the gradient norms that have become known; those of the last step may come with the next one."""
+        norms = runner.train_loop.norms
+        while norms:
+            step, norm = norms.popleft()
+            ids = dict(self.shown).get(step)
+            self.tell(step, "spike", self.spikes.see(step, norm, lambda ids=ids: image_names(runner, ids)))
+
+    def after_train(self, runner) -> None:
+        if is_main_process():
+            runner.train_loop.settle()
+            self.see_norms(runner)
 
     def tell(self, step: int, check: str, sentence: str | None) -> None:
         """Says the sentence of a check, unless the check has spoken before."""
@@ -82,9 +98,8 @@ class HealthHook(Hook):
         tqdm.write(f"look here: {check}: {sentence}")
 
 
-def image_names(runner, batch: dict | None) -> list[str]:
-    """The names of the first images of a batch; none for a stream, which has no names."""
-    ids = (batch or {}).get("ids")
+def image_names(runner, ids: Tensor | None) -> list[str]:
+    """The names of the first images of a batch, from their numbers; none for a stream, which has no names."""
     dataset = runner.run.task.train_set
     if ids is None or dataset.stream:
         return []

@@ -17,17 +17,17 @@ from mmengine.dist import is_main_process
 from mmengine.hooks import Hook
 
 from a2mim.analysis.reconstructions import draw, layout, record_layout, save
-from a2mim.checkpoints import checkpoint_path, keep_newest, write_checkpoint
+from a2mim.checkpoints import checkpoint_path
 from a2mim.engine.facts import starting_facts
 from a2mim.engine.folder import remember
 from a2mim.engine.loggers import options_of
-from a2mim.engine.processes import Exchange, first_alone
+from a2mim.engine.processes import Exchange, control_group, first_alone
 from a2mim.engine.progress import start_progress
 from a2mim.engine.records import Request, step_seed
 from a2mim.engine.setting_groups import Checkpoint, Settings
 from a2mim.engine.state import first_broken, state_of
 from a2mim.engine.stored import read_log
-from a2mim.files import appending, telling_full_disk, write_text
+from a2mim.files import appending, write_text
 
 
 class RecordHook(Hook):
@@ -114,17 +114,18 @@ class LogHook(Hook):
         """
         loop, optimizer = runner.train_loop, runner.optim_wrapper
         values = outputs | runner.run.task.measure(runner.context, batch, runner.iter - 1)
-        mean = torch.stack(
-            [torch.as_tensor(v, dtype=torch.float64, device=runner.context.device) for v in values.values()]
-        )
+        on_device = {"dtype": torch.float64, "device": runner.context.device}
+        found = torch.stack([torch.as_tensor(value, **on_device) for value in values.values()])
         if runner.distributed:
-            torch.distributed.all_reduce(mean)
+            torch.distributed.all_reduce(found)
+        *summed, norm = torch.cat([found, torch.as_tensor(optimizer.grad_norm, **on_device).view(1)]).tolist()
+        loop.settle()  # a step that is not finite is not logged
         images = (runner.iter - self.logged) * len(batch["images"]) * runner.world_size
         line = {"step": runner.iter, "epoch": round(runner.run.loader.epochs_done(runner.iter), 3)}
-        averaged = dict(zip(values, (mean / runner.world_size).tolist(), strict=True))
+        averaged = {name: total / runner.world_size for name, total in zip(values, summed, strict=True)}
         line |= averaged | runner.run.task.derive(averaged)
         group = optimizer.optimizer.param_groups[0]
-        line |= {"lr": group["lr"] / group.get("lr_scale", 1.0), "grad_norm": optimizer.grad_norm}
+        line |= {"lr": group["lr"] / group.get("lr_scale", 1.0), "grad_norm": norm}
         line["images_per_second"] = round(images / max(loop.spent, 1e-9), 1)
         line["data_share"] = round(loop.waited / max(loop.spent, 1e-9), 4)
         if faults := faults_of_all(runner):
@@ -153,7 +154,7 @@ def faults_of_all(runner) -> Counter:
     if not runner.distributed:
         return counts
     parts: list[Any] = [None] * runner.world_size
-    torch.distributed.all_gather_object(parts, counts)
+    torch.distributed.all_gather_object(parts, counts, group=control_group())
     return sum(parts, Counter())
 
 
@@ -201,6 +202,7 @@ class PictureHook(Hook):
 
     def draw(self, runner, outputs: dict | None = None) -> None:
         """Writes the picture of now. outputs: the losses of the last step; None before the first."""
+        runner.train_loop.settle()
         with first_alone() as first:
             if first:
                 self._draw(runner, outputs)
@@ -262,12 +264,14 @@ class CheckpointHook(Hook):
         step, steps = runner.iter, self.every_steps
         due = step % steps == 0 if steps else runner.run.loader.ends(step, self.every_epochs)
         due = self.is_old() or due
+        runner.run.writer.look()
         if due or step == runner.max_iters:
             self.save(runner)
 
     def save(self, runner) -> None:
         if self.saved == runner.iter:
             return
+        runner.train_loop.settle()
         broken = first_broken(runner.inner_model)
         if broken:
             raise FloatingPointError(
@@ -279,14 +283,14 @@ class CheckpointHook(Hook):
         with first_alone() as first:
             if first:
                 path = checkpoint_path(runner.run.checkpoints, runner.iter)
-                with telling_full_disk(path, f"{runner.run.last_good()}; make room, then go on with --resume"):
-                    write_checkpoint(path, checkpoint)
-                keep_newest(runner.run.checkpoints, self.keep)
+                advice = f"{runner.run.last_good()}; make room, then go on with --resume"
+                runner.run.writer.write(path, checkpoint, self.keep, advice)
         self.saved, self.saved_at = runner.iter, time.monotonic()
 
     def after_train(self, runner) -> None:
         self.exchange.collect()
         self.save(runner)
+        runner.run.writer.wait()
 
 
 class SignalHook(Hook):

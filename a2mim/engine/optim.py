@@ -11,6 +11,7 @@ from timm.scheduler import CosineLRScheduler, MultiStepLRScheduler
 from torch import Tensor, nn
 
 from a2mim.engine.finetune_settings import FinetuneOptimizer
+from a2mim.engine.guard import Guard, problem_of
 from a2mim.engine.layers import published_layers
 from a2mim.engine.pretrain_settings import PretrainOptimizer
 from a2mim.engine.refine_settings import RefineOptimizer
@@ -194,6 +195,10 @@ class MultipliedCosine(CosineLRScheduler):
 class StepWrapper(OptimWrapper):
     """mmengine's OptimWrapper with autocast on any device, loss scaling for fp16, and a guard in front of the weights.
 
+    A step that is not finite changes nothing. With an optimiser that takes `found_inf` (torch's fused AdamW), the
+    device skips it, the host does not wait, and `problem_of` says what was wrong once it has the `numbers`.
+    With any other optimiser the host waits once a step for these numbers.
+
     Args:
         optimizer: the optimiser.
         amp: None, "bf16" or "fp16".
@@ -201,9 +206,13 @@ class StepWrapper(OptimWrapper):
         accumulate: backward passes a step.
         clip_grad: largest L2 norm of the gradient, or None.
 
+    Attributes:
+        grad_norm: 0-d on the device: the gradient's L2 norm in the last step, before it was clipped; None before the
+            first.
+
     Raises:
-        FloatingPointError: from `update_params`, before the backward pass, when the loss is not finite; from `step`,
-            before the weights change, when the gradient's norm is not.
+        FloatingPointError: from `update_params`, where the host waits, before the weights change: the loss, or the
+            gradient's norm, is not finite.
     """
 
     def __init__(
@@ -212,11 +221,15 @@ class StepWrapper(OptimWrapper):
         super().__init__(optimizer, accumulative_counts=accumulate)
         self.amp, self.device_type, self.max_norm = amp, device_type, clip_grad
         self.scaler = torch.amp.GradScaler(device_type, enabled=amp == "fp16")
-        self.grad_norm: float | None = None
+        self.guard = Guard()
+        self.grad_norm: Tensor | None = None
+        self.skips_itself = getattr(optimizer, "_step_supports_amp_scaling", False)
 
     @contextmanager
     def optim_context(self, model: nn.Module):
         """Autocast, and no gradient exchange before the last micro-batch of a step."""
+        if not self.guard.losses:
+            self.guard.begin(model)
         amp = torch.autocast(
             self.device_type, AMP_TYPES.get(self.amp or "", torch.bfloat16), enabled=self.amp is not None
         )
@@ -224,9 +237,7 @@ class StepWrapper(OptimWrapper):
             yield
 
     def update_params(self, loss: Tensor, **_) -> None:
-        if not torch.isfinite(loss):
-            raise FloatingPointError(f"the loss is {loss.item()}")
-        super().update_params(loss)
+        super().update_params(self.guard.see(loss))
 
     def backward(self, loss: Tensor, **kwargs) -> None:
         super().backward(self.scaler.scale(loss), **kwargs)
@@ -234,14 +245,39 @@ class StepWrapper(OptimWrapper):
     def step(self, **_) -> None:
         self.scaler.unscale_(self.optimizer)
         parameters = [p for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None]
-        norm = nn.utils.get_total_norm([p.grad for p in parameters])
-        if not torch.isfinite(norm) and self.amp != "fp16":  # the scaler skips such a step by itself
-            raise FloatingPointError(f"the gradient's norm is {norm.item()}")
+        self.grad_norm = norm = nn.utils.get_total_norm([p.grad for p in parameters])
+        self.guard.judge(norm, self.overflows)
         if self.max_norm is not None:
             nn.utils.clip_grads_with_norm_(parameters, self.max_norm, norm)
-        self.grad_norm = norm.item()
+        if not self.skips_itself:
+            self._refuse_now()
+        elif not self.overflows:  # else the scaler says what to skip
+            assert self.guard.bad is not None
+            self.optimizer.found_inf, self.optimizer.grad_scale = self.guard.bad.float(), None
         self.scaler.step(self.optimizer)
         self.scaler.update()
+
+    @property
+    def overflows(self) -> bool:
+        """Whether a gradient may be infinite in an ordinary step."""
+        return self.amp == "fp16"
+
+    def numbers(self) -> Tensor:
+        """The numbers of the last step on the device, see `Guard.numbers`."""
+        assert self.grad_norm is not None
+        return self.guard.numbers(self.grad_norm)
+
+    def problem_of(self, numbers: list[float]) -> str | None:
+        """What is not finite in `numbers`, once they are on the host; None where all is well."""
+        return problem_of(numbers, self.overflows)
+
+    def _refuse_now(self) -> None:
+        """Waits for the device, and raises FloatingPointError where the step is not finite."""
+        found = self.problem_of(self.numbers().tolist())
+        if found:
+            self.guard = Guard()
+            self.zero_grad()
+            raise FloatingPointError(found)
 
     def initialize_count_status(self, model: nn.Module, init_counts: int, max_counts: int) -> None:
         """Counts are in steps here; OptimWrapper counts backward passes."""

@@ -12,11 +12,13 @@ from typing import Any
 
 import torch
 from mmengine.hooks import Hook
+from torch import Tensor
 
 import a2mim
 from a2mim.batchnorm import unsynchronise
 from a2mim.data import Access, EvalLoader
 from a2mim.engine import judging
+from a2mim.engine.activations import keep_activations
 from a2mim.engine.assembly import build_mim, open_sets
 from a2mim.engine.health_hook import PretrainHealthHook, fixed_images
 from a2mim.engine.hooks import PartsHook, PictureHook
@@ -100,16 +102,19 @@ class Pretraining:
         return f"{rate}, then at the mask ratio ({ratio}), then at the site of the mask token ({sites})"
 
     def micro_batches(self, context: StepContext, batch: dict, step: int, epoch: int) -> Iterator[dict]:
-        """Images, and the generator that draws this step's masks on this process."""
-        generator = torch.Generator(context.device).manual_seed(context.step_seed(step, "mask"))
-        for images in batch["images"].chunk(context.accumulate):
-            yield {"images": context.to_device(images), "generator": generator}
+        """Images and their masks, and the generator of this step's masks on this process."""
+        generator = torch.Generator(self.model.mask_device(context.device))
+        generator.manual_seed(context.step_seed(step, "mask"))
+        for part in batch["images"].chunk(context.accumulate):
+            images = context.to_device(part)
+            mask, hidden_cells = self.model.draw(images, generator)
+            yield {"images": images, "mask": mask, "hidden_cells": hidden_cells, "generator": generator}
 
     @torch.no_grad()
-    def measure(self, context: StepContext, batch: dict, step: int) -> dict[str, float]:
+    def measure(self, context: StepContext, batch: dict, step: int) -> dict[str, Tensor]:
         """The losses of the step just taken, had every image been answered by its mean or by its median colour."""
         parts = [self.model.baselines(**part) for part in self.micro_batches(context, batch, step, epoch=0)]
-        return {f"{name}_colour": torch.stack([part[name] for part in parts]).mean().item() for name in parts[0]}
+        return {f"{name}_colour": torch.stack([part[name] for part in parts]).mean() for name in parts[0]}
 
     def derive(self, values: dict[str, float]) -> dict[str, float]:
         """The better of the two colours: what a network that has learned anything is below."""
@@ -157,6 +162,7 @@ class Pretraining:
         """Exports the encoder, then judges it beside the untrained one; what is to be said of both."""
         data = self.settings.data
         trained: Any = unsynchronise(averaged.encoder)
+        keep_activations(trained)
         judge = judging.Judge(self.settings, self.train_set, self.test_set, self.device)
         receipt = None
         if self.settings.export:

@@ -24,7 +24,7 @@ from torch.distributed.rendezvous import rendezvous
 
 from a2mim.devices import choose_device
 
-TIMEOUT = timedelta(minutes=10)  # of an exchange of gradients; the others are dead if it passes
+TIMEOUT = timedelta(minutes=10)  # for the start; then `processes.timeout_minutes` of the recipe holds
 POLL = timedelta(seconds=30)  # how long one look at the store waits before the next
 FAREWELL = timedelta(seconds=60)  # how long the first process waits for the others to leave
 PORTS = 15_000, 20_000  # the first port for SLURM's steps, and how many
@@ -68,6 +68,7 @@ def start_processes(device: str | None) -> torch.device:
         torch.cuda.set_device(chosen)
     try:
         store, rank, size = next(rendezvous("env://", timeout=TIMEOUT))
+        store = distributed.PrefixStore(life(), store)
         distributed.init_process_group(
             "cpu:gloo,cuda:nccl" if chosen.type == "cuda" else "gloo",
             store=distributed.PrefixStore("default", store),
@@ -83,6 +84,12 @@ def start_processes(device: str | None) -> torch.device:
         ) from error
     _joined.append(Group(distributed.PrefixStore("a2mim", store), distributed.new_group(backend="gloo")))
     return chosen
+
+
+def set_timeout(minutes: float) -> None:
+    """How long an exchange of gradients may take. The group starts before the settings of a resumed run are known."""
+    if _joined:
+        distributed.distributed_c10d._set_pg_timeout(timedelta(minutes=minutes), distributed.group.WORLD)
 
 
 def own_gpu(local_rank: int, gpus: int) -> int:
@@ -159,6 +166,17 @@ def restarted() -> bool:
     return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0
 
 
+def life(environ: dict[str, str] | os._Environ = os.environ) -> str:
+    """A name in the store for the processes between two restarts of torchrun.
+
+    With torchrun's static rendezvous, the default on one node, the store outlives the processes. Without a name of
+    their own, restarted processes would read the addresses and the signs of dead ones. Several nodes restart with the
+    c10d rendezvous, which makes a new store each time; there each node has a restart count of its own.
+    """
+    alone = environ.get("GROUP_WORLD_SIZE", "1") == "1"
+    return f"life {environ.get('TORCHELASTIC_RESTART_COUNT', '0')}" if alone else "life"
+
+
 def launcher() -> str | None:
     """Names the torchrun that this process belongs to, alike over its restarts; None without one."""
     run = os.environ.get("TORCHELASTIC_RUN_ID")
@@ -187,6 +205,11 @@ def agree(decide: Callable[[], Answer]) -> Answer:
     if choice[1] is not None:
         raise problem or choice[1]
     return choice[0]
+
+
+def control_group() -> distributed.ProcessGroup | None:
+    """The gloo group for what is no gradient; None, torch's default group, where this process has joined none."""
+    return _joined[0].control if _joined else None
 
 
 @contextmanager
@@ -249,7 +272,7 @@ class Exchange:
             return 0
         self.work.wait()
         self.work = None
-        return int(self.sent)
+        return int(self.sent.numpy())
 
 
 def leave_together() -> None:

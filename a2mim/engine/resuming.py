@@ -125,7 +125,7 @@ def newest_of_all(checkpoints: Path) -> ResumePoint | None:
     read: list[tuple[Path, dict]] = []
 
     def choose() -> Path | None:
-        newest = read_newest(checkpoints)
+        newest = read_newest(checkpoints, mapped=True)
         read.extend([newest] if newest else [])
         return newest[0] if newest else None
 
@@ -142,7 +142,7 @@ def _read_late(path: Path) -> dict:
             break
         time.sleep(1)
     try:
-        return read_checkpoint(path)
+        return read_checkpoint(path, mapped=True)
     except ValueError as error:
         raise ValueError(f"{path} cannot be read ({error}); see that every machine reads the same files") from error
 

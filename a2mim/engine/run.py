@@ -25,7 +25,7 @@ from a2mim.engine.loggers import options_of
 from a2mim.engine.memory import OutOfMemory, first_line, is_out_of_memory
 from a2mim.engine.optim import check_optimizer
 from a2mim.engine.pretraining import Pretraining
-from a2mim.engine.processes import leave_together, start_processes, stop_processes
+from a2mim.engine.processes import leave_together, set_timeout, start_processes, stop_processes
 from a2mim.engine.records import Launch, Request, ResumePoint
 from a2mim.engine.refine.refining import Refining
 from a2mim.engine.report import announce, describe_run, report, say
@@ -197,6 +197,7 @@ def carry_out(task_class: TaskClass, request: Request, launch: Launch) -> dict:
                     raise
                 raise told from error
             finally:
+                run.writer.close()
                 signals.restore()
             summary = Record(_close(run, runner, signals, started), show=partial(brief, run.claimed))
         del runner  # holds the process group, whose threads must end before the interpreter does
@@ -258,6 +259,7 @@ def prepare(task_class: TaskClass, request: Request, launch: Launch) -> tuple[Ru
     if settings.export:
         check_targets(settings.export)
     device = device or start_processes(launch.device)
+    set_timeout(settings.processes.timeout_minutes)
     torch.set_float32_matmul_precision("high")  # TF32 on GPUs that have it; nothing on a CPU
     torch.backends.cudnn.benchmark = not settings.deterministic
     if settings.deterministic:

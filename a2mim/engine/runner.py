@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import time
+from collections import deque
 from collections.abc import Iterator
 from contextlib import suppress
 from itertools import count
@@ -12,7 +13,7 @@ from typing import Any, TypeVar
 
 import torch
 from mmengine.config import Config
-from mmengine.hooks import EMAHook, Hook
+from mmengine.hooks import Hook
 from mmengine.logging import MMLogger
 from mmengine.model import MMDistributedDataParallel
 from mmengine.optim import OptimWrapper
@@ -20,7 +21,9 @@ from mmengine.runner import BaseLoop, Runner
 from torch.nn.parallel import DistributedDataParallel
 
 from a2mim.data.workers import WorkerDied
+from a2mim.devices import Later
 from a2mim.engine import loggers
+from a2mim.engine.averaging import AveragingHook
 from a2mim.engine.hooks import CheckpointHook
 from a2mim.engine.records import ResumePoint, StepContext
 from a2mim.engine.state import restore
@@ -30,6 +33,7 @@ _runs = count()
 _ARGUMENTS = inspect.signature(DistributedDataParallel).parameters
 BUFFERS = "forward_sync_buffers" if "forward_sync_buffers" in _ARGUMENTS else "broadcast_buffers"  # the newer name
 SomeHook = TypeVar("SomeHook", bound=Hook)
+KEPT = 1000  # gradient norms that wait for a hook to look at them
 
 
 class TrainLoop(BaseLoop):
@@ -46,6 +50,8 @@ class TrainLoop(BaseLoop):
         self.step = 0
         self.stop = False  # set by a hook: finish this step, then leave
         self.waited = self.spent = 0.0  # seconds waiting for data, and in all, since a hook last set them to 0
+        self.unread: deque[tuple[int, Later]] = deque()  # steps whose numbers the host has not seen yet
+        self.norms: deque[tuple[int, float]] = deque(maxlen=KEPT)  # gradient norms of steps, as they become known
 
     iter = property(lambda self: self.step)
     max_iters = property(lambda self: self.max_steps)
@@ -89,6 +95,7 @@ class TrainLoop(BaseLoop):
             if not self.step or self.runner.distributed:
                 raise
             self.runner.hook("checkpoint", CheckpointHook).save(self.runner)
+            self.runner.run.writer.wait()
             raise WorkerDied(f"{error}; step {self.step} is saved: go on with --resume") from None
 
     def run_iter(self, batch: dict) -> None:
@@ -103,10 +110,7 @@ class TrainLoop(BaseLoop):
                 for name, value in losses.items():
                     self.outputs[name] = self.outputs.get(name, 0) + value.detach() / context.accumulate
         except FloatingPointError as error:
-            raise FloatingPointError(
-                f"step {self.step + 1}: {error}; stopped before the weights changed, {runner.run.last_good()};"
-                " try a lower optimizer.base_lr, clip_grad=1.0 or amp=None"
-            ) from error
+            raise self._stopped(self.step + 1, str(error)) from error
         except ValueError as error:
             if "Expected more than 1 value per channel" not in str(error):
                 raise
@@ -115,6 +119,31 @@ class TrainLoop(BaseLoop):
                 " BatchNorm: lower accumulate, or raise global_batch_size"
             ) from None
         self.step += 1
+        self.unread.append((self.step, Later(runner.optim_wrapper.numbers())))
+        self.settle(but=1)
+
+    def settle(self, but: int = 0) -> None:
+        """Reads the numbers of the steps so far, waiting for the device if need be.
+
+        Args:
+            but: how many of the newest steps stay unread.
+
+        Raises:
+            FloatingPointError: one of the steps was not finite. The device has skipped it and all steps since.
+        """
+        while len(self.unread) > but:
+            step, numbers = self.unread.popleft()
+            read = numbers.read()
+            problem = self.runner.optim_wrapper.problem_of(read)
+            if problem:
+                raise self._stopped(step, problem)
+            self.norms.append((step, read[0]))
+
+    def _stopped(self, step: int, problem: str) -> FloatingPointError:
+        return FloatingPointError(
+            f"step {step}: {problem}; stopped before the weights changed, {self.runner.run.last_good()};"
+            " try a lower optimizer.base_lr, clip_grad=1.0 or amp=None"
+        )
 
 
 class TrainRunner(Runner):
@@ -179,7 +208,7 @@ class TrainRunner(Runner):
         """The model with the averaged weights, where they are kept, else the model itself."""
         if "ema" not in self.named_hooks:
             return self.inner_model
-        return self.hook("ema", EMAHook).ema_model.module
+        return self.hook("ema", AveragingHook).ema_model.module
 
     def hook(self, name: str, kind: type[SomeHook]) -> SomeHook:
         """The hook of that name, which must be of that class."""

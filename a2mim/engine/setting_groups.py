@@ -112,6 +112,17 @@ class Checkpoint(Group):
         None, description="Also a checkpoint where the last is so old, whatever the step. None: steps or epochs alone."
     )
     keep: Count = Field(3, description="How many of the newest checkpoints stay.")
+    background: Flag = Field(
+        False, description="Write from a copy in memory while the training goes on; needs room for one checkpoint."
+    )
+
+
+class Processes(Group):
+    """The processes of a run, where there are several."""
+
+    timeout_minutes: Positive = Field(
+        10, description="How long an exchange of gradients may take; after that another process counts as lost."
+    )
 
 
 class Log(Group):
@@ -139,12 +150,18 @@ class Settings(Group):
     required: ClassVar[tuple[str, ...]] = ()  # settings without a default
     open_groups: ClassVar[tuple[str, ...]] = ("laptop",)  # dicts whose keys are not settings
 
+    processes: Processes = Field(Processes(), description="The processes of a run, where there are several.")
     accumulate: Count = Field(1, description="Micro-batches that each process cuts its share of a batch into.")
     clip_grad: Positive | None = Field(None, description="Largest L2 norm of the gradient. None: no limit.")
     amp: Literal["auto", None, "bf16", "fp16"] = Field(
         "auto", description="Type to compute in. None: float32. auto: bf16 on a GPU that has it, else float32."
     )
     ema: PositiveShare | None = Field(None, description="Momentum of averaged weights, e.g. 1e-4. None: no average.")
+    activation_checkpointing: Flag = Field(
+        False,
+        description="Compute activations again in the backward pass in place of keeping them: a fraction of the memory,"
+        " about a third more time.",
+    )
     compile: Flag = Field(False, description="Compile the network with torch.compile.")
     deterministic: Flag = Field(
         False,

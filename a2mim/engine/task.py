@@ -6,7 +6,7 @@ them.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias
 
@@ -63,8 +63,10 @@ class Task(Protocol):
     def micro_batches(self, context: StepContext, batch: dict, step: int, epoch: int) -> Iterator[dict]:
         """The arguments of the model in a step's `accumulate` passes, a function of the batch and the step alone."""
 
-    def measure(self, context: StepContext, batch: dict, step: int) -> dict[str, float]:
-        """Further numbers for a line of the log, of the step just taken on `batch`; averaged over the processes."""
+    def measure(self, context: StepContext, batch: dict, step: int) -> Mapping[str, torch.Tensor | float]:
+        """Further numbers for a line of the log, best 0-d on the device, of the step just taken on `batch`; averaged over
+        the processes.
+        """
 
     def derive(self, values: dict[str, float]) -> dict[str, float]:
         """Numbers for a line of the log that follow from its averaged ones."""

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from a2mim.masking.cells import CellMask, check_ratio, keep_lowest, random_corner, rectangle
+from a2mim.masking.cells import CellMask, check_ratio, keep_lowest, random_corner, rectangle, true_everywhere
 from a2mim.registry import MODELS
 
 TRIES = 10  # proposals in a row that may fail before an image counts as stuck
@@ -27,9 +27,15 @@ class BEiTBlocks(CellMask):
         min_cells: least area of a proposal, cells.
         min_aspect: least height / width of a proposal, in (0, 1]; the greatest is its inverse.
 
+    Attributes:
+        on_host: the number of rounds depends on what was drawn, so masks are best made on the CPU.
+
     Source: BEiT, https://arxiv.org/abs/2106.08254. Differs from its code, which stops short of the count when it is
         stuck; and from mmpretrain's, which never hides the last row and column.
     """
+
+    on_host = True
+    reads_images = False
 
     def __init__(
         self, mask_patch_size: int = 16, mask_ratio: float = 0.4, min_cells: int = 16, min_aspect: float = 0.3
@@ -52,7 +58,7 @@ class BEiTBlocks(CellMask):
                 uniform = torch.rand(batch_size, 4, generator=generator, device=device)
                 mask, failures = self._propose(mask, failures, count, uniform)
             rounds += ROUNDS
-            done = bool(((failures >= TRIES) | (mask.flatten(1).sum(1) == count)).all())
+            done = true_everywhere((failures >= TRIES) | (mask.flatten(1).sum(1) == count))
         scores = torch.rand(batch_size, rows, cols, generator=generator, device=device)
         return mask | keep_lowest(scores, ~mask, count - mask.flatten(1).sum(1))
 
@@ -89,6 +95,8 @@ class InverseBlock(CellMask):
     Source: CAPI, https://arxiv.org/abs/2502.08769, inverse block with roll.
     """
 
+    reads_images = False
+
     def __init__(self, mask_patch_size: int = 16, mask_ratio: float = 0.65, roll: bool = True):
         super().__init__(mask_patch_size)
         check_ratio(mask_ratio)
@@ -107,10 +115,7 @@ class InverseBlock(CellMask):
         wide = (visible / aspect).sqrt().ceil().long().clamp(max=cols)
         wide = torch.maximum(wide, (visible + tall - 1) // tall)
         free: tuple[Any, Any] = (rows, cols) if self.roll else (rows - tall + 1, cols - wide + 1)
-        top, left = (
-            random_corner(torch.as_tensor(number - 1, device=device), uniform[:, axis])
-            for number, axis in zip(free, (1, 2), strict=True)
-        )
+        top, left = (random_corner(number - 1, uniform[:, axis]) for number, axis in zip(free, (1, 2), strict=True))
         y = (torch.arange(rows, device=device) - top[:, None]) % rows  # (B, rows), from the rectangle's corner
         x = (torch.arange(cols, device=device) - left[:, None]) % cols
         inside = (y < tall[:, None])[:, :, None] & (x < wide[:, None])[:, None, :]

@@ -52,9 +52,24 @@ def rectangle(top: Tensor, left: Tensor, tall: Tensor, wide: Tensor, rows: int, 
     return (y >= top) & (y < top + tall) & (x >= left) & (x < left + wide)
 
 
-def random_corner(free: Tensor, uniform: Tensor) -> Tensor:
+def random_corner(free: int | Tensor, uniform: Tensor) -> Tensor:
     """A whole number from 0 to `free`, both included, equally often; `uniform` lies in [0, 1)."""
-    return torch.minimum((uniform * (free + 1)).floor(), free.to(uniform.dtype)).long()
+    corner = (uniform * (free + 1)).floor()
+    most = free.to(uniform.dtype) if isinstance(free, Tensor) else torch.full_like(corner, free)
+    return torch.minimum(corner, most).long()
+
+
+def true_everywhere(condition: Tensor) -> bool:
+    """Whether all values are true; waits for the device that they lie on."""
+    return bool(condition.cpu().numpy().all())
+
+
+def places(chosen: Tensor, number: int | None) -> Tensor:
+    """(N,) flat places of the True values, in order. number: how many there are; None: counted, for which the host
+    waits.
+    """
+    flat = chosen.flatten()
+    return flat.nonzero()[:, 0] if number is None else torch.nonzero_static(flat, size=number)[:, 0]
 
 
 def keep_lowest(scores: Tensor, among: Tensor, count: int | Tensor) -> Tensor:

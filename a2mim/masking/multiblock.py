@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from a2mim.masking.cells import CellMask, keep_lowest, random_corner, rectangle
+from a2mim.masking.cells import CellMask, keep_lowest, random_corner, rectangle, true_everywhere
 from a2mim.registry import MODELS
 
 TARGETS = 4  # blocks an image
@@ -25,9 +25,15 @@ class MultiBlock(CellMask):
         target_aspect: least and greatest height / width of a target block.
         context_scale: least and greatest share of the cells in the context block.
 
+    Attributes:
+        on_host: the number of tries depends on what was drawn, so masks are best made on the CPU.
+
     Source: I-JEPA, https://arxiv.org/abs/2301.08243. Differs from its code, which never puts a target on the last row
         and column, cuts contexts in raster order (the bottom is lost) and draws places from the global generator.
     """
+
+    on_host = True
+    reads_images = False
 
     def __init__(
         self,
@@ -69,7 +75,7 @@ class MultiBlock(CellMask):
                 small = context.flatten(1).sum(1) <= min(LEAST, rows * cols // 4)
                 context = torch.where(small[:, None, None], proposed, context)
                 small = context.flatten(1).sum(1) <= min(LEAST, rows * cols // 4)
-                if not small.any():
+                if true_everywhere(~small):
                     break
             else:
                 continue

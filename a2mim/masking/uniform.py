@@ -22,6 +22,8 @@ class BlockMask(CellMask):
         https://arxiv.org/abs/2111.09886.
     """
 
+    reads_images = False
+
     def __init__(self, mask_patch_size: int = 32, mask_ratio: float = 0.6):
         super().__init__(mask_patch_size)
         check_ratio(mask_ratio)
@@ -49,6 +51,8 @@ class UniformGrid(CellMask):
         cells is left out.
     """
 
+    reads_images = False
+
     def __init__(self, mask_patch_size: int = 16):
         super().__init__(mask_patch_size)
 
@@ -65,5 +69,5 @@ class UniformGrid(CellMask):
         order = torch.rand(batch_size, blocks, generator=generator, device=device).argsort(dim=1)
         names = torch.rand(batch_size, 4, generator=generator, device=device).argsort(dim=1)
         shown = names.gather(1, order % 4)  # the place that each block shows, 0 to 3
-        visible = torch.nn.functional.one_hot(shown, 4).bool()
+        visible = shown[..., None] == torch.arange(4, device=shown.device)
         return ~rearrange(visible, "b (h w) (p q) -> b (h p) (w q)", h=rows // 2, p=2)

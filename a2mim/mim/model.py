@@ -75,6 +75,8 @@ class MIM(BaseModel):
         self.target_stride = getattr(self.target, "stride", 1)
         self.decoders = build_decoder(decoder, self.encoder, self.target_channels, self.target_stride)
         self._mask_reads_images = takes(self.masking, "images")
+        self._encoder_takes_cells = takes(self.encoder.forward, "hidden_cells")
+        self._decoder_takes_cells = takes(self.decoders.forward, "hidden_cells")
         self._encoder_gives_prefix = takes(self.encoder.forward, "with_prefix")
         self._decoder_takes_grid = takes(self.decoders.forward, "grid")
         if hasattr(self.encoder, "img_size"):  # parts that do not fit are refused now, not at the first batch
@@ -106,9 +108,17 @@ class MIM(BaseModel):
             self.target.eval()
         return self
 
-    def forward(self, images: Tensor, mode: str = "loss", mask: Tensor | None = None, generator=None) -> dict:
+    def forward(
+        self,
+        images: Tensor,
+        mode: str = "loss",
+        mask: Tensor | None = None,
+        generator=None,
+        hidden_cells: int | None = None,
+    ) -> dict:
         """images: (B, C, H, W) uint8, or normalised float; (B, V, C, H, W) for V views of each image. mask: (B, rows,
-        cols) bool, drawn from `generator` when None; (B, K, rows, cols) for K masks of each image.
+        cols) bool, drawn from `generator` when None; (B, K, rows, cols) for K masks of each image. hidden_cells: how
+        many cells of the given mask are True, see `draw`.
 
         mode "loss" returns {"loss_<name>": scalar}; "baseline" the same scalars for the answer "the target's mean over
         the image everywhere", without running the encoder; "predict" returns {"images", "masked"} (B, C, H, W),
@@ -120,7 +130,7 @@ class MIM(BaseModel):
         if mode == "baseline":
             return self.compare(mean_colour(target).expand_as(target), target, hidden)
         masked = self.fill(images, expand_mask(mask, height, width))
-        recon = self.decode(self.encode(masked, mask), height, width, mask)
+        recon = self.decode(self.encode(masked, mask, hidden_cells), height, width, mask, hidden_cells)
         if mode == "predict":
             return {"images": images, "masked": masked, "target": target, "recon": recon, "hidden": hidden}
         return self.compare(recon, target, hidden)
@@ -140,7 +150,9 @@ class MIM(BaseModel):
         return images, target, mask
 
     @torch.no_grad()
-    def baselines(self, images: Tensor, mask: Tensor | None = None, generator=None) -> dict[str, Tensor]:
+    def baselines(
+        self, images: Tensor, mask: Tensor | None = None, generator=None, hidden_cells: int | None = None
+    ) -> dict[str, Tensor]:
         """The summed losses of two answers that need no network: the target's mean over each image, and its median.
 
         The mean is a weak rival where most pixels have one value, as in line drawings. Arguments as in `forward`.
@@ -153,19 +165,59 @@ class MIM(BaseModel):
             for name, answer in answers.items()
         }
 
+    def draw(self, images: Tensor, generator: torch.Generator) -> tuple[Tensor | None, int | None]:
+        """(the mask on the images' device, how many of its cells are hidden) for stored images (B, C, H, W) or (B, V,
+        C, H, W). The number is None unless the mask is made on the CPU, see `mask_device`. (None, None) where the mask
+        part looks at the images: then `forward` draws.
+
+        Args:
+            generator: on `mask_device` of the images' device.
+        """
+        if self._mask_needs_images():
+            return None, None
+        number = len(images) * (images.shape[1] if images.ndim == 5 else 1)
+        mask = self.masking(number, *images.shape[-2:], generator=generator, device=generator.device)
+        if generator.device.type != "cpu":
+            return mask, None
+        cells = int(mask.numpy().sum())
+        if images.is_cuda:
+            mask = mask.pin_memory()
+        return mask.to(images.device, non_blocking=True), cells
+
+    def mask_device(self, device: torch.device) -> torch.device:
+        """Where masks are best made for a model on `device`: on the CPU where the host must know how many cells are
+        hidden, or must look at what was drawn; it would wait for the device otherwise.
+        """
+        seen = getattr(self.encoder, "hide", "token") != "token" or getattr(self.masking, "on_host", False)
+        return torch.device("cpu") if seen and not self._mask_needs_images() else device
+
+    def _mask_needs_images(self) -> bool:
+        """Whether the masks follow from the images; our own parts take images and do without."""
+        return self._mask_reads_images and getattr(self.masking, "reads_images", True)
+
     def draw_mask(self, images: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """The mask part's answer for normalised images (B, C, H, W)."""
         more = {"images": images} if self._mask_reads_images else {}
         size = (len(images), *images.shape[-2:])
         return self.masking(*size, generator=generator, device=images.device, **more)
 
-    def encode(self, images: Tensor, mask: Tensor) -> tuple[list[Tensor], Tensor | None]:
+    def encode(
+        self, images: Tensor, mask: Tensor, hidden_cells: int | None = None
+    ) -> tuple[list[Tensor], Tensor | None]:
         """Filled images (B, C, H, W), mask (B, rows, cols) -> (maps, class and register tokens (B, P, D) or None)."""
+        more = {"hidden_cells": hidden_cells} if self._encoder_takes_cells else {}
         if self._encoder_gives_prefix:
-            return self.encoder(images, mask, with_prefix=True)
-        return self.encoder(images, mask), None
+            return self.encoder(images, mask, with_prefix=True, **more)
+        return self.encoder(images, mask, **more), None
 
-    def decode(self, features: list[Tensor] | tuple, height: int, width: int, mask: Tensor | None = None) -> Tensor:
+    def decode(
+        self,
+        features: list[Tensor] | tuple,
+        height: int,
+        width: int,
+        mask: Tensor | None = None,
+        hidden_cells: int | None = None,
+    ) -> Tensor:
         """Maps (B, D, h, w), or (maps, prefix), -> (B, C_t, height / s_t, width / s_t).
 
         Where the decoder's cells do not divide the image, what overhangs is cropped and cells that no feature reaches
@@ -177,7 +229,8 @@ class MIM(BaseModel):
             mask = torch.zeros(len(maps[0]), 1, 1, dtype=torch.bool, device=maps[0].device)
         if isinstance(self.decoders, EachMap):
             return self.decoders(maps, mask, prefix, grid)
-        more = {"grid": grid} if self._decoder_takes_grid else {}
+        known = {"grid": grid} if self._decoder_takes_grid else {}
+        more: dict = known | ({"hidden_cells": hidden_cells} if self._decoder_takes_cells else {})
         recon = self.decoders(maps, mask, prefix=prefix, **more)
         ratios = [stride / self.target_stride for stride in self.encoder.strides]
         check_answer(self.decoders, recon, maps, ratios, self.target_channels, grid)

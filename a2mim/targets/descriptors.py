@@ -26,6 +26,7 @@ class _Descriptor:
 
     def __init__(self, mean=IMAGENET_MEAN, std=IMAGENET_STD):
         self.mean, self.std = tuple(mean), tuple(std)
+        self._kept: dict[tuple, tuple[Tensor, Tensor]] = {}  # both as tensors, by device
 
     def attach(self, encoder, mean, std) -> None:
         """Takes the normalisation to undo."""
@@ -41,7 +42,7 @@ class _Descriptor:
             )
         if not images.is_floating_point():
             return images.float() * (257 if images.dtype == torch.uint8 else 1)
-        mean, std = (torch.tensor(v, device=images.device).view(-1, 1, 1) for v in (self.mean, self.std))
+        mean, std = self._normalisation(images.device)
         if len(mean) != images.shape[1]:
             raise ValueError(
                 f"{type(self).__name__} was given {images.shape[1]} channels and the mean and std of {len(mean)};"
@@ -51,6 +52,14 @@ class _Descriptor:
         eight = (pixels * 255).round()
         exact = (pixels * 255 - eight).abs() < 1e-3  # float32 after normalising and back errs by 1e-4 of a level
         return torch.where(exact, eight * 257, (pixels * 65535).round())
+
+    def _normalisation(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Mean and deviation, (C, 1, 1) each; they travel to a device once."""
+        key = self.mean, self.std, device
+        if key not in self._kept:
+            mean, std = (torch.tensor(v, device=device).view(-1, 1, 1) for v in (self.mean, self.std))
+            self._kept = {key: (mean, std)}
+        return self._kept[key]
 
 
 @MODELS.register_module()

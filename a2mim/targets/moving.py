@@ -15,7 +15,8 @@ from a2mim.wiring.timm_models import is_registered
 
 HALVINGS = 30  # c of the automatic momentum 1 - c / steps
 SLOWEST = 0.9998  # data2vec's momentum
-LOOK_EVERY = 50  # steps between two looks at the deviation, for which the loop waits for a GPU
+LOOK_EVERY = 50  # steps between two looks at a GPU's deviation
+READ_AFTER = 10  # steps until it is read, when the device has long sent it
 LEAST = 0.01  # deviation of a target below which it has collapsed
 
 
@@ -57,6 +58,7 @@ class MovingAverage(Held):
         self.maps, self.norm, self.ends = maps, norm, ends
         self.step = 0  # updates so far
         self.spread: Tensor | None = None  # deviation of the last target over places and images
+        self.looked: tuple[int, Tensor] | None = None  # a step and its spread, on its way to the host
 
     @property
     def teacher(self) -> MaskedEncoder:
@@ -119,10 +121,13 @@ class MovingAverage(Held):
     def after_step(self, encoder, step: int, steps: int) -> None:
         """Moves the teacher towards the student, and stops a run whose target has collapsed."""
         if self.spread is not None and (self.spread.device.type == "cpu" or step % LOOK_EVERY == 0):
-            spread = float(self.spread)
+            self.looked = step, self.spread.to("cpu", non_blocking=True)
+        if self.looked and (self.looked[1] is self.spread or step % LOOK_EVERY == READ_AFTER):
+            (seen, held), self.looked = self.looked, None
+            spread = float(held.numpy())
             if spread < LEAST:
                 raise FloatingPointError(
-                    f"step {step}: the teacher's features differ by {spread:.2g} over the batch (below {LEAST}): they"
+                    f"step {seen}: the teacher's features differ by {spread:.2g} over the batch (below {LEAST}): they"
                     " have collapsed to a constant; try a slower teacher (momentum), a lower optimizer.base_lr, or a"
                     " larger share of hidden cells"
                 )
@@ -132,12 +137,15 @@ class MovingAverage(Held):
     @torch.no_grad()
     def _move(self, encoder, momentum: float) -> None:
         student = dict(encoder.model.named_parameters())
-        for name, average in self.teacher.model.named_parameters():
-            new = student[name].detach().to(average.dtype)
-            average.copy_(new) if momentum == 0 else average.lerp_(new, 1 - momentum)
-        buffers = dict(encoder.model.named_buffers())
-        for name, buffer in self.teacher.model.named_buffers():
-            buffer.copy_(buffers[name])
+        averages = dict(self.teacher.model.named_parameters())
+        new = [student[name].detach().to(average.dtype) for name, average in averages.items()]
+        if momentum == 0:
+            torch._foreach_copy_(list(averages.values()), new)
+        else:
+            torch._foreach_lerp_(list(averages.values()), new, 1 - momentum)
+        buffers, own = dict(encoder.model.named_buffers()), dict(self.teacher.model.named_buffers())
+        if own:
+            torch._foreach_copy_(list(own.values()), [buffers[name] for name in own])
 
     def memory(self) -> dict:
         """The number of updates."""

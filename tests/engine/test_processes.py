@@ -218,10 +218,56 @@ def start_two(tmp_path, program, **environ):
     clean = {key: value for key, value in os.environ.items() if not key.startswith(("SLURM", "TORCHELASTIC"))}
     both = []
     for rank in map(str, range(2)):
-        variables = clean | step | {"SLURM_PROCID": rank, "SLURM_LOCALID": rank, "RANK_HERE": rank} | environ
+        own = {"SLURM_PROCID": rank, "SLURM_LOCALID": rank, "RANK_HERE": rank}
+        variables = (
+            clean | step | own | ({"RANK": rank, "LOCAL_RANK": rank} if "WORLD_SIZE" in environ else {}) | environ
+        )
         arguments = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
         both.append(subprocess.Popen([sys.executable, str(script)], env=variables, **arguments))
     return [process.communicate(timeout=180)[0] for process in both]
+
+
+def test_each_life_of_the_processes_has_a_name_of_its_own_in_the_store():
+    names = [processes.life({"TORCHELASTIC_RESTART_COUNT": count, "GROUP_WORLD_SIZE": "1"}) for count in "012"]
+    assert len(set(names)) == 3
+    # each node counts for itself, and c10d makes a new store each time
+    nodes = [processes.life({"TORCHELASTIC_RESTART_COUNT": count, "GROUP_WORLD_SIZE": "2"}) for count in "01"]
+    assert len(set(nodes)) == 1
+
+
+REJOIN = """
+from a2mim.engine import processes
+
+processes.start_processes("cpu")
+processes.set_timeout(7.5)
+with processes.first_alone() as first:
+    assert first or processes._joined[0].store.check(["first/1"])
+processes.leave_together()
+processes.stop_processes()
+print("left", flush=True)
+"""
+
+
+@pytest.mark.slow
+def test_restarted_processes_do_not_read_what_dead_ones_left_in_torchrun_s_store(tmp_path):
+    """torchrun's static rendezvous keeps one store over all restarts."""
+    store = torch.distributed.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    variables = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port), "TORCHELASTIC_USE_AGENT_STORE": "True"}
+    variables |= {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "GROUP_WORLD_SIZE": "1"}
+    for count in "01":
+        more = variables | {"TORCHELASTIC_RESTART_COUNT": count}
+        for printed in start_two(tmp_path, REJOIN, **more):
+            assert printed.endswith("left\n"), printed
+
+
+def test_the_recipe_s_time_limit_holds_for_gradients_alone(monkeypatch):
+    asked = []
+    monkeypatch.setattr(torch.distributed.distributed_c10d, "_set_pg_timeout", lambda *args: asked.append(args))
+    processes.set_timeout(1)  # without other processes there is nothing to set
+    monkeypatch.setattr(processes, "_joined", [processes.Group(None, "control")])
+    monkeypatch.setattr(torch.distributed.group, "WORLD", "world", raising=False)
+    processes.set_timeout(7.5)
+    assert [(limit.total_seconds(), group) for limit, group in asked] == [(450.0, "world")]
 
 
 @pytest.mark.slow

@@ -41,13 +41,21 @@ class Dropping:
         grid: (h, w) of its tokens.
         mask: the current mask (B, rows, cols) bool, or None; a bound method of the encoder, so that a deep copy asks
             its own.
+        hidden_cells: how many cells of the mask are hidden in the whole batch; None: not known without looking.
 
     Raises:
         ValueError: the architecture needs all tokens; the sentence names the reason.
     """
 
-    def __init__(self, model: TimmModel, name: str, grid: tuple[int, int], mask: Callable[[], Tensor | None]):
-        self.name, self.mask, self.grid, self.prefix = name, mask, grid, 0
+    def __init__(
+        self,
+        model: TimmModel,
+        name: str,
+        grid: tuple[int, int],
+        mask: Callable[[], Tensor | None],
+        hidden_cells: Callable[[], int | None] = lambda: None,
+    ):
+        self.name, self.mask, self.hidden_cells, self.grid, self.prefix = name, mask, hidden_cells, grid, 0
         if isinstance(model, Hiera):
             rows, cols = model.mask_spatial_shape
             self.grid = (rows, cols)
@@ -78,10 +86,22 @@ class Dropping:
         repeated = mask.repeat_interleave(int(ratios[0]), dim=1).repeat_interleave(int(ratios[1]), dim=2)
         return ~repeated.flatten(1)
 
+    def number(self, visible: Tensor, mask: Tensor) -> int | None:
+        """How many units are shown in each row of (B, N), a whole multiple of the mask's cells; None: not known."""
+        hidden = self.hidden_cells()
+        if hidden is None:
+            return None
+        cells = mask[0].numel()
+        return (cells - hidden // len(mask)) * visible.shape[1] // cells
+
+    def _number_now(self, visible: Tensor) -> int | None:
+        mask = self.mask()
+        return None if mask is None else self.number(visible, mask)
+
     def gather(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """(B, P + N, D) -> (prefix and visible tokens in raster order, indices (B, K) of those)."""
         visible = self.visible()
-        kept = indices(visible)
+        kept = indices(visible, self._number_now(visible))
         inner = tokens[:, self.prefix :].gather(1, kept[..., None].expand(-1, -1, tokens.shape[2]))
         return torch.cat([tokens[:, : self.prefix], inner], dim=1), kept
 
@@ -112,7 +132,8 @@ class Dropping:
 
     def _run_convit(self, model: ConVit, images: Tensor):
         """ConViT's positional attention reads the offsets between all tokens; here those between the kept ones."""
-        kept = indices(self.visible())
+        visible = self.visible()
+        kept = indices(visible, self._number_now(visible))
         layers = [module for module in model.modules() if isinstance(module, GPSA)]
         before = [layer.rel_indices for layer in layers]
         number = self.grid[0] * self.grid[1]
@@ -132,16 +153,19 @@ class Dropping:
         ratios = [cells // number for cells, number in zip(layout.grid, mask.shape[1:], strict=True)]
         shown = ~mask.repeat_interleave(ratios[0], dim=1).repeat_interleave(ratios[1], dim=2)
         flat = layout.spread(shown).flatten(1)
-        kept = indices(flat)
+        kept = indices(flat, self.number(flat, mask))
         prefix = tokens.shape[1] - kept.shape[1]
         full = tokens.new_zeros(len(tokens), flat.shape[1], tokens.shape[2])
         full = full.scatter(1, kept[..., None].expand(-1, -1, tokens.shape[2]), tokens[:, prefix:])
         return torch.cat([tokens[:, :prefix], full[:, prefix:]], dim=1) if prefix else full
 
 
-def indices(chosen: Tensor) -> Tensor:
-    """(B, N) bool with as many True in every row -> (B, K) their places in order."""
-    number = int(chosen[0].sum())
+def indices(chosen: Tensor, number: int | None = None) -> Tensor:
+    """(B, N) bool with as many True in every row -> (B, K) their places in order. number: K; None: counted, for which
+    the host waits.
+    """
+    if number is None:
+        number = int(chosen[0].sum())
     return chosen.int().argsort(dim=1, descending=True, stable=True)[:, :number]
 
 

@@ -40,13 +40,14 @@ class Sparse:
     Args:
         mask: the current mask (B, rows, cols) bool, or None; a bound method of the encoder, so that a deep copy asks
             its own.
+        hidden_cells: how many cells of the mask are hidden in the whole batch; None: not known without looking.
 
     Source: SparK, https://arxiv.org/abs/2301.03580, by hooks in place of its layers. Attention inside hybrid networks
         (EdgeNeXt, FocalNet, CoAtNet) still reads the zeros.
     """
 
-    def __init__(self, mask: Callable[[], Tensor | None]):
-        self.mask = mask
+    def __init__(self, mask: Callable[[], Tensor | None], hidden_cells: Callable[[], int | None] = lambda: None):
+        self.mask, self.hidden_cells = mask, hidden_cells
         # by grid, for the mask of the last forward
         self._index: dict[tuple, Tensor] = {}
         self._visible: dict[tuple, Tensor | None] = {}
@@ -108,7 +109,12 @@ class Sparse:
         """(N,) flat places of the visible cells of the batch, the same for all layers of one grid."""
         key = tuple(visible.shape)
         if key not in self._index:
-            self._index[key] = visible.flatten().nonzero()[:, 0]
+            mask, hidden, flat = self.mask(), self.hidden_cells(), visible.flatten()
+            if mask is None or hidden is None:
+                self._index[key] = flat.nonzero()[:, 0]
+            else:  # the host knows how many there are, and does not wait
+                number = (mask.numel() - hidden) * flat.numel() // mask.numel()
+                self._index[key] = torch.nonzero_static(flat, size=number)[:, 0]
         return self._index[key]
 
     def of_output(self, module: nn.Module, output: Tensor) -> Tensor | None:
