@@ -64,8 +64,8 @@ class Task(Protocol):
         """The arguments of the model in a step's `accumulate` passes, a function of the batch and the step alone."""
 
     def measure(self, context: StepContext, batch: dict, step: int) -> Mapping[str, torch.Tensor | float]:
-        """Further numbers for a line of the log, best 0-d on the device, of the step just taken on `batch`; averaged over
-        the processes.
+        """Further numbers for a line of the log, best 0-d on the device, of the step just taken on `batch`; they are
+        averaged over the processes.
         """
 
     def derive(self, values: dict[str, float]) -> dict[str, float]:
