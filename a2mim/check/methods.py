@@ -114,7 +114,8 @@ class Bench:
         model_args: dict | None = None,
     ):
         self.name, self.in_chans, self.model_args = name, in_chans, model_args
-        self.sizes = [img_size] if img_size else [s for s in SIZES if takes(name, s, in_chans, model_args)] or [None]
+        taken = [img_size] if img_size else [s for s in SIZES if takes(name, s, in_chans, model_args)]
+        self.sizes: list[int | tuple[int, int] | None] = [*taken] or [None]
         self.img_size = self.sizes[0]
         self.encoders: dict[str, MaskedEncoder | ValueError] = {}
         self.differences: dict[str, float] = {}  # by how hidden cells are kept from the network

@@ -61,6 +61,7 @@ PRETRAIN = {
     "a2mim_vit_large": BRIEF,
     "a2mim_vit_small": LIGHT,
     "a2mim_xcit": (20, None),
+    "a2mim_xcit_wide": LIGHT,
     "a2mim_xvit": LIGHT,
     "data2vec_vit_base": BRIEF,
     "distill_resnet50": BRIEF,
@@ -81,6 +82,7 @@ FINETUNE = {
     "rsb_a2": "test_resnet",
     "rsb_a3": "test_resnet",
     "simmim_finetune": "test_vit",
+    "small_data": "test_resnet",
     "spark_finetune": "test_resnet",
 }
 STRONG = {
@@ -221,6 +223,8 @@ def finetune(folder: Path, recipe: str, **overrides) -> dict:
     settings |= overrides
     if recipe == "low_shot_finetune":
         settings["labels.subset"] = "6"  # of 8 a class: its 1 % is no batch
+    if recipe == "small_data":
+        settings["schedule.least_steps"] = None  # it asks for hundreds
     place = {"data": folder / "images", "work_dir": folder / "run", "device": "cpu", "num_workers": 0}
     path = ROOT / "configs" / "finetune" / f"{recipe}.py"
     a2mim.finetune(path, FINETUNE[recipe], laptop=True, **place, **settings)

@@ -10,6 +10,7 @@ import contextlib
 import hashlib
 import io
 import os
+import threading
 import warnings
 import zipfile
 from collections.abc import Iterable
@@ -33,6 +34,7 @@ _DTYPES = {"head": np.dtype("<i8"), "samples": SAMPLE, "texts": np.dtype("u1"), 
 _MOST = 1 << 30  # greatest size in bytes of an index whose shard has no known size
 SPARE = 1 << 16  # bytes by which an index may be larger than its shard
 _SLOWEST = 3600.0  # greatest time to write an index, in seconds
+_PARSING = threading.Lock()  # CPython 3.11 fails if two threads parse Python literals, as numpy does, at once
 
 
 class _Damaged(ValueError):
@@ -166,7 +168,8 @@ def _array(archive: zipfile.ZipFile, name: str, dtype: np.dtype) -> np.ndarray:
     version = np.lib.format.read_magic(file)
     if version != (1, 0):
         raise _Damaged(f"its {name} have another numpy format")
-    shape, _, stored = np.lib.format.read_array_header_1_0(file)
+    with _PARSING:
+        shape, _, stored = np.lib.format.read_array_header_1_0(file)
     data = file.read()
     if stored != dtype or len(shape) != 1 or shape[0] * dtype.itemsize != len(data):
         raise _Damaged(f"its {name} have another type or length")
