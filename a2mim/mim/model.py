@@ -130,7 +130,8 @@ class MIM(BaseModel):
         if mode == "baseline":
             return self.compare(mean_colour(target).expand_as(target), target, hidden)
         masked = self.fill(images, expand_mask(mask, height, width))
-        recon = self.decode(self.encode(masked, mask, hidden_cells), height, width, mask, hidden_cells)
+        known = () if hidden_cells is None else (hidden_cells,)
+        recon = self.decode(self.encode(masked, mask, *known), height, width, mask, *known)
         if mode == "predict":
             return {"images": images, "masked": masked, "target": target, "recon": recon, "hidden": hidden}
         return self.compare(recon, target, hidden)
