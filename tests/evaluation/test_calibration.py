@@ -76,7 +76,7 @@ def test_the_judge_calibrates_on_the_whole_of_a_class_sorted_set(sorted_folder):
     dataset = open_dataset(sorted_folder)
     data = SimpleNamespace(mean=(0.0,) * 3, std=(1.0,) * 3, img_size=8)
     judge = SimpleNamespace(train_images=5000, test_images=5000, k=3)
-    settings = SimpleNamespace(judge=judge, data=data, seed=0)
+    settings = SimpleNamespace(command="pretrain", judge=judge, data=data, seed=0)
     batches = list(Judge(settings, dataset, dataset, torch.device("cpu")).calibration_batches())
     bright = torch.cat([batch.mean(dim=(1, 2, 3)) > 0.5 for batch in batches])
     assert len(bright) == 1024 and int(bright.sum()) == 512
