@@ -46,7 +46,7 @@ setup(
         "scikit-image>=0.24",
         "tifffile>=2022.8",
         "opencv-python>=4.8",  # mmcv-lite brings it; also named because it is used by name
-        "pillow>=10",
+        "pillow>=10.1",
         "pydantic>=2.6",
         "annotated-types>=0.6",  # the bounds in pydantic's annotations, by name
         "numpy>=1.26",

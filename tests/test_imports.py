@@ -89,7 +89,7 @@ DOORS = {
     "fsspec": {"data"},
     "urllib3": {"data"},
     "simplejpeg": {"data"},
-    "PIL": {"data", "export", "report"},
+    "PIL": {"data", "evaluation", "export", "report"},
     "jinja2": {"export", "report"},
     "matplotlib": {"report"},
     "tifffile": {"data"},

@@ -9,25 +9,22 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import cv2
 import numpy as np
 import torch
 from torch import Tensor
 
 from a2mim.batchnorm import calibrate_batchnorm, has_batchnorm
 from a2mim.data.masks import Masked, open_masked
+from a2mim.evaluation import seg_pictures
 from a2mim.evaluation.calibration import BATCH, IMAGES
 from a2mim.evaluation.cells import MapReader, map_of, noise
 from a2mim.evaluation.dense import resized
 from a2mim.evaluation.encoder import Encoder
 from a2mim.evaluation.identity import hash_of
 from a2mim.evaluation.miou import confusion, interval, ious, scores
-from a2mim.files import write_bytes
 from a2mim.protocols import Protocol
 from a2mim.text import ProgressBar
 
-PICTURES = 8  # test images that are drawn with their prediction
-TILE = 192  # pixels of a side in these pictures
 SPLIT_OFF = 0.2  # of the images, to test on where there is no test set
 _MOST_CLASSES = 4096
 
@@ -195,17 +192,17 @@ def result_of(
     Args:
         predicted: (H, W) classes of every test image in order, in the size of its mask.
         chosen: what was chosen on held-out images, and other facts.
-        out: folder of the pictures; None draws none.
+        out: folder of the results, for the pictures; None draws none.
     """
-    counts, best, tiles = [], [], []
-    drawn = set(np.linspace(0, len(task.test) - 1, min(PICTURES, len(task.test))).astype(int).tolist())
+    counts, best, drawn = [], [], {}
+    rows = () if out is None else seg_pictures.drawn_rows(len(task.test))
     for i, guess in enumerate(predicted):
         image, truth = task.item(task.test, i)
         counts.append(confusion(guess, truth, task.n_classes, task.ignore))
         ideal = oracle(truth, task.reader.grid, task.n_classes, task.ignore)
         best.append(confusion(ideal, truth, task.n_classes, task.ignore))
-        if i in drawn:
-            tiles.append((image, truth, guess))
+        if i in rows:
+            drawn[i] = (image, truth, guess)
     each, c = np.stack(counts), protocol.constants
     found, height_width = scores(each.sum(0)), task.reader.grid
     per_image = [float(np.nanmean(row)) if not np.isnan(row).all() else None for row in ious(each)]
@@ -244,26 +241,28 @@ def result_of(
         f" mIoU {result['oracle']:.1f} (the oracle of the grid)"
     )
     if out is not None:
-        result["pictures"] = str(_draw(tiles, task, out / f"{protocol.name}-{task.encoder.hash}.png"))
+        result |= _draw(drawn, task, result, out)
     return result
 
 
-def _draw(tiles: list[tuple], task: SegmentationTask, path: Path) -> Path:
-    """Rows of image, truth and prediction; ignored pixels are black."""
-    hues = (np.arange(task.n_classes) * 0.61803 % 1 * 179).astype(np.uint8)
-    value = np.where(np.arange(task.n_classes) % 2, 160, 230).astype(np.uint8)
-    colours = cv2.cvtColor(np.stack([hues, np.full_like(hues, 170), value], 1)[None], cv2.COLOR_HSV2BGR)[0]
-    rows = []
-    for image, truth, predicted in tiles:
-        shown = [cv2.resize(image[:, :, ::-1], (TILE, TILE), interpolation=cv2.INTER_AREA)]
-        for labels in (truth, predicted):
-            small = cv2.resize(labels.astype(np.float64), (TILE, TILE), interpolation=cv2.INTER_NEAREST).astype(
-                np.int64
-            )
-            painted = colours[np.minimum(small, task.n_classes - 1)]
-            painted[small == task.ignore] = 0
-            shown.append(painted)
-        rows.append(np.concatenate(shown, 1))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_bytes(path, cv2.imencode(".png", np.concatenate(rows))[1].tobytes())
-    return path
+def _draw(drawn: dict[int, tuple], task: SegmentationTask, result: dict, out: Path) -> dict:
+    """Writes a picture of each of these test images.
+
+    Args:
+        drawn: row of the test set -> (image, truth, prediction).
+
+    Returns:
+        "pictures": of each image its file (relative to `out`), name and mIoU, None where no pixel counts; and "legend":
+        the colours of all classes that they show.
+    """
+    names = task.train.class_names or task.test.class_names
+    labels = seg_pictures.class_labels(task.n_classes, names if names and len(names) == task.n_classes else None)
+    identity = hash_of([result[key] for key in ("protocol_hash", "encoder_hash", "data_fingerprint")])
+    pictures, shown = [], set()
+    for number, (row, (image, truth, guess)) in enumerate(drawn.items(), 1):
+        file = f"{seg_pictures.FOLDER}/{result['protocol']}-{identity}-{number}.png"
+        seg_pictures.save(seg_pictures.draw(image, truth, guess, labels, task.ignore), out / file)
+        name = task.test.names[row]
+        pictures.append({"file": file, "name": name, "miou": result["scores"].get(name)})
+        shown |= seg_pictures.seen(truth, guess, task.ignore)
+    return {"pictures": pictures, "legend": seg_pictures.legend(shown, labels, task.ignore)}

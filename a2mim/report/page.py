@@ -26,6 +26,7 @@ from a2mim.report.pictures import (
     whole_sheets,
 )
 from a2mim.report.records import RunRecord, read_run
+from a2mim.report.segmented import Segmented, segmented
 from a2mim.report.tables import data_rows, differing, export_rows, setting_rows, where_and_how
 from a2mim.report.verdicts import Verdict, headline, verdicts
 from a2mim.text import one_line
@@ -54,6 +55,7 @@ class RunSection:
     reconstructions: list[list[Tile]]
     sheets: list[Tile]
     representation: list[tuple[str, str, list[list[Tile]]]]
+    segmented: list[Segmented]
     data: list[tuple[str, str]]
     exports: list[dict[str, str]]
     settings: list[tuple[str, str, str]]
@@ -92,7 +94,7 @@ def render(runs: Sequence[RunRecord]) -> str:
         .render(
             title=" and ".join(run.name for run in runs),
             style=Markup(_templates().get_template("style.css").render()),
-            sections=[_section(run, MOST_SHEETS if len(runs) == 1 else MOST_BESIDE) for run in runs],
+            sections=[_section(run, len(runs)) for run in runs],
             curves=[_drawn(plot) for plot in curves(runs)],
             features=[_drawn(plot) for plot in feature_plots(runs)],
             analyses=[_drawn(plot) for plot in analysis_plots(runs)],
@@ -113,7 +115,7 @@ def brief(folder: str | Path) -> str:
         _templates()
         .get_template("brief.html")
         .render(
-            section=_section(run, MOST_SHEETS),
+            section=_section(run),
             curves=[_drawn(plot) for plot in curves([run])],
             most=_BRIEF_ROWS,
             report=str(Path(folder) / "report.html"),
@@ -143,8 +145,9 @@ def _drawn(plot: Plot) -> Drawn:
     return Drawn(plot.title, Markup(svg(plot)), plot.message)
 
 
-def _section(run: RunRecord, sheets: int = MOST_SHEETS) -> RunSection:
-    rows = reconstruction_rows(run.pictures, sheets)
+def _section(run: RunRecord, runs: int = 1) -> RunSection:
+    """What the page says of one of so many runs; several have fewer pictures each."""
+    rows = reconstruction_rows(run.pictures, MOST_SHEETS if runs == 1 else MOST_BESIDE)
     machine, commands = where_and_how(run)
     return RunSection(
         run=run,
@@ -153,6 +156,7 @@ def _section(run: RunRecord, sheets: int = MOST_SHEETS) -> RunSection:
         reconstructions=rows,
         sheets=[] if rows else whole_sheets(run.pictures),
         representation=_representation(run),
+        segmented=segmented(run, runs),
         data=data_rows(run),
         exports=export_rows(run),
         settings=setting_rows(run),

@@ -72,6 +72,7 @@ class RunRecord:
         bad_lines: how many lines of the log could not be read.
         differences: what the judges say before and after.
         results: of results.json: each has the answer to every test image.
+        segmented: of results.json: each has pictures of predicted masks.
         pictures: sheets of reconstructions, oldest first.
         receipts: of exports inside the run's folder.
         analyses: results of `a2mim analyze`, by name.
@@ -92,6 +93,7 @@ class RunRecord:
     analyses: dict[str, dict[str, Any]] = field(default_factory=dict)
     representation: dict[str, Any] | None = None
     results: list[dict[str, Any]] = field(default_factory=list)
+    segmented: list[dict[str, Any]] = field(default_factory=list)
 
     @property
     def name(self) -> str:
@@ -155,6 +157,8 @@ def read_run(folder: str | Path, running: bool = False) -> RunRecord:
     status = str(summary.get("status", "running"))
     if status == "running" and not running:
         status = "killed"
+    judged = _read(folder / "results.json")
+    results = [one for one in judged if isinstance(one, dict)] if isinstance(judged, list) else []
     return RunRecord(
         folder=folder,
         status=status,
@@ -169,7 +173,8 @@ def read_run(folder: str | Path, running: bool = False) -> RunRecord:
         receipts=[found for path in sorted(folder.glob("*/receipt.json")) if (found := read_json(path))],
         analyses={path.stem: found for path in sorted(folder.glob("analysis/*.json")) if (found := read_json(path))},
         representation=read_json(folder / "representation" / "representation.json"),
-        results=_results(folder / "results.json"),
+        results=[one for one in results if _has_answers(one)],
+        segmented=[one for one in results if isinstance(one.get("pictures"), list) and one["pictures"]],
     )
 
 
@@ -188,14 +193,9 @@ def _read(path: Path) -> Any:
         return None
 
 
-def _results(path: Path) -> list[dict[str, Any]]:
-    """The results that have answers of single images: "1" right, "0" wrong, "-" not judged."""
-    found = _read(path)
-    return [one for one in found if _has_answers(one)] if isinstance(found, list) else []
-
-
-def _has_answers(result: Any) -> bool:
-    if not isinstance(result, dict) or not isinstance(result.get("constants"), dict):
+def _has_answers(result: dict[str, Any]) -> bool:
+    """Whether it says of every test image "1" right, "0" wrong or "-" not judged."""
+    if not isinstance(result.get("constants"), dict):
         return False
     correct = result.get("correct")
     return isinstance(correct, str) and bool(correct) and not set(correct) - set("01-")

@@ -12,6 +12,7 @@ from torchmetrics.functional.segmentation import mean_iou
 from a2mim.data.masks import Masked, open_masked
 from a2mim.evaluation import evaluate, read_results, seg_augmented, seg_knn, seg_linear
 from a2mim.evaluation.miou import confusion, interval, scores
+from a2mim.evaluation.seg_pictures import GAP, HEADER, IGNORED, SIDE
 from a2mim.evaluation.segmentation import SegmentationTask, open_task, oracle, shares
 from a2mim.protocols import read_protocol
 
@@ -189,9 +190,14 @@ def test_every_protocol_runs_from_a_folder_to_results_and_pictures(folder, tmp_p
     assert result["metric"] == "mIoU %" and result["cells"] == [2, 2] and result["n_classes"] == 2
     low, high = result["interval"]
     assert low <= result["top1_last"] <= high and result["oracle"] > 50 and len(result["scores"]) == 4
-    with Image.open(result["pictures"]) as picture:
-        assert picture.size == (3 * 192, 4 * 192)
-    assert read_results(tmp_path / "out")[0]["top1_last"] == result["top1_last"]
+    (written,) = read_results(tmp_path / "out")
+    assert written["top1_last"] == result["top1_last"] and written["legend"][-1]["label"] == "ignored"
+    assert [one["miou"] for one in written["pictures"]] == list(written["scores"].values())
+    for one in written["pictures"]:
+        with Image.open(tmp_path / "out" / one["file"]) as picture:
+            assert picture.format == "PNG" and picture.width == 3 * SIDE + 2 * GAP
+            corner, below = picture.getpixel((SIDE + GAP, HEADER)), picture.getpixel((SIDE + GAP, HEADER + SIDE - 1))
+        assert corner == IGNORED and "#{:02x}{:02x}{:02x}".format(*below) == written["legend"][1]["colour"]
     if name != "seg-linear-aug":
         assert result["top1_last"] > 55
 
