@@ -74,7 +74,7 @@ def _run(chosen: argparse.Namespace) -> int:
     except USER_ERRORS as error:
         if chosen.debug:
             raise
-        print(f"error: {_told(error)}", file=sys.stderr)
+        print(f"error: {_told(_sentence(error))}", file=sys.stderr)
         return 1
     except (MemoryError, RuntimeError) as error:
         if chosen.debug or not is_out_of_memory(error):
@@ -88,6 +88,13 @@ def _run(chosen: argparse.Namespace) -> int:
         return 130
     finally:
         warnings.formatwarning = before  # a program that calls this function keeps its own
+
+
+def _sentence(error: Exception) -> str:
+    """The message; of the system's own errors, the file and what is wrong with it, without a number."""
+    if isinstance(error, OSError) and error.strerror and error.filename is not None:
+        return f"{error.filename}: {error.strerror}"
+    return str(error)
 
 
 def _told(said: object) -> str:

@@ -22,7 +22,7 @@ from a2mim.evaluation.logreg import fit_logreg
 from a2mim.evaluation.subsets import subset_of
 from a2mim.weights.loading import build_reported, read_source
 from a2mim.wiring.plain_arguments import shorten
-from a2mim.wiring.timm_models import build_timm, read_json
+from a2mim.wiring.timm_models import build_timm, read_object
 
 TRAINED, UNTRAINED = "trained", "untrained"
 SPLIT_OFF = 0.2  # of each class, where the data have no test part
@@ -151,7 +151,7 @@ class Subjects:
         folder = Path(self.source) / "classifier"
         if not (folder / "model.safetensors").is_file():
             return None
-        outputs = read_json(folder / "config.json").get("num_classes")
+        outputs = read_object(folder / "config.json").get("num_classes")
         if type(outputs) is not int or not 0 < outputs <= _MOST_CLASSES:
             raise ValueError(f"{folder / 'config.json'} has num_classes={shorten(outputs)}, not a number of classes")
         model = build_timm(f"local-dir:{folder}", num_classes=outputs, pretrained=True).model.to(self.device).eval()

@@ -8,13 +8,9 @@ detectron2's modeling/backbone/resnet.py.
 """
 
 from collections.abc import Callable
-from typing import Any
-
-import timm
-import torch
 
 from a2mim.export.check import describe_keys
-from a2mim.wiring.timm_models import on_meta, shapes_of
+from a2mim.wiring.timm_models import maps_on_meta, on_meta, shapes_of
 
 Shapes = dict[str, tuple[int, ...]]
 
@@ -41,10 +37,8 @@ def of_timm(architecture: str, model_args: dict) -> Shapes:
 
 
 def of_timm_maps(architecture: str, model_args: dict, out_indices: list[int]) -> Shapes:
-    """timm's features_only=True by `forward_intermediates`, without what lies behind the last of these maps."""
-    with torch.device("meta"):
-        kind: dict[str, Any] = {"features_only": True, "feature_cls": "getter", "out_indices": tuple(out_indices)}
-        return shapes_of(timm.create_model(architecture, **kind, **model_args))
+    """timm's features_only=True, without what lies behind the last of these maps."""
+    return shapes_of(maps_on_meta(architecture, out_indices, model_args))
 
 
 def of_torchvision(name: str, in_channels: int = 3) -> Shapes:

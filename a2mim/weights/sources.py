@@ -28,7 +28,7 @@ from a2mim.weights.trust import (
 )
 from a2mim.wiring.model_type import TimmModel
 from a2mim.wiring.networks import build_model, find_class
-from a2mim.wiring.timm_models import build_timm, is_registered, on_meta, read_json, unknown_model
+from a2mim.wiring.timm_models import build_timm, is_registered, on_meta, read_object, unknown_model
 
 PREFIX = "encoder.model."  # of the timm model's keys in a checkpoint
 PUBLISHED = "pretrained"  # NAME:pretrained
@@ -87,7 +87,7 @@ def _read_folder(folder: Path, name: str | None, model_args: dict[str, Any]) -> 
     own = name is not None and not is_registered(name)
     for candidate in (folder, folder / "encoder"):
         if (candidate / "config.json").is_file():
-            config = read_json(candidate / "config.json")
+            config = read_object(candidate / "config.json")
             if "model_type" not in config and (name is None or (own and "architecture" in config)):
                 return _read_timm_folder(candidate, config, name)
             return _read_hub_folder(candidate, config, name, model_args)
@@ -113,7 +113,7 @@ def _read_timm_folder(folder: Path, config: dict[str, Any], typed: str | None) -
     name = settle_name(config["architecture"], typed, stated)
     model_args = check_arguments(name, _without_classes(config.get("model_args")), stated)
     cfg = check_pixels(_dictionary(config, "pretrained_cfg", stated), stated)
-    told = read_json(receipt) if receipt.is_file() else {}
+    told = read_object(receipt) if receipt.is_file() else {}
     check_hashes(folder, told, ("config.json", "model.safetensors"))
     tensors = _without_classifier(_load(weights, load_file), cfg)
     channels, *size = cfg.get("input_size") or (3, 224, 224)
@@ -165,13 +165,13 @@ def _read_hub_folder(folder: Path, config: dict[str, Any], typed: str | None, mo
     if "model_type" in config and (stated_pixels := pixels_of(config, folder)):
         pixels = check_pixels(stated_pixels, folder)
     receipt = folder / "receipt.json"
-    check_hashes(folder, read_json(receipt) if receipt.is_file() else {}, (weights.name,))
+    check_hashes(folder, read_object(receipt) if receipt.is_file() else {}, (weights.name,))
     return _of_toolkit(weights, read_weights(weights), name, model_args, pixels)
 
 
 def _of_file(path: Path, name: str | None, model_args: dict[str, Any]) -> Source:
     receipt = path.parent / "receipt.json"
-    check_hashes(path.parent, read_json(receipt) if receipt.is_file() else {}, (path.name,))
+    check_hashes(path.parent, read_object(receipt) if receipt.is_file() else {}, (path.name,))
     try:
         content = _load(path, read_checkpoint) if path.suffix != ".safetensors" else None
     except NotOurs:

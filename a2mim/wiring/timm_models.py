@@ -14,7 +14,7 @@ import timm
 import torch
 from torch import nn
 
-from a2mim import files
+from a2mim.files import read_json
 from a2mim.text import close_names
 from a2mim.wiring.model_type import TimmModel
 from a2mim.wiring.plain_arguments import fault_of_argument, shorten
@@ -145,6 +145,13 @@ def as_timm_reads(folder: str | Path) -> nn.Module:
     return timm.create_model(f"local-dir:{folder}", pretrained=True)
 
 
+def maps_on_meta(name: str, out_indices: list[int], model_args: Mapping[str, Any]) -> nn.Module:
+    """timm's features_only=True by `forward_intermediates`, without weights: what ends at the last of these maps."""
+    kind: dict[str, Any] = {"features_only": True, "feature_cls": "getter", "out_indices": tuple(out_indices)}
+    with torch.device("meta"):
+        return timm.create_model(name, **kind, **model_args)
+
+
 def unknown_model(name: str, what: str = "not a model that timm knows") -> ValueError:
     """The error for a name, with the nearest names that timm knows."""
     near = close_names(name.split(".")[0], timm.list_models(), 4, cutoff=0.3)
@@ -199,7 +206,7 @@ def _read_address(address: str, arguments: dict[str, Any]) -> tuple[str, dict[st
     """
     source, _, path = address.partition(":")
     if source == "local-dir":
-        config = read_json(Path(path) / "config.json")
+        config = read_object(Path(path) / "config.json")
         name, stated = config.get("architecture"), config.get("model_args")
     else:
         _, name, stated = timm.models.load_model_config_from_hf(path)
@@ -214,14 +221,14 @@ def _read_address(address: str, arguments: dict[str, Any]) -> tuple[str, dict[st
     return name, stated | arguments
 
 
-def read_json(path: Path) -> dict[str, Any]:
+def read_object(path: Path) -> dict[str, Any]:
     """The object in a JSON file.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is damaged, or holds no object.
+        ValueError: it is damaged, too large, or holds no object.
     """
-    content = files.read_json(path)
+    content = read_json(path)
     if not isinstance(content, dict):
-        raise ValueError(f"{path} cannot be read: it is incomplete or not JSON.")
+        raise ValueError(f"{path} cannot be read: it holds no JSON object.")
     return content
