@@ -6,7 +6,7 @@ a mean and a deviation in these units as well (`a2mim measure-stats`).
 
 from __future__ import annotations
 
-import math
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -110,7 +110,7 @@ class Preprocessing:
 
 
 def _number(key: str, value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= sys.float_info.max:
         raise ValueError(f"{key} holds {value!r}: it must be a finite number.")
     return float(value)
 

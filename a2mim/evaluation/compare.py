@@ -9,6 +9,7 @@ import torch
 from a2mim.evaluation.results import unpack
 from a2mim.evaluation.shown import Sentence
 from a2mim.protocols.intervals import bootstrap_mean, verdict
+from a2mim.text import shortened
 
 MUST_AGREE = {"protocol": "protocols", "protocol_hash": "constants", "data_fingerprint": "data"}
 
@@ -98,7 +99,8 @@ def compare_all(results: list[dict], anyway: bool = False) -> list[str]:
         if earlier:
             sentences.append(compare(earlier[0], result, anyway))
     if not sentences:
-        told = ", ".join(dict.fromkeys(f"{named(r)} of {r['encoder']}" for r in results)) or "none"
+        names = dict.fromkeys(f"{shortened(named(r))} of {shortened(r['encoder'])}" for r in results)
+        told = ", ".join(names) or "none"
         raise ValueError(f"nothing can be paired among these results: {told}; give two of one protocol, or --anyway.")
     return sentences
 

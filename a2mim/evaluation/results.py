@@ -6,8 +6,8 @@ that two results of one test set can be paired.
 
 import csv
 import json
-import math
 import os
+import sys
 from pathlib import Path
 
 import torch
@@ -91,7 +91,7 @@ def _is_result(found: object) -> bool:
         and not set(correct) - set("01-")
         and isinstance(found["constants"], dict)
         and isinstance(scores, dict)
-        and all(isinstance(v, int | float) and math.isfinite(v) for v in scores.values())
+        and all(isinstance(v, int | float) and abs(v) <= sys.float_info.max for v in scores.values())
     )
 
 

@@ -100,7 +100,8 @@ def tell_training(source: str | Path) -> str:
         told = "Masked-image-modelling pre-training"
         if "source" in asked:
             told = f"Fine-tuning of {code_span(published(asked['source'] or 'random weights'))}"
-        version = one_line(summary.get("versions", {}).get("a2mim", __version__))[:40]
+        versions = summary.get("versions")
+        version = one_line((versions if isinstance(versions, dict) else {}).get("a2mim", __version__))[:40]
         scale = " at laptop scale" if asked.get("laptop") else ""
         images = "the built-in photographs" if data is None else code_span(_data_name(data))
         steps = f", {summary['steps']} steps" if isinstance(summary.get("steps"), int) else ""

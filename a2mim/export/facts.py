@@ -118,9 +118,9 @@ def _width(path: Path) -> int:
         if size <= MOST_BYTES:
             with np.load(path, allow_pickle=False) as arrays:
                 shapes = {name: arrays[name].shape for name in ("pooled", "one", "unpooled") if name in arrays.files}
-    except OSError:
-        raise
-    except Exception as error:  # damage in a zip archive may raise anything
+    except Exception as error:  # damage in a zip archive may raise anything, a system's error without a file included
+        if isinstance(error, OSError) and error.filename is not None:
+            raise
         raise ValueError(f"{path} cannot be read ({type(error).__name__}): export the encoder again.") from None
     if size > MOST_BYTES:
         raise ValueError(f"{path} unpacks to {size:,} bytes, more than {MOST_BYTES:,}.")

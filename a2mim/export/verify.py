@@ -112,7 +112,7 @@ def fault_of_receipt(receipt: dict) -> str:
         **{f"check.{key}": isinstance(request.get(key), str) for key in ("weights", "file_prefix", "model_prefix")},
         "check.preprocessing": isinstance(request.get("preprocessing"), dict),
         "check.tolerance": isinstance(request.get("tolerance"), float),
-        "check.contract": contract is None
+        "check.contract": ("contract" in request and contract is None)
         or (isinstance(contract, list) and len(contract) == 2 and isinstance(contract[1], dict)),
     }
     return next((key for key, right in fits.items() if not right), "")

@@ -5,7 +5,6 @@ Invariant: nothing is imported, built or opened here. The list has no arguments 
 `type`), so a config.json or a checkpoint cannot use them. Arguments that the user types are not checked here.
 """
 
-import math
 import re
 from collections.abc import Callable
 from typing import Any
@@ -118,7 +117,7 @@ def is_numbers(value: Any, depth: int = 0) -> bool:
     if value is None or isinstance(value, bool):
         return True
     if isinstance(value, int | float):
-        return math.isfinite(value) and abs(value) <= LARGEST
+        return abs(value) <= LARGEST  # False for NaN; an integer of any length is compared, not converted
     if isinstance(value, list | tuple):
         return depth < 3 and len(value) <= MOST_VALUES and all(is_numbers(item, depth + 1) for item in value)
     return False

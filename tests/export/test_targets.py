@@ -421,6 +421,8 @@ def test_the_card_says_what_is_known(resnet, written, tmp_path):
     write_json(tmp_path / "summary.json", summary)
     told = "the recipe `a.py` at laptop scale, on `flowers`, 40 steps."
     assert all(tell_training(place).endswith(told) for place in (tmp_path, tmp_path / "encoder"))
+    write_json(tmp_path / "summary.json", summary | {"versions": "of another type"})
+    assert tell_training(tmp_path).endswith(told)
 
 
 def test_the_commands_answer_with_a_line_and_a_status(copied, tmp_path, capsys):

@@ -15,6 +15,7 @@ from a2mim.encoder import MaskedEncoder
 from a2mim.export.receipt import hash_files
 from a2mim.export.timm_folder import write_timm_folder
 from a2mim.weights.loading import load_encoder, load_reported
+from a2mim.weights.trust import check_pixels
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 SIZE = 64
@@ -247,3 +248,9 @@ def test_what_our_own_recipes_say_of_their_networks_comes_back(place):
         meta = {"encoder": encoder.arguments(), "pixels": PIXELS}
         torch.save({"format": FORMAT, "state_dict": state, "meta": meta}, place / "c.pth")
         assert not load_reported(place / "c.pth")[2].partial
+
+
+@pytest.mark.parametrize("value", [10**400, -(10**400), float("nan"), float("inf"), 1e31, True])
+def test_a_number_that_no_pixel_can_have_is_one_sentence(value):
+    with pytest.raises(ValueError, match=r"has mean=.*with which no image can be prepared"):
+        check_pixels({"mean": [0.5, 0.5, value]}, Path("config.json"))
