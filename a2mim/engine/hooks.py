@@ -21,6 +21,7 @@ from a2mim.checkpoints import checkpoint_path
 from a2mim.engine.facts import starting_facts
 from a2mim.engine.folder import remember
 from a2mim.engine.loggers import options_of
+from a2mim.engine.memory import peak_memory
 from a2mim.engine.processes import Exchange, control_group, first_alone
 from a2mim.engine.progress import start_progress
 from a2mim.engine.records import Request, step_seed
@@ -130,6 +131,8 @@ class LogHook(Hook):
         line["data_share"] = round(loop.waited / max(loop.spent, 1e-9), 4)
         if faults := faults_of_all(runner):
             line["faults"] = dict(faults)
+        if peak := peak_memory():
+            line["memory_gb"] = round(peak / 2**30, 2)
         if runner.context.device.type == "cuda":
             line["gpu_memory_gb"] = round(torch.cuda.max_memory_allocated() / 2**30, 2)
         return line

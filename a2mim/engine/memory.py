@@ -1,4 +1,9 @@
-"""How running out of memory is recognised, on a GPU and in the machine. Imports no torch."""
+"""How much memory the process took, and how running out of it is recognised, on a GPU and in the machine.
+
+Imports no torch.
+"""
+
+import sys
 
 SIGNS = ("out of memory", "can't allocate memory", "not enough memory", "Cannot allocate memory", "bad_alloc")
 
@@ -18,3 +23,13 @@ def is_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, MemoryError):
         return True
     return isinstance(error, RuntimeError) and any(sign in str(error) for sign in SIGNS)
+
+
+def peak_memory() -> int | None:
+    """Bytes: the most memory that this process ever had resident at once, without its workers; None on Windows."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return most if sys.platform == "darwin" else most * 1024  # macOS counts bytes, Linux KiB

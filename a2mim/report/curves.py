@@ -16,6 +16,7 @@ _SINGLE = (
     ("Speed", "images per second", "images_per_second"),
     ("Waiting for data", "share of the time", "data_share"),
     ("GPU memory", "GiB at most", "gpu_memory_gb"),
+    ("Memory of the training process", "GiB at most", "memory_gb"),
     ("Effective rank of the features", "effective rank", "effective_rank"),
     ("Deviation of the features", "standard deviation", "feature_std"),
 )

@@ -19,10 +19,12 @@ from a2mim.engine.hooks import keep_lines_until
 
 
 def log_of(folder):
-    """Everything but the speeds, and what resuming changed."""
+    """Everything but speeds and memory, and what resuming changed."""
     lines = [json.loads(text) for text in (folder / "log.jsonl").read_text().splitlines()]
     lines = [line for line in lines if "changed" not in line and "event" not in line]
-    return [{k: v for k, v in line.items() if k not in ("images_per_second", "data_share")} for line in lines]
+    return [
+        {k: v for k, v in line.items() if k not in ("images_per_second", "data_share", "memory_gb")} for line in lines
+    ]
 
 
 def weights_of(folder):

@@ -41,6 +41,7 @@ ROOT = HERE.parents[1]
 RECORDS = HERE / "records.json"
 OLD = HERE / "old"
 NEAR = 1e-3  # relative, for numbers that rounding moves
+_NOT_FROZEN = ("images_per_second", "data_share", "memory_gb", "test_top1", "test_top5")  # of the log
 
 # Steps, and images a step where they are fewer than the laptop scale has: what a test can pay.
 LIGHT, HEAVY, BRIEF = (20, 16), (6, 8), (4, 4)
@@ -156,7 +157,7 @@ def weights_of(run: Path) -> tuple[dict, dict]:
             line["baseline"] = line.pop("mean_colour")
             del line["median_colour"]
         for key, value in line.items():
-            if isinstance(value, float) and key not in ("images_per_second", "data_share", "test_top1", "test_top5"):
+            if isinstance(value, float) and key not in _NOT_FROZEN:
                 numbers[f"step {line['step']} {key}"] = near(value, 10 if key == "grad_norm" else 1)
     return tensors, numbers
 

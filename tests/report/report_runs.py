@@ -26,6 +26,7 @@ def make_run(folder: Path, steps: int = 60, status: str = "finished", name: str 
     lines = [
         {"step": step, "epoch": step / 10, "loss": 1.0 / step, "loss_l1": 0.9 / step, "loss_fourier": 0.1 / step}
         | {"baseline": 0.5, "lr": 1e-3, "grad_norm": 0.3, "images_per_second": 100.0, "data_share": 0.01}
+        | {"memory_gb": 1.5}
         for step in range(1, steps + 1)
     ]
     lines.append({"step": steps, "epoch": 6.0, "knn_top1": 54.0})

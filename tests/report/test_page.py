@@ -145,6 +145,24 @@ def test_pictures_of_the_features_are_taken_from_the_run_and_from_nowhere_else(t
     assert "shows pca.png" in text and "secret" not in text
 
 
+def test_pictures_of_the_features_of_several_runs_stand_in_columns(tmp_path):
+    runs = [make_run(tmp_path / name) for name in ("first", "second", "bare")]
+    for run in runs[:2]:
+        (run / "representation").mkdir()
+        Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(run / "representation" / "pca.png")
+        row = [{"file": "pca.png", "text": f"map of {run.name}"}]
+        made = {"parts": [{"title": "Feature maps", "says": "", "rows": [row]}]}
+        (run / "representation" / "representation.json").write_text(json.dumps(made))
+    text = render([read_run(run) for run in runs])
+    text = text[text.index('<h2 id="representation">') :]
+    text = text[: text.index("</section>")]
+    columns = text[text.index('<div class="runs">') :].split("<h3>first</h3>")[1].split("<h3>second</h3>")
+    columns = [columns[0], *columns[1].split("<h3>bare</h3>")]
+    assert ["map of first" in one for one in columns] == [True, False, False]
+    assert ["map of second" in one for one in columns] == [False, True, False]
+    assert "drew no pictures of its features" in columns[2]
+
+
 def test_a_run_of_a_thousand_lines_fits_into_the_bound(tmp_path):
     run = make_run(tmp_path / "a", steps=3000, judged=judged())
     assert write_report([run], tmp_path / "r.html").stat().st_size < MOST_BYTES / 4
