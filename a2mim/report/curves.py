@@ -26,7 +26,7 @@ def curves(runs: Sequence[RunRecord]) -> list[Plot]:
     """One plot a quantity; several runs share axes, and a quantity that no run logged has no plot."""
     plots = [*_losses(runs, log=False), *_losses(runs, log=True)[:1], *_parts(runs)]
     for title, label, key in _SINGLE:
-        lines = [line for run in runs if (line := _line(run, _label(runs, run, title.lower()), key))]
+        lines = [line for run in runs if (line := _line(run, title.lower() if len(runs) == 1 else run.name, key))]
         if lines:
             plots.append(Plot(title, "step", label, lines, _message(title, lines), marks=_resumes(runs)))
     return [*plots, *_online(runs)]

@@ -92,10 +92,9 @@ def draw_on(axes, plot: Plot) -> None:
         axes.xaxis.set_major_locator(MaxNLocator("auto", integer=True, steps=[1, 2, 2.5, 5, 10]))
     if plot.log and all(y > 0 for line in plot.lines for y in line.y):
         _make_logarithmic(axes)
-    if len(plot.lines) > 2:
-        _make_room_above(axes, share=0.09 * len(plot.lines) + 0.03)
     if len(plot.lines) > 1:
-        axes.legend(fontsize=10, loc="best" if len(plot.lines) == 2 else "upper right")
+        _make_room_above(axes, share=0.09 * len(plot.lines) + 0.03)
+        axes.legend(fontsize=10, loc="upper right")
 
 
 def _make_logarithmic(axes) -> None:

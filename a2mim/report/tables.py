@@ -7,6 +7,9 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from a2mim.report.records import RunRecord
+from a2mim.report.summary import is_number
+
+_MOST_CLASSES = 50  # that a run keeps the counts of
 
 
 def data_rows(run: RunRecord) -> list[tuple[str, str]]:
@@ -14,7 +17,7 @@ def data_rows(run: RunRecord) -> list[tuple[str, str]]:
     data = run.summary.get("data")
     if not isinstance(data, dict):
         return []
-    rows = [("training images", str(data.get("source", "not known")))]
+    rows = [("training images", str(data.get("source", "not known"))), *_seen_by_the_network(run)]
     for key, name in (
         ("duplicates", "images that stand there twice"),
         ("incomplete", "samples without an image"),
@@ -27,8 +30,27 @@ def data_rows(run: RunRecord) -> list[tuple[str, str]]:
     rows += [(f"unreadable: {reason}", f"{n:,}") for reason, n in (data.get("unreadable") or {}).items()]
     rows += [("first of them", str(name)) for name in (data.get("first_unreadable") or ())[:5]]
     rows += [("shard left out", str(name)) for name in data.get("skipped_shards") or ()]
-    rows += [(f"images of class {name}", f"{n:,}") for name, n in (data.get("class_counts") or {}).items()]
-    return rows
+    return rows + _classes(data.get("class_counts") or {})
+
+
+def _seen_by_the_network(run: RunRecord) -> list[tuple[str, str]]:
+    """Size and channels of the images as the network gets them."""
+    side, made = run.setting("data.img_size"), run.summary.get("encoder") or run.summary.get("classifier") or {}
+    size = made.get("img_size") or side
+    sides = size if isinstance(size, list) and len(size) == 2 else [size, size]
+    rows = [("size in the network", f"{sides[0]} x {sides[1]} px")] if all(map(is_number, sides)) else []
+    channels = made.get("in_chans")
+    return [*rows, ("channels", str(channels))] if is_number(channels) else rows
+
+
+def _classes(counts: dict[str, Any]) -> list[tuple[str, str]]:
+    """The balance of the classes, and how many images each has."""
+    if not counts:
+        return []
+    least, most = min(counts.values()), max(counts.values())
+    told = ", ".join(f"{name} {n:,}" for name, n in counts.items())
+    note = " (the largest and the smallest classes)" if len(counts) >= _MOST_CLASSES else ""
+    return [("images a class", f"{least:,} to {most:,}" if least < most else f"{most:,}"), (f"of each{note}", told)]
 
 
 def export_rows(run: RunRecord) -> list[dict[str, str]]:
@@ -89,7 +111,7 @@ def where_and_how(run: RunRecord) -> tuple[list[tuple[str, str]], list[str]]:
         again += ["--seed", str(summary["seed"])] if "seed" in summary else []
         again += _typed(run)
         commands.append(shlex.join(again))
-        if run.status != "finished":
+        if run.status != "finished" and any((run.folder / "checkpoints").glob("step_*.pth")):
             commands.append(shlex.join(["a2mim", run.command, recipe, "--work-dir", folder, "--resume"]))
     if run.status == "finished" and run.command == "pretrain":
         commands += [shlex.join(["a2mim", "evaluate", folder]), shlex.join(["a2mim", "export", folder, "--to", "timm"])]

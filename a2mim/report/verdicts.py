@@ -5,10 +5,13 @@ export. Every line shows the rule that it follows.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from statistics import fmean
 
 from a2mim.report.records import Difference, RunRecord
 from a2mim.report.summary import is_number
 
+_NOT_YET = "Whether it helped is not known: that is measured at the end of a run."
+_LINES = 5  # of the log, whose mean the verdict on the loss takes: single batches differ by more than 10 %
 GOOD, LOOK, BAD = "good", "look here", "bad"
 
 
@@ -37,7 +40,10 @@ def headline(run: RunRecord) -> str:
         "stopped": "The run was stopped by a signal and has saved its state",
         "killed": "The run did not finish: it was killed, or it is still running elsewhere",
     }.get(run.status, f"The run is {run.status}")
-    return f"{state}, after {taken}: {architecture(run)}, {done}{where}."
+    seconds = run.training_seconds
+    time = f" in {_in_words(seconds)}" if seconds else ""
+    outcome = "" if run.command == "finetune" else f" {_NOT_YET}"
+    return f"{state}, after {taken}{time}: {architecture(run)}, {done}{where}.{outcome}"
 
 
 def tested(run: RunRecord) -> str:
@@ -84,8 +90,10 @@ def architecture(run: RunRecord) -> str:
 
 def duration(run: RunRecord) -> str:
     seconds = run.training_seconds if run.resumed else run.summary.get("seconds")
-    if not is_number(seconds):
-        return "an unknown time"
+    return _in_words(seconds) if is_number(seconds) else "an unknown time"
+
+
+def _in_words(seconds: float) -> str:
     if seconds < 120:
         return f"{seconds:.0f} s"
     if seconds < 7200:
@@ -107,6 +115,10 @@ def _data(run: RunRecord) -> Verdict | None:
     lost = sum(unreadable.values()) if isinstance(unreadable, dict) else 0
     shards, images = len(data.get("skipped_shards") or ()), data.get("images") or 0
     rule = "good: every image and shard was read; bad: over 1 % of the images, or a whole shard, was not"
+    if (
+        not lost and not shards and run.status != "finished" and "unreadable" not in data
+    ):  # it is counted at the end of a run
+        return _data_so_far(run)
     if not lost and not shards:
         return Verdict("data", GOOD, f"All of the {images:,} images could be read.", rule)
     level = BAD if shards or lost > 0.01 * images else LOOK
@@ -114,20 +126,33 @@ def _data(run: RunRecord) -> Verdict | None:
     return Verdict("data", level, f"{told}; see the section on data.", rule)
 
 
+def _data_so_far(run: RunRecord) -> Verdict:
+    """On a run that did not come to its end: what its log counts."""
+    faults = next((line["faults"] for line in reversed(run.lines) if isinstance(line.get("faults"), dict)), {})
+    rule = "good: no read of an image failed so far"
+    if not faults:
+        return Verdict("data", GOOD, "No image that was read so far was damaged or unreadable.", rule)
+    told = ", ".join(f"{reason} ({many:,})" for reason, many in faults.items() if is_number(many))
+    return Verdict("data", LOOK, f"Images with faults so far: {told}.", rule)
+
+
 def _learning(run: RunRecord) -> Verdict | None:
     if not run.lines:
         return None
-    loss = run.lines[-1]["loss"]
-    baseline = (run.summary.get("loss") or {}).get("baseline") or run.lines[-1].get("baseline")
-    name = (run.summary.get("loss") or {}).get("baseline_name", "the image's mean colour")
-    if not is_number(baseline) or baseline <= 0:
+    last = run.lines[-max(1, min(_LINES, len(run.lines) // 2), len(run.lines) // 10) :]
+    loss = fmean(line["loss"] for line in last)
+    known = run.summary.get("loss") or {}
+    told = [line.get("baseline", known.get("baseline")) for line in last]
+    baselines = [value for value in told if is_number(value)]
+    if len(baselines) < len(last) or not sum(baselines) > 0:
         falls = loss < run.lines[0]["loss"]
-        rule = "good: the last loss is below the first one"
+        rule = "good: the mean of the last losses is below the first one"
         return Verdict("learning", GOOD if falls else BAD, f"Loss {run.lines[0]['loss']:.4f} → {loss:.4f}.", rule)
-    share = loss / baseline
+    share, name = loss / fmean(baselines), known.get("baseline_name", "one colour an image")
     level = GOOD if share < 0.95 else LOOK if share < 1 else BAD
     rule = "good: under 95 % of the loss of always answering with one colour; bad: not below it"
-    return Verdict("learning", level, f"The last loss is {loss:.4f}: {share:.0%} of that of {name}.", rule)
+    lines = f"the last {len(last)} lines of the log" if len(last) > 1 else "the last line of the log"
+    return Verdict("learning", level, f"The loss in {lines} is {loss:.4f}: {share:.0%} of that of {name}.", rule)
 
 
 def _representation(run: RunRecord) -> Verdict | None:

@@ -51,6 +51,14 @@ def test_the_mean_of_the_strength_over_orders_is_one():
     assert all(low <= j <= high for low, j, high in zip(found["low"], found["strength"], found["high"], strict=True))
 
 
+def test_the_interaction_of_an_order_is_the_mean_over_pairs_and_images_of_its_size():
+    labels = [0, 1, 2]
+    told = interaction_strength(entangled, images(3), torch.tensor(labels), SMALL)["interaction"]
+    every = [interactions_of(entangled, images(3)[k], labels[k], SMALL, number=k, batch_size=64) for k in range(3)]
+    assert told == pytest.approx(torch.stack(every).abs().mean(dim=(0, 2)).tolist())
+    assert told != pytest.approx(torch.stack(every).mean(dim=2).abs().mean(dim=0).tolist())  # pairs of both signs
+
+
 def test_a_slow_loop_agrees():
     image, label, orders = images()[1], 2, []
     found = interactions_of(entangled, image, label, SMALL, 7, batch_size=11, after_order=lambda: orders.append(1))

@@ -20,12 +20,14 @@ def judged(before=50.0, after=60.0, word="gain", points=10.0) -> dict:
     }
 
 
-def make_run(folder: Path, steps: int = 60, status: str = "finished", name: str = "xcit_nano", **summary) -> Path:
+def make_run(
+    folder: Path, steps: int = 60, status: str = "finished", name: str = "xcit_nano", baseline: float = 0.5, **summary
+) -> Path:
     """A run's folder with a log, settings, two sheets of pictures, one receipt."""
     (folder / "reconstructions").mkdir(parents=True)
     lines = [
         {"step": step, "epoch": step / 10, "loss": 1.0 / step, "loss_l1": 0.9 / step, "loss_fourier": 0.1 / step}
-        | {"baseline": 0.5, "lr": 1e-3, "grad_norm": 0.3, "images_per_second": 100.0, "data_share": 0.01}
+        | {"baseline": baseline, "lr": 1e-3, "grad_norm": 0.3, "images_per_second": 100.0, "data_share": 0.01}
         | {"memory_gb": 1.5}
         for step in range(1, steps + 1)
     ]
@@ -33,7 +35,7 @@ def make_run(folder: Path, steps: int = 60, status: str = "finished", name: str 
     (folder / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     whole = {"status": status, "steps": steps, "of_steps": steps, "seconds": 130.0, "seed": 0, "device": "cpu"}
     whole |= {"encoder": {"name": name}, "versions": {"torch": "2.13.0"}, "asked": {"config": "configs/a2mim_xcit.py"}}
-    whole |= {"loss": {"baseline": 0.5}, "data": {"source": "photos", "images": 4096, "unreadable": {}}}
+    whole |= {"loss": {"baseline": baseline}, "data": {"source": "photos", "images": 4096, "unreadable": {}}}
     (folder / "summary.json").write_text(json.dumps(whole | summary))
     (folder / "settings.json").write_text(json.dumps({"data": {"img_size": 64}, "seed": 0, "laptop": {}}))
     (folder / "reconstructions" / "layout.json").write_text(json.dumps(LAYOUT))

@@ -7,7 +7,7 @@ import pytest
 from report_runs import judged, make_run
 
 from a2mim.report import read_run
-from a2mim.report.tables import where_and_how
+from a2mim.report.tables import data_rows, where_and_how
 
 
 def test_a_whole_run_is_read(tmp_path):
@@ -62,3 +62,19 @@ def test_the_commands_repeat_what_was_typed(tmp_path):
     run = make_run(tmp_path / "a", asked=asked, origins={"data.img_size": "command line", "seed": "command line"})
     first = where_and_how(read_run(run))[1][0]
     assert first == "a2mim pretrain r.py --data 'my images' --test-data t --seed 0 --cfg-options data.img_size=64"
+
+
+def test_the_table_of_data_tells_sizes_channels_and_the_balance_of_the_classes(tmp_path):
+    data = {"source": "photos", "images": 9, "class_counts": {"cat": 5, "dog": 4}}
+    encoder = {"name": "xcit_nano", "img_size": [64, 96], "in_chans": 3}
+    rows = dict(data_rows(read_run(make_run(tmp_path / "a", data=data, encoder=encoder))))
+    assert rows["size in the network"] == "64 x 96 px" and rows["channels"] == "3"
+    assert rows["images a class"] == "4 to 5" and rows["of each"] == "cat 5, dog 4"
+
+
+def test_a_run_is_to_be_resumed_only_from_a_checkpoint(tmp_path):
+    run = make_run(tmp_path / "a", status="running")
+    assert not [line for line in where_and_how(read_run(run))[1] if "--resume" in line]
+    (run / "checkpoints").mkdir()
+    (run / "checkpoints" / "step_00000030.pth").touch()
+    assert where_and_how(read_run(run))[1][-1].endswith("--resume")
