@@ -142,17 +142,18 @@ def _learning(run: RunRecord) -> Verdict | None:
     last = run.lines[-max(1, min(_LINES, len(run.lines) // 2), len(run.lines) // 10) :]
     loss = fmean(line["loss"] for line in last)
     known = run.summary.get("loss") or {}
-    told = [line.get("baseline", known.get("baseline")) for line in last]
-    baselines = [value for value in told if is_number(value)]
+    logged = [line.get("baseline", known.get("baseline")) for line in last]
+    baselines = [value for value in logged if is_number(value)]
     if len(baselines) < len(last) or not sum(baselines) > 0:
         falls = loss < run.lines[0]["loss"]
         rule = "good: the mean of the last losses is below the first one"
         return Verdict("learning", GOOD if falls else BAD, f"Loss {run.lines[0]['loss']:.4f} → {loss:.4f}.", rule)
     share, name = loss / fmean(baselines), known.get("baseline_name", "one colour an image")
-    level = GOOD if share < 0.95 else LOOK if share < 1 else BAD
-    rule = "good: under 95 % of the loss of always answering with one colour; bad: not below it"
+    level = GOOD if share < 0.95 else LOOK if share < 1 or run.status != "finished" else BAD
+    rule = "good: under 95 % of the loss of always answering with one colour; bad: not below it when the run ends"
     lines = f"the last {len(last)} lines of the log" if len(last) > 1 else "the last line of the log"
-    return Verdict("learning", level, f"The loss in {lines} is {loss:.4f}: {share:.0%} of that of {name}.", rule)
+    told = f"The loss in {lines} is {loss:.4f}: {share:.0%} of the loss of always answering with {name}."
+    return Verdict("learning", level, told, rule)
 
 
 def _representation(run: RunRecord) -> Verdict | None:

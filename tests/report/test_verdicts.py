@@ -57,6 +57,10 @@ def test_a_log_of_one_line_has_a_verdict(tmp_path):
     assert levels(make_run(tmp_path / "a", steps=1))["learning"] == "bad"
 
 
+def test_an_unfinished_run_may_still_learn(tmp_path):
+    assert levels(make_run(tmp_path / "a", steps=1, status="running"))["learning"] == "look here"
+
+
 def test_a_probe_that_contradicts_is_told(tmp_path):
     found = judged()
     found["differences"][1]["word"] = "loss"
