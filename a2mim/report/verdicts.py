@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from statistics import fmean
+from typing import Any
 
 from a2mim.report.records import Difference, RunRecord
 from a2mim.report.summary import is_number
@@ -128,7 +129,8 @@ def _data(run: RunRecord) -> Verdict | None:
 
 def _data_so_far(run: RunRecord) -> Verdict:
     """On a run that did not come to its end: what its log counts."""
-    faults = next((line["faults"] for line in reversed(run.lines) if isinstance(line.get("faults"), dict)), {})
+    counted: list[dict[str, Any]] = [line["faults"] for line in run.lines if isinstance(line.get("faults"), dict)]
+    faults = counted[-1] if counted else {}
     rule = "good: no read of an image failed so far"
     if not faults:
         return Verdict("data", GOOD, "No image that was read so far was damaged or unreadable.", rule)
