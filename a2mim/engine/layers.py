@@ -35,7 +35,7 @@ def published_layers(model: TimmModel) -> dict[str, int] | None:
 
 
 def _convnext_layer(name: str, layers: int) -> int:
-    """Three blocks of the third stage are a layer, every other stage is one; a stage's downsampling leads it."""
+    """Three blocks of the third stage form a layer, each other stage is one. Downsampling is in the first layer."""
     if name.startswith("stem."):
         return 0
     found = re.match(r"stages\.(\d)\.(?:downsample|blocks\.(\d+))\.", name)
@@ -48,7 +48,7 @@ def _convnext_layer(name: str, layers: int) -> int:
 
 
 def _resnet_layer(name: str, depths: tuple[int, int]) -> int:
-    """Two to six blocks of the middle stages are a layer; the first and the last stage are one each."""
+    """Two to six blocks of a middle stage form a layer. The first and the last stage are one layer each."""
     sizes = RESNET_BLOCKS[depths]
     counts = [-(-depth // size) for depth, size in zip(depths, sizes, strict=True)]
     last = 2 + sum(counts)

@@ -1,4 +1,4 @@
-"""What a run's folder may say for itself when it is resumed: numbers, plain words, and names in closed tables.
+"""What a run's folder may bring when the run is resumed: numbers, plain words, and names in closed tables.
 
 Invariant: code is imported, an address opened and a file named only where the user typed it: in the recipe on the
 command line, as an option, or from Python. So a run folder of a stranger cannot choose what is executed.
@@ -24,7 +24,7 @@ _DEEPEST = 32  # dicts and lists inside one another
 
 
 class Typed:
-    """The values that the user typed: those of the recipe, which is executed when it is first needed, and of options.
+    """The values that the user typed: those of the recipe and of options. The recipe is executed when first needed.
 
     Args:
         recipe: as the command line names it.
@@ -47,6 +47,7 @@ class Typed:
         return set(_leaves([recipe, self.options, self.source]))
 
     def has(self, value: Any) -> bool:
+        """Whether the user typed every number and word of this value."""
         return set(_leaves(value)) <= self.values
 
 
@@ -55,7 +56,7 @@ def refuse_code(settings: Settings, source: object, where: Path, typed: Typed) -
 
     Args:
         settings: those in force.
-        source: the encoder to fine-tune; None where the run needs none any more.
+        source: the encoder to fine-tune; None: the run no longer needs one.
         where: the run's folder, for the message.
         typed: what the user typed, and may therefore name code, addresses and files.
 
@@ -118,7 +119,7 @@ def _is_part(name: str) -> bool:
 def _opens(source: Any) -> bool:
     """Whether a source is more than a path of this machine or a name of timm's: code, or an address.
 
-    A file that is gone counts as a path where the path is absolute: nothing else starts with a slash.
+    An absolute path counts as a path even if the file is gone: nothing else starts with a slash.
     """
     if source is None or is_registered(source):
         return False

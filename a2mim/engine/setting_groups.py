@@ -44,7 +44,7 @@ class Images(Group):
         None, description='Stored value of pixels where nothing was measured; "nan" for NaN.'
     )
     fill: Number | None = Field(
-        None, description="What takes the place of `nodata`, in stored units. None: the least of value_range, else 0."
+        None, description="Value that replaces `nodata`, in stored units. None: the least of value_range, else 0."
     )
     scale: Annotated[Shares, Must("two numbers from 0 to 1, the least and the greatest share of the area")] = Field(
         (0.67, 1.0), description="The crop's share of the image's area: the least and the greatest."
@@ -83,8 +83,8 @@ class Schedule(Group):
     warmup_epochs: NonNegative = Field(10, description="Epochs in which the rate rises linearly.")
     warmup: Literal["before", "inside", "multiplied"] = Field(
         "before",
-        description="Cosine: where it begins. before: at its peak, when the warm-up ends; inside: with the run, and the"
-        " warm-up hides its first part; multiplied: with the run, and the warm-up multiplies it.",
+        description="When the cosine starts. before: after the warm-up, at its peak; inside: at the first step, and the"
+        " warm-up replaces its first part; multiplied: at the first step, and the warm-up multiplies it.",
     )
     min_lr: NonNegative = Field(1e-5, description="Cosine: the rate at the end.")
     decay_epochs: Annotated[list[Count], Must("a list of epochs")] = Field(
@@ -109,11 +109,13 @@ class Checkpoint(Group):
     every_steps: Count | None = Field(None, description="Steps between two checkpoints. None: `every_epochs` decides.")
     every_epochs: Count = Field(1, description="Epochs between two checkpoints, saved at the end of an epoch.")
     every_minutes: Positive | None = Field(
-        None, description="Also a checkpoint where the last is so old, whatever the step. None: steps or epochs alone."
+        None,
+        description="Save also when the last checkpoint is this old. None: only `every_steps` or `every_epochs` count.",
     )
     keep: Count = Field(3, description="How many of the newest checkpoints stay.")
     background: Flag = Field(
-        False, description="Write from a copy in memory while the training goes on; needs room for one checkpoint."
+        False,
+        description="Copy the state, and write it while training goes on. The copy needs memory for one checkpoint.",
     )
 
 
@@ -151,7 +153,7 @@ class Settings(Group):
     open_groups: ClassVar[tuple[str, ...]] = ("laptop",)  # dicts whose keys are not settings
 
     processes: Processes = Field(Processes(), description="The processes of a run, where there are several.")
-    accumulate: Count = Field(1, description="Micro-batches that each process cuts its share of a batch into.")
+    accumulate: Count = Field(1, description="Micro-batches into which each process divides its share of a batch.")
     clip_grad: Positive | None = Field(None, description="Largest L2 norm of the gradient. None: no limit.")
     amp: Literal["auto", None, "bf16", "fp16"] = Field(
         "auto", description="Type to compute in. None: float32. auto: bf16 on a GPU that has it, else float32."
@@ -159,13 +161,13 @@ class Settings(Group):
     ema: PositiveShare | None = Field(None, description="Momentum of averaged weights, e.g. 1e-4. None: no average.")
     activation_checkpointing: Flag = Field(
         False,
-        description="Compute activations again in the backward pass in place of keeping them: a fraction of the memory,"
+        description="Do not keep activations; compute them again in the backward pass. Takes much less memory, and"
         " about a third more time.",
     )
     compile: Flag = Field(False, description="Compile the network with torch.compile.")
     deterministic: Flag = Field(
         False,
-        description="The same numbers in each run on a GPU too: only kernels that add in a fixed order; slower.",
+        description="Give the same numbers in each run, also on a GPU, by kernels that add in a fixed order. Slower.",
     )
     channels_last: Flag = Field(False, description="Keep images and weights in the channels-last memory format.")
     sync_batchnorm: Flag = Field(False, description="BatchNorm over the images of all GPUs.")

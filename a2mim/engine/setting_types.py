@@ -1,6 +1,6 @@
 """The types that a setting can have, and the words for what each of them allows.
 
-Numbers are strict: True is no number, "3" is no number, and neither are inf and nan.
+Numbers are strict: True, "3", inf and nan are refused.
 """
 
 from __future__ import annotations
