@@ -22,6 +22,7 @@ from a2mim.data.shards.labels import LabelsDisagree, resolve
 from a2mim.data.shards.tar_store import TarStore
 from a2mim.data.splits import split_classes
 from a2mim.files import replacing
+from a2mim.text import shortened
 
 
 def open_shards(addresses: list[str], title: str, access: Access = DEFAULT) -> ImageDataset:
@@ -156,4 +157,4 @@ def _fetched_text(address: str, access: Access) -> Path:
 
 
 def _few(names: list[str]) -> str:
-    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+    return ", ".join(map(shortened, names[:5])) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
