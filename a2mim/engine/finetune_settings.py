@@ -7,7 +7,7 @@ from typing import Annotated, ClassVar, Literal, Self
 from annotated_types import Ge
 from pydantic import Field, model_validator
 
-from a2mim.engine.setting_groups import Images, Log, Mean, Optimizer, Options, Schedule, Settings, Std
+from a2mim.engine.setting_groups import Log, Optimizer, Options, Schedule, Settings, SourceImages
 from a2mim.engine.setting_types import (
     Count,
     Flag,
@@ -18,7 +18,6 @@ from a2mim.engine.setting_types import (
     PositiveShare,
     Share,
     ShareBelowOne,
-    Shares,
     Size,
     Text,
 )
@@ -40,32 +39,13 @@ class Head(Group):
     allow_partial: Flag = Field(False, description="Take a source that lacks some tensors of the model.")
 
 
-class FinetuneData(Images):
+class FinetuneData(SourceImages):
     """The labelled images."""
 
-    img_size: Annotated[Size, Must("a whole number of at least 1, or (height, width)")] | None = Field(
-        None, description="Side of the crop in pixels, or (height, width). None: the source's own."
-    )
     test_size: Annotated[Size, Must("a whole number of at least 1, or (height, width)")] | None = Field(
         None, description="Side of a test crop in pixels, or (height, width). None: `img_size`."
     )
-    in_chans: Count | None = Field(None, description="Channels of an image. None: the source's own.")
-    mean: Mean | None = Field(None, description="Subtracted from each channel, 0..1. None: the source's own.")
-    std: Std | None = Field(None, description="Divides each channel, 0..1. None: the source's own.")
     crop_pct: PositiveShare = Field(0.875, description="Side of the test crop / short side of the image.")
-    scale: Annotated[Shares, Must("two numbers from 0 to 1, the least and the greatest share of the area")] = Field(
-        (0.08, 1.0), description="The crop's share of the image's area: the least and the greatest."
-    )
-    interpolation: Literal["bilinear", "bicubic"] = Field("bicubic", description="How a crop is resized.")
-
-    @model_validator(mode="after")
-    def _one_value_a_channel(self) -> Self:
-        for key, values in (("mean", self.mean), ("std", self.std)):
-            if values is not None and self.in_chans is not None and len(values) != self.in_chans:
-                raise ValueError(
-                    f"data.{key} has {len(values)} values, data.in_chans={self.in_chans}; give one a channel"
-                )
-        return self
 
 
 class Augmentation(Group):

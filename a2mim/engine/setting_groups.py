@@ -22,6 +22,7 @@ from a2mim.engine.setting_types import (
     Share,
     ShareBelowOne,
     Shares,
+    Size,
     Text,
 )
 
@@ -58,6 +59,30 @@ class Images(Group):
     transforms: Annotated[list[Any], Must("a list of transforms")] = Field(
         [], description="mmcv transforms of the uint8 image, between decode and crop."
     )
+
+
+class SourceImages(Images):
+    """Images for an encoder whose source has a size, channels and a normalisation of its own."""
+
+    img_size: Annotated[Size, Must("a whole number of at least 1, or (height, width)")] | None = Field(
+        None, description="Side of the crop in pixels, or (height, width). None: the source's own."
+    )
+    in_chans: Count | None = Field(None, description="Channels of an image. None: the source's own.")
+    mean: Mean | None = Field(None, description="Subtracted from each channel, 0..1. None: the source's own.")
+    std: Std | None = Field(None, description="Divides each channel, 0..1. None: the source's own.")
+    scale: Annotated[Shares, Must("two numbers from 0 to 1, the least and the greatest share of the area")] = Field(
+        (0.08, 1.0), description="The crop's share of the image's area: the least and the greatest."
+    )
+    interpolation: Literal["bilinear", "bicubic"] = Field("bicubic", description="How a crop is resized.")
+
+    @model_validator(mode="after")
+    def _one_value_a_channel(self) -> Self:
+        for key, values in (("mean", self.mean), ("std", self.std)):
+            if values is not None and self.in_chans is not None and len(values) != self.in_chans:
+                raise ValueError(
+                    f"data.{key} has {len(values)} values, data.in_chans={self.in_chans}; give one a channel"
+                )
+        return self
 
 
 class Optimizer(Group):
