@@ -16,7 +16,9 @@ def add_report(commands) -> None:
 
 
 def run_report(chosen) -> None:
-    from a2mim.report import read_run, write_report
+    from a2mim.files import write_text
+    from a2mim.report import read_run
+    from a2mim.report.page import render
     from a2mim.report.pairs import comparisons
 
     if chosen.out is None and len(chosen.runs) > 1:
@@ -24,7 +26,8 @@ def run_report(chosen) -> None:
     out = Path(chosen.out) if chosen.out else Path(chosen.runs[0]) / "report.html"
     if chosen.out:
         out.parent.mkdir(parents=True, exist_ok=True)
-    page = write_report(chosen.runs, out)
-    compared = comparisons([read_run(folder) for folder in chosen.runs])
-    chosen.result = {"report": page, "comparisons": compared}
-    print("\n".join([*compared, f"report  {page}"]))
+    runs = [read_run(folder) for folder in chosen.runs]
+    compared = comparisons(runs)
+    write_text(out, render(runs, compared))
+    chosen.result = {"report": out, "comparisons": compared}
+    print("\n".join([*compared, f"report  {out}"]))

@@ -86,8 +86,8 @@ def write_report(folders: Sequence[str | Path], out: str | Path, running: bool =
     return Path(out)
 
 
-def render(runs: Sequence[RunRecord]) -> str:
-    """The page as text."""
+def render(runs: Sequence[RunRecord], compared: Sequence[str] | None = None) -> str:
+    """The page as text. compared: what `comparisons` says of the runs, where the caller knows it already."""
     return (
         _templates()
         .get_template("report.html")
@@ -99,7 +99,7 @@ def render(runs: Sequence[RunRecord]) -> str:
             features=[_drawn(plot) for plot in feature_plots(runs)],
             analyses=[_drawn(plot) for plot in analysis_plots(runs)],
             differing=differing(runs),
-            compared=comparisons(runs),
+            compared=comparisons(runs) if compared is None else compared,
             pairs=_pairs(runs),
         )
     )
@@ -115,9 +115,11 @@ def brief(folder: str | Path) -> str:
         _templates()
         .get_template("brief.html")
         .render(
-            section=_section(run),
-            curves=[_drawn(plot) for plot in curves([run])],
-            most=_BRIEF_ROWS,
+            headline=headline(run),
+            verdicts=verdicts(run),
+            notes=_notes(run),
+            reconstructions=reconstruction_rows(run.pictures)[:_BRIEF_ROWS],
+            curves=[_drawn(plot) for plot in curves([run])[:1]],
             report=str(Path(folder) / "report.html"),
         )
     )

@@ -12,11 +12,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from a2mim import files
 from a2mim.report.summary import cleaned, is_number, is_pair, is_step
 
 _ON_THE_WAY = ("knn_top1", "effective_rank", "feature_std")  # keys of lines about the features
 _STEP = re.compile(r"step_(\d+)\.png")
-_MOST_BYTES = 64 << 20  # of one JSON file; a longer one was not written by a run
 
 
 @dataclass(frozen=True)
@@ -186,10 +186,8 @@ def read_json(path: Path) -> dict[str, Any] | None:
 
 def _read(path: Path) -> Any:
     try:
-        if not path.is_file() or path.stat().st_size > _MOST_BYTES:
-            return None
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
+        return files.read_json(path)
+    except (OSError, ValueError):
         return None
 
 
