@@ -7,6 +7,7 @@ import numpy as np
 
 from a2mim.data.dataset import ImageDataset
 from a2mim.data.decode import UnreadableImage
+from a2mim.data.names import cut
 
 
 def match_labels(train: ImageDataset, test: ImageDataset) -> ImageDataset:
@@ -62,7 +63,7 @@ def _tell_mapping(train: ImageDataset, test: ImageDataset) -> None:
     beyond = f"; its labels go up to {most}, and there are only {len(names)} names" if most >= len(names) else ""
     warnings.warn(
         f"{numbered.title} has no class names, so its labels are matched by number with the names of {named.title}:"
-        f" {_shortened(mapping) or 'none'}{beyond}. Check this, or give both sets names or both numbers",
+        f" {cut(mapping) or 'none'}{beyond}. Check this, or give both sets names or both numbers",
         stacklevel=3,
     )
 
@@ -106,7 +107,3 @@ def _same_images(train: ImageDataset, test: ImageDataset) -> bool:
 
 def _few(names: list[str]) -> str:
     return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
-
-
-def _shortened(text: str, most: int = 200) -> str:
-    return text if len(text) <= most else f"{text[:most]}…"

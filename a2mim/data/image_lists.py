@@ -14,6 +14,7 @@ import numpy as np
 from a2mim.data.dataset import ImageDataset
 from a2mim.data.folder import FolderStore
 from a2mim.data.keyed import key_of
+from a2mim.data.names import cut
 from a2mim.data.own_labels import numbered
 from a2mim.data.plain_files import read_lines
 from a2mim.data.walk import ARRAYS, PICTURES, suffix_of
@@ -22,7 +23,6 @@ LIST_SUFFIXES = (".txt", ".list", ".lst", ".csv", ".tsv")
 _FIELDS = re.compile(r"\s*[,;\t]\s*")
 _HEADINGS = {"path", "file", "filename", "image", "img", "filepath", "image_path", "name", "label", "class", "target"}
 _LOOKED_AT = 20  # lines
-_SHOWN = 200  # characters of a name in a message
 
 
 def is_list_of_images(path: str) -> bool:
@@ -49,13 +49,11 @@ def open_image_list(path: str) -> ImageDataset:
     paths = [name for name, _ in entries]
     if len(set(paths)) < len(paths):
         twice = next(name for name in paths if paths.count(name) > 1)
-        raise ValueError(
-            f"{path} is a list of images, and names {_short(twice)} more than once; its image would be too"
-        )
+        raise ValueError(f"{path} is a list of images, and names {cut(twice)!r} more than once; its image would be too")
     root = Path(path).parent
     if not (root / paths[0]).exists():
         raise FileNotFoundError(
-            f"{path} is a list of images, and {_short(paths[0])}, counted from the folder of the list, is not there;"
+            f"{path} is a list of images, and {cut(paths[0])!r}, counted from the folder of the list, is not there;"
             " put the list into the folder that its paths start from"
         )
     labels, class_names, odd = numbered([label for _, label in entries])
@@ -63,11 +61,6 @@ def open_image_list(path: str) -> ImageDataset:
     dataset = ImageDataset(FolderStore(root, paths), path, keys, labels, [len(paths)], class_names)
     dataset.odd_labels = odd
     return dataset
-
-
-def _short(name: str) -> str:
-    """A name in a message; a line of a file may be of any length."""
-    return repr(name if len(name) <= _SHOWN else f"{name[:_SHOWN]}…")
 
 
 def _lines(path: str) -> list[str]:

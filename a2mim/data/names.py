@@ -24,6 +24,11 @@ def _shown(character: str) -> str:
     return character.encode("unicode_escape").decode()
 
 
+def cut(text: str, most: int = 200) -> str:
+    """A text for a message, at most so many characters of it; a line of a file may be of any length."""
+    return text if len(text) <= most else f"{text[:most]}…"
+
+
 def class_name(text: str) -> str:
     """The printable name of a class, in composed form (NFC): macOS decomposes characters that Linux composes."""
     return unicodedata.normalize("NFC", escaped(text))

@@ -10,6 +10,7 @@ import numpy as np
 from a2mim.data.access import DEFAULT, Access
 from a2mim.data.dataset import ImageDataset
 from a2mim.data.image_lists import is_list_of_images, open_image_list
+from a2mim.data.names import cut
 from a2mim.data.plain_files import read_lines
 from a2mim.data.remote.addresses import is_remote, local_path, public_name, scheme_of
 
@@ -187,10 +188,7 @@ def address_in(source, inside: tuple[str, ...] = ()) -> str | None:
         here = os.path.realpath(source)
         if here in inside or len(inside) == _DEEPEST:
             return None  # `expand` refuses it
-        folder = os.path.dirname(source)
-        lines = [line for line in read_lines(source, "a list has one shard a line") if line and line[0] != "#"]
-        parts = (line if is_remote(line) or scheme_of(line) else os.path.join(folder, line) for line in lines)
-        return next(filter(None, (address_in(part, (*inside, here)) for part in parts)), None)
+        return next(filter(None, (address_in(entry, (*inside, here)) for entry in _entries(source))), None)
     return next((shard for shard in _braces(source) if is_remote(shard)), None)
 
 
@@ -200,8 +198,7 @@ def _refuse_too_many(number: int, source: str) -> None:
 
 
 def _short(source: str) -> str:
-    source = public_name(source)
-    return source if len(source) <= _SHOWN else f"{source[:_SHOWN]}…"
+    return cut(public_name(source), _SHOWN)
 
 
 def _number_of(source: str) -> int:
@@ -249,21 +246,30 @@ def _with_variables(source: str) -> str:
 
 
 def _listed(path: str, access: Access, inside: tuple[str, ...]) -> list[str]:
-    """Reads one shard or pattern per line; '#' starts a comment line; paths are relative to the list's folder."""
+    """The shards of all entries of a list."""
     here = os.path.realpath(path)
     if here in inside:
         raise ValueError(f"{path} names itself, through {' -> '.join((*inside, here))}; remove that line")
     if len(inside) == _DEEPEST:
         raise ValueError(f"{path}: lists that name lists, {_DEEPEST} deep; write the shards into one list")
-    lines, shards = read_lines(path, "a list has one shard a line"), []
-    for line in lines:
-        if line and not line.startswith("#"):
-            plain = is_remote(line) or scheme_of(line) or os.path.isabs(os.path.expanduser(line))
-            shards += expand(line if plain else os.path.join(os.path.dirname(path), line), access, (*inside, here))
-            _refuse_too_many(len(shards), path)
+    shards: list[str] = []
+    for entry in _entries(path):
+        shards += expand(entry, access, (*inside, here))
+        _refuse_too_many(len(shards), path)
     if not shards:
         raise ValueError(f"{path} lists no shard; write one a line")
     return shards
+
+
+def _entries(path: str) -> list[str]:
+    """One shard or pattern per line of a list; '#' starts a comment line; paths are relative to the list's folder."""
+    folder = os.path.dirname(path)
+    lines = [line for line in read_lines(path, "a list has one shard a line") if line and not line.startswith("#")]
+    return [line if _stands_alone(line) else os.path.join(folder, line) for line in lines]
+
+
+def _stands_alone(line: str) -> bool:
+    return bool(is_remote(line) or scheme_of(line)) or os.path.isabs(os.path.expanduser(line))
 
 
 def _matches(pattern: str, access: Access) -> list[str]:

@@ -13,6 +13,7 @@ import re
 from collections.abc import Iterator
 
 from a2mim.data.access import Access
+from a2mim.data.names import cut
 from a2mim.data.shards.index import ShardIndex, collect
 from a2mim.data.shards.index_file import local_paths, local_stamp, store
 from a2mim.data.shards.tarfiles import BLOCK, TarError, members
@@ -87,13 +88,13 @@ def _check_places(path: str, shard: str, components: list[tuple[str, int, int]])
     end, length = 0, os.path.getsize(shard)
     for name, offset, size in components:
         if offset % BLOCK or offset < end + BLOCK or offset + size > length:
-            raise TarError(f"{path}: {_short(name)} is said to lie at byte {offset} of {shard}, where it cannot be")
+            raise TarError(f"{path}: {cut(name)} is said to lie at byte {offset} of {shard}, where it cannot be")
         end = offset + size
     if not components:
         raise TarError(f"{path}: lists no sample")
     for name, offset, size in (components[0], components[-1]):
         if _header_at(shard, offset) != (name, offset, size):
-            said = f"{_short(name)} does not lie at byte {offset} of {shard}"
+            said = f"{cut(name)} does not lie at byte {offset} of {shard}"
             raise TarError(f"{path}: {said}: an index of another shard")
     for _ in members(shard, components[-1][1] - BLOCK):
         pass  # reads to the end of the archive
@@ -101,10 +102,6 @@ def _check_places(path: str, shard: str, components: list[tuple[str, int, int]])
 
 def _is_number(text: str) -> bool:
     return text.isdecimal() and text.isascii() and len(text) <= 18
-
-
-def _short(name: str) -> str:
-    return name if len(name) <= 200 else f"{name[:200]}…"
 
 
 def _header_at(shard: str, offset: int) -> tuple[str, int, int]:
