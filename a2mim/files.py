@@ -164,6 +164,19 @@ def read_json(path: str | os.PathLike) -> Any:
         raise ValueError(f"{os.fspath(path)} cannot be read: it is incomplete or not JSON ({error})") from None
 
 
+def read_object(path: str | os.PathLike) -> dict[str, Any]:
+    """The object in a JSON file.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is damaged, too large, or holds no object.
+    """
+    content = read_json(path)
+    if not isinstance(content, dict):
+        raise ValueError(f"{os.fspath(path)} cannot be read: it holds no JSON object.")
+    return content
+
+
 class DiskFull(OSError):
     """The disk is full; the message is one sentence with the name of the file."""
 

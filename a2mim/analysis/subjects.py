@@ -20,9 +20,10 @@ from a2mim.evaluation.identity import hash_encoder, hash_of
 from a2mim.evaluation.linear import hold_out
 from a2mim.evaluation.logreg import fit_logreg
 from a2mim.evaluation.subsets import subset_of
+from a2mim.files import read_object
 from a2mim.weights.loading import build_reported, read_source
 from a2mim.wiring.plain_arguments import shorten
-from a2mim.wiring.timm_models import build_timm, read_object
+from a2mim.wiring.timm_models import build_timm
 
 TRAINED, UNTRAINED = "trained", "untrained"
 SPLIT_OFF = 0.2  # of each class, where the data have no test part

@@ -15,9 +15,9 @@ from pathlib import Path
 import timm
 import torch
 
-from a2mim.check.methods import Bench, Method, Tried
+from a2mim.check.methods import TEACHER, Bench, Method, Tried
 from a2mim.check.survey import families
-from a2mim.text import ProgressBar
+from a2mim.text import ProgressBar, size_in_words
 from a2mim.wiring.networks import build_model
 
 MOST_PARAMETERS = 80_000_000  # a larger network is tried with fewer blocks, where its constructor has `depth`
@@ -142,9 +142,7 @@ def write_matrix(methods: list[Method], cells: list[Cell]) -> str:
     verdicts = [cell.tried.verdict for cell in cells]
     counts = {key: verdicts.count(key) for key in SIGNS}
     number = len(every) * len(methods)
-    head = HEAD.format(
-        cells=number, missing=number - len(cells), version=timm.__version__, teacher="test_vit", **counts
-    )
+    head = HEAD.format(cells=number, missing=number - len(cells), version=timm.__version__, teacher=TEACHER, **counts)
     reasons: dict[str, int] = {}
     rows = [_row(family, from_family.get(family, {}), methods, reasons) for family in every]
     columns = [f"{i + 1}. {', '.join(f'`{row}`' for row in method.rows)}" for i, method in enumerate(methods)]
@@ -191,7 +189,6 @@ def describe_tried(tried: list[Tried], methods: list[Method]) -> str:
     """A line a method, for one network: its rows, the verdict, and the reason of a refusal."""
     lines = []
     for one, method in zip(tried, methods, strict=True):
-        size = " x ".join(map(str, dict.fromkeys(one.img_size)))
-        where = f"{size} px, cells of {one.cell} px" if one.verdict == "proven" else one.reason
+        where = f"{size_in_words(one.img_size)} px, cells of {one.cell} px" if one.verdict == "proven" else one.reason
         lines.append(f"{one.verdict:8}  {', '.join(method.rows)}\n          {where}")
     return "\n".join(lines)

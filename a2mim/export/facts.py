@@ -19,7 +19,7 @@ from a2mim.export.contracts import CONTRACTS
 from a2mim.export.graphs import FORMATS
 from a2mim.export.receipt import TOLERANCE
 from a2mim.export.target import RESCALES, ExportError, Facts, Neck, Target
-from a2mim.files import read_json, read_text
+from a2mim.files import read_object, read_text
 from a2mim.pixels import Preprocessing
 from a2mim.text import shortened
 from a2mim.wiring.networks import find_class, is_configured
@@ -73,7 +73,7 @@ def facts_of(target: str, architecture: str, told: dict, request: dict, folder: 
         raise ValueError(f"{folder} asks for a tolerance of {shortened(request['tolerance'])}, more than {TOLERANCE}.")
     if packages - PACKAGES:
         raise ValueError(f"{folder} asks for {shortened(sorted(packages - PACKAGES))}, which no target needs.")
-    arguments = _json(folder / "config.json").get("model_args", {}) if own else {}
+    arguments = read_object(folder / "config.json").get("model_args", {}) if own else {}
     if not all(isinstance(key, str) and key.isidentifier() and not keyword.iskeyword(key) for key in arguments):
         raise ValueError(f"{folder}/config.json has arguments that are no names.")
     try:
@@ -160,7 +160,7 @@ def check_contents(target: Target, facts: Facts, request: dict, folder: Path) ->
         _check_bounded(request["contract"], folder)
         _check_contract(request["contract"], facts, folder / "receipt.json")
     if target.name in ("timm", "transformers", NETWORK):
-        _check_config(_json(folder / "config.json"), facts, folder / "config.json", target.name == NETWORK)
+        _check_config(read_object(folder / "config.json"), facts, folder / "config.json", target.name == NETWORK)
     elif target.name == "safetensors":
         _check_header(folder / "encoder.safetensors", facts)
     elif target.name in ("mmpretrain", "mmdet", "mmseg"):
@@ -260,10 +260,3 @@ def _check_bounded(value: Any, path: Path, depth: int = 0) -> None:
             _check_bounded(part, path, depth + 1)
     elif isinstance(value, int | float) and not abs(value) <= LARGEST:
         raise ValueError(f"{path} has the number {shortened(value)}, more than {LARGEST:,}.")
-
-
-def _json(path: Path) -> dict:
-    content = read_json(path)
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} cannot be read: it holds no JSON object.")
-    return content

@@ -9,7 +9,7 @@ import inspect
 from a2mim.export import graphs, openmmlab_native
 from a2mim.export.contracts import of_timm_maps
 from a2mim.export.facts import TIMM_MAPS
-from a2mim.export.levels import Level, choose_levels, read_maps
+from a2mim.export.levels import Level, read_maps
 from a2mim.export.openmmlab_native import Native
 from a2mim.export.target import RESCALES, Neck, Subject
 from a2mim.wiring.sites import hook_target
@@ -55,7 +55,7 @@ def own_class(found: Native, subject: Subject, library: str) -> tuple[Native, tu
 def _by_timm(subject: Subject, library: str) -> tuple[Native, Neck]:
     """mmpretrain's TIMMBackbone with four of timm's own maps, and the neck that makes a pyramid of them."""
     model = subject.model
-    levels = choose_levels(model, subject.images)
+    levels = subject.levels
     rescales = _rescales(levels)
     modules = [hook_target(model, name) for name, _ in feature_modules(model)]
     chosen = [modules.index(level.module) for level in levels if level.module in modules]

@@ -112,7 +112,7 @@ def as_map(tensor: Tensor, layout: Layout, stride: float, images: Tensor) -> Ten
 
 
 def write(subject: Subject, folder: Path) -> Written:
-    levels = choose_levels(subject.model, subject.images)
+    levels = subject.levels
     graph = Pyramid(subject.model, levels).eval()
     expected = read_by_hand(subject.model, levels, subject.images)
     with frozen(graph):
@@ -235,7 +235,7 @@ def _notes(maps: dict[str, Tensor], levels: list[Level], free_size: bool, proble
 
 def refuse(subject: Subject) -> str:
     try:
-        choose_levels(subject.model, subject.images)
+        _ = subject.levels
     except (AssertionError, RuntimeError, StopIteration, ValueError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
         return f"a pyramid needs maps of the image, and there are none to read ({reason})"

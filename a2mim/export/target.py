@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from a2mim.evaluation.features import frozen
+from a2mim.export.levels import Level, choose_levels
 from a2mim.pixels import Preprocessing
 
 SEED, IMAGES = 0, 2
@@ -80,6 +81,11 @@ class Subject:
             torch.tensor(values).view(-1, 1, 1) for values in (self.preprocessing.mean, self.preprocessing.std)
         )
         return ((levels / 255 - mean) / std).float()
+
+    @cached_property
+    def levels(self) -> list[Level]:
+        """Four maps of strides 4, 8, 16 and 32; ValueError where it has none. See `choose_levels`."""
+        return choose_levels(self.model, self.images)
 
     @cached_property
     def outputs(self) -> dict[str, Any]:

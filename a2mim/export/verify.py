@@ -8,7 +8,7 @@ from a2mim.export.facts import NETWORK, check_contents, compare_page, facts_of
 from a2mim.export.receipt import check_in_fresh_process, hash_files
 from a2mim.export.target import ExportError
 from a2mim.export.targets import TARGETS
-from a2mim.files import read_json
+from a2mim.files import read_object
 from a2mim.text import shortened
 
 NEEDED = ("target", "architecture", "sha256", "tensors", "check")
@@ -83,13 +83,10 @@ def read_receipt(folder: Path) -> dict:
     """What the receipt says; ValueError where it is no receipt that can be verified."""
     path = folder / "receipt.json"
     try:
-        receipt = read_json(path)
-        lacking = [key for key in NEEDED if key not in receipt]
-    except (ValueError, TypeError):
+        receipt = read_object(path)
+    except ValueError:
         raise ValueError(f"{path} cannot be read: export the encoder again.") from None
-    if not isinstance(receipt, dict):
-        raise ValueError(f"{path} cannot be read: export the encoder again.")
-    if lacking:
+    if lacking := [key for key in NEEDED if key not in receipt]:
         raise ValueError(f"{path} lacks {', '.join(lacking)}: it is of an older a2mim, export the encoder again.")
     if not isinstance(receipt["target"], str) or receipt["target"] not in TARGETS:
         raise ValueError(f"{path} is for {shortened(receipt['target'])!r}, which is none of {', '.join(TARGETS)}.")

@@ -165,7 +165,7 @@ class InverseSquares(CellMask):
         count = min(max(1, int(cells * (1 - self.mask_ratio))), cells - 1)
         centres = max(1, int(cells * (1 - self.mask_ratio + self.adjust) / self.side**2))
         drawn = torch.rand(number, centres, 2, generator=generator, device=device)
-        y, x = (random_corner(torch.tensor(n - 1, device=device), drawn[..., i]) for i, n in ((0, rows), (1, cols)))
+        y, x = (random_corner(n - 1, drawn[..., i]) for i, n in ((0, rows), (1, cols)))
         near = [
             (torch.arange(n, device=device) - centre[..., None]).abs() <= half for centre, n in ((y, rows), (x, cols))
         ]

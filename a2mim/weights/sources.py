@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 from a2mim.checkpoints import NotOurs, first_line, read_checkpoint, read_newest
+from a2mim.files import read_object
 from a2mim.pixels import IMAGENET_MEAN, Preprocessing
 from a2mim.weights.converters import architecture_of, arguments_of, pixels_of, place_norm, read_weights, recognise
 from a2mim.weights.converters.recognise import Recognised
@@ -28,7 +29,7 @@ from a2mim.weights.trust import (
 )
 from a2mim.wiring.model_type import TimmModel
 from a2mim.wiring.networks import build_model, find_class
-from a2mim.wiring.timm_models import build_timm, is_registered, on_meta, read_object, unknown_model
+from a2mim.wiring.timm_models import build_timm, is_registered, on_meta, unknown_model
 
 PREFIX = "encoder.model."  # of the timm model's keys in a checkpoint
 PUBLISHED = "pretrained"  # NAME:pretrained

@@ -14,7 +14,7 @@ import timm
 import torch
 from torch import nn
 
-from a2mim.files import read_json
+from a2mim.files import read_object
 from a2mim.text import close_names
 from a2mim.wiring.model_type import TimmModel
 from a2mim.wiring.plain_arguments import fault_of_argument, shorten
@@ -219,16 +219,3 @@ def _read_address(address: str, arguments: dict[str, Any]) -> tuple[str, dict[st
         if fault := fault_of_argument(key, value):
             raise ValueError(f"the config.json of {address} sets {fault}.")
     return name, stated | arguments
-
-
-def read_object(path: Path) -> dict[str, Any]:
-    """The object in a JSON file.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it is damaged, too large, or holds no object.
-    """
-    content = read_json(path)
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} cannot be read: it holds no JSON object.")
-    return content

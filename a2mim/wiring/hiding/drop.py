@@ -94,14 +94,15 @@ class Dropping:
         cells = mask[0].numel()
         return (cells - hidden // len(mask)) * visible.shape[1] // cells
 
-    def _number_now(self, visible: Tensor) -> int | None:
-        mask = self.mask()
-        return None if mask is None else self.number(visible, mask)
+    def kept(self) -> Tensor:
+        """(B, K) the units that are shown, in raster order."""
+        visible, mask = self.visible(), self.mask()
+        assert mask is not None
+        return indices(visible, self.number(visible, mask))
 
     def gather(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """(B, P + N, D) -> (prefix and visible tokens in raster order, indices (B, K) of those)."""
-        visible = self.visible()
-        kept = indices(visible, self._number_now(visible))
+        kept = self.kept()
         inner = tokens[:, self.prefix :].gather(1, kept[..., None].expand(-1, -1, tokens.shape[2]))
         return torch.cat([tokens[:, : self.prefix], inner], dim=1), kept
 
@@ -132,8 +133,7 @@ class Dropping:
 
     def _run_convit(self, model: ConVit, images: Tensor):
         """ConViT's positional attention reads the offsets between all tokens; here those between the kept ones."""
-        visible = self.visible()
-        kept = indices(visible, self._number_now(visible))
+        kept = self.kept()
         layers = [module for module in model.modules() if isinstance(module, GPSA)]
         before = [layer.rel_indices for layer in layers]
         number = self.grid[0] * self.grid[1]
