@@ -11,7 +11,6 @@ import argparse
 import statistics
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import a2mim  # noqa: F401  before timm: it mends torchvision
 
@@ -22,14 +21,13 @@ import torch
 from a2mim.engine.assembly import build_mim
 from a2mim.engine.config import load_config
 
-CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 ROWS = ["mae_vit_small", "mff_vit_small", "a2mim_vit_small", "spark_resnet50", "a2mim_resnet50"]
 Step = Callable[[], None]
 
 
 def row_step(row: str, batch_size: int) -> tuple[Step, Step]:
     """(a step of the row, a step of its bare backbone), both on images of the recipe's size."""
-    settings = load_config(CONFIGS / f"{row}.py")
+    settings = load_config(row)
     model = build_mim(settings).train()
     size = batch_size, settings.data.in_chans, settings.data.img_size, settings.data.img_size
     images = torch.randint(0, 256, size, dtype=torch.uint8)

@@ -21,7 +21,6 @@ import a2mim
 from a2mim.engine.assembly import build_mim
 from a2mim.engine.config import load_config
 
-CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 NETWORKS = ["xcit_nano_12_p16_224", "resnet18", "vit_tiny_patch16_224"]
 # row -> kind of network -> the recipe whose laptop scale is run
 ROWS = {
@@ -34,16 +33,16 @@ PROBES = ("knn", "linear", "attentive")
 WARM, TIMED = 2, 4  # steps
 
 
-def recipe_of(row: str, network: str) -> tuple[Path, dict]:
-    """(the recipe, options that put it on the network)."""
+def recipe_of(row: str, network: str) -> tuple[str, dict]:
+    """(the recipe's name, options that put it on the network)."""
     kind = next(kind for kind in ("xcit", "resnet", "vit") if network.startswith(kind))
     options = {"model.encoder.name": network}
     if (row, kind) == ("mae", "xcit"):  # it has no sequence to leave patches out of: SimMIM, with the mean as fill
         options |= {"model.encoder.site": "auto", "model.fill": "mean"}
-    return CONFIGS / f"{ROWS[row][kind]}.py", options
+    return ROWS[row][kind], options
 
 
-def step_seconds(recipe: Path, options: dict) -> tuple[float, int]:
+def step_seconds(recipe: str, options: dict) -> tuple[float, int]:
     """(processor seconds of a training step, images of a step)."""
     settings = load_config(recipe, options, laptop=True)
     model = build_mim(settings).train()
@@ -76,7 +75,7 @@ def run_cell(row: str, network: str, seed: int, chosen) -> dict:
         recipe, chosen.data, folder, test_data=chosen.test_data, laptop=True, num_workers=0, device="cpu", **options
     )
     judged = summary["judged"]
-    line = {"row": row, "network": network, "seed": seed, "recipe": recipe.stem, "epochs": epochs}
+    line = {"row": row, "network": network, "seed": seed, "recipe": recipe, "epochs": epochs}
     line |= {"minutes": chosen.minutes, "seconds": round(time.process_time() - started, 1), "data": str(chosen.data)}
     line |= {"loss": [summary["loss"]["first"], summary["loss"]["last"], summary["loss"]["baseline"]]}
     for when in ("before", "after"):

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
-from a2mim.files import read_json, replacing, write_json
+from a2mim.files import read_json, write_bytes, write_json
 from a2mim.pixels import denormalize
 
 COLUMNS = ("image", "masked", "reconstruction", "hidden part filled in")
@@ -150,8 +150,7 @@ def save(picture: np.ndarray, path: Path) -> None:
     """Writes (H, W, 3) uint8 RGB as PNG; the file appears whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     encoded = cv2.imencode(".png", mmcv.rgb2bgr(picture))[1]
-    with replacing(path, "wb") as file:
-        file.write(encoded.tobytes())
+    write_bytes(path, encoded.tobytes())
 
 
 def _zoom(width: int) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 import time
 from typing import Any, Protocol, TextIO
@@ -10,7 +9,7 @@ from typing import Any, Protocol, TextIO
 from tqdm import tqdm
 from tqdm.auto import tqdm as notebook_tqdm
 
-EVERY = 15.0  # seconds between two lines
+from a2mim.text import EVERY, has_terminal
 
 
 class Progress(Protocol):
@@ -74,7 +73,7 @@ def start_progress(total: int, initial: int, shown: bool) -> Progress:
         return tqdm(**bar, disable=True)
     if in_notebook():
         return notebook_tqdm(**bar)
-    if not sys.stderr.isatty() or "SLURM_JOB_ID" in os.environ:
+    if not has_terminal():
         return Lines(total, initial)
     form = "{percentage:3.0f}% |{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}]{postfix}"
     return tqdm(**bar, dynamic_ncols=True, mininterval=0.5, bar_format=form)

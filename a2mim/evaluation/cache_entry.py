@@ -39,7 +39,7 @@ class Entry:
     """
 
     def __init__(self, folder: Path, make_room: Callable[[int], None] | None = None):
-        self.folder, self.make_room, self.temporary = folder, make_room, make_room is None
+        self.folder, self.make_room = folder, make_room
         self.faults: Counter = Counter()
         self._trusted: set[str] = set()  # parts whose checksum was found right, or that were made here
         self._in_use = contextlib.ExitStack()
@@ -48,7 +48,7 @@ class Entry:
     def __del__(self):
         if hasattr(self, "_in_use"):
             self._in_use.close()
-        if self.temporary:
+        if self.make_room is None:
             shutil.rmtree(self.folder, ignore_errors=True)
 
     def missing_bytes(self, sizes: dict[str, int], rows: int) -> int:

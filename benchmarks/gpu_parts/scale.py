@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
 
-CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 TINY = {"depth": 2, "embed_dim": 64, "num_heads": 2}
 
 # Dense peak of matrix products in TFLOP/s, (bf16, TF32), from the makers' data sheets; the first name that fits counts.

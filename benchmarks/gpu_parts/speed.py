@@ -89,7 +89,7 @@ def measure_at(row: Row, scale: Scale, batch: int, work: float) -> dict:
     whole, model = whole_step(settings, scale, batch, row.precision, layout, row.compiled)
     warm(whole, device)
     peak = peak_gb(device)
-    bare, _ = bare_step(row.network, scale, batch, row.precision, layout, row.compiled, set(model.encoder.frozen))
+    bare = bare_step(row.network, scale, batch, row.precision, layout, row.compiled, set(model.encoder.frozen))
     warm(bare, device)
     whole_s, bare_s, ratio = alternate(whole, bare, scale.steps, device)
     top = peak_of(card_of(device), row.precision)

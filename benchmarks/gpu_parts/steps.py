@@ -17,7 +17,7 @@ from a2mim.engine.assembly import build_mim
 from a2mim.engine.config import load_config
 from a2mim.engine.optim import StepWrapper, build_optimizer
 
-from .scale import CONFIGS, Network, Scale
+from .scale import Network, Scale
 
 Step = Callable[[], object]
 ROUNDS = 3
@@ -35,7 +35,7 @@ def recipe_of(network: Network, px: int, cell: int, **changes: Any) -> Any:
         "model.masking.mask_patch_size": cell,
         "data.img_size": px,
     }
-    return load_config(CONFIGS / f"{network.recipe}.py", chosen | changes)
+    return load_config(network.recipe, chosen | changes)
 
 
 def host_batch(batch: int, px: int, device: torch.device) -> torch.Tensor:
@@ -85,7 +85,7 @@ def whole_step(
 
 def bare_step(
     network: Network, scale: Scale, batch: int, precision: str, layout: torch.memory_format, compiled: str, frozen: set
-) -> tuple[Step, nn.Module]:
+) -> Step:
     """Forward, mean of the feature map, backward and fused AdamW on the backbone alone, its images on the device.
 
     Args:
@@ -109,7 +109,7 @@ def bare_step(
         optimizer.step()
         optimizer.zero_grad()
 
-    return step, model
+    return step
 
 
 def alternate(first: Step, second: Step, steps: int, device: torch.device) -> tuple[float, float, float]:
@@ -135,9 +135,9 @@ def finish(device: torch.device) -> None:
         torch.cuda.synchronize()
 
 
-def warm(step: Step, device: torch.device, number: int = 3) -> None:
+def warm(step: Step, device: torch.device) -> None:
     """Steps that are not measured: they compile, choose kernels and fill the memory pool."""
-    for _ in range(1 if device.type == "cpu" else number):
+    for _ in range(1 if device.type == "cpu" else 3):
         step()
     finish(device)
 

@@ -159,10 +159,8 @@ def pickled(old: bool, folder: Path) -> Subject:
 
 def hub_folder(folder: Path) -> Subject:
     """A folder of transformers: its config.json, and its weights under either name."""
-    tensors = {f"timm_model.{key}": value for key, value in encoder().model.state_dict().items()}
     place = folder / "hub"
     place.mkdir()
-    save_file(tensors, place / "model.safetensors", metadata={"format": "pt"})
     exported = written("transformers", folder)
     shutil.copy(exported / "config.json", place)
     config = place / "config.json"
