@@ -5,10 +5,10 @@ from __future__ import annotations
 from a2mim.commands.arguments import (
     DATA_HELP,
     SOURCE_HELP,
-    access_of,
     add_img_size,
     add_machine,
     add_reading,
+    machine_of,
     one_or_list,
     reading_of,
     size_of,
@@ -43,13 +43,11 @@ def run_embed(chosen) -> None:
         split=chosen.split,
         img_size=size_of(chosen),
         batch_size=chosen.batch_size,
-        num_workers=chosen.num_workers,
-        device=chosen.device,
         calibrate=False if chosen.no_calibrate else None,
         allow_partial=chosen.allow_partial,
         overwrite=chosen.overwrite,
-        access=access_of(chosen),
         reading=reading_of(chosen),
+        **machine_of(chosen),
     )
     print(
         f"{chosen.out}: {about['images']:,} embeddings of {about['width']} numbers ({about['pooled']}), {about['data']}"

@@ -41,7 +41,7 @@ def run_check_model(chosen) -> int:
     model_args = parse_options(chosen.model_args, "--model-args")
     patch = chosen.mask_patch_size
     if chosen.methods:
-        return check_methods(chosen.name, tuple(size) if isinstance(size, list) else size, chosen.in_chans, model_args)
+        return check_methods(chosen.name, size, chosen.in_chans, model_args)
     chosen.result = certify(chosen.name, size, chosen.in_chans, site, mask_patch_size=patch, model_args=model_args)
     print(chosen.result)
     return 0

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 
 import numpy as np
 import torch
@@ -14,9 +13,9 @@ from timm.utils import distribute_bn
 from a2mim.batchnorm import calibrate_batchnorm, has_batchnorm
 from a2mim.data import EvalLoader
 from a2mim.engine.classifier import at_size
+from a2mim.engine.hooks import LogHook
 from a2mim.evaluation.calibration import calibration_batches, calibration_loader
 from a2mim.evaluation.features import frozen
-from a2mim.files import appending
 
 
 class EvaluationHook(Hook):
@@ -79,8 +78,7 @@ class EvaluationHook(Hook):
         line |= {"test_top5": 100 * ((ranks >= 0) & (ranks < 5)).sum().item() / judged, "test_loss": loss}
         self.history.append(line)
         if is_main_process():
-            with appending(runner.run.folder / "log.jsonl") as file:
-                file.write(json.dumps(line) + "\n")
+            runner.hook("log", LogHook).append(line)
             runner.visualizer.add_scalars({k: v for k, v in line.items() if isinstance(v, float)}, step=step)
 
     def calibrate_averaged(self, runner) -> None:

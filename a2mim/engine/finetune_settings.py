@@ -42,7 +42,7 @@ class Head(Group):
 class FinetuneData(SourceImages):
     """The labelled images."""
 
-    test_size: Annotated[Size, Must("a whole number of at least 1, or (height, width)")] | None = Field(
+    test_size: Size | None = Field(
         None, description="Side of a test crop in pixels, or (height, width). None: `img_size`."
     )
     crop_pct: PositiveShare = Field(0.875, description="Side of the test crop / short side of the image.")

@@ -20,7 +20,7 @@ from a2mim.engine.evaluating import EvaluationHook
 from a2mim.engine.finetune_protocol import protocol_in_force
 from a2mim.engine.finetune_result import hand_over_classifier, result_of
 from a2mim.engine.finetune_settings import FinetuneSettings
-from a2mim.engine.labelled_data import LabelledData, open_labelled
+from a2mim.engine.labelled_data import PIXELS, LabelledData, open_labelled
 from a2mim.engine.mixing import Mixing
 from a2mim.engine.optim import build_layered_optimizer
 from a2mim.engine.records import Request, StepContext
@@ -28,8 +28,6 @@ from a2mim.engine.report import timm_lines
 from a2mim.evaluation.results import write_result
 from a2mim.evaluation.subsets import write_list
 from a2mim.text import size_in_words
-
-PIXELS = {"mean", "std", "interpolation", "img_size", "in_chans"}  # settings that a checkpoint carries
 
 
 class Finetuning:

@@ -173,15 +173,9 @@ class PretrainHealthHook(HealthHook):
     def look(self, runner) -> None:
         """Measures, hands the numbers to the log, and says what the rules find."""
         model, step, context = runner.inner_model, runner.iter, runner.context
-        modes = [(module, module.training) for module in model.modules()]
-        model.eval()
-        try:
-            with torch.no_grad():
-                features = pooled(model, context.to_device(self.fixed.train))
-                found = self._losses(model, context, runner.seed)
-        finally:
-            for module, training in modes:
-                module.training = training
+        with frozen(model):
+            features = pooled(model, context.to_device(self.fixed.train))
+            found = self._losses(model, context, runner.seed)
         if not torch.isfinite(features).all():
             return  # the next checkpoint is refused, with the reason
         rank, deviation = effective_rank(features), feature_deviation(features)
@@ -215,9 +209,7 @@ class PretrainHealthHook(HealthHook):
 
 def pooled(model: MIM, images: Tensor) -> Tensor:
     """(N, D): the features of whole images that timm hands to a classifier."""
-    encoder = model.encoder.model
-    with frozen(encoder):
-        return pooling_of(encoder, "default")(normalize(images, model.mean, model.std)).float().cpu()
+    return pooling_of(model.encoder.model, "default")(normalize(images, model.mean, model.std)).float().cpu()
 
 
 def leak_losses(model: MIM, images: Tensor, generator: torch.Generator) -> dict:

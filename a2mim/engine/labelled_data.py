@@ -21,6 +21,7 @@ from a2mim.evaluation.subsets import draw_subset, subset_of
 from a2mim.pixels import Preprocessing
 from a2mim.weights.loading import Source, read_source
 
+PIXELS = {"mean", "std", "interpolation", "img_size", "in_chans"}  # settings that a checkpoint carries
 Kind = TypeVar("Kind", FinetuneSettings, RefineSettings)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import itertools
-import json
 import time
 
 import numpy as np
@@ -14,19 +13,26 @@ from mmengine.hooks import Hook
 from a2mim.batchnorm import calibrate_batchnorm, unsynchronise
 from a2mim.data import EvalLoader
 from a2mim.data.crops import height_and_width
-from a2mim.engine.pretrain_settings import Judging, PretrainData
+from a2mim.engine.hooks import LogHook
+from a2mim.engine.pretrain_settings import Judging, PretrainData, PretrainSettings
 from a2mim.engine.processes import first_alone
-from a2mim.engine.refine_settings import RefineData
+from a2mim.engine.refine_settings import RefineData, RefineSettings
 from a2mim.evaluation import knn
 from a2mim.evaluation.calibration import BATCH, IMAGES, calibration_rows
 from a2mim.evaluation.features import frozen, pooling_of
-from a2mim.files import appending
 from a2mim.pixels import Preprocessing
 
 SHARE = 0.03  # of the time since the start, at most
 LEAST, MOST, PART = 500, 10_000, 50  # how many images, where the recipe does not say: a 50th, within bounds
 KEPT_BYTES = 2**28  # of cropped images that stay in memory; more are read anew each time
 FORWARD = 0.6  # a forward pass costs no more than this share of a training step: the first time's cost, guessed
+
+
+def online_knn(settings: PretrainSettings | RefineSettings, train_set, test_set) -> OnlineKNN | None:
+    """The k-NN on the way; None where the recipe wants none, nothing can be judged, or the images are a stream."""
+    if not settings.judge.every_epochs or test_set is None or train_set.stream:
+        return None
+    return OnlineKNN(train_set, test_set, settings.judge, settings.data, settings.seed)
 
 
 class OnlineKNN(Hook):
@@ -80,8 +86,7 @@ class OnlineKNN(Hook):
         self.spent += self.cost
         line = {"step": runner.iter, "epoch": round(runner.run.loader.epochs_done(runner.iter), 3), "knn_top1": top1}
         self.history.append(line)
-        with appending(runner.run.folder / "log.jsonl") as file:
-            file.write(json.dumps(line) + "\n")
+        runner.hook("log", LogHook).append(line)
         runner.visualizer.add_scalars({"knn_top1": top1}, step=runner.iter)
 
     def expected(self, runner, elapsed: float) -> float:

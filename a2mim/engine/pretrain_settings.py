@@ -16,9 +16,7 @@ Band = Annotated[Integer, Ge(0)]
 class PretrainData(Images):
     """The images that the encoder is trained on."""
 
-    img_size: Annotated[Size, Must("a whole number of at least 1, or (height, width)")] = Field(
-        224, description="Side of the crop in pixels, or (height, width)."
-    )
+    img_size: Size = Field(224, description="Side of the crop in pixels, or (height, width).")
     in_chans: Count = Field(3, description="Channels of an image.")
     mean: Mean = Field((0.485, 0.456, 0.406), description="Subtracted from each channel, in units of 0..1.")
     std: Std = Field((0.229, 0.224, 0.225), description="Divides each channel, in units of 0..1.")

@@ -22,7 +22,7 @@ from a2mim.engine.activations import keep_activations
 from a2mim.engine.assembly import build_mim, open_sets
 from a2mim.engine.health_hook import PretrainHealthHook, fixed_images
 from a2mim.engine.hooks import PartsHook, PictureHook
-from a2mim.engine.online import OnlineKNN
+from a2mim.engine.online import online_knn
 from a2mim.engine.optim import build_optimizer
 from a2mim.engine.portrait import draw_portrait
 from a2mim.engine.pretrain_settings import PretrainSettings
@@ -49,7 +49,7 @@ class Pretraining:
         self.start = self._initialise(saved)
         self.model.attach_target()  # a teacher that follows the student starts from the weights just loaded
         self.untrained = copy.deepcopy(self.model.encoder)  # judged at the end, so that training starts at once
-        self.online = self._online_knn()
+        self.online = online_knn(self.settings, self.train_set, self.test_set)
 
     @staticmethod
     def open(
@@ -57,12 +57,6 @@ class Pretraining:
     ) -> TaskData:
         """Opens the data; see `a2mim.engine.task.Task`."""
         return TaskData(settings, *open_sets(request.data, request.test_data, settings.data, access or Access()))
-
-    def _online_knn(self) -> OnlineKNN | None:
-        settings = self.settings
-        if not settings.judge.every_epochs or self.test_set is None or self.train_set.stream:
-            return None
-        return OnlineKNN(self.train_set, self.test_set, settings.judge, settings.data, settings.seed)
 
     def _initialise(self, saved: dict | None) -> dict | None:
         """Loads the weights to start from, if any, and returns the report; a run that goes on can do without them."""

@@ -64,7 +64,7 @@ class Images(Group):
 class SourceImages(Images):
     """Images for an encoder whose source has a size, channels and a normalisation of its own."""
 
-    img_size: Annotated[Size, Must("a whole number of at least 1, or (height, width)")] | None = Field(
+    img_size: Size | None = Field(
         None, description="Side of the crop in pixels, or (height, width). None: the source's own."
     )
     in_chans: Count | None = Field(None, description="Channels of an image. None: the source's own.")

@@ -50,7 +50,10 @@ PositiveShare = Annotated[Number, Gt(0), Le(1)]
 ShareBelowOne = Annotated[Number, Ge(0), Lt(1)]
 Range = Annotated[tuple[Number, Number], AfterValidator(_ascending), AfterValidator(_two_apart)]
 Shares = Annotated[tuple[PositiveShare, PositiveShare], AfterValidator(_ascending)]
-Size = Union[Side, Annotated[tuple[Side, Side], AfterValidator(_one_number)]]  # noqa: UP007  as Number
+Size = Annotated[
+    Union[Side, Annotated[tuple[Side, Side], AfterValidator(_one_number)]],  # noqa: UP007  as Number
+    Must("a whole number of at least 1, or (height, width)"),
+]
 Ratios = Annotated[tuple[Positive, Positive], AfterValidator(_ascending)]
 
 

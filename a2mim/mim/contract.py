@@ -65,14 +65,7 @@ def check_parts(model) -> None:
     height, width = model.encoder.img_size
     generator = torch.Generator("cpu").manual_seed(0)
     images = torch.randn(2, len(model.pixels[0]), height, width, generator=generator, device="cpu")
-    mask = model.masking(
-        2,
-        height,
-        width,
-        generator=generator,
-        device="cpu",
-        **({"images": images} if takes(model.masking, "images") else {}),
-    )
+    mask = model.draw_mask(images, generator)
     check_mask(mask, 2, height, width, model)
     with torch.random.fork_rng(devices=[]):
         device = model.mean.device

@@ -18,7 +18,8 @@ from a2mim.batchnorm import unsynchronise
 from a2mim.data import Access
 from a2mim.engine import judging
 from a2mim.engine.hooks import PartsHook
-from a2mim.engine.online import OnlineKNN
+from a2mim.engine.labelled_data import PIXELS
+from a2mim.engine.online import online_knn
 from a2mim.engine.optim import build_refining_optimizer
 from a2mim.engine.portrait import draw_portrait
 from a2mim.engine.records import Request, StepContext
@@ -32,8 +33,6 @@ from a2mim.export import export_timm_folder
 from a2mim.pixels import Preprocessing
 from a2mim.text import size_in_words
 from a2mim.weights.loading import describe_report, read_source
-
-PIXELS = {"mean", "std", "interpolation", "img_size", "in_chans"}  # settings that a checkpoint carries
 
 
 class Refining:
@@ -69,7 +68,7 @@ class Refining:
         self.model = Refiner(encoder, heads, settings.frozen, images.mean, images.std, chosen.temperature)
         self.network = encoder
         self.untrained = self._before(saved)
-        self.online = self._online_knn()
+        self.online = online_knn(settings, self.train_set, self.test_set)
 
     def _before(self, saved: dict | None) -> Any:
         """The encoder that this run started from, to be judged at the end; None where its source is gone."""
@@ -81,12 +80,6 @@ class Refining:
         except (OSError, ValueError) as error:
             warnings.warn(f"the encoder that this run started from cannot be judged: {error}", stacklevel=2)
             return None
-
-    def _online_knn(self) -> OnlineKNN | None:
-        settings = self.settings
-        if not settings.judge.every_epochs or self.test_set is None or self.train_set.stream:
-            return None
-        return OnlineKNN(self.train_set, self.test_set, settings.judge, settings.data, settings.seed)
 
     def optimizer(self) -> torch.optim.Optimizer:
         settings = self.settings

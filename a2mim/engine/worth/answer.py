@@ -160,13 +160,13 @@ def figures(curves: dict[str, list[dict]], judged: list[dict]) -> list[dict]:
         lines = [
             {
                 "label": name,
-                **{key: [point[key] for point in points] for key in ("minutes", "top1", "low", "high")},
+                "x": [point["minutes"] for point in points],
+                "y": [point["top1"] for point in points],
+                **{key: [point[key] for point in points] for key in ("low", "high")},
             }
             for name, points in curves.items()
             if points
         ]
-        for line in lines:
-            line["x"], line["y"] = line.pop("minutes"), line.pop("top1")
         found.append(
             {
                 "title": "Frozen features over minutes of pre-training",

@@ -15,7 +15,7 @@ from a2mim.engine.worth.cells import Arm, Bench, curve_steps, source_of
 from a2mim.engine.worth.planning import time_line, time_taken
 from a2mim.engine.worth.survey import Survey, part_of
 from a2mim.evaluation.evaluate import evaluate
-from a2mim.evaluation.subsets import write_list
+from a2mim.evaluation.subsets import draw_subset, write_list
 from a2mim.files import write_json, write_text
 
 
@@ -68,8 +68,7 @@ class Comparison:
         name, bench = run_name(arm, seed), self.bench
         pool, schedule = self.survey.pool, self.budget.pretrain
         if schedule.images < len(pool):
-            order = np.argsort(np.random.PCG64(seed).random_raw(len(pool)), kind="stable")
-            pool = part_of(pool, np.sort(order[: schedule.images]))
+            pool = part_of(pool, draw_subset(np.zeros(len(pool), np.int64), schedule.images, seed))
         needing = [cell_name(mode, arm, share, seed) for mode in answer.MODES for share in SHARES]
         if bench.has(name) and not bench.checkpoints(name) and not all(map(bench.has, needing)):
             bench.forget(name)

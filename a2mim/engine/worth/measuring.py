@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import statistics
 import time
@@ -12,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from a2mim.engine.stored import read_log
 from a2mim.engine.worth.answer import cell_name
 from a2mim.engine.worth.budget import SHARES, Measured, Schedule, schedule_of
 from a2mim.engine.worth.cells import BATCH, Arm, Bench
@@ -90,7 +90,7 @@ def _timed(folder: Path, schedule: Schedule, run: Callable[[], object]) -> tuple
     clock = time.perf_counter()
     run()
     whole = time.perf_counter() - clock
-    lines = [json.loads(line) for line in (folder / "log.jsonl").read_text(encoding="utf-8").splitlines()]
+    lines, _ = read_log(folder / "log.jsonl")
     rates = [line["images_per_second"] for line in lines if line.get("images_per_second")]
     step = schedule.batch / statistics.median(rates[2:] or rates)
     return step, max(0.0, whole - step * schedule.steps)
