@@ -125,6 +125,14 @@ def test_a_vit_hands_on_the_mean_of_its_patches(no_pictures, run):
     assert model.global_pool == "avg" and not isinstance(model.norm, torch.nn.Identity)
 
 
+@pytest.mark.parametrize("report", [True, False])
+def test_a_run_without_a_page_draws_no_features_either(report, run, labelled):
+    settings = {"schedule.epochs": 2, "log.report": report, "activation_checkpointing": True}
+    folder, _ = run("quiet", "test_vit", data=labelled, **settings)
+    drawn = [(folder / name).exists() for name in ("representation", "report.html")]
+    assert drawn == [report, report]
+
+
 def test_an_image_s_views_stand_side_by_side_on_each_process(labelled):
     dataset = open_dataset(labelled, "train")
     first = next(iter(TrainLoader(dataset, 16, 8, views=2)))

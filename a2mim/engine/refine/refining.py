@@ -17,6 +17,7 @@ import a2mim
 from a2mim.batchnorm import unsynchronise
 from a2mim.data import Access
 from a2mim.engine import judging
+from a2mim.engine.activations import keep_activations
 from a2mim.engine.hooks import PartsHook
 from a2mim.engine.labelled_data import PIXELS
 from a2mim.engine.online import online_knn
@@ -160,6 +161,7 @@ class Refining:
         """Exports the encoder, then judges it beside the one that it started from and beside colours alone."""
         data = self.settings.data
         trained: Any = unsynchronise(averaged.encoder)
+        keep_activations(trained)
         judge = judging.Judge(self.settings, self.train_set, self.test_set, self.device)
         receipt = None
         if self.settings.export:
@@ -174,7 +176,7 @@ class Refining:
         before = None if self.untrained is None else judge(self.untrained, "before")
         after = judge(trained, "after")
         judging.write_results(judge, after, trained, folder)
-        if self.untrained is not None:
+        if self.untrained is not None and self.settings.log.report:
             encoders = {"before": judge.calibrated(self.untrained), "after": judge.calibrated(trained)}
             draw_portrait(judge, encoders, None, folder)
         judged = judging.compare(before, after)
