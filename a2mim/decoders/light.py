@@ -6,8 +6,7 @@ import torch
 from timm.layers import LayerNorm2d
 from torch import Tensor, nn
 
-from a2mim.decoders.tokens import insert_mask_token, make_token, spread_mask
-from a2mim.masking.cells import places
+from a2mim.decoders.tokens import insert_mask_token, make_token, shown_cells
 from a2mim.registry import MODELS
 
 
@@ -21,13 +20,10 @@ class VisibleBatchNorm(nn.BatchNorm2d):
         if features.is_meta:  # where nothing can be counted
             return super().forward(features)
         grid = features.shape[2], features.shape[3]
-        visible = ~spread_mask(mask, grid).expand(len(features), -1, -1, -1)[:, 0]
-        whole = all(side % cells == 0 for side, cells in zip(grid, mask.shape[1:], strict=True))
-        number = None
-        if hidden_cells is not None and whole and len(mask) == len(features):
-            number = (mask.numel() - hidden_cells) * visible.numel() // mask.numel()
-        cells, shown = features.movedim(1, -1), places(visible, number)
-        normal = super().forward(cells.flatten(0, 2)[shown][:, :, None, None])[:, :, 0, 0]
+        known = hidden_cells if len(mask) == len(features) else None
+        visible, places = shown_cells(mask.expand(len(features), -1, -1), grid, known)
+        cells = features.movedim(1, -1)
+        normal = super().forward(cells.flatten(0, 2)[places][:, :, None, None])[:, :, 0, 0]
         return torch.zeros_like(cells, dtype=normal.dtype).masked_scatter_(visible[..., None], normal).movedim(-1, 1)
 
 

@@ -5,6 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from a2mim.masking import expand_mask
+from a2mim.masking.cells import places
 
 
 def whole_ratio(decoder: str, stride: float, out_stride: int) -> int:
@@ -35,6 +36,21 @@ def spread_mask(mask: Tensor, grid: tuple[int, int]) -> Tensor:
         return expand_mask(mask, *grid)
     fine = expand_mask(mask, *(side * cells for side, cells in zip(grid, mask.shape[1:], strict=True)))
     return F.adaptive_avg_pool2d(fine.float(), grid) > 1 - 1e-4
+
+
+def shown_cells(mask: Tensor, grid: tuple[int, int], hidden_cells: int | None = None) -> tuple[Tensor, Tensor]:
+    """((B, h, w) bool, True where a cell of the grid is not hidden; (N,) the flat places of those in the batch).
+
+    Args:
+        mask: (B, rows, cols) bool.
+        hidden_cells: how many cells of `mask` are True. None: they are counted, for which the host waits.
+    """
+    shown = ~spread_mask(mask, grid)[:, 0]
+    whole = all(side % cells == 0 for side, cells in zip(grid, mask.shape[1:], strict=True))
+    number = None
+    if hidden_cells is not None and whole:
+        number = (mask.numel() - hidden_cells) * shown.numel() // mask.numel()
+    return shown, places(shown, number)
 
 
 def insert_mask_token(features: Tensor, token: Tensor, mask: Tensor) -> Tensor:

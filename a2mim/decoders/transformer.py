@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from a2mim.decoders.fusion import FuseMaps
 from a2mim.decoders.positions import sincos_positions
-from a2mim.decoders.tokens import spread_mask, whole_ratio
+from a2mim.decoders.tokens import shown_cells, spread_mask, whole_ratio
 from a2mim.registry import MODELS
 
 
@@ -64,14 +64,16 @@ class TransformerDecoder(nn.Module):
         if self.mask_token is not None:
             nn.init.normal_(self.mask_token, std=0.02)
 
-    def forward(self, maps: list[Tensor], mask: Tensor, prefix: Tensor | None = None) -> Tensor:
-        """maps: each (B, D, h, w); mask: (B, rows, cols) bool; prefix: (B, P, D) or None.
+    def forward(
+        self, maps: list[Tensor], mask: Tensor, prefix: Tensor | None = None, hidden_cells: int | None = None
+    ) -> Tensor:
+        """maps: each (B, D, h, w); mask: (B, rows, cols) bool; prefix: (B, P, D) or None; hidden_cells: how many cells
+        of `mask` are True, so that the host need not count them.
 
         Returns (B, out_channels, H / s, W / s).
         """
-        features = maps[-1] if self.fuse is None else self.fuse(maps)
-        grid = (features.shape[2], features.shape[3])
-        tokens = self.embed(self.fuse_norm(rearrange(features, "b d h w -> b (h w) d")))
+        grid = (maps[-1].shape[2], maps[-1].shape[3])
+        tokens = self.embed_cells(maps, mask, hidden_cells)
         if self.mask_token is not None:
             hidden = spread_mask(mask, grid).flatten(1)[..., None]
             tokens = torch.where(hidden, self.mask_token.to(tokens.dtype), tokens)
@@ -79,9 +81,25 @@ class TransformerDecoder(nn.Module):
         number = 0
         if prefix is not None:
             number = prefix.shape[1]
-            tokens = torch.cat([self.embed(prefix.to(features.dtype)).to(tokens.dtype), tokens], dim=1)
+            tokens = torch.cat([self.embed(prefix.to(maps[-1].dtype)).to(tokens.dtype), tokens], dim=1)
         answer = self.pred(self.norm(self.blocks(tokens)))[:, number:]
         return self.shuffle(rearrange(answer, "b (h w) c -> b c h w", h=grid[0]))
+
+    def embed_cells(self, maps: list[Tensor], mask: Tensor, hidden_cells: int | None = None) -> Tensor:
+        """Maps -> (B, h * w, embed_dim). Several maps of one grid are fused in the shown cells alone, and hidden ones
+        are 0, where the mask token comes: most of the fusion's work is then left out.
+        """
+        last = maps[-1]
+        if self.fuse is None:
+            return self.embed(rearrange(last, "b d h w -> b (h w) d"))
+        alike = all(one.shape[2:] == last.shape[2:] for one in maps)
+        if self.mask_token is None or not alike or last.is_meta:
+            return self.embed(self.fuse_norm(rearrange(self.fuse(maps), "b d h w -> b (h w) d")))
+        _, places = shown_cells(mask, (last.shape[2], last.shape[3]), hidden_cells)
+        shown = [rearrange(one, "b d h w -> (b h w) d")[places].T[None, ..., None] for one in maps]  # (1, D, N, 1)
+        tokens = self.embed(self.fuse_norm(self.fuse(shown)[0, ..., 0].T))
+        full = tokens.new_zeros(len(last) * last[0, 0].numel(), tokens.shape[-1]).index_copy(0, places, tokens)
+        return full.unflatten(0, (len(last), -1))
 
     def positions(self, grid: tuple[int, int], like: Tensor) -> Tensor:
         """(h * w, embed_dim), made once for each grid, device and type."""

@@ -107,6 +107,21 @@ def test_fusion_weights_start_equal_and_sum_to_1():
     assert torch.allclose(one(features, MASK), one.decoder(features[0]))
 
 
+@pytest.mark.parametrize("number", [None, int(MASK.sum())], ids=["counted", "known"])
+def test_maps_of_one_grid_are_fused_in_the_shown_cells_alone(number):
+    channels = [8, 16, 24]
+    decoder = TransformerDecoder(channels, [16, 16, 16], 3, 16, embed_dim=32, depth=1, num_heads=4).eval()
+    maps = maps_of([16, 16, 16], channels)
+    fused, seen = decoder.fuse(maps), []
+    whole = decoder.embed(decoder.fuse_norm(fused.movedim(1, -1))).flatten(1, 2)
+    decoder.fuse.register_forward_hook(lambda module, inputs, output: seen.append(output.numel()))
+    tokens = decoder.embed_cells(maps, MASK, number)
+    shown = ~expand_mask(MASK, 4, 4).flatten(1)
+    assert torch.allclose(tokens[shown], whole[shown], atol=1e-6)
+    assert tokens[~shown].abs().max() == 0
+    assert seen == [24 * int(shown.sum())]
+
+
 def test_batchnorm_of_a_masked_map_is_over_visible_cells():
     decoder = small(LightDecoder).train()
     norm, features = decoder.densify["0"].norm, maps_of()[3]

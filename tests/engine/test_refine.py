@@ -5,7 +5,7 @@ import shutil
 import pytest
 import timm
 import torch
-from test_resume import assert_same_run, kill_after, log_of
+from test_resume import assert_same_run, assert_same_state, kill_after, log_of, states_after_a_kill
 
 import a2mim
 from a2mim.checkpoints import list_checkpoints
@@ -88,6 +88,16 @@ def test_a_killed_run_goes_on_bit_for_bit(no_pictures, run, tmp_path, network, s
     assert {"heads.0.queue.embeddings", "heads.0.queue.ids", "heads.0.queue.pointer"} <= set(state)
     assert (state["heads.0.queue.ids"] >= 0).all()  # nine steps of eight images filled the queue of six
     assert other["loss"] == summary["loss"]
+
+
+@pytest.mark.slow
+def test_a_run_that_gets_sigkill_goes_on_bit_for_bit(images, encoders, tmp_path):
+    recipe = tmp_path / "small.py"
+    recipe.write_text(RECIPE)
+    call = f"a2mim.refine({encoders('test_resnet')!r}, data={str(images)!r}, config={str(recipe)!r}"
+    states = states_after_a_kill(call, {"ema": 0.1}, tmp_path)
+    assert_same_state(*states)
+    assert any("queue/embeddings" in key or "queue.embeddings" in key for key in states[0])
 
 
 def test_the_encoder_waits_for_the_heads_then_its_second_half_learns_and_is_handed_over(run, encoders, labelled):

@@ -414,14 +414,16 @@ def flat_state(state, prefix=""):
     return found
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", STATEFUL)
-def test_a_run_with_a_state_of_its_own_is_killed_and_goes_on_bit_for_bit(recipe, images, tmp_path, name):
-    """kill -9 in the middle, in a process of its own, then --resume."""
-    overrides = STATEFUL[name] | {"export": []}
-    call = f"import a2mim; a2mim.pretrain({str(recipe)!r}, data={str(images)!r}, num_workers=0, device='cpu'"
+def states_after_a_kill(call, overrides, tmp_path):
+    """The flat states of two runs; the second is killed with SIGKILL after its fourth step, and goes on.
+
+    Args:
+        call: "a2mim.pretrain('recipe.py', data='images'", without its end.
+        overrides: settings of both runs.
+    """
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     folders = [tmp_path / "whole", tmp_path / "killed"]
+    call = f"import a2mim; {call}, num_workers=0, device='cpu'"
     commands = [f"{call}, work_dir={str(folder)!r}, **{overrides!r})" for folder in folders]
     subprocess.run([sys.executable, "-c", commands[0]], check=True, env=environment, capture_output=True, timeout=300)
     with subprocess.Popen(
@@ -436,10 +438,21 @@ def test_a_run_with_a_state_of_its_own_is_killed_and_goes_on_bit_for_bit(recipe,
     again = f"{call}, work_dir={str(folders[1])!r}, resume=True)"
     subprocess.run([sys.executable, "-c", again], check=True, env=environment, capture_output=True, timeout=300)
     assert log_of(folders[0]) == log_of(folders[1])
-    states = [flat_state(weights_of(folder)) for folder in folders]
-    assert states[0].keys() == states[1].keys()
-    for key, value in states[0].items():
+    return [flat_state(weights_of(folder)) for folder in folders]
+
+
+def assert_same_state(first, second):
+    assert first.keys() == second.keys()
+    for key, value in first.items():
         if isinstance(value, torch.Tensor):
-            assert torch.equal(value, states[1][key]), key
+            assert torch.equal(value, second[key]), key
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", STATEFUL)
+def test_a_run_with_a_state_of_its_own_is_killed_and_goes_on_bit_for_bit(recipe, images, tmp_path, name):
+    call = f"a2mim.pretrain({str(recipe)!r}, data={str(images)!r}"
+    states = states_after_a_kill(call, STATEFUL[name] | {"export": []}, tmp_path)
+    assert_same_state(*states)
     held = [key for key in states[0] if "_extra_state/networks" in key]
     assert bool(held) == ("teacher" in name or "average" in name)
