@@ -48,6 +48,7 @@ class Run:
     num_workers: int = 0
     changes: list[dict] = field(default_factory=list)  # what each resume changed: its step and sentences
     origins: dict[str, str] = field(default_factory=dict)  # dotted setting -> where it comes from
+    notes: list[str] = field(default_factory=list)  # sentences for the log, about what was chosen at the start
 
     def __post_init__(self) -> None:
         self.writer = Writer(self.settings.checkpoint.background)
@@ -108,10 +109,10 @@ def build_loader(
     """The training stream of this process. augmentation: what TrainLoader takes beyond the crop."""
     data, batch = settings.data, settings.global_batch_size
     world = int(os.environ.get("WORLD_SIZE", 1))
-    micro_batches = world * settings.accumulate
+    micro_batches = world * settings.micro_batches
     if batch % micro_batches:
         raise ValueError(
-            f"global_batch_size={batch} is not divisible by {world} processes x accumulate={settings.accumulate};"
+            f"global_batch_size={batch} is not divisible by {world} processes x accumulate={settings.micro_batches};"
             f" choose {batch // micro_batches * micro_batches or micro_batches} or"
             f" {(batch // micro_batches + 1) * micro_batches}"
         )
@@ -170,19 +171,16 @@ def build_runner(run: Run, resume_from: ResumePoint | None) -> TrainRunner:
     """The model on its device, its optimiser and schedule, and the hooks around a step."""
     settings, task, device = run.settings, run.task, run.device
     task.model.to(device)
-    if settings.channels_last:
-        task.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch declares it with a device alone
     if settings.sync_batchnorm and torch.distributed.is_initialized() and device.type == "cuda":
         synchronise(task.network)
-    if settings.activation_checkpointing:
-        recompute_activations(task.network)
+    prepare_model(task, settings)
     if settings.compile:
         task.network.compile()
     optimizer = task.optimizer()
     steps = len(run.loader)
     schedule = build_schedule(optimizer, settings.schedule, steps, settings.schedule.epochs * steps)
     amp = choose_amp(settings.amp, device)
-    wrapper = StepWrapper(optimizer, amp, device.type, settings.accumulate, settings.clip_grad)
+    wrapper = StepWrapper(optimizer, amp, device.type, settings.micro_batches, settings.clip_grad)
     named: dict[str, Hook] = {
         "record": hooks.RecordHook(settings, run.request),
         "schedule": hooks.ScheduleHook(schedule),
@@ -201,10 +199,18 @@ def build_runner(run: Run, resume_from: ResumePoint | None) -> TrainRunner:
         settings.seed,
         rank,
         world_size,
-        accumulate=settings.accumulate,
+        accumulate=settings.micro_batches,
         memory_format=torch.channels_last if settings.channels_last else torch.contiguous_format,
     )
     return TrainRunner(run, context, wrapper, named, resume_from)
+
+
+def prepare_model(task: Task, settings: RecipeSettings) -> None:
+    """Sets the memory format, and what is recomputed, on a model that is on its device."""
+    if settings.channels_last:
+        task.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch declares it with a device alone
+    if settings.activation_checkpointing:
+        recompute_activations(task.network)
 
 
 def choose_amp(amp: str | None, device: torch.device) -> str | None:

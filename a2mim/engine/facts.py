@@ -41,6 +41,7 @@ def run_facts(run, processes: int) -> dict:
         "machine": machine(run.device),
         "versions": versions(),
         "seed": run.settings.seed,
+        "accumulate": run.settings.accumulate,
         "origins": run.origins,
         "command": run.task.command,
     }

@@ -28,8 +28,8 @@ def explained(error: BaseException, run: Run, step: int) -> Exception | None:
 def out_of_memory(run: Run) -> str:
     """What to change."""
     settings = run.settings
-    images = settings.global_batch_size // run.loader.world_size // settings.accumulate
+    images = settings.global_batch_size // run.loader.world_size // settings.micro_batches
     return (
         f"{run.device} has too little memory for {images} images at a time: raise accumulate (now"
-        f" {settings.accumulate}), which cuts the batch into more parts, or lower global_batch_size or data.img_size"
+        f" {settings.micro_batches}), which cuts the batch into more parts, or lower global_batch_size or data.img_size"
     )

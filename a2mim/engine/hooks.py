@@ -77,7 +77,7 @@ class LogHook(Hook):
         if is_main_process():
             kept = keep_lines_until(self.path, runner.iter)
             self.append(*(change for change in runner.run.changes if change not in kept))
-            self.append(*resume_event(runner))
+            self.append(*resume_event(runner), *start_events(runner))
             lines = [line for line in kept if "loss" in line]
             self.first, self.last = (lines[0], lines[-1]) if lines else (None, {})
         self.logged = runner.iter
@@ -149,6 +149,11 @@ def resume_event(runner) -> list[dict]:
     changed = [each["changed"] for each in runner.run.changes if each["step"] == runner.iter]
     told = f"; changed: {'; '.join(changed[-1])}" if changed else ""
     return [{"step": runner.iter, "event": "resume", "says": f"The run was resumed after step {runner.iter:,}{told}."}]
+
+
+def start_events(runner) -> list[dict]:
+    """The log's lines about what was chosen when the run began; none for a run that goes on."""
+    return [{"step": 0, "event": "start", "says": f"{note}."} for note in runner.run.notes]
 
 
 def faults_of_all(runner) -> Counter:

@@ -192,7 +192,7 @@ def _named(classes) -> str:
 
 def check_mixable(settings: FinetuneSettings) -> None:
     """Mixup mixes each image of a micro-batch with another."""
-    count = int(os.environ.get("WORLD_SIZE", 1)) * settings.accumulate
+    count = int(os.environ.get("WORLD_SIZE", 1)) * settings.micro_batches
     images, rest = divmod(settings.global_batch_size, count)
     if (settings.mix.mixup or settings.mix.cutmix) and images % 2 and not rest:
         raise ValueError(

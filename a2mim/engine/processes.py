@@ -207,6 +207,15 @@ def agree(decide: Callable[[], Answer]) -> Answer:
     return choice[0]
 
 
+def largest_of_all(number: float) -> float:
+    """The largest of the numbers that the processes give; they wait for one another."""
+    if not _joined:
+        return number
+    found = torch.tensor(number, dtype=torch.float64)
+    distributed.all_reduce(found, distributed.ReduceOp.MAX, group=_joined[0].control)
+    return float(found)
+
+
 def control_group() -> distributed.ProcessGroup | None:
     """The gloo group for what is no gradient; None, torch's default group, where this process has joined none."""
     return _joined[0].control if _joined else None

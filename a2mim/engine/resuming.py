@@ -93,16 +93,23 @@ def take_up(kind: type[Settings], request: Request, launch: Launch, where: Path)
     stored = _stored(where, saved)
     before = _settled(saved.get("settings") or stored, where, kind)
     _settled(stored, where, kind)
-    settings = settle(stored, where, launch.overrides, False, kind)
+    options = without_settled(launch.overrides, before.accumulate)
+    settings = settle(stored, where, options, False, kind)
     if point is None:
         refuse_lost_checkpoints(where, settings, summary.get("status") == "running")
     changed += differences(before.model_dump(), settings.model_dump())
     changed += _moved_data(saved.get("request"), filled)
     import_again(filled.config, settings, kind)
-    typed = Typed(request.config, launch.overrides, request.source)
+    typed = Typed(request.config, options, request.source)
     refuse_code(settings, filled.source if point is None or is_own_network(point.meta) else None, where, typed)
-    origins = dict(summary.get("origins") or {}) | dict.fromkeys(launch.overrides, "resume")
+    origins = dict(summary.get("origins") or {}) | dict.fromkeys(options, "resume")
     return Resumed(where, point, filled, settings, changed, list(summary.get("changes") or []), origins)
+
+
+def without_settled(options: dict[str, Any], accumulate: int | str) -> dict[str, Any]:
+    """The options without accumulate="auto": a run keeps the number that it began with, until another one is typed."""
+    settled = options.get("accumulate") == "auto" != accumulate
+    return {key: value for key, value in options.items() if not (settled and key == "accumulate")}
 
 
 def is_own_network(meta: dict) -> bool:
@@ -154,6 +161,8 @@ def refuse_other_run(
     laptop = request.data is None if request.laptop is None else request.laptop
     wanted = load_config(launch.recipe_of(request), launch.overrides, laptop, kind).model_dump()
     before = settle(stored, where, None, False, kind).model_dump()
+    if wanted["accumulate"] == "auto":
+        wanted["accumulate"] = before["accumulate"]
     others = differences(_known(before, wanted), with_raised_epochs(wanted, before))
     given = public_request(request.given())
     others += [

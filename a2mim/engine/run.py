@@ -17,6 +17,7 @@ from a2mim.checkpoints import list_checkpoints
 from a2mim.data import Access
 from a2mim.engine import folder
 from a2mim.engine.assembly import Run, build_loader, build_runner, choose_workers
+from a2mim.engine.config import changed as with_changes
 from a2mim.engine.config import load_with_origins
 from a2mim.engine.failures import explained
 from a2mim.engine.finetuning import Finetuning
@@ -33,6 +34,7 @@ from a2mim.engine.report_hook import write_page
 from a2mim.engine.resuming import check_test_set, find_resumed, take_up
 from a2mim.engine.runner import TrainRunner
 from a2mim.engine.state import with_own_faults
+from a2mim.engine.trial import find_accumulate
 from a2mim.evaluation.shown import Record
 from a2mim.export import check_targets
 from a2mim.files import telling_full_disk, write_json
@@ -276,15 +278,27 @@ def prepare(task_class: TaskClass, request: Request, launch: Launch) -> tuple[Ru
         changed += loader.load_state_dict(state, launch.next_epoch)
     torch.manual_seed(settings.seed)
     task = task_class(data, request, device, saved)
+    notes = settle_accumulate(task, device, origins)
     chosen = resumed.folder if resumed else Path(launch.work_dir) if launch.work_dir else None
     run = Run(task.settings, chosen, request, device, loader, task, choose_workers(launch.num_workers, device))
-    run.origins = origins
+    run.origins, run.notes = origins, notes
     if resumed and point:
         run.changes = [*resumed.changes, *([{"step": point.step, "changed": changed}] if changed else [])]
     announce(run)
+    say(*(f"  memory   {note}" for note in notes))
     if changed:
         say("  changed  " + "; ".join(changed))
     return run, point
+
+
+def settle_accumulate(task: Any, device: torch.device, origins: dict[str, str]) -> list[str]:
+    """Replaces accumulate="auto" in a `Task`'s settings by the number of a trial step; returns a sentence about it."""
+    if task.settings.accumulate != "auto":
+        return []
+    found = find_accumulate(task, device, *get_dist_info())
+    task.settings = with_changes(task.settings, {"accumulate": found.accumulate})
+    origins["accumulate"] = "trial step"
+    return [found.says]
 
 
 def say_note(note: str) -> None:

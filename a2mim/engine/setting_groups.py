@@ -178,7 +178,11 @@ class Settings(Group):
     open_groups: ClassVar[tuple[str, ...]] = ("laptop",)  # dicts whose keys are not settings
 
     processes: Processes = Field(Processes(), description="The processes of a run, where there are several.")
-    accumulate: Count = Field(1, description="Micro-batches into which each process divides its share of a batch.")
+    accumulate: Annotated[Count | Literal["auto"], Must('a whole number of at least 1, or "auto"')] = Field(
+        1,
+        description="Micro-batches into which each process divides its share of a batch. auto: as few as fit into"
+        " memory, found by a trial step.",
+    )
     clip_grad: Positive | None = Field(None, description="Largest L2 norm of the gradient. None: no limit.")
     amp: Literal["auto", None, "bf16", "fp16"] = Field(
         "auto", description="Type to compute in. None: float32. auto: bf16 on a GPU that has it, else float32."
@@ -202,6 +206,11 @@ class Settings(Group):
     custom_imports: Options | None = Field(
         None, description="mmengine's: dict(imports=[modules]) that register parts of your own."
     )
+
+    @property
+    def micro_batches(self) -> int:
+        """`accumulate` as a number; 1 as long as "auto" has not been replaced by what the trial step found."""
+        return 1 if self.accumulate == "auto" else self.accumulate
 
     @classmethod
     def groups(cls) -> dict[str, type[Group]]:

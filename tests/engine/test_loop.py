@@ -179,11 +179,19 @@ def test_before_is_the_untrained_network_and_after_the_trained_one(run, recipe):
 
 
 PAIR = """
-import sys, torch
+import os, sys, torch
 import a2mim
 from a2mim.engine.runner import TrainLoop
+from a2mim.mim import MIM
 
-plain = TrainLoop.run
+plain, forward = TrainLoop.run, MIM.forward
+
+def small(self, images, *arguments, **named):
+    if self.training and len(images) > 2 and os.environ["RANK"] == "1":
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+    return forward(self, images, *arguments, **named)
+
+MIM.forward = small
 
 def run(self):
     images = torch.zeros(4, 3, 32, 32, dtype=torch.uint8)
@@ -201,7 +209,7 @@ def run(self):
 
 TrainLoop.run = run
 config, data, folder, *more = sys.argv[1:]
-a2mim.pretrain(config, data, folder, device="cpu", num_workers=0, resume="resume" in more, accumulate=2)
+a2mim.pretrain(config, data, folder, device="cpu", num_workers=0, resume="resume" in more, accumulate="auto")
 """
 
 
@@ -234,6 +242,8 @@ def test_two_processes_keep_equal_weights_draw_their_own_masks_and_resume_exactl
         return json.loads((tmp_path / "pair" / "summary.json").read_text())["data"]["unreadable"]
 
     whole = start_pair(tmp_path, recipe, damaged, tmp_path / "pair")
+    kept = json.loads((tmp_path / "pair" / "settings.json").read_text())
+    assert kept["accumulate"] == 2  # the second process has memory for two images at a time, the first for four
     assert 0 < whole["loader"]["faults"]["not an image"] == unreadable()["not an image"]  # over both
     for path in list_checkpoints(tmp_path / "pair" / "checkpoints")[4:]:
         path.unlink()
