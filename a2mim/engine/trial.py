@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from a2mim.data.crops import height_and_width
 from a2mim.data.pixel_format import DTYPES
 from a2mim.data.records import Batch
 from a2mim.engine.assembly import choose_amp, prepare_model
@@ -123,11 +124,11 @@ class Trial:
         self.share = settings.global_batch_size // context.world_size
         self.kept = 0.0  # bytes that autograd keeps for an image
         self.batch = noise(task, self.share)
-        self.task: Any = copy.copy(task)
         memo: dict[int, Any] = {}
-        self.task.model = copy.deepcopy(task.model, memo)
-        self.task.network = copy.deepcopy(task.network, memo)  # the memo makes it the part of the model's copy
-        self.model: Any = self.task.model.to(context.device).train()
+        self.model: Any = copy.deepcopy(task.model, memo).to(context.device).train()
+        copied: Any = copy.copy(task)
+        copied.model, copied.network = self.model, copy.deepcopy(task.network, memo)  # the copy's part, by the memo
+        self.task: Task = copied
         prepare_model(self.task, settings)
         self.averaged = copy.deepcopy(self.model) if settings.ema else None  # only takes its memory
         self.optimizer = self.task.optimizer()
@@ -165,15 +166,9 @@ class Trial:
 
         Returns "fits", "no memory", or "too few" images for BatchNorm.
         """
-        outcome, context = "fits", replace(self.context, accumulate=number)
-        amp = choose_amp(self.settings.amp, context.device)
-        wrapper = StepWrapper(self.optimizer, amp, context.device.type, parts, self.settings.clip_grad)
-        last = self.settings.schedule.epochs - 1  # refinement trains its heads alone in the first ones
+        outcome = "fits"
         try:
-            for data in islice(self.task.micro_batches(context, self.batch, 0, last), parts):
-                self.model.train_step(data, optim_wrapper=wrapper)
-            if context.device.type == "cuda":
-                torch.cuda.synchronize(context.device)
+            self._train(replace(self.context, accumulate=number), parts)
         except FloatingPointError:
             pass  # the numbers do not matter here
         except (RuntimeError, MemoryError) as error:
@@ -184,19 +179,27 @@ class Trial:
             if TOO_FEW not in str(error):
                 raise
             outcome = "too few"
-        data = wrapper = None
         self.optimizer.zero_grad()
-        free_cached(context.device)
+        free_cached(self.context.device)
         return outcome
+
+    def _train(self, context: StepContext, parts: int) -> None:
+        amp = choose_amp(self.settings.amp, context.device)
+        wrapper = StepWrapper(self.optimizer, amp, context.device.type, parts, self.settings.clip_grad)
+        last = self.settings.schedule.epochs - 1  # refinement trains its heads alone in the first ones
+        for data in islice(self.task.micro_batches(context, dict(self.batch), 0, last), parts):
+            self.model.train_step(data, optim_wrapper=wrapper)
+        if context.device.type == "cuda":
+            torch.cuda.synchronize(context.device)
 
 
 def noise(task: Task, images: int) -> Batch:
     """A batch as the loader gives it, of random pixels: `images` images, or as many pairs of views."""
     size, channels = task.settings.data.img_size, task.settings.data.in_chans
-    height, width = (size, size) if isinstance(size, int) else size
+    assert size is not None and channels is not None  # `complete_pixels` filled them in
     number = images * (2 if task.settings.command == "refine" else 1)
     dtype = torch.from_numpy(np.zeros(0, DTYPES[task.train_set.pixel_format.bits])).dtype
-    pixels = torch.randint(0, 256, (number, channels, height, width)).to(dtype)
+    pixels = torch.randint(0, 256, (number, channels, *height_and_width(size))).to(dtype)
     return Batch(pixels, torch.zeros(number, dtype=torch.int64), torch.arange(number))
 
 
