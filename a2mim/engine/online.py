@@ -1,14 +1,19 @@
-"""k-NN while an encoder is pre-trained: a few images, the same ones each time, within 3 % of the time."""
+"""Probes while an encoder is pre-trained: k-NN, and where time allows a linear and an attentive probe.
+
+They see a few images, the same ones each time, and take at most 2 % of the time: with the health checks 3 %.
+"""
 
 from __future__ import annotations
 
 import copy
 import itertools
 import time
+from collections.abc import Iterator
 
 import numpy as np
 import torch
 from mmengine.hooks import Hook
+from torch import Tensor
 
 from a2mim.batchnorm import calibrate_batchnorm, unsynchronise
 from a2mim.data import EvalLoader
@@ -17,15 +22,15 @@ from a2mim.engine.hooks import LogHook
 from a2mim.engine.pretrain_settings import Judging, PretrainData, PretrainSettings
 from a2mim.engine.processes import first_alone
 from a2mim.engine.refine_settings import RefineData, RefineSettings
-from a2mim.evaluation import knn
 from a2mim.evaluation.calibration import BATCH, IMAGES, calibration_rows
-from a2mim.evaluation.features import frozen, pooling_of
+from a2mim.evaluation.judge import Extract, Extracted, nearest, trained_probes
 from a2mim.pixels import Preprocessing
 
-SHARE = 0.03  # of the time since the start, at most
+SHARE = 0.02  # of the time since the start, at most; the health checks have another 0.01
 LEAST, MOST, PART = 500, 10_000, 50  # how many images, where the recipe does not say: a 50th, within bounds
 KEPT_BYTES = 2**28  # of cropped images that stay in memory; more are read anew each time
 FORWARD = 0.6  # a forward pass costs no more than this share of a training step: the first time's cost, guessed
+PROBES = 1.0, 2.0  # the trained probes' first cost, guessed: seconds at least, and that many times the k-NN's
 
 
 def online_knn(settings: PretrainSettings | RefineSettings, train_set, test_set) -> OnlineKNN | None:
@@ -39,20 +44,21 @@ class OnlineKNN(Hook):
     """Judges a copy of the encoder at the ends of epochs, on the first process, and leaves training as it is.
 
     The cost of all judging, including the next one, stays under SHARE of the time. An epoch whose judging would exceed
-    it is skipped. So the clock decides which epochs are judged, but not the results.
+    it is skipped; so are the linear and the attentive probe where only the k-NN has time. So the clock decides which
+    epochs are judged, but not the results.
     BatchNorm is calibrated on images of the training half, see `a2mim.evaluation.calibration`.
 
     Args:
         train_set, test_set: labelled; half of the images come from each.
         judge: the recipe's `judge`.
         data: the recipe's `data`.
-        seed: of which images.
+        seed: of which images, and of the trained probes.
     """
 
     priority = 80  # after the log's line, before the checkpoint, which carries the history
 
     def __init__(self, train_set, test_set, judge: Judging, data: PretrainData | RefineData, seed: int):
-        self.every, self.k = judge.every_epochs, judge.k
+        self.every, self.k, self.seed = judge.every_epochs, judge.k, seed
         assert data.img_size is not None and data.mean is not None and data.std is not None  # the task filled them in
         self.pixels = Preprocessing(data.mean, data.std, height_and_width(data.img_size))
         images = judge.images or min(MOST, max(LEAST, len(train_set) // PART))
@@ -60,7 +66,8 @@ class OnlineKNN(Hook):
         self.bank = ImageSample(train_set, bank, data.img_size)
         self.queries = ImageSample(test_set, draw_rows(test_set, images // 2, seed), data.img_size)
         self.history: list[dict] = []
-        self.cost: float | None = None  # seconds, of the last time
+        self.cost: float | None = None  # seconds, of the last k-NN
+        self.probes_cost: float | None = None  # seconds, of the last two trained probes
         self.spent = self.began = 0.0
         self.passed_over = self.first_step = 0
 
@@ -77,43 +84,53 @@ class OnlineKNN(Hook):
     def judge_in_time(self, runner) -> None:
         """Judges, unless that would take more than its share of the time."""
         elapsed = time.perf_counter() - self.began
-        if self.spent + self.expected(runner, elapsed) > SHARE * elapsed:
+        cost, left = self.expected(runner, elapsed), SHARE * elapsed - self.spent
+        if cost > left:
             self.passed_over += 1
             return
-        started = time.perf_counter()
-        top1 = self.judge(runner)
-        self.cost = time.perf_counter() - started
-        self.spent += self.cost
-        line = {"step": runner.iter, "epoch": round(runner.run.loader.epochs_done(runner.iter), 3), "knn_top1": top1}
-        self.history.append(line)
-        runner.hook("log", LogHook).append(line)
-        runner.visualizer.add_scalars({"knn_top1": top1}, step=runner.iter)
+        line = {"step": runner.iter, "epoch": round(runner.run.loader.epochs_done(runner.iter), 3)}
+        found = self.judge(runner, with_probes=cost + self.expected_of_probes(cost) <= left)
+        self.history.append(line | found)
+        runner.hook("log", LogHook).append(line | found)
+        scalars = {name: value for name, value in found.items() if not isinstance(value, list)}
+        runner.visualizer.add_scalars(scalars, step=runner.iter)
 
     def expected(self, runner, elapsed: float) -> float:
-        """Seconds that judging will take: those of the last time, or a guess from the steps so far."""
+        """Seconds that the k-NN will take: those of the last time, or a guess from the steps so far."""
         if self.cost is not None:
             return self.cost
         steps = runner.iter - self.first_step
         seen = steps * runner.run.loader.plan.global_batch_size / runner.world_size
         return FORWARD * (2 * len(self.bank) + len(self.queries)) * elapsed / max(1, seen)
 
-    def judge(self, runner) -> float:
-        """Top-1 in percent, of the averaged weights where they are kept."""
-        model = unsynchronise(copy.deepcopy(runner.averaged.encoder.model))  # the other processes do not judge
-        batches = itertools.islice(self.normalized(self.bank, runner.context.device), IMAGES // BATCH)
-        calibrate_batchnorm(model, batches)
-        pool = pooling_of(model, "default")
-        with frozen(model):
-            features = [
-                torch.cat([pool(images).float().cpu() for images in self.normalized(part, runner.context.device)])
-                for part in (self.bank, self.queries)
-            ]
-        bank_labels, query_labels = self.bank.labels, self.queries.labels
-        assert bank_labels is not None and query_labels is not None  # both sets were shown just now
-        return knn(features[0], bank_labels, features[1], query_labels, k=self.k)["top1"]
+    def expected_of_probes(self, knn_cost: float) -> float:
+        """Seconds that the trained probes will take: those of the last time, or a guess."""
+        seconds, times = PROBES
+        return max(seconds, times * knn_cost) if self.probes_cost is None else self.probes_cost
 
-    def normalized(self, part: ImageSample, device):
-        return (self.pixels.normalize(images.to(device)) for images in part.batches())
+    def judge(self, runner, with_probes: bool) -> dict[str, float | list[float]]:
+        """Top-1 of each probe in percent, with its interval, of the averaged weights where they are kept."""
+        started = time.perf_counter()
+        bank, queries = self.features(runner, cells=with_probes)
+        results = {"knn": nearest(bank, queries, self.k)}
+        self.cost = time.perf_counter() - started
+        if with_probes and len(torch.unique(bank[1])) > 1:
+            results |= trained_probes(bank, queries, seed=self.seed, device=runner.context.device)
+            self.probes_cost = time.perf_counter() - started - self.cost
+        self.spent += time.perf_counter() - started
+        found: dict[str, float | list[float]] = {}
+        for name, result in results.items():
+            found |= {f"{name}_top1": result["top1"], f"{name}_interval": list(result["interval"])}
+        return found
+
+    def features(self, runner, cells: bool) -> tuple[Extracted, Extracted]:
+        """Of the bank and of the queries, after BatchNorm has been calibrated on the bank."""
+        model = unsynchronise(copy.deepcopy(runner.averaged.encoder.model))  # the other processes do not judge
+        batches = itertools.islice(self.bank.batches(), IMAGES // BATCH)
+        device = runner.context.device
+        calibrate_batchnorm(model, (self.pixels.normalize(batch["images"].to(device)) for batch in batches))
+        extract = Extract(model, "default", self.pixels.mean, self.pixels.std, attentive=cells)
+        return extract(self.bank.batches()), extract(self.queries.batches())
 
     def before_save_checkpoint(self, runner, checkpoint: dict) -> None:
         checkpoint["online_knn"] = self.history
@@ -150,25 +167,23 @@ class ImageSample:
             dataset, img_size, resize=None, interpolation="bilinear", batch_size=BATCH, indices=rows
         )
         self.number = len(rows)
-        self.kept: list[torch.Tensor] | None = None
-        self.labels: torch.Tensor | None = None
+        self.kept: list[dict[str, Tensor]] | None = None
 
     def __len__(self) -> int:
         return self.number
 
-    def batches(self):
-        """(B, C, H, W) as stored. After the last batch, `labels` has the labels of the readable images."""
+    def batches(self) -> Iterator[dict[str, Tensor]]:
+        """{"images": (B, C, H, W) as stored, "labels": (B,)} of the readable images."""
         if self.kept is not None:
             yield from self.kept
             return
-        labels, kept, size = [], [], 0
+        kept, size = [], 0
         for batch in self.loader:
-            labels.append(batch["labels"])
             size += batch["images"].nbytes
+            batch = {name: batch[name] for name in ("images", "labels")}
             if size <= KEPT_BYTES:
-                kept.append(batch["images"])
-            yield batch["images"]
-        self.labels = torch.cat(labels)
+                kept.append(batch)
+            yield batch
         self.kept = kept if size <= KEPT_BYTES else None
 
 

@@ -54,11 +54,13 @@ class Judging(Group):
     test_images: Count = Field(2000, description="Test images, at most, for the judgement before and after.")
     k: Count = Field(20, description="Neighbours of the k-NN.")
     every_epochs: Count | None = Field(
-        1, description="Epochs between two runs of a small k-NN, within 3 % of the time. None: no k-NN on the way."
+        1,
+        description="Epochs between two runs of a small k-NN and, where time allows, a linear and an attentive probe,"
+        " within 2 % of the time. None: none on the way.",
     )
     images: Annotated[Integer, Ge(4)] | None = Field(
         None,
-        description="Images of the small k-NN. None: a 50th of the training images, from 500 to 10,000.",
+        description="Images of these probes. None: a 50th of the training images, from 500 to 10,000.",
     )
 
 

@@ -27,6 +27,7 @@ from a2mim.protocols.intervals import wilson_interval
 from a2mim.text import ProgressBar
 
 MOST_SIDE = 7  # cells: a larger map is averaged down to it, so that judging stays short and its file small
+Extracted = tuple[Tensor, Tensor, Tensor | None]  # features (N, D), labels (N,), cells (N, n, D) or None
 # of efficient-probe, shortened
 ATTENTIVE: dict[str, Any] = {"epochs": 10, "warmup_epochs": 1, "base_lrs": [0.001, 0.01]}
 
@@ -53,26 +54,47 @@ def judge(
     """
     check_constants(k, temperature)
     refuse_below_one(epochs=epochs)
-    extract = _Extract(model, pooling, mean, std, attentive)
-    (features, labels, cells), (test_features, test_labels, test_cells) = map(extract, (train_loader, test_loader))
-    sets = features, labels, test_features, test_labels
-    results = {
-        "knn": knn(*sets, k=k, temperature=temperature),
-        "linear": linear_probe(*sets, epochs=epochs, seed=seed),
-    }
-    if cells is not None and test_cells is not None:
-        device = next(model.parameters()).device
-        results["attentive"] = attentive_probe(
-            cells, labels, test_cells, test_labels, track_best=False, device=device, seed=seed, **ATTENTIVE
-        )
-    for result in results.values():
-        result["interval"] = wilson_interval(int(result["correct"].sum()), result["n_test"])
+    extract = Extract(model, pooling, mean, std, attentive)
+    train, test = map(extract, (train_loader, test_loader))
+    results = {"knn": nearest(train, test, k, temperature)} | trained_probes(train, test, epochs, seed, extract.device)
     unreadable = unreadable_of(train_loader, test_loader)
     return {"pooling": pooling_name(model, pooling), "unreadable": unreadable} | results
 
 
-class _Extract:
-    """A loader -> (N, D) features, (N,) labels and (N, n, D) cells or None, all from one forward pass an image."""
+def nearest(train: Extracted, test: Extracted, k: int, temperature: float = 0.07) -> dict:
+    """k-NN of what `Extract` returns, with its interval."""
+    return _with_interval(knn(*train[:2], *test[:2], k=k, temperature=temperature))
+
+
+def trained_probes(train: Extracted, test: Extracted, epochs: int = 100, seed: int = 0, device=None) -> dict[str, dict]:
+    """Linear and attentive probe of what `Extract` returns, with their intervals; the second needs cells.
+
+    Args:
+        epochs: of the linear probe.
+        device: where the attentive probe is trained.
+    """
+    results = {"linear": linear_probe(*train[:2], *test[:2], epochs=epochs, seed=seed)}
+    (_, labels, cells), (_, test_labels, test_cells) = train, test
+    if cells is not None and test_cells is not None:
+        results["attentive"] = attentive_probe(
+            cells, labels, test_cells, test_labels, track_best=False, device=device, seed=seed, **ATTENTIVE
+        )
+    return {name: _with_interval(result) for name, result in results.items()}
+
+
+def _with_interval(result: dict) -> dict:
+    result["interval"] = wilson_interval(int(result["correct"].sum()), result["n_test"])
+    return result
+
+
+class Extract:
+    """A loader -> (N, D) features, (N,) labels and (N, n, D) cells or None, all from one forward pass an image.
+
+    Args:
+        pooling: of the features, see `a2mim.evaluation.extract_features`.
+        attentive: also take the cells of the last map, which an attentive probe needs; a network without a map of the
+            image has none, and a warning says so.
+    """
 
     def __init__(self, model: nn.Module, pooling: str, mean, std, attentive: bool):
         self.model, self.pooling, self.pixels = model, pooling, (mean, std)
@@ -82,7 +104,7 @@ class _Extract:
         self.run: Callable[[Tensor], dict[str, Tensor]] | None = None
         self.channels = 0
 
-    def __call__(self, loader: Iterable) -> tuple[Tensor, Tensor, Tensor | None]:
+    def __call__(self, loader: Iterable) -> Extracted:
         features, labels, cells = [], [], CellFile()
         for batch in ProgressBar(loader, desc="features", leave=False, unit="batch"):
             images, targets = images_and_labels(batch)

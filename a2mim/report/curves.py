@@ -1,12 +1,14 @@
-"""The curves of training: loss and its parts, rate, gradient norm, speed, waiting, memory, k-NN on the way."""
+"""The curves of training: loss and its parts, rate, gradient norm, speed, waiting, memory, probes on the way."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 from a2mim.report.figures import Line, Plot
 from a2mim.report.records import RunRecord
+from a2mim.report.summary import is_pair
 
 Get = Callable[[dict[str, Any]], Any]
 # title, label of y, key of the log's line
@@ -20,6 +22,7 @@ _SINGLE = (
     ("Effective rank of the features", "effective rank", "effective_rank"),
     ("Deviation of the features", "standard deviation", "feature_std"),
 )
+_PROBES = (("k-NN", "knn"), ("Linear probe", "linear"), ("Attentive probe", "attentive"))  # title, name in the log
 
 
 def curves(runs: Sequence[RunRecord]) -> list[Plot]:
@@ -57,10 +60,31 @@ def _parts(runs: Sequence[RunRecord]) -> list[Plot]:
 
 
 def _online(runs: Sequence[RunRecord]) -> list[Plot]:
-    lines = [line for run in runs if (line := _line(run, _label(runs, run, "k-NN"), "knn_top1"))]
-    if not lines:
-        return []
-    return [Plot("k-NN on the way", "step", "top-1, %", lines, _message("k-NN on few images", lines, "%"))]
+    """The probes on the way with their intervals: of one run in one plot, of several runs a plot for each probe."""
+    if len(runs) == 1:
+        lines = [line for name, key in _PROBES if (line := _probe(runs[0], name, key))]
+        return [_probes_plot("Probes on the way", lines)] if lines else []
+    found = []
+    for name, key in _PROBES:
+        if lines := [line for run in runs if (line := _probe(run, run.name, key))]:
+            found.append(_probes_plot(f"{name} on the way", lines))
+    return found
+
+
+def _probes_plot(title: str, lines: list[Line]) -> Plot:
+    return Plot(title, "step", "top-1, %", lines, _message(f"{title}, on few images", lines, "%"))
+
+
+def _probe(run: RunRecord, label: str, key: str) -> Line | None:
+    """The accuracy of a probe by step, with its 95 % interval where every line of the log has one."""
+    line = _line(run, label, f"{key}_top1")
+    if line is None:
+        return None
+    intervals = {told["step"]: told.get(f"{key}_interval") for told in run.online}
+    bands: list[Any] = [intervals.get(step) for step in line.x]
+    if not all(is_pair(band) and all(map(_is_number, band)) for band in bands):
+        return line
+    return replace(line, low=[band[0] for band in bands], high=[band[1] for band in bands])
 
 
 def _line(run: RunRecord, label: str, key: str) -> Line | None:

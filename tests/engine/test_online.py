@@ -1,4 +1,4 @@
-"""k-NN on the way costs little, says what it measures, and leaves training as it is."""
+"""Probes on the way cost little, say what they measure, and leave training as it is."""
 
 import json
 import os
@@ -9,11 +9,15 @@ import sys
 import pytest
 import torch
 
+from a2mim.batchnorm import calibrate_batchnorm
 from a2mim.checkpoints import list_checkpoints, read_newest
 from a2mim.data import EvalLoader, open_dataset
 from a2mim.engine import online
-from a2mim.evaluation import extract_features, knn
+from a2mim.evaluation import judge
+from a2mim.pixels import normalize
 from a2mim.weights.loading import load_encoder
+
+KNN_ALONE = ["epoch", "knn_interval", "knn_top1", "step"]
 
 
 @pytest.fixture
@@ -41,24 +45,41 @@ def test_training_is_the_same_bit_for_bit_with_it_and_without(run, labelled, alw
     assert "online_knn" not in b
 
 
-def test_it_is_the_k_nn_of_the_encoder_at_that_step(run, labelled, always):
+def test_each_probe_is_that_of_the_encoder_at_that_step(run, labelled, always):
     folder, summary = run("run", data=labelled, **{"judge.k": 3, "schedule.epochs": 2})
     found = summary["online_knn"]
     assert found["images"] == [24, 12]
-    assert [line["knn_top1"] for line in lines(folder) if "knn_top1" in line] == [
-        h["knn_top1"] for h in found["history"]
-    ]
+    logged = [line for line in lines(folder) if "knn_top1" in line]
+    assert [{key: line[key] for key in found["history"][0]} for line in logged] == found["history"]
     model, _ = load_encoder(list_checkpoints(folder / "checkpoints")[-1])
-    train, test = (open_dataset(labelled, split) for split in ("train", "test"))
-    sets = []
-    from a2mim.batchnorm import calibrate_batchnorm
-    from a2mim.pixels import normalize
+    train, test = (EvalLoader(open_dataset(labelled, split), 32, None, "bilinear") for split in ("train", "test"))
+    calibrate_batchnorm(model, (normalize(batch["images"]) for batch in train))
+    whole = judge(model, train, test, k=3)
+    for probe in ("knn", "linear", "attentive"):
+        assert found["history"][-1][f"{probe}_top1"] == pytest.approx(whole[probe]["top1"]), probe
+        assert found["history"][-1][f"{probe}_interval"] == pytest.approx(whole[probe]["interval"]), probe
 
-    loaders = [EvalLoader(part, 32, None, "bilinear") for part in (train, test)]
-    calibrate_batchnorm(model, (normalize(batch["images"]) for batch in loaders[0]))
-    for loader in loaders:
-        sets += extract_features(model, loader)
-    assert found["history"][-1]["knn_top1"] == pytest.approx(knn(*sets, k=3)["top1"])
+
+def test_where_only_the_k_nn_has_time_it_goes_alone(run, labelled, monkeypatch):
+    monkeypatch.setattr(online, "SHARE", 1e9)
+    monkeypatch.setattr(online, "PROBES", (1e12, 1.0))
+    _, summary = run("run", data=labelled, **{"schedule.epochs": 1, "schedule.warmup_epochs": 0})
+    assert [sorted(line) for line in summary["online_knn"]["history"]] == [
+        ["epoch", "knn_interval", "knn_top1", "step"]
+    ]
+
+
+def test_a_bank_of_one_class_has_no_probe_to_train(run, labelled, always, monkeypatch):
+    taken = online.OnlineKNN.features
+
+    def of_one_class(self, runner, cells):
+        return [(features, torch.zeros_like(labels), kept) for features, labels, kept in taken(self, runner, cells)]
+
+    monkeypatch.setattr(online.OnlineKNN, "features", of_one_class)
+    _, summary = run("run", data=labelled, **{"schedule.epochs": 1, "schedule.warmup_epochs": 0})
+    assert [sorted(line) for line in summary["online_knn"]["history"]] == [
+        ["epoch", "knn_interval", "knn_top1", "step"]
+    ]
 
 
 def test_it_never_costs_more_than_its_share(run, labelled):
