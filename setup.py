@@ -31,9 +31,9 @@ setup(
     packages=find_packages(include=["a2mim", "a2mim.*"]),
     package_data={"a2mim": ["py.typed"], "a2mim.protocols": ["*.toml"], "a2mim.report": ["templates/*"]},
     install_requires=[
-        "torch>=2.6",
-        "torchvision>=0.21",
-        "timm>=1.0.20",
+        "torch>=2.9",
+        "torchvision>=0.24",
+        "timm>=1.0.22",
         "mmengine>=0.10.7",
         "mmcv-lite>=2.2",
         "einops>=0.8",
@@ -46,7 +46,7 @@ setup(
         "scikit-image>=0.24",
         "tifffile>=2022.8",
         "opencv-python>=4.8",  # mmcv-lite brings it; also named because it is used by name
-        "pillow>=10.1",
+        "pillow>=11.3",  # its wheels read AVIF from here on
         "pydantic>=2.6",
         "annotated-types>=0.6",  # the bounds in pydantic's annotations, by name
         "numpy>=1.26",
@@ -63,7 +63,12 @@ setup(
         "onnx": ["onnx>=1.17", "onnxscript>=0.5", "onnxruntime>=1.20"],  # to write and to prove an ONNX export
         "parquet": ["pyarrow>=15"],  # to write embeddings as Parquet
         "site": ["mkdocs-material>=9.5", "mkdocstrings[python]>=0.26"],
-        "lowest": ["pytest>=8", "pytest-xdist>=3.5", "scikit-learn>=1.5"],  # what .ci/lowest tests with
+        "lowest": [
+            "pytest>=8",
+            "pytest-xdist>=3.5",
+            "scikit-learn>=1.5",
+            "torchmetrics>=1.6",
+        ],  # what .ci/lowest tests with
         "test": [
             *(
                 "pytest>=8",

@@ -39,6 +39,11 @@ class _Again:
     def __init__(self, store, length: int):
         self.store, self.length = store, length
 
+    @property
+    def nearby(self) -> int:
+        """Number of images that can be read quickly."""
+        return min(self.length, getattr(self.store, "nearby", self.length))
+
     def content(self, i: int):
         return self.store.content(int(i) % self.length)
 

@@ -10,8 +10,10 @@ import mmengine
 import numpy as np
 import timm
 import torch
+from mmengine.dist import is_main_process
 
 import a2mim
+from a2mim.data.sizes import sizes_of
 
 _MOST_CLASSES = 50  # that are named one by one
 
@@ -22,13 +24,15 @@ def starting_facts(run, processes: int) -> dict:
 
 
 def data_facts(run) -> dict:
-    """What is known of the training images without reading them."""
+    """What is known of the training images before an epoch; sizes are those of a few, on the first process alone."""
     dataset = run.task.train_set
+    sizes = sizes_of(dataset) if is_main_process() else {}
     return {
         "source": dataset.describe(),
         "images": dataset.images,
         "fingerprint": dataset.fingerprint,
         "class_counts": class_counts(dataset),
+        **({"sizes": sizes} if sizes else {}),
         "left_out_each_epoch": run.loader.left_out,
     }
 

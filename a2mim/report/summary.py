@@ -45,6 +45,7 @@ _SHAPE: dict[str, Any] = {
         **dict.fromkeys(_COUNTS, is_number),
         **dict.fromkeys(("unreadable", "class_counts"), _all(is_number)),
         **dict.fromkeys(("first_unreadable", "skipped_shards"), _is_list),
+        "sizes": {"looked_at": is_number, **dict.fromkeys(("least", "median", "greatest"), is_pair)},
     },
     "loss": {"baseline": is_number},
     "result": {"top1_last": is_number, "interval": is_pair, "n_test": is_number},

@@ -17,7 +17,8 @@ def data_rows(run: RunRecord) -> list[tuple[str, str]]:
     data = run.summary.get("data")
     if not isinstance(data, dict):
         return []
-    rows = [("training images", str(data.get("source", "not known"))), *_seen_by_the_network(run)]
+    rows = [("training images", str(data.get("source", "not known"))), *_sizes(data.get("sizes") or {})]
+    rows += _seen_by_the_network(run)
     for key, name in (
         ("duplicates", "images that stand there twice"),
         ("incomplete", "samples without an image"),
@@ -31,6 +32,17 @@ def data_rows(run: RunRecord) -> list[tuple[str, str]]:
     rows += [("first of them", str(name)) for name in (data.get("first_unreadable") or ())[:5]]
     rows += [("shard left out", str(name)) for name in data.get("skipped_shards") or ()]
     return rows + _classes(data.get("class_counts") or {})
+
+
+def _sizes(sizes: dict[str, Any]) -> list[tuple[str, str]]:
+    """Height and width of the images as they are stored, of those that were looked at."""
+    if len(sizes) < 4:  # damaged entries were left out when the summary was read
+        return []
+    least, median, greatest = (
+        " x ".join(f"{side:,.0f}" for side in sizes[key]) for key in ("least", "median", "greatest")
+    )
+    told = f"{least} px" if least == greatest else f"from {least} to {greatest} px, median {median}"
+    return [("size in the data, height x width", f"{told} ({sizes['looked_at']:,} images looked at)")]
 
 
 def _seen_by_the_network(run: RunRecord) -> list[tuple[str, str]]:

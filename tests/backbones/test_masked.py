@@ -80,7 +80,10 @@ def test_a_training_step_is_finite_and_reaches_all_that_is_not_frozen(name):
         losses[-1].backward()
         optimizer.step()
     without = [key for key, p in model.named_parameters() if p.requires_grad and (p.grad is None or not p.grad.any())]
-    assert without == [] and all(loss.isfinite() for loss in losses)
+    # LinGlo's soft-max over the cells is blind to one number added to all of them
+    assert [key for key in without if not key.endswith("saliency_bias")] == [] and all(
+        loss.isfinite() for loss in losses
+    )
     assert all(p.isfinite().all() for p in model.parameters())
 
 

@@ -6,10 +6,14 @@ import sys
 from a2mim import compat
 
 WHOLE_TORCHVISION = """
-import torch
-library = torch.library.Library("torchvision", "FRAGMENT")
-for schema in ("nms(Tensor a, Tensor b, float c) -> Tensor", "qnms(Tensor a, Tensor b, float c) -> Tensor"):
-    library.define(schema)
+import contextlib, importlib.util, pathlib, torch
+for library in pathlib.Path(importlib.util.find_spec("torchvision").origin).parent.glob("_C*.so"):
+    with contextlib.suppress(OSError):
+        torch.ops.load_library(library)
+declared = torch.library.Library("torchvision", "FRAGMENT")
+for name in ("nms", "qnms"):
+    if not hasattr(torch.ops.torchvision, name):  # as where torchvision was built for another torch
+        declared.define(name + "(Tensor a, Tensor b, float c) -> Tensor")
 """
 BUILD = "\nassert timm.create_model('linglo_b0').num_classes and timm.is_model('xvit_small_p16_224')"
 

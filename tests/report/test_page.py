@@ -85,6 +85,7 @@ def test_a_summary_and_a_log_of_any_types_make_a_page(tmp_path, monkeypatch, val
         "judged",
     }
     inner = {"unreadable", "class_counts", "first_unreadable", "images", "baseline", "interval", "top1_last", "config"}
+    inner |= {"sizes"}
     for made in (dict.fromkeys(keys, value), {key: dict.fromkeys(inner, value) for key in keys}):
         (run / "summary.json").write_text(json.dumps(made))
         with (run / "log.jsonl").open("a") as log:

@@ -66,9 +66,12 @@ def test_the_commands_repeat_what_was_typed(tmp_path):
 
 def test_the_table_of_data_tells_sizes_channels_and_the_balance_of_the_classes(tmp_path):
     data = {"source": "photos", "images": 9, "class_counts": {"cat": 5, "dog": 4}}
+    data["sizes"] = {"looked_at": 9, "least": [30, 40], "median": [60, 80], "greatest": [1200, 1600]}
     encoder = {"name": "xcit_nano", "img_size": [64, 96], "in_chans": 3}
     rows = dict(data_rows(read_run(make_run(tmp_path / "a", data=data, encoder=encoder))))
     assert rows["size in the network"] == "64 x 96 px" and rows["channels"] == "3"
+    told = "from 30 x 40 to 1,200 x 1,600 px, median 60 x 80 (9 images looked at)"
+    assert rows["size in the data, height x width"] == told
     assert rows["images a class"] == "4 to 5" and rows["of each"] == "cat 5, dog 4"
 
 
