@@ -1,4 +1,4 @@
-"""The paper's analyses of one encoder, each as JSON with figures: `a2mim analyze`.
+"""The paper's analyses of one encoder, and near-duplicates of its images, each as JSON with figures: `a2mim analyze`.
 
 An analysis is not computed again if its file exists with the same key. The interactions are stored image by image, so
 that the next command continues after a kill.
@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from a2mim.analysis import figures
+from a2mim.analysis.duplicates import near_duplicates
 from a2mim.analysis.interactions import Sampling, interaction_strength, number_of_pairs
 from a2mim.analysis.occlusion import accuracy_under_occlusion
 from a2mim.analysis.spectra import spectra
@@ -23,11 +24,11 @@ from a2mim.analysis.subjects import Judged, Network, Subjects, key_of
 from a2mim.evaluation.label_free import effective_rank, rankme
 from a2mim.files import make_own_folder, read_json, write_json
 
-WHAT = ("interactions", "fourier", "occlusion", "rank")
+WHAT = ("interactions", "fourier", "occlusion", "rank", "duplicates")
 SECONDS = {"interactions": 420, "occlusion": 90}  # target time of the default sample, both networks together
 PAPER = {"pairs": 50, "contexts": 50}
 PAPER_IMAGES = 50
-_MOST = {"fourier": 256, "occlusion": 1000, "rank": 2000}  # images
+_MOST = {"fourier": 256, "occlusion": 1000, "rank": 2000, "duplicates": 5000}  # images; duplicates: of each part
 _CELL = 16  # pixels, as in the paper; images that hold fewer than 7 of them a side get 8 cells a side
 _BATCH = 256
 
@@ -67,6 +68,7 @@ def analyze(
         "fourier": lambda: _fourier(subjects),
         "occlusion": lambda: _occlusion(subjects, plan, say),
         "rank": lambda: _rank(subjects),
+        "duplicates": lambda: _duplicates(subjects),
     }
     files = []
     for name in dict.fromkeys(what):
@@ -228,6 +230,11 @@ def _spectrum(subjects: Subjects, network: Network, rows: np.ndarray) -> dict[st
     values = torch.linalg.svdvals((features - features.mean(0)).double())
     values = values / values[0].clamp(min=1e-300)
     return {"values": values.tolist(), "rankme": rankme(features), "effective_rank": effective_rank(features)}
+
+
+def _duplicates(subjects: Subjects) -> dict[str, Any]:
+    train, test = (subjects.rows(part, _MOST["duplicates"]) for part in (subjects.train, subjects.test))
+    return near_duplicates(subjects.train, train, subjects.test, test)
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -18,13 +18,13 @@ from a2mim.commands.arguments import (
     size_of,
 )
 
-WHAT_HELP = "interactions, fourier, occlusion, rank, with commas between (default: all)"
+WHAT_HELP = "interactions, fourier, occlusion, rank, duplicates, with commas between (default: all)"
 
 
 def add_analyze(commands) -> None:
     p = commands.add_parser(
         "analyze",
-        help="look at what a network has learnt: interactions, spectra, occlusion, rank",
+        help="look at what a network has learnt: interactions, spectra, occlusion, rank; and for near-duplicates",
         allow_abbrev=False,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         description="Looks at what a network has learnt, always beside the untrained one.\n\n"

@@ -31,7 +31,7 @@ def data_rows(run: RunRecord) -> list[tuple[str, str]]:
     rows += [(f"unreadable: {reason}", f"{n:,}") for reason, n in (data.get("unreadable") or {}).items()]
     rows += [("first of them", str(name)) for name in (data.get("first_unreadable") or ())[:5]]
     rows += [("shard left out", str(name)) for name in data.get("skipped_shards") or ()]
-    return rows + _classes(data.get("class_counts") or {})
+    return rows + _classes(data.get("class_counts") or {}) + _near_duplicates(run.analyses.get("duplicates") or {})
 
 
 def _sizes(sizes: dict[str, Any]) -> list[tuple[str, str]]:
@@ -63,6 +63,20 @@ def _classes(counts: dict[str, Any]) -> list[tuple[str, str]]:
     told = ", ".join(f"{name} {n:,}" for name, n in counts.items())
     note = " (the largest and the smallest classes)" if len(counts) >= _MOST_CLASSES else ""
     return [("images a class", f"{least:,} to {most:,}" if least < most else f"{most:,}"), (f"of each{note}", told)]
+
+
+def _near_duplicates(found: dict[str, Any]) -> list[tuple[str, str]]:
+    """What `a2mim analyze --what duplicates` counted; nothing where it was not run."""
+    numbers = [found.get(key) for key in ("repeated", "train", "in_both", "test")]
+    if not all(map(is_number, numbers[:2])):
+        return []
+    repeated, train, in_both, test = numbers
+    rows = [("training images that nearly repeat another one", f"{repeated:,} of {train:,} compared")]
+    if is_number(in_both) and is_number(test):
+        rows.append(("test images that nearly repeat a training image", f"{in_both:,} of {test:,} compared"))
+    pairs = found.get("pairs")
+    named = [pair for pair in pairs if isinstance(pair, list) and len(pair) == 2] if isinstance(pairs, list) else []
+    return rows + [("nearly equal", f"{first} and {second}") for first, second in named[:5]]
 
 
 def export_rows(run: RunRecord) -> list[dict[str, str]]:

@@ -1,5 +1,6 @@
 """A run's folder is read as data, whatever state it is in."""
 
+import json
 import subprocess
 import sys
 
@@ -73,6 +74,24 @@ def test_the_table_of_data_tells_sizes_channels_and_the_balance_of_the_classes(t
     told = "from 30 x 40 to 1,200 x 1,600 px, median 60 x 80 (9 images looked at)"
     assert rows["size in the data, height x width"] == told
     assert rows["images a class"] == "4 to 5" and rows["of each"] == "cat 5, dog 4"
+
+
+@pytest.mark.parametrize("damage", [{}, {"train": "x"}, {"repeated": None}, {"pairs": 5, "in_both": None}])
+def test_the_table_of_data_tells_near_duplicates_where_they_were_counted(tmp_path, damage):
+    run = make_run(tmp_path / "a")
+    assert not [what for what, _ in data_rows(read_run(run)) if "repeat" in what]
+    found = {"repeated": 2, "train": 900, "in_both": 1, "test": 100, "pairs": [["a.png", "b.png"], "no pair"]}
+    (run / "analysis").mkdir()
+    (run / "analysis" / "duplicates.json").write_text(json.dumps(found | damage))
+    rows = dict(data_rows(read_run(run)))
+    if "train" in damage or "repeated" in damage:
+        assert "nearly equal" not in rows
+        return
+    assert rows["training images that nearly repeat another one"] == "2 of 900 compared"
+    if damage:
+        return
+    assert rows["test images that nearly repeat a training image"] == "1 of 100 compared"
+    assert rows["nearly equal"] == "a.png and b.png"
 
 
 def test_a_run_is_to_be_resumed_only_from_a_checkpoint(tmp_path):
