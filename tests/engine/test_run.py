@@ -41,6 +41,7 @@ def test_a_run_leaves_the_folder_that_the_documentation_names(run):
     line = json.loads((folder / "log.jsonl").read_text().splitlines()[0])
     assert line["loss"] == pytest.approx(line["loss_l1"] + line["loss_fourier"])
     assert 0 <= line["data_share"] <= 1
+    assert summary["data"]["sizes"]["median"] == [40, 48] and summary["data"]["sizes"]["looked_at"] == 24
     assert 0.05 < line["memory_gb"] < 100  # torch alone takes more than the least of these
     encoder = timm.create_model(f"local-dir:{folder / 'encoder'}", pretrained=True, num_classes=0)
     trained = torch.load(list_checkpoints(folder / "checkpoints")[-1], weights_only=True)["state_dict"]
