@@ -34,6 +34,7 @@ from a2mim.commands.version import version_text
 from a2mim.commands.worth_it import add_worth_it
 from a2mim.data.remote.addresses import public_name
 from a2mim.engine.memory import OutOfMemory, first_line, is_out_of_memory
+from a2mim.files import DiskFull, is_full_disk
 from a2mim.text import PrintableStream, one_line
 
 # OpenMP's threads spin while they wait for one another. Long spinning is fastest on an idle machine and ruinous beside
@@ -92,6 +93,8 @@ def _run(chosen: argparse.Namespace) -> int:
 
 def _sentence(error: Exception) -> str:
     """The message; of the system's own errors, the file and what is wrong with it, without a number."""
+    if isinstance(error, OSError) and not isinstance(error, DiskFull) and is_full_disk(error):
+        return f"{error.filename or 'a file'} cannot be written, the disk is full: make room, and run the command again"
     if isinstance(error, OSError) and error.strerror and error.filename is not None:
         return f"{error.filename}: {error.strerror}"
     return str(error)

@@ -23,6 +23,7 @@ except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]  # typeshed knows no module that may be absent
 
 _NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP}  # errors of file systems without locks
+FULL = {errno.ENOSPC, errno.EDQUOT}  # no space left, or none left for this user
 PARTIAL = ".partial"  # suffix of an unfinished file
 STAGING = ".staging-"  # prefix of a folder that is filled, and moved once it is whole
 MOST_TEXT = 64 << 20  # bytes of a text or JSON file that is read
@@ -60,11 +61,19 @@ def replacing(path: str | os.PathLike, mode: str = "w", **arguments) -> Iterator
     Args:
         mode: "w" (UTF-8 text) or "wb".
         arguments: for `open`.
+
+    Raises:
+        OSError: with the name of the file, where the disk is full.
     """
     if mode == "w":
         arguments = {"encoding": "utf-8"} | arguments
-    with partial_path(path) as partial, partial.open(mode, **arguments) as file:
-        yield file
+    try:
+        with partial_path(path) as partial, partial.open(mode, **arguments) as file:
+            yield file
+    except OSError as error:
+        if error.errno in FULL:  # the system names no file when a write fails, or the unfinished one
+            error.filename = os.fspath(path)
+        raise
 
 
 def appending(path: str | os.PathLike, newline: str | None = None) -> IO[str]:
@@ -188,10 +197,20 @@ def telling_full_disk(path: str | os.PathLike, advice: str) -> Iterator[None]:
         yield
     except DiskFull:
         raise
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+    except Exception as error:  # libraries hide the system's error behind their own
+        if not is_full_disk(error):
             raise
         raise DiskFull(f"{path} cannot be written, the disk is full: {advice}") from error
+
+
+def is_full_disk(error: BaseException) -> bool:
+    """Whether an error, or one that it was raised from, is the system's "no space left"."""
+    chain: BaseException | None = error
+    while chain is not None:
+        if (isinstance(chain, OSError) and chain.errno in FULL) or os.strerror(errno.ENOSPC) in str(chain):
+            return True
+        chain = chain.__cause__ or chain.__context__
+    return False
 
 
 def reserve(file: IO[Any], size: int) -> None:

@@ -6,6 +6,7 @@ a mean and a deviation in these units as well (`a2mim measure-stats`).
 
 from __future__ import annotations
 
+import reprlib
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -50,7 +51,7 @@ class Preprocessing:
             raise ValueError(f"std is {list(self.std)}: every deviation must be above 0.")
         if self.interpolation not in INTERPOLATIONS:
             raise ValueError(
-                f"interpolation={self.interpolation!r} is unknown; choose from {', '.join(INTERPOLATIONS)}."
+                f"interpolation={reprlib.repr(self.interpolation)} is unknown; choose from {', '.join(INTERPOLATIONS)}."
             )
         if self.crop_pct is not None and not _number("crop_pct", self.crop_pct) > 0:
             raise ValueError(f"crop_pct is {self.crop_pct}: it must be above 0.")
@@ -111,20 +112,20 @@ class Preprocessing:
 
 def _number(key: str, value: Any) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= sys.float_info.max:
-        raise ValueError(f"{key} holds {value!r}: it must be a finite number.")
+        raise ValueError(f"{key} holds {reprlib.repr(value)}: it must be a finite number.")
     return float(value)
 
 
 def _numbers(key: str, values: Any) -> tuple[float, ...]:
     if not isinstance(values, Sequence) or isinstance(values, str) or not values:
-        raise ValueError(f"{key} is {values!r}: it must be a list of numbers, one a channel.")
+        raise ValueError(f"{key} is {reprlib.repr(values)}: it must be a list of numbers, one a channel.")
     return tuple(_number(key, value) for value in values)
 
 
 def _height_width(size: Any) -> tuple[int, int]:
     pair = (size, size) if isinstance(size, int) else tuple(size) if isinstance(size, Sequence) else ()
     if len(pair) != 2 or not all(isinstance(side, int) and not isinstance(side, bool) and side > 0 for side in pair):
-        raise ValueError(f"img_size is {size!r}: it must be a number of pixels, or height and width.")
+        raise ValueError(f"img_size is {reprlib.repr(size)}: it must be a number of pixels, or height and width.")
     return pair[0], pair[1]
 
 

@@ -128,6 +128,11 @@ def shortened(text: object) -> str:
     return line if len(line) <= LONGEST else f"{line[: LONGEST // 2]} … {line[-LONGEST // 2 :]}"
 
 
+def quoted(value: object) -> str:
+    """A value as Python writes it, on one line of bearable length; for messages, as it may come from a file."""
+    return shortened(repr(value))
+
+
 def code_span(text: object) -> str:
     """As code within a paragraph of Markdown, where nothing in it is read as Markdown or HTML."""
     line = shortened(text) or " "

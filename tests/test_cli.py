@@ -1,5 +1,6 @@
 """The commands that judge, hand over and write shards, from their arguments to what they print and leave."""
 
+import errno
 import io
 import json
 import os
@@ -106,6 +107,18 @@ def test_a_mistake_is_one_sentence_and_a_non_zero_exit(folder, capsys, arguments
     assert printed.startswith("error: ")
     assert message in printed
     assert "\n" not in printed
+
+
+def test_a_full_disk_is_one_sentence_that_names_the_file(folder, tmp_path, capsys, monkeypatch):
+    def full(path, *_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("a2mim.files._flush", full)
+    out = tmp_path / "stats.json"
+    assert main(["recipes", "--copy", "a2mim_xcit", "--out", str(out)]) == 1
+    said = capsys.readouterr().err
+    assert said == f"error: {out} cannot be written, the disk is full: make room, and run the command again\n"
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_program_that_calls_the_command_keeps_how_it_shows_warnings(capsys):

@@ -140,6 +140,34 @@ def test_a_full_disk_is_one_sentence_and_other_errors_stay_as_they_are():
     assert str(caught.value) == "b.npz cannot be written, the disk is full: make room"
     with pytest.raises(PermissionError), telling_full_disk("b.npz", "make room"):
         raise PermissionError(errno.EACCES, "no")
+    with pytest.raises(RuntimeError), telling_full_disk("b.npz", "make room"):
+        raise RuntimeError("another")
+
+
+def _as_torch_does():
+    try:
+        raise OSError(errno.ENOSPC, "No space left on device")
+    except OSError:
+        raise RuntimeError("unexpected pos 64 vs 0")  # noqa: B904  the system's error is its context
+
+
+def _as_rust_does():
+    raise RuntimeError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+
+@pytest.mark.parametrize("write", [_as_torch_does, _as_rust_does])
+def test_a_full_disk_behind_a_library_s_own_error_is_seen(write):
+    with pytest.raises(DiskFull, match="the disk is full: make room"):  # noqa: SIM117
+        with telling_full_disk("b.npz", "make room"):
+            write()
+
+
+@pytest.mark.parametrize("unfinished", [None, ".b.json.x.partial"])
+def test_a_full_disk_names_the_file_that_was_to_be_written(tmp_path, unfinished):
+    with pytest.raises(OSError) as caught, replacing(tmp_path / "b.json"):
+        raise OSError(errno.ENOSPC, "No space left on device", unfinished)
+    assert caught.value.errno == errno.ENOSPC and caught.value.filename == str(tmp_path / "b.json")
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_lock_may_be_shared(tmp_path):

@@ -51,7 +51,7 @@ def open_image_list(path: str) -> ImageDataset:
         twice = next(name for name in paths if paths.count(name) > 1)
         raise ValueError(f"{path} is a list of images, and names {cut(twice)!r} more than once; its image would be too")
     root = Path(path).parent
-    if not (root / paths[0]).exists():
+    if not os.path.exists(root / paths[0]):  # False where the system refuses the name, as one of 5,000 letters
         raise FileNotFoundError(
             f"{path} is a list of images, and {cut(paths[0])!r}, counted from the folder of the list, is not there;"
             " put the list into the folder that its paths start from"

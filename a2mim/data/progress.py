@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from a2mim.text import quoted
+
 OLDER = {"repeats": 1, "views": 1}  # defaults for keys that older states lack
 
 
@@ -65,9 +67,9 @@ class Progress:
         if changed and not next_epoch:
             field = changed[0]
             raise ValueError(
-                f"the data cannot be resumed: {field} was {state.get(field)!r} when the state was saved and is"
-                f" {self._identity()[field]!r} now; restore the old value, start a new run, or skip the rest of the"
-                " epoch and start the next one with the new value: --next-epoch"
+                f"the data cannot be resumed: {field} was {quoted(state.get(field))} when the state was saved"
+                f" and is {self._identity()[field]!r} now; restore the old value, start a new run, or skip the rest of"
+                " the epoch and start the next one with the new value: --next-epoch"
             )
         self._began = (position, epoch + (step > 0)) if changed else (position - step, epoch)
         self.position = position

@@ -23,7 +23,7 @@ from a2mim.engine.recipe import import_modules, read
 from a2mim.engine.refine_settings import RefineSettings
 from a2mim.engine.setting_groups import Settings
 from a2mim.engine.setting_types import words_of
-from a2mim.text import nearest
+from a2mim.text import nearest, quoted
 
 KINDS: tuple[type[Settings], ...] = (PretrainSettings, FinetuneSettings, RefineSettings)
 Kind = TypeVar("Kind", bound=Settings)
@@ -122,10 +122,10 @@ def complete(given: dict, where: object, kind: type[Settings], below: dict | Non
             continue
         known = list(groups[key].model_fields)
         if not isinstance(value, dict):
-            raise ValueError(f"{where}: {key} must be a dict of {', '.join(known)}, not {value!r}")
+            raise ValueError(f"{where}: {key} must be a dict of {', '.join(known)}, not {quoted(value)}")
         for inner in value:
             if inner not in known:
-                raise ValueError(f"{where}: {key}: unknown setting {inner!r}{nearest(inner, known, 2)}")
+                raise ValueError(f"{where}: {key}: unknown setting {quoted(inner)}{nearest(inner, known, 2)}")
         config[key].update(copy.deepcopy(value))
     for key in kind.required:
         if config[key] is None:
@@ -136,9 +136,9 @@ def complete(given: dict, where: object, kind: type[Settings], below: dict | Non
 def _unknown(key: str, where: object, kind: type[Settings]) -> str:
     for other in KINDS:
         if other is not kind and key in other.model_fields:
-            return f"{where} sets {key!r}: it is a recipe for a2mim {other.command}, not {kind.command}"
+            return f"{where} sets {quoted(key)}: it is a recipe for a2mim {other.command}, not {kind.command}"
     return (
-        f"{where}: unknown setting {key!r}{nearest(key, kind.model_fields, 2)}"
+        f"{where}: unknown setting {quoted(key)}{nearest(key, kind.model_fields, 2)}"
         " (a variable that only helps others is read further below, and its name is not close to a setting's)"
     )
 
@@ -157,7 +157,7 @@ def assign(config: dict, dotted: str, value: Any, kind: type[Settings]) -> Any:
         argument_of_part = isinstance(place, dict) and path[:1] == ["model"] and depth == len(path)
         if index not in keys and not argument_of_part:
             known = [".".join([*path[:depth], str(k)]) for k in keys] if isinstance(place, dict | list) else []
-            raise ValueError(f"there is no setting {dotted!r}{nearest(dotted, known, 2)}")
+            raise ValueError(f"there is no setting {quoted(dotted)}{nearest(dotted, known, 2)}")
         if depth < len(path):
             place = place[index]
             if not isinstance(place, dict | list):

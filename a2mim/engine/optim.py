@@ -10,13 +10,14 @@ from timm.optim import create_optimizer_v2, list_optimizers, param_groups_layer_
 from timm.scheduler import CosineLRScheduler, MultiStepLRScheduler
 from torch import Tensor, nn
 
+from a2mim.checkpoints import first_line
 from a2mim.engine.finetune_settings import FinetuneOptimizer
 from a2mim.engine.guard import Guard, problem_of
 from a2mim.engine.layers import published_layers
 from a2mim.engine.pretrain_settings import PretrainOptimizer
 from a2mim.engine.refine_settings import RefineOptimizer
 from a2mim.engine.setting_groups import Schedule
-from a2mim.text import nearest
+from a2mim.text import nearest, shortened
 from a2mim.wiring.model_type import TimmModel
 
 AMP_TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -192,6 +193,23 @@ class MultipliedCosine(CosineLRScheduler):
         return [rate * (start + (1 - start) * t / warmup) for rate, start in zip(rates, starts, strict=True)]
 
 
+def fit_states(optimizer: torch.optim.Optimizer) -> None:
+    """Gives loaded states the layout of their parameters: a fused kernel trusts that, and else reads memory outside.
+
+    Raises:
+        ValueError: a state has another shape.
+    """
+    for parameter, state in optimizer.state.items():
+        for key, value in state.items():
+            if not isinstance(value, Tensor) or not value.ndim:
+                continue
+            if value.shape != parameter.shape:
+                shapes = tuple(value.shape), tuple(parameter.shape)
+                raise ValueError(f"{shortened(key)} of the optimiser is {shapes[0]} for a parameter of {shapes[1]}")
+            if value.layout != torch.strided or value.stride() != parameter.stride():
+                state[key] = torch.empty_like(parameter, dtype=value.dtype).copy_(value.to_dense())
+
+
 class StepWrapper(OptimWrapper):
     """mmengine's OptimWrapper with autocast on any device, loss scaling for fp16, and a guard in front of the weights.
 
@@ -223,6 +241,7 @@ class StepWrapper(OptimWrapper):
         self.scaler = torch.amp.GradScaler(device_type, enabled=amp == "fp16")
         self.guard = Guard()
         self.grad_norm: Tensor | None = None
+        self.untried = False  # whether the optimiser holds a loaded state with which no step has been taken
         self.skips_itself = getattr(optimizer, "_step_supports_amp_scaling", False)
 
     @contextmanager
@@ -254,8 +273,27 @@ class StepWrapper(OptimWrapper):
         elif not self.overflows:  # else the scaler says what to skip
             assert self.guard.bad is not None
             self.optimizer.found_inf, self.optimizer.grad_scale = self.guard.bad.float(), None
-        self.scaler.step(self.optimizer)
+        with self._telling_unfit_state():
+            self.scaler.step(self.optimizer)
         self.scaler.update()
+
+    @contextmanager
+    def _telling_unfit_state(self):
+        """Around a step: whether a loaded state fits the parameters shows at its first step alone.
+
+        Raises:
+            ValueError: it does not.
+        """
+        try:
+            yield
+        except (RuntimeError, TypeError, KeyError, AttributeError, ValueError, IndexError) as error:
+            if not self.untried or isinstance(error, torch.OutOfMemoryError):
+                raise
+            raise ValueError(
+                f"the checkpoint's state of the optimiser does not fit the model ({first_line(error)}): nothing was"
+                " saved; delete this checkpoint to go on from the one before it, or start a new run"
+            ) from error
+        self.untried = False
 
     @property
     def overflows(self) -> bool:
@@ -290,3 +328,6 @@ class StepWrapper(OptimWrapper):
     def load_state_dict(self, state: dict) -> None:
         self.optimizer.load_state_dict(state["optimizer"])
         self.scaler.load_state_dict(state["scaler"])
+        if self.skips_itself:
+            fit_states(self.optimizer)
+        self.untried = True

@@ -20,6 +20,7 @@ from a2mim.engine.processes import agree, restarted
 from a2mim.engine.recalled import Typed, refuse_code
 from a2mim.engine.records import Launch, Request, ResumePoint
 from a2mim.engine.report import say
+from a2mim.engine.saved_form import check_form
 from a2mim.engine.setting_groups import Settings
 from a2mim.engine.stored import holds_run, read_log, read_settings
 from a2mim.text import shortened
@@ -81,7 +82,7 @@ def take_up(kind: type[Settings], request: Request, launch: Launch, where: Path)
             another recipe or of other data.
     """
     point = newest_of_all(where / "checkpoints")
-    saved, summary = _saved(point.meta if point else {}), folder.read_summary(where)
+    saved, summary = _saved(point), folder.read_summary(where)
     asked = _recalled(where, saved)
     agree(lambda: refuse_foreign_addresses(where, asked, request.given()))
     filled, changed = request.filled_from(asked), []
@@ -139,7 +140,9 @@ def newest_of_all(checkpoints: Path) -> ResumePoint | None:
     path = agree(choose)
     if path is None:
         return None
-    return ResumePoint(*read[0]) if read else ResumePoint(path, _read_late(path))
+    checkpoint = read[0][1] if read else _read_late(path)
+    check_form(path, checkpoint)
+    return ResumePoint(path, checkpoint)
 
 
 def _read_late(path: Path) -> dict:
@@ -251,18 +254,20 @@ def refuse_lost_checkpoints(where: Path, settings: Settings, killed: bool) -> No
     say(f"{where} was ended before its first checkpoint: it starts again at step 0")
 
 
-def _saved(meta: dict) -> dict:
+def _saved(point: ResumePoint | None) -> dict:
     """The settings and the request that the checkpoint carries; a checkpoint of an older version carries none."""
-    return {key: _dict_of(meta[key], key) for key in ("settings", "request") if isinstance(meta.get(key), str)}
+    meta = point.meta if point else {}
+    keys = [key for key in ("settings", "request") if isinstance(meta.get(key), str)]
+    return {key: _dict_of(meta[key], key, point.path) for key in keys if point}
 
 
-def _dict_of(text: str, what: str) -> dict:
+def _dict_of(text: str, what: str, path: Path) -> dict:
     try:
         content = json.loads(text)
     except (ValueError, RecursionError):
         content = None
     if not isinstance(content, dict):
-        raise ValueError(f"the checkpoint holds {shortened(text)} in place of the run's {what}: it cannot be resumed")
+        raise ValueError(f"{path} holds {shortened(text)} in place of the run's {what}: it cannot be resumed")
     return content
 
 

@@ -28,13 +28,15 @@ def restore(runner, checkpoint: dict) -> None:
     """The inverse of `state_of`, strict in every part. The optimiser's settings are the recipe's, its state the saved
     one; the loader has taken up its own part already, so that what changed is refused before anything is built.
     """
-    runner.call_hook("after_load_checkpoint", checkpoint=checkpoint)
     optimizer = runner.optim_wrapper.optimizer
     settings = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
     try:
+        runner.call_hook("after_load_checkpoint", checkpoint=checkpoint)
         runner.inner_model.load_state_dict(checkpoint["state_dict"])
         runner.optim_wrapper.load_state_dict(checkpoint["optimizer"])
-    except (RuntimeError, ValueError) as error:
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # a stranger's values may fail anywhere in torch
         raise ValueError(f"the checkpoint is of another model than this recipe's: {first_line(error)}") from error
     for group, own in zip(optimizer.param_groups, settings, strict=True):
         group.update(own)

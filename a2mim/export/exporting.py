@@ -26,7 +26,7 @@ from a2mim.export.receipt import (
 from a2mim.export.target import ExportError, Subject, Target, Written, flatten
 from a2mim.export.targets import TARGETS, check_targets, possible
 from a2mim.export.verify import recheck
-from a2mim.files import STAGING, delete_staging, refuse_linked_folders, write_json
+from a2mim.files import STAGING, delete_staging, refuse_linked_folders, telling_full_disk, write_json
 from a2mim.pixels import Preprocessing
 from a2mim.weights import loading
 from a2mim.wiring.networks import OwnNetwork
@@ -119,40 +119,48 @@ def prove(target: Target, subject: Subject, out_dir: Path, batchnorm: dict, pyth
     only `verify` needs.
     """
     refuse_linked_folders(out_dir)
-    out_dir.parent.mkdir(parents=True, exist_ok=True)
-    delete_staging(out_dir.parent, _SLOWEST)
-    staging = Path(tempfile.mkdtemp(prefix=STAGING, dir=out_dir.parent))
-    try:
-        staging.chmod(0o777 & ~_umask())  # mkdtemp keeps it to its owner
-        written = target.write(subject, staging)
-        _write_reference(subject, written, staging / "reference.npz")
-        proof = {"check": _request(subject, written), "tensors": state_tensors(written.tensors)}
-        own = subject.name  # the caller's own network, which is loaded already
-        facts = facts_of(target.name, subject.name, written.details, proof["check"], staging, own)
-        lines = target.lines(facts)
-        write_card(target, subject, written, lines, batchnorm, staging / "README.md")
-        compare_page(target, facts, staging)
-        outcome = recheck(staging, proof, lines, python)
-        if problem := outcome.pop("problem"):
-            raise ExportError(f"{target.name} does not get back the {subject.name} that was exported: {problem}.")
-        receipt = {
-            "target": target.name,
-            "source": published(subject.source),
-            "architecture": subject.name,
-            "tolerance": TOLERANCE,
-            **outcome,
-            "frozen": subject.frozen,
-            "batchnorm": batchnorm,
-            **written.details,
-            "written": now(),
-            "sha256": hash_files(staging),
-            "tensors_sha256": hash_tensors(written.tensors),
-            **proof,
-        }
-        write_json(staging / "receipt.json", receipt)
-        move_into(staging, out_dir)
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
+    with telling_full_disk(out_dir, "nothing was exported to it; make room, and export again"):
+        out_dir.parent.mkdir(parents=True, exist_ok=True)
+        delete_staging(out_dir.parent, _SLOWEST)
+        staging = Path(tempfile.mkdtemp(prefix=STAGING, dir=out_dir.parent))
+        try:
+            staging.chmod(0o777 & ~_umask())  # mkdtemp keeps it to its owner
+            return _proven(target, subject, staging, out_dir, batchnorm, python)
+        finally:
+            shutil.rmtree(staging, ignore_errors=True)
+
+
+def _proven(
+    target: Target, subject: Subject, staging: Path, out_dir: Path, batchnorm: dict, python: str
+) -> dict[str, Any]:
+    """Writes into `staging`, checks what is there and moves it to `out_dir`; returns the receipt as `prove` does."""
+    written = target.write(subject, staging)
+    _write_reference(subject, written, staging / "reference.npz")
+    proof = {"check": _request(subject, written), "tensors": state_tensors(written.tensors)}
+    own = subject.name  # the caller's own network, which is loaded already
+    facts = facts_of(target.name, subject.name, written.details, proof["check"], staging, own)
+    lines = target.lines(facts)
+    write_card(target, subject, written, lines, batchnorm, staging / "README.md")
+    compare_page(target, facts, staging)
+    outcome = recheck(staging, proof, lines, python)
+    if problem := outcome.pop("problem"):
+        raise ExportError(f"{target.name} does not get back the {subject.name} that was exported: {problem}.")
+    receipt = {
+        "target": target.name,
+        "source": published(subject.source),
+        "architecture": subject.name,
+        "tolerance": TOLERANCE,
+        **outcome,
+        "frozen": subject.frozen,
+        "batchnorm": batchnorm,
+        **written.details,
+        "written": now(),
+        "sha256": hash_files(staging),
+        "tensors_sha256": hash_tensors(written.tensors),
+        **proof,
+    }
+    write_json(staging / "receipt.json", receipt)
+    move_into(staging, out_dir)
     return {"folder": str(out_dir)} | {key: value for key, value in receipt.items() if key not in proof}
 
 

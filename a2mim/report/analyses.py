@@ -48,7 +48,7 @@ def _plot(figure: Any, name: str) -> Plot | None:
         labels = str(figure["x_label"]), str(figure["y_label"])
         ok = bool(lines) and all(len(line.x) == len(line.y) > 0 for line in lines)
         return Plot(title, *labels, lines, str(figure["message"]), log=bool(figure.get("log"))) if ok else None
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, TypeError, ValueError, OverflowError):
         return None
 
 

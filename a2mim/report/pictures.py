@@ -46,9 +46,9 @@ def inline(image: Image.Image, text: str, caption: str = "") -> Tile:
 
 def open_picture(path: Path) -> Image.Image | None:
     """A PNG or WebP of reasonable size; None where there is none that can be read."""
-    if not path.is_file():
-        return None
     try:
+        if not path.is_file():
+            return None
         with Image.open(path, formats=("PNG", "WEBP")) as image:
             if max(image.size) > _MOST_SIDE:
                 return None

@@ -196,6 +196,8 @@ def _of_checkpoint(path: Path, checkpoint: dict, typed: str | None = None) -> So
         name = settle_name(arguments["name"], typed, path)
         model_args = check_arguments(name, arguments["model_args"], path)
         size = check_pixels({"img_size": arguments["img_size"]}, path)["img_size"]
+        if size is None:
+            raise ValueError(f"{path} states no img_size of its encoder.")
         channels = check_channels(arguments["in_chans"], path)
         frozen = check_names(arguments["frozen"], path)
     except (KeyError, TypeError) as error:
@@ -366,5 +368,7 @@ def _load(path: Path, read: Callable[[Path], dict]) -> dict:
 
 
 def preprocessing_of(cfg: Mapping[str, Any], size: Sequence[int]) -> Preprocessing:
-    """Pixels as timm's pretrained_cfg, or a part of it, states them; without its crop."""
-    return Preprocessing.of({key: cfg[key] for key in ("mean", "std", "interpolation") if key in cfg}, size)
+    """Pixels as timm's pretrained_cfg, or a part of it, states them; without its crop. None is not stated."""
+    return Preprocessing.of(
+        {key: cfg[key] for key in ("mean", "std", "interpolation") if cfg.get(key) is not None}, size
+    )

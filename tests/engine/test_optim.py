@@ -176,3 +176,17 @@ def test_autocast_works_on_a_cpu():
     weight, wrapper = one_weight(amp="bf16")
     with wrapper.optim_context(torch.nn.Linear(1, 1)):
         assert (weight[None] @ weight[:, None]).dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("wrong", [torch.zeros(1).expand(3, 4), torch.zeros(4, 3).T, torch.zeros(3, 4).to_sparse()])
+def test_a_loaded_state_of_a_fused_optimiser_has_its_parameter_s_layout(wrong):
+    parameter = torch.nn.Parameter(torch.ones(3, 4))
+    wrapper = StepWrapper(torch.optim.AdamW([parameter], fused=True), None, "cpu")
+    parameter.grad = torch.ones(3, 4)
+    wrapper.optimizer.step()
+    saved = wrapper.state_dict()
+    saved["optimizer"]["state"][0]["exp_avg"] = wrong
+    wrapper.load_state_dict(saved)
+    state = wrapper.optimizer.state[parameter]["exp_avg"]
+    assert state.stride() == parameter.stride() and state.layout == torch.strided
+    assert state.eq(0).all()

@@ -11,7 +11,7 @@ import warnings
 
 import pytest
 import torch
-from small_recipe import ENCODER
+from small_recipe import ENCODER, RECIPE
 
 import a2mim
 from a2mim.checkpoints import list_checkpoints, read_newest, write_checkpoint
@@ -157,6 +157,61 @@ def test_a_run_killed_before_its_first_checkpoint_resumes_from_the_start(run, tm
     log.write_text("".join(log.read_text().splitlines(keepends=True)[:4]))
     resumed, _ = run("resumed", resume=True)
     assert_same_run(whole, resumed)
+
+
+DAMAGE = {  # dotted place in a checkpoint -> a value whose checksum is right; None: the place is deleted
+    "meta.step": {"a": 1},
+    "meta": [],
+    "loader.step": "3",
+    "loader.position": 10**400,
+    "loader.epoch": -1,
+    "loader.faults": "none",
+    "loader.faults.x": 1.5,
+    "loader": None,
+    "state_dict": 3,
+    "optimizer.optimizer.state.0.exp_avg": None,
+    "optimizer.optimizer.state.1.exp_avg_sq": torch.zeros(3, 5, 7),
+    "optimizer.optimizer.state.1.exp_avg": torch.zeros(1),
+    "optimizer.optimizer.state.2": "x",
+    "optimizer.optimizer.param_groups": {"lr": 1},
+    "optimizer.optimizer.param_groups.0": 7,
+    "optimizer.scaler": None,
+    "health": 5,
+}
+
+
+@pytest.fixture(scope="module")
+def short_run(images, tmp_path_factory):
+    """A run of nine steps that was killed after its second."""
+    place = tmp_path_factory.mktemp("short")
+    (place / "tiny.py").write_text(RECIPE)
+    pretrain = {"work_dir": place / "whole", "data": images, "device": "cpu", "num_workers": 0}
+    a2mim.pretrain(place / "tiny.py", **pretrain, **{"log.report": False})
+    for path in list_checkpoints(place / "whole" / "checkpoints")[2:]:
+        path.unlink()
+    return place / "whole"
+
+
+@pytest.mark.parametrize("place", DAMAGE)
+def test_a_wrong_value_with_a_right_checksum_is_one_sentence(short_run, tmp_path, place):
+    folder = shutil.copytree(short_run, tmp_path / "damaged")
+    first, newest = list_checkpoints(folder / "checkpoints")
+    first.unlink()
+    checkpoint = inside = torch.load(newest, weights_only=True)
+    *path, last = [int(key) if key.isdigit() else key for key in place.split(".")]
+    for key in path:
+        inside = inside[key]
+    if DAMAGE[place] is None:
+        del inside[last]
+    else:
+        inside[last] = DAMAGE[place]
+    torch.save(checkpoint, newest)
+    before = newest.read_bytes()
+    with pytest.raises(ValueError, match="checkpoint") as caught:
+        a2mim.pretrain(short_run.parent / "tiny.py", work_dir=folder, resume=True, device="cpu", num_workers=0)
+    assert type(caught.value) is ValueError
+    assert len(str(caught.value)) < 700
+    assert [path.read_bytes() for path in list_checkpoints(folder / "checkpoints")] == [before]
 
 
 @pytest.mark.parametrize("every", [{"checkpoint.every_steps": 5}, {"checkpoint.every_steps": None}])

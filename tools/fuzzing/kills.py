@@ -3,7 +3,8 @@
 python tools/fuzzing/kills.py --kills 50 [--seed 0]
 
 A run reads shards whose indices are gone again at every start, judges before and after, writes a checkpoint at each
-step and exports. SIGKILL comes at any moment from the start of its process to the end of its export.
+step and exports. Every second SIGKILL comes at any moment from the start of its process to the end of its export, the
+others soon after a step that is drawn, so that a slow machine does not move all of them to the start.
 """
 
 import argparse
@@ -29,7 +30,9 @@ from a2mim.checkpoints import list_checkpoints, read_newest
 from a2mim.engine.stored import read_log
 from fuzzing.archives import write_shard
 
+STEPS = 8  # of a run
 SPARED = 0.25  # of the starts, so that not all kills fall into the end of one run
+SOON = 0.05  # s, at most, from a step's checkpoint to the kill
 RECIPE = """
 model = dict(
     encoder=dict(name="vit_tiny_patch16_224", model_args=dict(patch_size=8, embed_dim=8, depth=2, num_heads=2)),
@@ -63,17 +66,25 @@ def start(place: Path, run: Path) -> int:
     os._exit(status)
 
 
-def wait(child: int, seconds: float | None = None) -> int | None:
-    """The exit status; -9 after a kill, which comes when the seconds are over."""
-    end = None if seconds is None else time.monotonic() + seconds
+def wait(child: int, run: Path, seconds: float | None = None, step: int = 0) -> int | None:
+    """The exit status; -9 after a kill, which comes when the step has a checkpoint and then the seconds are over."""
+    end = None if seconds is None or step else time.monotonic() + seconds
     while True:
         found, status = os.waitpid(child, os.WNOHANG)
         if found:
             return os.waitstatus_to_exitcode(status)
+        if step and (run / "checkpoints" / f"step_{step:08d}.pth").exists():
+            end, step = time.monotonic() + (seconds or 0), 0
         if end is not None and time.monotonic() >= end:
             os.kill(child, signal.SIGKILL)
             end = None
         time.sleep(0.002)
+
+
+def next_step(run: Path, draw: random.Random) -> int:
+    """A step that the run has not reached yet; 0 where it has reached the last."""
+    reached = max([0, *(int(path.stem.removeprefix("step_")) for path in list_checkpoints(run / "checkpoints"))])
+    return draw.randint(reached + 1, STEPS) if reached < STEPS else 0
 
 
 def stage(run: Path) -> str:
@@ -84,7 +95,7 @@ def stage(run: Path) -> str:
         return "exporting"
     steps = len(list_checkpoints(run / "checkpoints"))
     last = max([0, *(line["step"] for line in read_log(run / "log.jsonl")[0])])
-    return "judging before" if not steps else "judging after or exporting" if last >= 8 else "training"
+    return "judging before" if not steps else "judging after or exporting" if last >= STEPS else "training"
 
 
 def prepare(place: Path) -> None:
@@ -108,14 +119,15 @@ def kill_runs(kills: int, seed: int, place: Path) -> Counter:
     draw, counts = random.Random(seed), Counter()
     prepare(place)
     began = time.monotonic()
-    assert wait(start(place, place / "whole")) == 0, (place / "whole.txt").read_text()
+    assert wait(start(place, place / "whole"), place / "whole") == 0, (place / "whole.txt").read_text()
     longest, whole = time.monotonic() - began, weights(place / "whole")
     for number in range(kills + 1):
         run, killed = place / f"run{number}", 0
         while True:
-            seconds = draw.uniform(0, longest)
+            step = next_step(run, draw) if draw.random() < 0.5 else 0
+            seconds = draw.uniform(0, SOON if step else longest)
             spared = counts["kills"] >= kills or draw.random() < SPARED
-            status = wait(start(place, run), None if spared else seconds)
+            status = wait(start(place, run), run, None if spared else seconds, 0 if spared else step)
             if status == 0:
                 break
             assert status == -signal.SIGKILL, run.with_suffix(".txt").read_text()
