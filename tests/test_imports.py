@@ -80,7 +80,7 @@ ALLOWED = {
         "report",
         "text",
     },
-    "cli": {"commands", "data", "engine", "text"},
+    "cli": {"commands", "data", "engine", "files", "text"},
     "__init__": {"compat"},
 }
 # a library -> the rooms that may import it

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from a2mim.files import appending, open_lock, read_json, write_text
+from a2mim.files import appending, open_lock, read_json, telling_full_disk, write_text
 
 LOCK = ".results.lock"
 REQUIRED = (
@@ -54,7 +54,8 @@ def write_result(result: dict, folder: str | os.PathLike) -> Path:
         except TypeError as error:
             raise ValueError(f"the result of {result['protocol']} holds more than plain values: {error}.") from None
         write_text(path, text + "\n")
-        _append(folder / "results.csv", result)
+        with telling_full_disk(folder / "results.csv", "make room, and run the command again"):
+            _append(folder / "results.csv", result)
     return path
 
 
