@@ -18,9 +18,19 @@ SETTING_OF = {  # a protocol's constant -> the setting of the same meaning
     "optimizer": "optimizer.type",
     **{
         key: f"optimizer.{key}"
-        for key in ("base_lr", "base_batch", "betas", "momentum", "nesterov", "weight_decay", "layer_decay")
+        for key in (
+            "base_lr",
+            "base_batch",
+            "betas",
+            "momentum",
+            "nesterov",
+            "weight_decay",
+            "layer_decay",
+            "head_lr_scale",
+            "rates",
+        )
     },
-    **{key: f"classifier.{key}" for key in ("drop_path_rate", "pooling", "norm", "head_init_std")},
+    **{key: f"classifier.{key}" for key in ("drop_path_rate", "pooling", "norm", "head_init_std", "start")},
     **{key: f"augment.{key}" for key in ("auto_augment", "color_jitter", "erasing", "repeats")},
     **{key: f"mix.{key}" for key in ("mixup", "cutmix", "smoothing")},
     "loss": "loss.type",

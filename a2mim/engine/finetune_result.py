@@ -54,6 +54,7 @@ def result_of(task) -> dict:
         "n_test": int((answers >= 0).sum()),
         "unreadable": dict(judge.loader.faults.unreadable),
         "seed": settings.seed,
+        "start": task.start,
         "history": judge.history,
         "correct": pack(answers),
     }

@@ -35,6 +35,11 @@ class Head(Group):
     head_init_std: NonNegative = Field(
         0.0, description="Standard deviation of the classifier's first weights. 0: as timm has them."
     )
+    start: Literal["random", "probe"] = Field(
+        "random",
+        description="The classifier's first weights. probe: a logistic regression on the frozen features of the training"
+        " images, so that training begins without distorting them.",
+    )
     drop_path_rate: Share = Field(0.0, description="Stochastic depth: the rate of the last layer.")
     allow_partial: Flag = Field(False, description="Take a source that lacks some tensors of the model.")
 
@@ -95,6 +100,12 @@ class FinetuneOptimizer(Optimizer):
     layer_decay: PositiveShare = Field(
         1.0, description="The rate of layer i of L is multiplied by layer_decay^(L + 1 - i)."
     )
+    rates: Annotated[list[NonNegative], Must("a list of learning rates")] = Field(
+        [],
+        description="Rates per `base_batch` images that take the place of `base_lr`: each trains on four fifths of the"
+        " labelled images for a third of the steps, and the one that is best on the rest is taken.",
+    )
+    head_lr_scale: NonNegative = Field(1.0, description="The classifier's rate is multiplied by it.")
 
 
 class FinetuneSchedule(Schedule):

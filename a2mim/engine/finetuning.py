@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from mmengine.dist import broadcast_object_list
 from mmengine.hooks import Hook
 
 import a2mim
@@ -20,9 +21,11 @@ from a2mim.engine.evaluating import EvaluationHook
 from a2mim.engine.finetune_protocol import protocol_in_force
 from a2mim.engine.finetune_result import hand_over_classifier, result_of
 from a2mim.engine.finetune_settings import FinetuneSettings
+from a2mim.engine.head_start import start_at_probe
 from a2mim.engine.labelled_data import PIXELS, LabelledData, open_labelled
 from a2mim.engine.mixing import Mixing
 from a2mim.engine.optim import build_layered_optimizer
+from a2mim.engine.rate_trial import choose_rate
 from a2mim.engine.records import Request, StepContext
 from a2mim.engine.report import timm_lines
 from a2mim.evaluation.results import write_result
@@ -69,9 +72,29 @@ class Finetuning:
         view = {"img_size": size, "resize": round(max(size) / images.crop_pct), "interpolation": images.interpolation}
         view["batch_size"] = evaluate.batch_size
         self.judge = EvaluationHook(self.test_set, self.train_set, evaluate.every_epochs, view)
+        self.start = dict(saved.get("start") or {}) if saved else self._begin(data, device)
+
+    def _begin(self, data: LabelledData, device: torch.device) -> dict:
+        """What the recipe has decided by the training images before the first step: the classifier's first weights
+        ("probe"), and the learning rate ("rate"). All processes take those of the first.
+        """
+        settings, images, found = self.settings, self.settings.data, {}
+        assert images.img_size is not None  # `complete_pixels` filled it in
+        size = height_and_width(images.img_size)
+        view = {"img_size": size, "resize": round(max(size) / images.crop_pct), "interpolation": images.interpolation}
+        if settings.classifier.start == "probe":
+            found["probe"] = start_at_probe(self.model, self.train_set, view, device)
+        if settings.optimizer.rates:
+            found["rate"] = choose_rate(self.model, self.train_set, settings, data.augmentation, view, device)
+        decided = [found]
+        broadcast_object_list(decided)
+        return decided[0]
 
     def optimizer(self) -> torch.optim.Optimizer:
-        return build_layered_optimizer(self.network, self.settings.optimizer, self.settings.global_batch_size)
+        chosen = self.settings.optimizer
+        if "rate" in self.start:
+            chosen = chosen.model_copy(update={"base_lr": self.start["rate"]["base_lr"]})
+        return build_layered_optimizer(self.network, chosen, self.settings.global_batch_size)
 
     def hooks(self) -> dict[str, Hook]:
         return {"judge": self.judge, "list": ListHook(self.whole, self.rows)}
@@ -102,6 +125,7 @@ class Finetuning:
             "class_names": self.whole.class_names,
             "source_hash": self.source_hash,
             "pixels": pixels,
+            "start": self.start,
             "version": a2mim.__version__,
         }
 
@@ -122,12 +146,25 @@ class Finetuning:
                 f", with {len(protocol.overridden)} constants changed" if protocol.overridden else ", as published"
             )
             lines.append(f"  protocol {protocol.name}{changed}")
+        if "probe" in self.start:
+            probe = self.start["probe"]
+            images, right = f"{probe['images']:,}", _held(probe)
+            lines.append(
+                f"  start    the classifier is a probe of the frozen features of {images} training images{right}"
+            )
+        if "rate" in self.start:
+            lines.append(f"  rate     {_rates(self.start['rate'])}")
         if self.arguments["frozen"]:
             lines.append(f"  frozen   {len(self.arguments['frozen'])} tensors that this pooling does not read")
         return lines
 
     def facts(self, last: dict) -> dict:
-        return {"classifier": self.arguments, "source_hash": self.source_hash, "test": self.judge.dataset.describe()}
+        return {
+            "start": self.start,
+            "classifier": self.arguments,
+            "source_hash": self.source_hash,
+            "test": self.judge.dataset.describe(),
+        }
 
     def hand_over(self, averaged: Any, folder: Path) -> dict:
         """The result as files, the classifier and the encoder as timm folders."""
@@ -158,6 +195,21 @@ class Finetuning:
                 *timm_lines(Path(summary["classifier_folder"])),
             ]
         return lines
+
+
+def _held(probe: dict) -> str:
+    top1 = probe["held_out_top1"]
+    return "" if top1 is None else f", right on {top1:.1f} % of the held-out ones"
+
+
+def _rates(rate: dict) -> str:
+    """Which rate was chosen, and by what."""
+    if not rate["tried"]:
+        return f"{rate['base_lr']:g}: no class has two images, so no rate could be tried on held-out ones"
+    tried = ", ".join(f"{value:g}: {top1:.1f} %" for value, (top1, _) in rate["tried"].items())
+    return (
+        f"{rate['base_lr']:g} of {tried} on {rate['held_out']:,} held-out training images, {rate['steps']:,} steps each"
+    )
 
 
 class ListHook(Hook):

@@ -69,6 +69,7 @@ def open_labelled(
         check_classes(whole, num_classes, saved)
         num_classes = saved["classifier"]["num_classes"]
     check_mixable(settings)
+    check_start(settings, whole)
     check_augmentable(settings, whole)
     return LabelledData(
         settings,
@@ -188,6 +189,19 @@ def check_classes(dataset: ImageDataset, num_classes: int, saved: dict) -> None:
 
 def _named(classes) -> str:
     return f" ({', '.join(classes[:3])}{', …' if len(classes) > 3 else ''})" if classes else ""
+
+
+def check_start(settings: FinetuneSettings, dataset: ImageDataset) -> None:
+    """ValueError where images that cannot be shown twice are to decide something before the first step."""
+    asked = [
+        *(["classifier.start='probe'"] if settings.classifier.start == "probe" else []),
+        *(["optimizer.rates"] if settings.optimizer.rates else []),
+    ]
+    if dataset.stream and asked:
+        raise ValueError(
+            f"{dataset.describe()}: {' and '.join(asked)} read the training images before the first step, and a"
+            " pipeline has no images by number; set classifier.start='random' and optimizer.rates=[]"
+        )
 
 
 def check_mixable(settings: FinetuneSettings) -> None:

@@ -86,6 +86,21 @@ def layer_groups(model: TimmModel, weight_decay: float, layer_decay: float) -> l
     return list(groups.values())
 
 
+def scale_classifier(model: TimmModel, groups: list[dict], scale: float) -> list[dict]:
+    """The groups of `layer_groups` with the classifier's parameters in groups of their own, whose `lr_scale` is
+    multiplied by `scale`.
+    """
+    heads = model.get_classifier()
+    own = {id(p) for head in (heads if isinstance(heads, tuple) else (heads,)) for p in head.parameters()}
+    split = []
+    for group in groups:
+        for inside, factor in ((False, 1.0), (True, scale)):
+            chosen = [p for p in group["params"] if (id(p) in own) == inside]
+            if chosen:
+                split.append({**group, "params": chosen, "lr_scale": factor * group.get("lr_scale", 1.0)})
+    return split
+
+
 def build_layered_optimizer(
     model: nn.Module, settings: FinetuneOptimizer, global_batch_size: int
 ) -> torch.optim.Optimizer:
@@ -95,6 +110,8 @@ def build_layered_optimizer(
     """
     lr = settings.base_lr * global_batch_size / settings.base_batch
     groups = layer_groups(model, settings.weight_decay, settings.layer_decay)
+    if settings.head_lr_scale != 1:
+        groups = scale_classifier(model, groups, settings.head_lr_scale)
     extra = {"momentum": settings.momentum, "nesterov": settings.nesterov} if of_sgd(settings.type) else {}
     return create_optimizer(groups, lr, settings.type, settings.weight_decay, betas=settings.betas, **extra)
 
