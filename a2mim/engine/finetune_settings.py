@@ -37,8 +37,8 @@ class Head(Group):
     )
     start: Literal["random", "probe"] = Field(
         "random",
-        description="The classifier's first weights. probe: a logistic regression on the frozen features of the training"
-        " images, so that training begins without distorting them.",
+        description="The classifier's first weights. probe: a logistic regression on the frozen features of the"
+        " training images, so that training begins without distorting them.",
     )
     drop_path_rate: Share = Field(0.0, description="Stochastic depth: the rate of the last layer.")
     allow_partial: Flag = Field(False, description="Take a source that lacks some tensors of the model.")

@@ -18,6 +18,7 @@ from a2mim.engine.classifier import Classifier
 from a2mim.evaluation.calibration import calibration_batches, calibration_loader, calibration_rows
 from a2mim.evaluation.features import extract_features
 from a2mim.evaluation.logreg import fit_logreg
+from a2mim.wiring.model_type import TimmModel
 
 MOST_IMAGES = 4096  # that the probe is fitted on, the same number of each class
 C_POWERS, C_VALUES = (-5.0, 2.0), 15  # grid of the penalty; held-out images choose
@@ -41,7 +42,8 @@ def start_at_probe(model: Classifier, train_set: ImageDataset, view: dict, devic
     Raises:
         ValueError: the network has no single linear classifier.
     """
-    network, home = model.model, next(model.parameters()).device
+    network: TimmModel = model.model
+    home = next(model.parameters()).device
     head = network.get_classifier()
     if not isinstance(head, nn.Linear):
         raise ValueError(

@@ -21,6 +21,7 @@ from a2mim.engine.mixing import Mixing
 from a2mim.engine.optim import build_layered_optimizer, build_schedule
 from a2mim.evaluation.linear import hold_out
 from a2mim.evaluation.subsets import subset_of
+from a2mim.wiring.model_type import TimmModel
 
 HELD_OUT = 0.2  # of each class
 SHARE = 1 / 3  # of the run's steps, that a trial takes
@@ -80,7 +81,8 @@ def _train(trial: Classifier, loader: TrainLoader, settings: FinetuneSettings, r
     chosen = settings.optimizer.model_copy(update={"base_lr": rate})
     optimizer = build_layered_optimizer(trial.model, chosen, settings.global_batch_size)
     schedule = build_schedule(optimizer, _shortened(settings.schedule, len(loader), steps), len(loader), steps)
-    mixing = Mixing(trial.model.num_classes, settings.augment.erasing, settings.mix, settings.seed, device)
+    network: TimmModel = trial.model
+    mixing = Mixing(network.num_classes, settings.augment.erasing, settings.mix, settings.seed, device)
     amp = torch.autocast(device.type, torch.bfloat16, enabled=settings.amp is not None)
     trial.train()
     batches = enumerate(itertools.chain.from_iterable(itertools.repeat(loader)))

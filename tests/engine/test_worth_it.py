@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from a2mim.engine.config import load_config
-from a2mim.engine.worth import answer
+from a2mim.engine.worth import answer, cells
 from a2mim.engine.worth.budget import CURVE_POINTS, SHARES, Schedule
 from a2mim.engine.worth.cells import (
     SAVED,
@@ -161,6 +161,20 @@ def test_every_arm_has_the_same_network_whatever_the_recipe_says_of_its_own(netw
     recipe = recipe_for(network)
     encoder = load_config(recipe, encoder_options(recipe, network), laptop=True).model["encoder"]
     assert encoder["name"] == network and not encoder.get("model_args")
+
+
+def test_fine_tuning_trains_and_tests_at_one_size(tmp_path, monkeypatch):
+    """The protocol's own test size is 224 px."""
+    taken = {}
+
+    def record(protocol, source, data, **options):
+        taken.update(options)
+        return {"status": "finished", "steps": 1}
+
+    monkeypatch.setattr(cells, "finetune", record)
+    monkeypatch.setattr(cells, "read_results", lambda folder: [{"top1_last": 1.0, "interval": [0, 2], "correct": "1"}])
+    Bench(tmp_path, 32).finetune("x", "resnet18", [1, 2], [3], Schedule(2, 2, 1), 0)
+    assert taken["data.img_size"] == taken["data.test_size"] == 32
 
 
 def test_points_of_the_curve_have_checkpoints_and_lie_inside_the_run():

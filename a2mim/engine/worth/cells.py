@@ -222,7 +222,7 @@ class Bench:
             more: settings of this run alone.
         """
         options = QUIET | _schedule(s, seed) | {"schedule.least_steps": None} | _saved_by_time(s) | more
-        options |= {"data.img_size": self.img_size, "evaluate.every_epochs": s.epochs}
+        options |= {"data.img_size": self.img_size, "data.test_size": self.img_size, "evaluate.every_epochs": s.epochs}
         summary = self._run(name, lambda **launch: finetune(TUNING, source, train, test_data=test, **launch), options)
         result = read_results(self.run_folder(name))[-1]
         shutil.rmtree(self.run_folder(name) / "checkpoints", ignore_errors=True)
