@@ -69,19 +69,17 @@ def test_over_thousands_of_empty_tests_the_confident_errors_stay_within_the_leve
 def test_a_comparison_that_varies_more_than_the_others_is_not_trusted_as_they_are(spread):
     found = words([0, 0, 0, 0], 3, 300, 400, spread=spread)
     told = {word: found.count(word) / len(found) for word in set(found)}
-    assert told.get("helps", 0) <= 0.018 and told["cannot tell"] >= 0.97, told
+    assert told.get("helps", 0) <= 0.01 and told["cannot tell"] >= 0.985, told
 
 
 def test_the_freedom_of_unequal_spreads_is_that_of_the_comparison_that_dominates():
-    rng = np.random.default_rng(0)
-    right = (rng.random((3, 50)) < 0.5).astype(float)
-    unlike = np.zeros((3, 50))
+    still, unlike = np.zeros((3, 50)), np.zeros((3, 50))
     unlike[2, :40] = 1
-    pairs = {"a": (np.zeros((3, 50)), unlike), "b": (right, right), "c": (right, right)}
+    pairs = {"a": (still, unlike), "b": (still, still), "c": (still, still)}
     spread, freedom = spread_over_seeds(pairs)
-    assert freedom == pytest.approx(2) and spread == pytest.approx(80 / 3, rel=1e-6)
-    alike = {name: (np.zeros((3, 50)), unlike) for name in "abc"}
-    assert spread_over_seeds(alike) == (pytest.approx(80 / 3**0.5), pytest.approx(6))
+    assert freedom == pytest.approx(4) and spread == pytest.approx(80 / 3, rel=1e-6)
+    alike = {name: (still, unlike) for name in "abc"}
+    assert spread_over_seeds(alike) == (pytest.approx(80 / 3**0.5), pytest.approx(12))
 
 
 def test_labels_that_nobody_can_learn_are_recognised():
@@ -136,7 +134,7 @@ def test_answers_that_all_agree_leave_an_interval_with_a_width():
 def test_the_effect_by_hand():
     before, after = np.zeros((2, 4)), np.array([[1, 1, 0, 0], [1, 0, 0, 0]])
     spread, freedom = spread_over_seeds({"one": (before, after)})
-    assert (spread, freedom) == (pytest.approx(17.677669), 1)  # of 50 and 25 points
+    assert (spread, freedom) == (pytest.approx(17.677669), 2)  # of 50 and 25 points
     effect = effect_of(before, after, spread, freedom)
     assert effect.points == pytest.approx(37.5)
     assert effect.seed_error == pytest.approx(12.5)
