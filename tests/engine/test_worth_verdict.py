@@ -78,7 +78,7 @@ def test_the_freedom_of_unequal_spreads_is_that_of_the_comparison_that_dominates
     pairs = {"a": (still, unlike), "b": (still, still), "c": (still, still)}
     spread, freedom = spread_over_seeds(pairs)
     assert freedom == pytest.approx(4) and spread == pytest.approx(80 / 3, rel=1e-6)
-    alike = {name: (still, unlike) for name in "abc"}
+    alike = dict.fromkeys("abc", (still, unlike))
     assert spread_over_seeds(alike) == (pytest.approx(80 / 3**0.5), pytest.approx(12))
 
 
