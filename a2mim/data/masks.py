@@ -6,6 +6,7 @@ image.
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
@@ -29,6 +30,7 @@ from a2mim.data.walk import PICTURES
 _SINGLE = ("L", "P", "1", "I", "I;16", "I;16B", "I;16L")  # Pillow's modes of one channel of whole numbers
 _FORMATS = ("PNG", "BMP", "GIF", "TIFF")  # of a mask; Pillow would hand others to programs such as Ghostscript
 _SPLITS = {"train": ("train", "training"), "test": ("test", "val", "validation")}
+_LOOKED_AT = 32  # files of a shard that tell whether its images have masks
 _MASK_SUFFIXES = ("mask.png", "seg.png")  # of the mask of a sample in a shard
 TEXTURES = ("brick.png", "grass.png", "gravel.png", "hubble_deep_field.jpg", "ihc.png")
 TEXTURE_IMAGES = {"train": 240, "test": 80}
@@ -83,15 +85,32 @@ def open_masked(source, split: str = "train") -> Masked:
 
 
 def looks_masked(source) -> bool:
-    """True for a folder of images and masks, and for the built-in one. Shards are not opened."""
+    """True for a folder of images and masks, for the built-in one, and for local shards whose first samples have masks."""
     if isinstance(source, list | tuple) and len(source) == 1:
         source = source[0]
     if source == "textures":
         return True
-    if not isinstance(source, str | os.PathLike):
+    if isinstance(source, str | os.PathLike):
+        root = Path(source)
+        folders = (root, *_split_folders(root))
+        if any((folder / "masks").is_dir() and (folder / "images").is_dir() for folder in folders):
+            return True
+    return _shard_has_masks(source)
+
+
+def _shard_has_masks(source) -> bool:
+    """Whether a mask is among the first files of the first shard; False for everything that is no local tar file."""
+    parts = source if isinstance(source, list | tuple) else [source]
+    if not all(isinstance(part, str | os.PathLike) and not is_remote(os.fspath(part)) for part in parts):
         return False
-    root = Path(source)
-    return any((folder / "masks").is_dir() and (folder / "images").is_dir() for folder in (root, *_split_folders(root)))
+    try:
+        first = next(iter(expand(source)), "")
+        if is_remote(first) or not first.endswith(".tar"):
+            return False
+        names = (name.partition(".")[2].lower() for name, _, _ in itertools.islice(files(first), _LOOKED_AT))
+        return any(suffix in _MASK_SUFFIXES for suffix in names)
+    except (OSError, TarError, ValueError):  # the command that opens it says what is wrong
+        return False
 
 
 def read_mask(data: bytes, name: str) -> np.ndarray:

@@ -87,6 +87,10 @@ def test_shards_hold_images_and_masks(tmp_path):
                 tar.addfile(info, io.BytesIO(data))
     found = open_masked(str(tmp_path / "s-{0..0}.tar"))
     assert [(found.read(i)[0][0, 0, 0], found.read(i)[1][0, 0]) for i in range(3)] == [(0, 0), (1, 1), (2, 2)]
+    assert looks_masked(str(tmp_path / "s-{0..0}.tar")) and looks_masked([str(tmp_path / "s-*.tar")])
+    assert not looks_masked([1, 2]) and not looks_masked("https://nowhere.invalid/s-{0..1}.tar")
+    (tmp_path / "broken.tar").write_bytes(b"junk")
+    assert not looks_masked(tmp_path / "broken.tar") and not looks_masked(str(tmp_path / "missing.tar"))
 
 
 def test_the_built_in_textures_have_exact_masks_from_disjoint_halves():
