@@ -85,7 +85,7 @@ def open_masked(source, split: str = "train") -> Masked:
 
 
 def looks_masked(source) -> bool:
-    """True for a folder of images and masks, for the built-in one, and for local shards whose first samples have masks."""
+    """True for a folder of images and masks, the built-in one, and local shards whose first samples have masks."""
     if isinstance(source, list | tuple) and len(source) == 1:
         source = source[0]
     if source == "textures":
