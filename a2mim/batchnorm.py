@@ -95,6 +95,17 @@ def has_batchnorm(model: nn.Module) -> bool:
     return bool(_layers(model))
 
 
+def batchnorm_statistics(model: nn.Module) -> dict[str, Tensor]:
+    """The running statistics of every BatchNorm layer, on the CPU, by their keys in the state dictionary."""
+    named = (
+        (f"{name}.{key}", buffer)
+        for name, layer in model.named_modules()
+        if isinstance(layer, _BatchNorm)
+        for key, buffer in layer.named_buffers(recurse=False)
+    )
+    return {key: buffer.detach().cpu() for key, buffer in named}
+
+
 @torch.no_grad()
 def calibrate_batchnorm(model: nn.Module, batches: Iterable[Tensor]) -> int:
     """Sets every running mean and variance to that of all values the layer sees over the batches.

@@ -35,6 +35,7 @@ from a2mim.commands.worth_it import add_worth_it
 from a2mim.data.remote.addresses import public_name
 from a2mim.engine.memory import OutOfMemory, first_line, is_out_of_memory
 from a2mim.files import DiskFull, is_full_disk
+from a2mim.processes.errors import is_shared, refuse_several, started_as
 from a2mim.text import PrintableStream, one_line
 
 # OpenMP's threads spin while they wait for one another. Long spinning is fastest on an idle machine and ruinous beside
@@ -60,13 +61,15 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _run(chosen: argparse.Namespace) -> int:
-    before = warnings.formatwarning
+    before, silent = warnings.formatwarning, _is_silent(chosen)
     if not chosen.debug:
-        warnings.formatwarning = lambda message, *_, **__: f"warning: {_told(message)}\n"
+        warnings.formatwarning = lambda message, *_, **__: "" if silent else f"warning: {_told(message)}\n"
     try:
-        with contextlib.redirect_stdout(PrintableStream(sys.stderr if chosen.json else sys.stdout)):
+        with contextlib.redirect_stdout(_output(chosen, silent)):
+            if getattr(chosen, "several", None) is None:
+                refuse_several(f"a2mim {chosen.command}")
             status = chosen.run(chosen) or 0
-        if chosen.json:
+        if chosen.json and not silent:
             print(as_json(getattr(chosen, "result", None)), flush=True)
         return status
     except BrokenPipeError:  # whoever read the output has gone, as in `| head`: no error
@@ -75,7 +78,8 @@ def _run(chosen: argparse.Namespace) -> int:
     except USER_ERRORS as error:
         if chosen.debug:
             raise
-        print(f"error: {_told(_sentence(error))}", file=sys.stderr)
+        if not (is_shared(error) and started_as()[0]):  # the first process says it for all
+            print(f"error: {_told(_sentence(error))}", file=sys.stderr)
         return 1
     except (MemoryError, RuntimeError) as error:
         if chosen.debug or not is_out_of_memory(error):
@@ -89,6 +93,16 @@ def _run(chosen: argparse.Namespace) -> int:
         return 130
     finally:
         warnings.formatwarning = before  # a program that calls this function keeps its own
+
+
+def _is_silent(chosen: argparse.Namespace) -> bool:
+    """Whether this process only helps another one, which says everything."""
+    return getattr(chosen, "several", None) == "share" and started_as()[0] > 0
+
+
+def _output(chosen: argparse.Namespace, silent: bool) -> io.TextIOBase:
+    """Where the command prints to; with --json, the result alone goes to the standard output."""
+    return io.StringIO() if silent else PrintableStream(sys.stderr if chosen.json else sys.stdout)
 
 
 def _sentence(error: Exception) -> str:
@@ -147,7 +161,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action=PrintVersion, help="versions and machine, for a bug report")
     shtab.add_argument_to(parser, "--print-completion", help="what bash, zsh or tcsh need to complete a2mim's commands")
-    commands = parser.add_subparsers(metavar="command", required=True)
+    commands = parser.add_subparsers(metavar="command", dest="command", required=True)
     for add in COMMANDS:
         add(commands)
     dress(parser)

@@ -29,7 +29,7 @@ def add_embed(commands) -> None:
     p.add_argument("--overwrite", action="store_true", help="give up a file, or unfinished work, that is there")
     add_reading(p)
     add_machine(p, num_workers=0)
-    p.set_defaults(run=run_embed)
+    p.set_defaults(run=run_embed, several="share")
 
 
 def run_embed(chosen) -> None:

@@ -8,7 +8,6 @@ from a2mim.commands.arguments import (
     DATA_HELP,
     SOURCE_HELP,
     CommaList,
-    access_of,
     add_contradictions,
     add_debug,
     add_img_size,
@@ -20,6 +19,7 @@ from a2mim.commands.arguments import (
     reading_of,
     size_of,
 )
+from a2mim.processes.errors import started_as
 
 
 def add_evaluate(commands) -> None:
@@ -71,7 +71,7 @@ def add_evaluate(commands) -> None:
     p.add_argument("--no-feature-cache", action="store_true", help="keep features for this run only")
     add_reading(p)
     add_machine(p, num_workers=0)
-    p.set_defaults(run=run_evaluate)
+    p.set_defaults(run=run_evaluate, several="share")
 
 
 def add_compare(commands) -> None:
@@ -91,7 +91,7 @@ def add_knn(commands) -> None:
     p.add_argument("--k", type=int, default=20, help="neighbours (20)")
     p.add_argument("--temperature", type=float, default=0.07, help="of the votes (0.07)")
     p.add_argument("--pooling", default="default", choices=("default", "cls", "avg"), help="default: timm's own")
-    p.set_defaults(run=run_knn)
+    p.set_defaults(run=run_knn, several="share")
 
 
 def add_linear_probe(commands) -> None:
@@ -103,7 +103,7 @@ def add_linear_probe(commands) -> None:
         "--n-last-blocks", type=int, help="class tokens to join, dino-linear on ViT (default: DINO's choice)"
     )
     p.add_argument("--seed", type=int, default=0, help="of every random number (0)")
-    p.set_defaults(run=run_linear_probe)
+    p.set_defaults(run=run_linear_probe, several="share")
 
 
 def run_evaluate(chosen) -> None:
@@ -118,19 +118,15 @@ def run_evaluate(chosen) -> None:
     if chosen.source is None or not data:
         raise ValueError("evaluate needs SOURCE and DATA, an encoder and images; --list names the protocols.")
     from a2mim.evaluation.cache import Cache
-    from a2mim.evaluation.evaluate import evaluate, sensible_protocols
+    from a2mim.evaluation.evaluate import evaluate
     from a2mim.evaluation.table import table
 
-    protocols = chosen.protocol
-    if not protocols:
-        protocols, why = sensible_protocols(one_or_list(data), access_of(chosen))
-        _say(f"protocols for what is there: {why}")
     cache = None if chosen.no_feature_cache else Cache(most_bytes=1e9 * chosen.feature_cache_gb)
     if chosen.feature_cache and cache:
         cache.root = chosen.feature_cache
     results = evaluate(
         chosen.source,
-        protocols,
+        chosen.protocol or None,
         one_or_list(data),
         one_or_list(chosen.test_data),
         out=chosen.out,
@@ -213,7 +209,7 @@ def _judge_one(chosen, protocol: str, overrides: dict) -> None:
     print(table([result]))
     _print_notes([result])
     print(circumstances(result))
-    if chosen.out:
+    if chosen.out and not started_as()[0]:
         from a2mim.evaluation.results import pack
         from a2mim.files import write_json
 

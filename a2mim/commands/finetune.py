@@ -28,7 +28,7 @@ def add_finetune(commands) -> None:
     p.add_argument("--allow-partial", action="store_true", help="take a source that lacks some of the model's weights")
     add_reading(p)
     add_run_flags(p)
-    p.set_defaults(run=run_finetune)
+    p.set_defaults(several="run", run=run_finetune)
 
 
 def run_finetune(chosen) -> int:

@@ -27,7 +27,7 @@ def add_pretrain(commands) -> None:
     p.add_argument("--init-from", metavar="SOURCE", help=f"weights that the encoder starts from: {SOURCE_HELP}")
     p.add_argument("--allow-partial", action="store_true", help="start also from a file that lacks some of them")
     add_run_flags(p)
-    p.set_defaults(run=run_pretrain, refuse=p.error)
+    p.set_defaults(several="run", run=run_pretrain, refuse=p.error)
 
 
 def run_pretrain(chosen) -> int:

@@ -12,7 +12,7 @@ def add_recipes(commands) -> None:
     p.add_argument("--copy", metavar="NAME", help="write this recipe, with its base resolved, to NAME.py here")
     p.add_argument("--out", help="with --copy: the file to write")
     add_debug(p)
-    p.set_defaults(run=run_recipes)
+    p.set_defaults(several="print", run=run_recipes)
 
 
 def run_recipes(chosen) -> None:

@@ -22,7 +22,7 @@ def add_refine(commands) -> None:
     )
     p.add_argument("--allow-partial", action="store_true", help="take a source that lacks some of the model's weights")
     add_run_flags(p)
-    p.set_defaults(run=run_refine)
+    p.set_defaults(several="run", run=run_refine)
 
 
 def run_refine(chosen) -> int:

@@ -11,7 +11,7 @@ def add_settings(commands: argparse._SubParsersAction) -> None:
     p = commands.add_parser("settings", help="list what a recipe can set", allow_abbrev=False)
     p.add_argument("key", nargs="?", metavar="KEY", help="a setting or a group, e.g. schedule.epochs or optimizer")
     add_debug(p)
-    p.set_defaults(run=run_settings)
+    p.set_defaults(several="print", run=run_settings)
 
 
 def run_settings(chosen: argparse.Namespace) -> int:

@@ -2,7 +2,7 @@
 
 import copy
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from a2mim.data.decode import LENIENT, REDUCED
 from a2mim.data.records import Batch, Fault, WorkerBatch
@@ -46,9 +46,20 @@ class Faults(Counter):
         self.add(made.faults)
         if made.error is not None:
             raise copy.copy(made.error)  # a copy: a cycle with this frame would delay the workers' shutdown by 5 s
-        if made.faults and sum(self.unreadable.values()) > max(FEW_FAULTS, FAULT_SHARE * images):
+        if made.faults:
+            self._check(images)
+        return Batch.of(made)
+
+    def take_over(self, counts: Mapping[str, int], names: Iterable[str], images: int) -> None:
+        """Counts faults that another process has found; `images` and the error are as in `receive`."""
+        if counts:
+            self.update(counts)
+            self.names += list(names)[: NAMED - len(self.names)]
+            self._check(images)
+
+    def _check(self, images: int) -> None:
+        if sum(self.unreadable.values()) > max(FEW_FAULTS, FAULT_SHARE * images):
             counts = ", ".join(f"{count} {reason}" for reason, count in self.unreadable.items())
             raise UnreadableData(
                 f"too many of {images} images cannot be read ({counts}), first: {'; '.join(self.names)}"
             )
-        return Batch.of(made)

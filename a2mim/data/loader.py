@@ -63,6 +63,17 @@ class TrainLoader(Progress):
             rank_images = self.position * (self.plan.global_batch_size // self.world_size) * self.views
             yield self.faults.receive(made, rank_images)
 
+    def share(self, epoch: int, rank: int, size: int) -> Iterator[Batch]:
+        """Every `size`-th batch of a whole epoch, from the `rank`-th on; the position stays as it is."""
+        steps = range(rank, len(self), size)
+        requests = _planned(self.plan, epoch, steps, (self.rank, self.world_size, self.repeats, self.views))
+        for step, made in zip(steps, self._workers.run(requests), strict=True):
+            yield self.faults.receive(made, self.images_until(epoch, step + 1))
+
+    def images_until(self, epoch: int, step: int) -> int:
+        """Images that were handed out when an epoch's first `step` batches are done."""
+        return (epoch * len(self) + step) * (self.plan.global_batch_size // self.world_size) * self.views
+
     def state_dict(self) -> dict:
         """Plain values: the position, and the settings that a position depends on."""
         return {**self._identity(), **self._position(), "faults": dict(self.faults)}
@@ -135,14 +146,22 @@ class EvalLoader:
         return -(-len(self.indices) // self.batch_size)
 
     def __iter__(self) -> Iterator[Batch]:
-        self.faults = Faults()
-        parts = np.split(self.indices, range(self.batch_size, len(self.indices), self.batch_size))
         shown = 0
-        for made in self._workers.run(Request(0, part) for part in parts):
-            batch = self.faults.receive(made, len(self.indices))
+        for batch in self.share(0, 1):
             shown += len(batch.ids)
             if len(batch.ids):
                 yield batch
+        self.check_shown(shown)
+
+    def share(self, rank: int, size: int) -> Iterator[Batch]:
+        """Every `size`-th batch from the `rank`-th on; a batch without a readable image is empty."""
+        self.faults = Faults()
+        parts = np.split(self.indices, range(self.batch_size, len(self.indices), self.batch_size))
+        for made in self._workers.run(Request(0, part) for part in parts[rank::size]):
+            yield self.faults.receive(made, len(self.indices))
+
+    def check_shown(self, shown: int) -> None:
+        """Raises UnreadableData if no image of the whole pass could be read."""
         if self.faults and not shown:
             raise UnreadableData(
                 f"none of {len(self.indices)} images can be read, first: {'; '.join(self.faults.names)}"

@@ -2,6 +2,7 @@
 
 import shutil
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor
 
 from a2mim import __version__
-from a2mim.batchnorm import calibrate_batchnorm
+from a2mim.batchnorm import batchnorm_statistics, calibrate_batchnorm
 from a2mim.data import Access, EvalLoader, ImageDataset, Reading, open_dataset
 from a2mim.embedding import files
 from a2mim.embedding.unfinished import STATE, Unfinished
@@ -18,10 +19,14 @@ from a2mim.evaluation.context import RESIZE
 from a2mim.evaluation.encoder import Encoder
 from a2mim.evaluation.features import frozen, pooling_name, pooling_of, refuse_below_one
 from a2mim.evaluation.identity import stamp_of
+from a2mim.evaluation.parts import Part, counted, share_of
 from a2mim.evaluation.shown import Record
 from a2mim.files import read_json, telling_full_disk, write_json
+from a2mim.processes.group import joined
+from a2mim.processes.leading import Share, lead, spread, together
 from a2mim.text import ProgressBar
 
+EMBEDDING = "embedding"
 NOT_FINITE = "its embedding is not finite"
 FEW = 10  # images whose embedding may overflow before the run ends
 SAVE_EVERY = 10.0  # seconds of work that a kill may cost
@@ -56,6 +61,8 @@ def embed(
         access, reading: how data are reached and pixels read, see a2mim/data/access.py and reading.py.
         overwrite: replace an existing `out` and discard unfinished work for it.
 
+    The processes of a torchrun that all call this share the work; the first one writes.
+
     Raises:
         ValueError, OSError: in one sentence, what to change.
 
@@ -65,52 +72,106 @@ def embed(
         (16, 64)
     """
     out = Path(out)
-    files.check_out(out)
-    refuse_below_one(img_size=img_size, batch_size=batch_size)
-    folder, told = out.with_name(f"{out.name}.unfinished"), out.with_name(f"{out.name}.json")
+    with joined(device) as here:
+
+        def build() -> _Embedding:
+            files.check_out(out)
+            refuse_below_one(img_size=img_size, batch_size=batch_size)
+            _refuse_present(out, overwrite)
+            encoder = Encoder(source, here, img_size, allow_partial)
+            form = {"access": access, **(reading or Reading()).arguments()}
+            dataset = open_dataset(data, split, encoder.channels, **form)
+            return _Embedding(encoder, dataset, out, pooling, batch_size, num_workers)
+
+        job = together(build)
+        return Record(lead(lambda: job.write(calibrate, overwrite), {"rows": job.share}))
+
+
+class _Embedding:
+    """An encoder, the images to embed, and the file to write; the arguments are those of `embed`."""
+
+    def __init__(
+        self, encoder: Encoder, dataset: ImageDataset, out: Path, pooling: str, batch_size: int, num_workers: int
+    ):
+        self.encoder, self.dataset, self.out, self.pooling = encoder, dataset, out, pooling
+        self.batch_size, self.num_workers = batch_size, num_workers
+        self.resize, self.interpolation = round(max(encoder.img_size) * RESIZE), encoder.pixels.interpolation
+        self.run = _runner(encoder, pooling)
+
+    def loader(self, start: int) -> EvalLoader:
+        """The images from a row on."""
+        sizes = (self.encoder.img_size, self.resize, self.interpolation, self.batch_size, self.num_workers)
+        return EvalLoader(self.dataset, *sizes, indices=np.arange(start, len(self.dataset)))
+
+    def share(self, statistics: dict[str, Tensor], start: int) -> Share:
+        """The share of a process that does not lead, with the statistics of BatchNorm of the one that does."""
+        self.encoder.model.load_state_dict(statistics, strict=False)
+        return share_of(self.loader(start), self.run)
+
+    def parts(self, start: int) -> Iterator[Part]:
+        """The results of all batches from a row on, in order."""
+        loader = self.loader(start)
+        statistics = batchnorm_statistics(self.encoder.model)
+        return counted(
+            loader, spread("rows", (statistics, start), share_of(loader, self.run)), len(self.dataset) - start
+        )
+
+    def calibrate(self) -> int:
+        """Calibrates BatchNorm; returns the number of images used. The same set always gives the same images."""
+        view = (self.encoder.img_size, self.resize, self.interpolation, self.num_workers)
+        batches = calibration_batches(calibration_loader(self.dataset, *view), self.encoder.normalized)
+        return calibrate_batchnorm(self.encoder.model, batches)
+
+    def write(self, calibrate: bool | None, overwrite: bool) -> dict:
+        """Computes the rows that are missing, and writes the file and its facts; returns the facts."""
+        encoder, dataset, (folder, told) = self.encoder, self.dataset, _beside(self.out)
+        calibrate = not encoder.clean_statistics if calibrate is None else calibrate
+        about = {
+            "encoder": encoder.name,
+            "encoder_hash": encoder.hash,
+            "loading": encoder.loading,
+            "data": dataset.title,
+            "data_fingerprint": dataset.fingerprint,
+            "pooling": self.pooling,
+            "pooled": pooling_name(encoder.model, self.pooling),
+            "img_size": list(encoder.img_size),
+            "resize": self.resize,
+            "interpolation": self.interpolation,
+            "batch_size": self.batch_size,
+            **encoder.stats,
+            "batchnorm_calibrated_on": self.calibrate() if calibrate else 0,
+            "device": encoder.device.type,
+        }
+        identity = {key: value for key, value in about.items() if key not in ("loading", "encoder", "data")}
+        identity |= {"data_stamp": stamp_of(dataset), "torch": torch.__version__, "calibration": DESCRIPTION}
+        if overwrite and folder.is_symlink():
+            folder.unlink()
+        if overwrite and folder.exists():
+            shutil.rmtree(folder)
+        advice = f"make room; the rows made so far are safe in {folder}, and the same command goes on"
+        with telling_full_disk(self.out, advice):
+            work = Unfinished(folder, len(dataset), _width(self.run, encoder), identity)
+            _embed(work, dataset, self.parts, self.batch_size)
+            about |= {"a2mim": __version__, "torch": torch.__version__, **_outcome(work, dataset)}
+            work.finish()
+            told.unlink(missing_ok=True)  # an old one must not vouch for new embeddings
+            about["sha256"] = files.write(self.out, dataset, work, about)
+            write_json(told, about)
+        work.remove()
+        return about
+
+
+def _beside(out: Path) -> tuple[Path, Path]:
+    """(the folder of unfinished work for `out`, the file of its facts)."""
+    return out.with_name(f"{out.name}.unfinished"), out.with_name(f"{out.name}.json")
+
+
+def _refuse_present(out: Path, overwrite: bool) -> None:
+    """Raises ValueError if `out` is there already, and is not what an unfinished run has left."""
+    folder, told = _beside(out)
     if out.exists() and not overwrite and (told.exists() or not (folder / STATE).is_file()):
         damage = ", and is damaged (its SHA-256 is another than in its .json)" if is_damaged(out) else ""
         raise ValueError(f"{out} is there already{damage}: choose another --out, or add --overwrite.")
-    encoder = Encoder(source, device, img_size, allow_partial)
-    dataset = open_dataset(data, split, encoder.channels, access, **(reading or Reading()).arguments())
-    calibrate = not encoder.clean_statistics if calibrate is None else calibrate
-    view = {"img_size": list(encoder.img_size), "resize": round(max(encoder.img_size) * RESIZE)}
-    view |= {"interpolation": encoder.pixels.interpolation, "batch_size": batch_size}
-
-    def loader(indices) -> EvalLoader:
-        sizes = (encoder.img_size, view["resize"], view["interpolation"], batch_size, num_workers)
-        return EvalLoader(dataset, *sizes, indices=indices)
-
-    run = _runner(encoder, pooling)
-    about = {
-        "encoder": encoder.name,
-        "encoder_hash": encoder.hash,
-        "loading": encoder.loading,
-        "data": dataset.title,
-        "data_fingerprint": dataset.fingerprint,
-        "pooling": pooling,
-        "pooled": pooling_name(encoder.model, pooling),
-        **view,
-        **encoder.stats,
-        "batchnorm_calibrated_on": _calibrate(encoder, dataset, view, num_workers) if calibrate else 0,
-        "device": encoder.device.type,
-    }
-    identity = {key: value for key, value in about.items() if key not in ("loading", "encoder", "data")}
-    identity |= {"data_stamp": stamp_of(dataset), "torch": torch.__version__, "calibration": DESCRIPTION}
-    if overwrite and folder.is_symlink():
-        folder.unlink()
-    if overwrite and folder.exists():
-        shutil.rmtree(folder)
-    with telling_full_disk(out, f"make room; the rows made so far are safe in {folder}, and the same command goes on"):
-        work = Unfinished(folder, len(dataset), _width(run, encoder), identity)
-        _embed(work, dataset, run, loader, batch_size)
-        about |= {"a2mim": __version__, "torch": torch.__version__, **_outcome(work, dataset)}
-        work.finish()
-        told.unlink(missing_ok=True)  # an old one must not vouch for new embeddings
-        about["sha256"] = files.write(out, dataset, work, about)
-        write_json(told, about)
-    work.remove()
-    return Record(about)
 
 
 def is_damaged(out: str | Path) -> bool:
@@ -124,39 +185,37 @@ def is_damaged(out: str | Path) -> bool:
 
 
 def _runner(encoder: Encoder, pooling: str):
-    """(images as a loader gives them) -> (B, D) float32 on the CPU."""
+    """(images as a loader gives them) -> {EMBEDDING: (B, D) float32 on the CPU}."""
     pool = pooling_of(encoder.model, pooling)
 
-    def run(images: Tensor) -> Tensor:
+    def run(images: Tensor) -> dict[str, Tensor]:
         with frozen(encoder.model):
-            return pool(encoder.normalized(images)).float().cpu()
+            return {EMBEDDING: pool(encoder.normalized(images)).float().cpu()}
 
     return run
 
 
 def _width(run, encoder: Encoder) -> int:
-    return run(torch.zeros(1, encoder.channels, *encoder.img_size)).shape[1]
+    return run(torch.zeros(1, encoder.channels, *encoder.img_size))[EMBEDDING].shape[1]
 
 
-def _calibrate(encoder: Encoder, dataset: ImageDataset, view: dict, num_workers: int) -> int:
-    """Calibrates BatchNorm; returns the number of images used. The same set always gives the same images."""
-    loader = calibration_loader(dataset, encoder.img_size, view["resize"], view["interpolation"], num_workers)
-    return calibrate_batchnorm(encoder.model, calibration_batches(loader, encoder.normalized))
+def _embed(work: Unfinished, dataset: ImageDataset, parts: Callable[[int], Iterator[Part]], batch_size: int) -> None:
+    """Computes the remaining rows. Resuming does not change which images share a batch.
 
-
-def _embed(work: Unfinished, dataset: ImageDataset, run, loader, batch_size: int) -> None:
-    """Computes the remaining rows. Resuming does not change which images share a batch."""
+    Args:
+        parts: first row -> the results of all batches from there on, in order.
+    """
     saved = time.monotonic()
     starts = iter(range(work.done, len(dataset), batch_size))
     if work.done == len(dataset):
         return
     with ProgressBar(total=len(dataset), initial=work.done, desc="embedding", unit="image", leave=False) as bar:
         start = next(starts)
-        for batch in loader(np.arange(work.done, len(dataset))):
-            ids = batch["ids"].numpy()
+        for part in parts(work.done):
+            ids = part.ids.numpy()
             while ids[0] >= start + batch_size:  # the loader skips a batch without readable images
                 start = next(starts)
-            work.put(ids, run(batch["images"]).numpy())
+            work.put(ids, part.found[EMBEDDING].numpy())
             end = min(start + batch_size, len(dataset))
             _refuse_not_finite(work, dataset)
             bar.update(end - bar.n)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from a2mim.engine.assembly import Run
 from a2mim.engine.memory import OutOfMemory, is_out_of_memory
-from a2mim.engine.processes import is_lost_peer
 from a2mim.engine.report import again
+from a2mim.processes.group import is_lost_peer
 
 
 def explained(error: BaseException, run: Run, step: int) -> Exception | None:

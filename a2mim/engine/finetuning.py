@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ from a2mim.engine.records import Request, StepContext
 from a2mim.engine.report import timm_lines
 from a2mim.evaluation.results import write_result
 from a2mim.evaluation.subsets import write_list
+from a2mim.processes.leading import Share
 from a2mim.text import size_in_words
 
 
@@ -165,6 +166,10 @@ class Finetuning:
             "source_hash": self.source_hash,
             "test": self.judge.dataset.describe(),
         }
+
+    def helpers(self, averaged: Any) -> dict[str, Callable[..., Share]]:
+        """None: the classifier was judged by all processes already."""
+        return {}
 
     def hand_over(self, averaged: Any, folder: Path) -> dict:
         """The result as files, the classifier and the encoder as timm folders."""

@@ -14,11 +14,11 @@ from mmengine.dist import is_main_process
 from a2mim.data.ownership import mark_own
 from a2mim.data.reading import Reading
 from a2mim.data.request import keep_private, public_request
-from a2mim.engine.processes import agree, launcher
 from a2mim.engine.records import Request
 from a2mim.engine.setting_groups import Settings
 from a2mim.engine.stored import holds_run, read_settings, write_settings
 from a2mim.files import delete_partials, delete_staging, open_lock, read_json, write_json
+from a2mim.processes.group import agree, launcher
 
 SUBFOLDERS = ("checkpoints", "reconstructions", "logs", "encoder", "classifier", "representation", "analysis")
 _locks: list[IO] = []  # an open file keeps its lock until the process ends

@@ -22,13 +22,13 @@ from a2mim.engine.facts import starting_facts
 from a2mim.engine.folder import remember
 from a2mim.engine.loggers import options_of
 from a2mim.engine.memory import peak_memory
-from a2mim.engine.processes import Exchange, control_group, first_alone
 from a2mim.engine.progress import start_progress
 from a2mim.engine.records import Request, step_seed
 from a2mim.engine.setting_groups import Checkpoint, Settings
 from a2mim.engine.state import first_broken, state_of
 from a2mim.engine.stored import read_log
 from a2mim.files import appending, write_text
+from a2mim.processes.group import Exchange, control_group, first_alone
 
 
 class RecordHook(Hook):

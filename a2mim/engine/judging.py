@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from a2mim.batchnorm import calibrate_batchnorm
+from a2mim.batchnorm import batchnorm_statistics, calibrate_batchnorm, unsynchronise
 from a2mim.data import EvalLoader
 from a2mim.data.crops import height_and_width
 from a2mim.engine.pretrain_settings import PretrainSettings
@@ -20,32 +22,10 @@ from a2mim.engine.report import probes, say, sentence
 from a2mim.evaluation import calibration, difference, judge, write_result
 from a2mim.evaluation.colours import colour_knn
 from a2mim.evaluation.identity import hash_encoder, hash_of
+from a2mim.evaluation.judge import Extract
+from a2mim.evaluation.parts import Part
 from a2mim.pixels import Preprocessing
-
-
-class NotingLoader:
-    """An `EvalLoader` that notes which images it has shown in its last pass."""
-
-    def __init__(self, loader: EvalLoader):
-        self.loader, self.dataset, self.indices = loader, loader.dataset, loader.indices
-        self.ids: list[Tensor] = []
-
-    def __len__(self) -> int:
-        return len(self.loader)
-
-    def __iter__(self) -> Iterator[dict]:
-        self.ids = []
-        for batch in self.loader:
-            self.ids.append(torch.as_tensor(batch["ids"]))
-            yield batch
-
-    @property
-    def faults(self):
-        return self.loader.faults
-
-    def shown(self) -> Tensor:
-        """(M,) positions in `indices`, which ascend, of the readable images."""
-        return torch.from_numpy(np.searchsorted(self.indices, torch.cat(self.ids).numpy()))
+from a2mim.processes.leading import Share, spread
 
 
 class Judge:
@@ -73,7 +53,9 @@ class Judge:
         self.train_set = train_set
         self._calibrated: dict[int, tuple] = {}
         self.train = self.loader(train_set, self.settings.train_images)
-        self.test = None if test_set is None else NotingLoader(self.loader(test_set, self.settings.test_images))
+        self.test = None if test_set is None else self.loader(test_set, self.settings.test_images)
+        self.shown: list[Tensor] = []  # ids of the test images that were readable when last judged, in order
+        self._helped: dict[str, tuple[nn.Module, Extract]] = {}
 
     def loader(self, dataset, at_most: int) -> EvalLoader:
         """The labelled images (all, where none has a label), or `at_most` of them, drawn by the run's seed."""
@@ -100,17 +82,48 @@ class Judge:
         """Results of `a2mim.evaluation.judge`, or None where there is nothing to judge on."""
         if self.test is None:
             return None
+        model = self.calibrated(encoder).model
         results = judge(
-            self.calibrated(encoder).model,
+            model,
             self.train,
             self.test,
             k=self.settings.k,
             seed=self.seed,
             mean=self.pixels.mean,
             std=self.pixels.std,
+            spread=lambda share, split: self._parts(share, split, when, batchnorm_statistics(model)),
         )
         say(f"{when:>6} {self.work}: {sentence(results)}")
         return results
+
+    def _parts(self, share: Share, split: str, when: str, statistics: dict[str, Tensor]) -> Iterator[Part]:
+        """The results of all batches of a split, from all processes."""
+        self.shown = []
+        for part in spread("judge", (when, split, statistics), share):
+            if part.found:
+                self.shown.append(part.ids)
+            yield part
+
+    def helpers(self, encoders: Mapping[str, Any]) -> dict[str, Callable[..., Share]]:
+        """See `a2mim.processes.leading.lead`; encoders: "before" and "after" -> the encoder of this process."""
+        return {"judge": partial(self._share, encoders)}
+
+    def _share(self, encoders: Mapping[str, Any], when: str, split: str, statistics: dict[str, Tensor]) -> Share:
+        """The share of a process that does not lead, with BatchNorm as the first process has calibrated it."""
+        if when not in self._helped:
+            model: Any = unsynchronise(copy.deepcopy(encoders[when])).to(self.device).model
+            features = Extract(model, "default", self.pixels.mean, self.pixels.std, attentive=True)
+            self._helped = {when: (model, features)}
+        model, features = self._helped[when]
+        model.load_state_dict(statistics, strict=False)
+        loader = self.train if split == "train" else self.test
+        assert loader is not None  # the first process judges on it
+        return features.share(loader)
+
+    def shown_positions(self) -> Tensor:
+        """(M,) positions in the test loader's `indices`, which ascend, of the images that were judged last."""
+        assert self.test is not None
+        return torch.from_numpy(np.searchsorted(self.test.indices, torch.cat(self.shown).numpy()))
 
     def colours(self) -> float | None:
         """Top-1 in percent of k-NN on histograms of colours; None where there is nothing to judge on."""
@@ -130,7 +143,7 @@ def write_results(judge: Judge, judged: dict | None, encoder, folder: Path) -> N
         constants = {"protocol": probe["protocol"], "pooling": judged["pooling"], "img_size": judge.img_size}
         constants |= {name: probe[name] for name in ("k", "temperature", "epochs", "seed") if name in probe}
         answers = torch.full((len(judge.test.indices),), -1, dtype=torch.int8)
-        answers[judge.test.shown()] = probe["correct"].to(torch.int8)
+        answers[judge.shown_positions()] = probe["correct"].to(torch.int8)
         result = {
             "protocol": f"run-{key}",
             "protocol_hash": hash_of(constants),

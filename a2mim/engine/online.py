@@ -6,25 +6,28 @@ They see a few images, the same ones each time, and take at most 2 % of the time
 from __future__ import annotations
 
 import copy
-import itertools
 import time
 from collections.abc import Iterator
+from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
 from mmengine.hooks import Hook
 from torch import Tensor
 
-from a2mim.batchnorm import calibrate_batchnorm, unsynchronise
+from a2mim.batchnorm import batchnorm_statistics, calibrate_batchnorm, unsynchronise
 from a2mim.data import EvalLoader
 from a2mim.data.crops import height_and_width
+from a2mim.data.faults import Faults
+from a2mim.data.records import Batch
 from a2mim.engine.hooks import LogHook
 from a2mim.engine.pretrain_settings import Judging, PretrainData, PretrainSettings
-from a2mim.engine.processes import first_alone
 from a2mim.engine.refine_settings import RefineData, RefineSettings
 from a2mim.evaluation.calibration import BATCH, IMAGES, calibration_rows
 from a2mim.evaluation.judge import Extract, Extracted, nearest, trained_probes
 from a2mim.pixels import Preprocessing
+from a2mim.processes.leading import Share, lead, spread
 
 SHARE = 0.02  # of the time since the start, at most; the health checks have another 0.01
 LEAST, MOST, PART = 500, 10_000, 50  # how many images, where the recipe does not say: a 50th, within bounds
@@ -41,7 +44,9 @@ def online_knn(settings: PretrainSettings | RefineSettings, train_set, test_set)
 
 
 class OnlineKNN(Hook):
-    """Judges a copy of the encoder at the ends of epochs, on the first process, and leaves training as it is.
+    """Judges a copy of the encoder at the ends of epochs, and leaves training as it is.
+
+    All processes compute the features; the first one trains the probes, and writes.
 
     The cost of all judging, including the next one, stays under SHARE of the time. An epoch whose judging would exceed
     it is skipped; so are the linear and the attentive probe where only the k-NN has time. So the clock decides which
@@ -77,9 +82,7 @@ class OnlineKNN(Hook):
     def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None) -> None:
         if not runner.run.loader.ends(runner.iter, self.every):
             return
-        with first_alone() as first:
-            if first:
-                self.judge_in_time(runner)
+        lead(lambda: self.judge_in_time(runner), {"features": partial(self.share, runner)})
 
     def judge_in_time(self, runner) -> None:
         """Judges, unless that would take more than its share of the time."""
@@ -101,7 +104,7 @@ class OnlineKNN(Hook):
             return self.cost
         steps = runner.iter - self.first_step
         seen = steps * runner.run.loader.plan.global_batch_size / runner.world_size
-        return FORWARD * (2 * len(self.bank) + len(self.queries)) * elapsed / max(1, seen)
+        return FORWARD * (2 * len(self.bank.indices) + len(self.queries.indices)) * elapsed / max(1, seen)
 
     def expected_of_probes(self, knn_cost: float) -> float:
         """Seconds that the trained probes will take: those of the last time, or a guess."""
@@ -124,13 +127,29 @@ class OnlineKNN(Hook):
         return found
 
     def features(self, runner, cells: bool) -> tuple[Extracted, Extracted]:
-        """Of the bank and of the queries, after BatchNorm has been calibrated on the bank."""
-        model = unsynchronise(copy.deepcopy(runner.averaged.encoder.model))  # the other processes do not judge
-        batches = itertools.islice(self.bank.batches(), IMAGES // BATCH)
+        """Of the bank and of the queries, from all processes, after BatchNorm has been calibrated on the bank."""
+        model = self.encoder(runner)
         device = runner.context.device
-        calibrate_batchnorm(model, (self.pixels.normalize(batch["images"].to(device)) for batch in batches))
-        extract = Extract(model, "default", self.pixels.mean, self.pixels.std, attentive=cells)
-        return extract(self.bank.batches()), extract(self.queries.batches())
+        batches = self.bank.first(IMAGES // BATCH)
+        calibrate_batchnorm(model, (self.pixels.normalize(batch.images.to(device)) for batch in batches))
+        extract, statistics = self.extract(model, cells), batchnorm_statistics(model)
+        return (
+            extract(self.bank, lambda share: spread("features", (True, cells, statistics), share)),
+            extract(self.queries, lambda share: spread("features", (False, cells, statistics), share)),
+        )
+
+    def encoder(self, runner) -> Any:
+        """A copy of the network, which computes without the other processes."""
+        return unsynchronise(copy.deepcopy(runner.averaged.encoder.model))
+
+    def extract(self, model, cells: bool) -> Extract:
+        return Extract(model, "default", self.pixels.mean, self.pixels.std, attentive=cells)
+
+    def share(self, runner, of_bank: bool, cells: bool, statistics: dict[str, Tensor]) -> Share:
+        """The share of a process that does not lead, with BatchNorm as the first process has calibrated it."""
+        model = self.encoder(runner)
+        model.load_state_dict(statistics, strict=False)
+        return self.extract(model, cells).share(self.bank if of_bank else self.queries)
 
     def before_save_checkpoint(self, runner, checkpoint: dict) -> None:
         checkpoint["online_knn"] = self.history
@@ -143,7 +162,7 @@ class OnlineKNN(Hook):
         elapsed = time.perf_counter() - self.began
         facts = {
             "history": self.history,
-            "images": [len(self.bank), len(self.queries)],
+            "images": [len(self.bank.indices), len(self.queries.indices)],
             "passed_over": self.passed_over,
             "share_of_time": round(self.spent / max(elapsed, 1e-9), 4),
         }
@@ -166,25 +185,53 @@ class ImageSample:
         self.loader = EvalLoader(
             dataset, img_size, resize=None, interpolation="bilinear", batch_size=BATCH, indices=rows
         )
-        self.number = len(rows)
-        self.kept: list[dict[str, Tensor]] | None = None
+        self.indices = rows
+        self.kept: dict[int, Batch] | None = {}  # by number; None: they are too many
 
     def __len__(self) -> int:
-        return self.number
+        """How many batches there are."""
+        return len(self.loader)
 
-    def batches(self) -> Iterator[dict[str, Tensor]]:
-        """{"images": (B, C, H, W) as stored, "labels": (B,)} of the readable images."""
-        if self.kept is not None:
-            yield from self.kept
+    @property
+    def faults(self) -> Faults:
+        """See `EvalLoader`."""
+        return self.loader.faults
+
+    def check_shown(self, shown: int) -> None:
+        """See `EvalLoader.check_shown`."""
+        self.loader.check_shown(shown)
+
+    def __iter__(self) -> Iterator[Batch]:
+        shown = 0
+        for batch in self.share(0, 1):
+            shown += len(batch.ids)
+            if len(batch.ids):
+                yield batch
+        self.check_shown(shown)
+
+    def share(self, rank: int, size: int) -> Iterator[Batch]:
+        """See `EvalLoader.share`."""
+        return self._numbered(range(rank, len(self), size), rank, size)
+
+    def first(self, number: int) -> Iterator[Batch]:
+        """The first batches, at most `number`."""
+        return self._numbered(range(min(number, len(self))), 0, 1)
+
+    def _numbered(self, numbers: range, rank: int, size: int) -> Iterator[Batch]:
+        if self.kept is not None and all(number in self.kept for number in numbers):
+            self.loader.faults = Faults()  # those of the reading have been counted
+            yield from (self.kept[number] for number in numbers)
             return
-        kept, size = [], 0
-        for batch in self.loader:
-            size += batch["images"].nbytes
-            batch = {name: batch[name] for name in ("images", "labels")}
-            if size <= KEPT_BYTES:
-                kept.append(batch)
+        for number, batch in zip(numbers, self.loader.share(rank, size), strict=False):
+            self._keep(number, batch)
             yield batch
-        self.kept = kept if size <= KEPT_BYTES else None
+
+    def _keep(self, number: int, batch: Batch) -> None:
+        if self.kept is None:
+            return
+        self.kept[number] = batch
+        if sum(each.images.nbytes for each in self.kept.values()) > KEPT_BYTES:
+            self.kept = None
 
 
 def draw_rows(dataset, number: int, seed: int) -> np.ndarray:

@@ -6,7 +6,7 @@ import copy
 import math
 import shlex
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ from a2mim.engine.records import Request, StepContext, TaskData
 from a2mim.engine.report import command_line, sentence, timm_lines, words
 from a2mim.export import export_timm_folder
 from a2mim.pixels import Preprocessing
+from a2mim.processes.leading import Share
 from a2mim.targets import Pixels
 from a2mim.text import size_in_words
 from a2mim.weights.loading import describe_report, initialise
@@ -151,6 +152,11 @@ class Pretraining:
         loss["baseline_name"] = f"each image's {self.rival(last)}"
         facts = {"encoder": self.model.encoder.arguments(), "start": self.start, "loss": loss}
         return facts | ({"online_knn": self.online.facts()} if self.online else {})
+
+    def helpers(self, averaged: Any) -> dict[str, Callable[..., Share]]:
+        """See `a2mim.engine.task.Task`."""
+        judge = judging.Judge(self.settings, self.train_set, self.test_set, self.device)
+        return judge.helpers({"before": self.untrained, "after": averaged.encoder})
 
     def hand_over(self, averaged: Any, folder: Path) -> dict:
         """Exports the encoder, then judges it beside the untrained one; what is to be said of both."""

@@ -13,7 +13,7 @@ from typing import Any, Self
 import torch
 
 from a2mim.data import Access, ImageDataset
-from a2mim.engine.processes import restarted
+from a2mim.processes.group import restarted
 
 
 @dataclass(frozen=True)

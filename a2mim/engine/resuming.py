@@ -16,13 +16,13 @@ from a2mim.data.ownership import refuse_foreign_addresses
 from a2mim.data.request import public_request, recall
 from a2mim.engine import folder
 from a2mim.engine.config import differences, load_config, settle
-from a2mim.engine.processes import agree, restarted
 from a2mim.engine.recalled import Typed, refuse_code
 from a2mim.engine.records import Launch, Request, ResumePoint
 from a2mim.engine.report import say
 from a2mim.engine.saved_form import check_form
 from a2mim.engine.setting_groups import Settings
 from a2mim.engine.stored import holds_run, read_log, read_settings
+from a2mim.processes.group import agree, restarted
 from a2mim.text import shortened
 from a2mim.wiring.timm_models import is_registered
 

@@ -26,7 +26,6 @@ from a2mim.engine.loggers import options_of
 from a2mim.engine.memory import OutOfMemory, first_line, is_out_of_memory
 from a2mim.engine.optim import check_optimizer
 from a2mim.engine.pretraining import Pretraining
-from a2mim.engine.processes import leave_together, set_timeout, start_processes, stop_processes
 from a2mim.engine.records import Launch, Request, ResumePoint
 from a2mim.engine.refine.refining import Refining
 from a2mim.engine.report import announce, describe_run, report, say
@@ -38,6 +37,8 @@ from a2mim.engine.trial import find_accumulate
 from a2mim.evaluation.shown import Record
 from a2mim.export import check_targets
 from a2mim.files import telling_full_disk, write_json
+from a2mim.processes.group import leave_together, set_timeout, start_processes, stop_processes
+from a2mim.processes.leading import lead
 from a2mim.report import brief
 
 TaskClass: TypeAlias = type[Pretraining] | type[Finetuning] | type[Refining]
@@ -226,8 +227,8 @@ def _close(run: Run, runner: TrainRunner, signals: SignalHook, started: float) -
         summary |= {"status": "stopped", "signal": signals.received, "checkpoint": saved}
     else:
         summary |= {"status": "finished"}
-        if is_main_process():
-            summary |= run.task.hand_over(runner.averaged, run.claimed)
+        task, averaged = run.task, runner.averaged
+        summary |= lead(lambda: task.hand_over(averaged, run.claimed), task.helpers(averaged))
     if is_main_process():
         write_json(run.claimed / "summary.json", summary)
         report(summary, runner, write_page(run.claimed) if run.settings.log.report else None)

@@ -6,7 +6,7 @@ them.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias
 
@@ -20,6 +20,7 @@ from a2mim.engine.pretrain_settings import PretrainSettings
 from a2mim.engine.records import Request, StepContext, TaskData
 from a2mim.engine.refine_settings import RefineSettings
 from a2mim.engine.setting_groups import Settings
+from a2mim.processes.leading import Share
 
 RecipeSettings: TypeAlias = PretrainSettings | FinetuneSettings | RefineSettings
 
@@ -82,6 +83,9 @@ class Task(Protocol):
 
     def facts(self, last: dict) -> dict:
         """What summary.json says of the model, and under "loss" what the loss is to be compared with."""
+
+    def helpers(self, averaged: nn.Module) -> dict[str, Callable[..., Share]]:
+        """What the other processes compute while the first one hands over; see `a2mim.processes.leading.lead`."""
 
     def hand_over(self, averaged: nn.Module, folder: Path) -> dict:
         """What is done on the first process when the last step has been taken, for summary.json."""

@@ -28,9 +28,9 @@ from a2mim.engine.assembly import choose_amp, prepare_model
 from a2mim.engine.finetune_settings import FinetuneSettings
 from a2mim.engine.memory import OutOfMemory, free_memory, is_out_of_memory
 from a2mim.engine.optim import StepWrapper
-from a2mim.engine.processes import largest_of_all
 from a2mim.engine.records import StepContext
 from a2mim.engine.task import RecipeSettings, Task
+from a2mim.processes.group import largest_of_all
 
 GPU_SHARE = 0.95  # of a GPU's memory that the trial may take: pictures and fragments need some too
 CPU_SHARE = 0.8  # of the memory that is free beside the trial

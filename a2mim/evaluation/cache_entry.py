@@ -8,7 +8,7 @@ import shutil
 import time
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +16,9 @@ import torch
 
 from a2mim.evaluation.cache_state import PartState, State, checksum_of, entry_part, grown, new_array
 from a2mim.evaluation.overlap import signatures
+from a2mim.evaluation.parts import Part, counted, in_this_process, share_of
 from a2mim.files import open_lock, telling_full_disk
+from a2mim.processes.leading import Share
 from a2mim.text import ProgressBar
 
 SIGNATURE, SHOWN = "signature", "shown"  # parts of every pass: see overlap.py; whether the image could be read
@@ -67,7 +69,15 @@ class Entry:
         state = State.read(self.folder / "state.json")
         return any(state.rows(part) < rows for part in (*parts, SIGNATURE, SHOWN))
 
-    def take(self, parts: Iterable[str], rows: int, extract: Callable, batches: Callable, what: str) -> None:
+    def take(
+        self,
+        parts: Iterable[str],
+        rows: int,
+        extract: Callable,
+        batches: Callable,
+        what: str,
+        spread: Callable[[Share, list[str], int], Iterator[Part]] = in_this_process,
+    ) -> None:
         """Makes the parts whole, in one pass over the images from the first row that any of them lacks.
 
         Args:
@@ -75,6 +85,8 @@ class Entry:
             extract: images as the loader gives them -> {part: (B, D)}; gets the parts that are missing.
             batches: start row -> a loader of the rest: dicts with "images" and "ids" (rows), and its `faults`.
             what: for the progress bar.
+            spread: (this process's share, the parts that are missing, the start row) -> the results of all batches, in
+                order; several processes may compute them.
 
         Raises:
             DiskFull: what was made so far is kept, and the same call goes on with it.
@@ -90,7 +102,7 @@ class Entry:
                     state.parts.pop(part, None)
             missing = [part for part in wanted if state.rows(part) < rows]
             if missing:
-                _Pass(self, missing, rows, state).run(extract, batches, what)
+                _Pass(self, missing, rows, state).run(extract, batches, what, spread)
                 self._trusted |= set(missing)
             self.faults = Counter(state.faults)
 
@@ -110,6 +122,20 @@ class Entry:
             warnings.warn(f"{self.path(part)} is damaged (wrong checksum): these features are made again", stacklevel=3)
             del state.parts[part]
         self._trusted.add(part)
+
+
+def extracting(extract: Callable, missing: list[str]) -> Callable[[torch.Tensor], dict[str, torch.Tensor]]:
+    """(images as the loader gives them) -> the missing parts of each, signatures among them."""
+    run = extract([part for part in missing if part not in (SIGNATURE, SHOWN)])
+
+    def compute(images: torch.Tensor) -> dict[str, torch.Tensor]:
+        found = {}
+        if SIGNATURE in missing:
+            shown = torch.ones(len(images), 1, dtype=torch.uint8)
+            found = {SIGNATURE: signatures(images), SHOWN: shown}
+        return run(images) | found
+
+    return compute
 
 
 class _Pass:
@@ -132,20 +158,18 @@ class _Pass:
         self.maps: dict[str, np.memmap] = {}
         self._save_state()
 
-    def run(self, extract: Callable, batches: Callable, what: str) -> None:
+    def run(self, extract: Callable, batches: Callable, what: str, spread: Callable) -> None:
         known, loader, saved = Counter(self.state.faults), batches(self.start), time.monotonic()
-        run = extract([part for part in self.missing if part not in (SIGNATURE, SHOWN)])
+        parts = spread(share_of(loader, extracting(extract, self.missing)), self.missing, self.start)
         with ProgressBar(
             total=self.rows, initial=self.start, desc=f"features of {what}", unit="image", leave=False
         ) as bar:
-            for batch in loader:
-                ids, found = batch["ids"].numpy(), {}
-                if SIGNATURE in self.missing:
-                    found = {SIGNATURE: signatures(batch["images"]), SHOWN: torch.ones(len(ids), 1, dtype=torch.uint8)}
-                arrays = {part: value.cpu().numpy() for part, value in (run(batch["images"]) | found).items()}
+            for part in counted(loader, parts, self.rows - self.start):
+                ids = part.ids.numpy()
+                arrays = {name: value.cpu().numpy() for name, value in part.found.items()}
                 self.maps = self.maps or self._open(arrays)
-                for part, value in arrays.items():
-                    self.maps[part][ids] = value
+                for name, value in arrays.items():
+                    self.maps[name][ids] = value
                 bar.update(int(ids[-1]) + 1 - bar.n)
                 if time.monotonic() - saved > _SAVE_EVERY:
                     self._save(bar.n, loader, known)

@@ -5,17 +5,17 @@ from __future__ import annotations
 import functools
 import time
 import warnings
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import numpy as np
 import timm
 import torch
 from torch import Tensor
 
-from a2mim.batchnorm import calibrate_batchnorm, has_batchnorm
+from a2mim.batchnorm import batchnorm_statistics, calibrate_batchnorm, has_batchnorm
 from a2mim.data import Access, EvalLoader, ImageDataset, Reading, TrainLoader, match_labels, open_dataset
 from a2mim.evaluation.cache import Cache
-from a2mim.evaluation.cache_entry import Entry
+from a2mim.evaluation.cache_entry import Entry, extracting
 from a2mim.evaluation.calibration import DESCRIPTION, calibration_batches, calibration_loader
 from a2mim.evaluation.encoder import Encoder
 from a2mim.evaluation.feature_set import FeatureSet
@@ -23,9 +23,11 @@ from a2mim.evaluation.features import pooling_name, refuse_below_one
 from a2mim.evaluation.identity import hash_of, stamp_of
 from a2mim.evaluation.linear import hold_out
 from a2mim.evaluation.overlap import find_contradictions, find_overlap, overlap_sentence
+from a2mim.evaluation.parts import share_of
 from a2mim.evaluation.passes import CentralViews, RandomViews, TrainingPass, crop_batches
 from a2mim.evaluation.probe import Labelled
 from a2mim.evaluation.subsets import subset_of
+from a2mim.processes.leading import Share, spread
 from a2mim.protocols.intervals import bootstrap_interval
 
 RESIZE = 256 / 224  # short side before the crop, in crops: Resize(256), CenterCrop(224)
@@ -95,6 +97,7 @@ class EvalContext:
         self.allow_contradictions = allow_contradictions
         self.calibrate = not self.encoder.clean_statistics if calibrate is None else calibrate
         self._entries: dict[tuple, Entry] = {}
+        self._views: dict[str, RandomViews] = {}
         self._calibrated_on: int | None = None
 
     def take_statistics(self) -> int:
@@ -142,10 +145,39 @@ class EvalContext:
             parts,
             len(dataset),
             self.encoder.taps,
-            lambda start: self.view(dataset, np.arange(start, len(dataset)), **view),
+            lambda start: self._rest(split, view, start),
             f"{split} images",
+            lambda share, missing, start: spread("features", (self._statistics(), split, view, missing, start), share),
         )
         return FeatureSet(entry, dataset.labels)
+
+    def _rest(self, split: str, view: dict, start: int) -> EvalLoader:
+        """The images of a split from a row on."""
+        dataset = self.dataset(split)
+        return self.view(dataset, np.arange(start, len(dataset)), **view)
+
+    def helpers(self) -> dict[str, Callable[..., Share]]:
+        """Name of a pass -> the share of a process that does not lead; see `a2mim.processes.leading.lead`."""
+        return {"features": self._share_features, "crops": self._share_crops}
+
+    def _share_features(self, statistics: dict, split: str, view: dict, missing: list[str], start: int) -> Share:
+        self._take_over(statistics)
+        return share_of(self._rest(split, view, start), extracting(self.encoder.taps, missing))
+
+    def _share_crops(self, statistics: dict, views: tuple, epoch: int) -> Share:
+        self._take_over(statistics)
+        rows, parts, classes, constants = views
+        key = hash_of([rows.tolist(), parts, constants])
+        if key not in self._views:  # its data processes live on from pass to pass
+            self._views = {key: self._random_views(rows, parts, classes, constants)[0]}
+        return self._views[key].share(epoch)
+
+    def _statistics(self) -> dict[str, Tensor]:
+        """BatchNorm's statistics, for the processes that have not calibrated it."""
+        return batchnorm_statistics(self.model) if self.calibrate else {}
+
+    def _take_over(self, statistics: dict[str, Tensor]) -> None:
+        self.model.load_state_dict(statistics, strict=False)
 
     def dataset(self, split: str) -> ImageDataset:
         return self.train if split == "train" else self.test
@@ -207,11 +239,19 @@ class EvalContext:
     def random_views(self, rows: np.ndarray, parts: Iterable[str], classes: Tensor, constants: dict) -> TrainingPass:
         """Fresh random crops of some rows of the training set."""
         self.take_statistics()
+        views, batch_size = self._random_views(rows, parts, classes, constants)
+        described = (rows, views.parts, classes, constants)
+        views.spread = lambda share, epoch: spread("crops", (self._statistics(), described, epoch), share)
+        return views.training_pass(batch_size)
+
+    def _random_views(
+        self, rows: np.ndarray, parts: Iterable[str], classes: Tensor, constants: dict
+    ) -> tuple[RandomViews, int]:
+        """(fresh random crops, images in a full batch)."""
         batch_size, loaded, together = crop_batches(constants["batch_size"], len(rows), LOADED_AT_ONCE)
         loader = self.crops(subset_of(self.train, rows), loaded, constants)
         run = self.encoder.taps(parts)
-        views = RandomViews(loader, run, tuple(parts), classes, together, self.batch_size, self.device)
-        return views.training_pass(batch_size)
+        return RandomViews(loader, run, tuple(parts), classes, together, self.batch_size, self.device), batch_size
 
     def pooling(self, constants: dict) -> str:
         return pooling_name(self.model, constants["pooling"])

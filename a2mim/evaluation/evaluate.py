@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from a2mim.data import Access
@@ -19,6 +20,8 @@ from a2mim.evaluation.segmentation import open_task, result_of
 from a2mim.evaluation.shown import Records
 from a2mim.evaluation.subsets import write_list
 from a2mim.files import write_text
+from a2mim.processes.group import is_first, joined
+from a2mim.processes.leading import lead, together
 from a2mim.protocols import Protocol, read_protocol
 
 DENSE = ("davis", "copydays", "segmentation")  # each reads folders of its own format
@@ -45,15 +48,17 @@ def evaluate(
 
     Args:
         source: what `load_encoder` takes.
-        protocols: names, or paths of TOML files.
+        protocols: names, or paths of TOML files; None: those that suit the data, see `sensible_protocols`.
         data, test_data: labelled sets, see `open_dataset`; a dense protocol takes its folder as `data` alone. Without
             test_data the test part of `data` is used; where it has none, a fifth of each class is split off and listed.
         out: folder of results.json and results.csv.
         overrides: constants by name, for every protocol that has them, or "protocol.name" for one; see `read_protocol`.
         cache: where features are kept; None keeps them for this call only.
-        say: called with the expected cost of the evaluation, before the first image.
+        say: called with the expected cost of the evaluation, before the first image; in the first process alone.
         options: of `EvalContext`: device, img_size, batch_size, num_workers, calibrate, allow_partial, seed, access,
             reading, allow_contradictions.
+
+    The processes of a torchrun that all call this share the passes over the images; each returns the results.
 
     Raises:
         ValueError: see `read_protocol`, `EvalContext` and the protocols.
@@ -63,23 +68,63 @@ def evaluate(
         >>> results[0]["protocol"], results[0]["n_test"]
         ('dino-knn', 8)
     """
-    chosen = read_protocols(protocols, overrides or {})
     out = None if out is None else Path(out)
+    with joined(options.pop("device", None)) as device:
+        options["device"] = device
+        chosen = together(lambda: _checked(_named(protocols, data, options.get("access"), say), overrides or {}))
+        if any(protocol.kind in DENSE for protocol in chosen):
+            return Records(
+                lead(lambda: _dense(source, chosen, data, test_data, out, options, say or warnings.warn), {})
+            )
+        found = _unlabelled(source, [p for p in chosen if p.kind in UNLABELLED], data, out, options)
+        labelled = [p for p in chosen if p.kind not in UNLABELLED]
+        if not labelled:
+            return Records(found)
+        context = together(lambda: EvalContext(source, data, test_data, cache=cache, **options))
+        return Records(lead(lambda: _labelled(context, labelled, out, say), context.helpers()) + found)
+
+
+def _named(protocols, data, access: Access | None, say: Callable[[str], None] | None):
+    """The names that were given, or those of the protocols that suit the data."""
+    if protocols is not None:
+        return protocols
+    found, why = sensible_protocols(data, access)
+    if say is not None and is_first():
+        say(f"protocols for what is there: {why}")
+    return found
+
+
+def _checked(protocols, overrides: dict) -> list[Protocol]:
+    """The protocols, if all of them judge frozen encoders and their constants are in range."""
+    chosen = read_protocols(protocols, overrides)
     for protocol in chosen:
         if protocol.kind == "finetune":
             raise ValueError(f"{protocol.name} trains the encoder: run a2mim finetune; evaluate judges frozen ones.")
         runners.check(protocol)
-    if any(protocol.kind in DENSE for protocol in chosen):
-        return Records(_dense(source, chosen, data, test_data, out, options, say or warnings.warn))
-    unlabelled = [p for p in chosen if p.kind in UNLABELLED]
-    free = [r for p in unlabelled for r in label_free_run.run(source, p, data, **options)]
+    return chosen
+
+
+def _unlabelled(source, chosen: list[Protocol], data, out: Path | None, options: dict) -> list[dict]:
+    """Results of the protocols that use no labels."""
+    found: list[dict] = []
+    for protocol in chosen:
+        judged = together(partial(label_free_run.LabelFree, source, protocol, data, **options))
+        found += lead(partial(_written, judged.results, out), judged.helpers())
+    return found
+
+
+def _written(results: Callable[[], list[dict]], out: Path | None) -> list[dict]:
+    found = results()
     if out is not None:
-        for result in free:
+        for result in found:
             write_result(result, out)
-    chosen = [p for p in chosen if p.kind not in UNLABELLED]
-    if not chosen:
-        return Records(free)
-    context = EvalContext(source, data, test_data, cache=cache, **options)
+    return found
+
+
+def _labelled(
+    context: EvalContext, chosen: list[Protocol], out: Path | None, say: Callable[[str], None] | None
+) -> list[dict]:
+    """Results of the protocols that use labels; each is written as soon as it is computed."""
     if context.split_rows is not None:
         whole = context.whole
         path = write_list(whole, context.split_rows, _split_path(out, whole.fingerprint))
@@ -102,7 +147,7 @@ def evaluate(
                 write_result(results[-1], out)
     if not results:
         raise ValueError("nothing is left to judge: no subset of labels has more than one image a class.")
-    return Records(results + free)
+    return results
 
 
 def sensible_protocols(data, access: Access | None = None) -> tuple[list[str], str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sized
 from typing import Any
 
 import torch
@@ -13,7 +13,6 @@ from a2mim.evaluation.attentive_probe import CellFile, attentive_probe
 from a2mim.evaluation.cells import MapReader, noise
 from a2mim.evaluation.features import (
     frozen,
-    images_and_labels,
     pooling_name,
     pooling_of,
     refuse_below_one,
@@ -21,8 +20,10 @@ from a2mim.evaluation.features import (
 )
 from a2mim.evaluation.knn import check_constants, knn
 from a2mim.evaluation.linear import linear_probe
+from a2mim.evaluation.parts import Part, counted, in_this_process, share_of
 from a2mim.evaluation.taps import CELLS, tap
 from a2mim.pixels import IMAGENET_MEAN, IMAGENET_STD, normalize
+from a2mim.processes.leading import Share
 from a2mim.protocols.intervals import wilson_interval
 from a2mim.text import ProgressBar
 
@@ -44,10 +45,14 @@ def judge(
     mean=IMAGENET_MEAN,
     std=IMAGENET_STD,
     attentive: bool = True,
+    spread: Callable[[Share, str], Iterator[Part]] = in_this_process,
 ) -> dict:
     """{"pooling": …, "unreadable": {reason: count}, "knn": {…}, "linear": {…}, "attentive": {…}}: the protocols'
     results, with "interval" (95 %, percent) of top-1. Images that cannot be read are left out of both sets by their
     loaders. A network without a map of the image has no "attentive" result, and a warning says so.
+
+    `spread` gets this process's share of a pass and "train" or "test", and gives the results of all batches in order;
+    several processes may compute them.
 
     A random network with BatchNorm must be calibrated on the same images before it is judged: the running statistics
     alone change accuracy by points. The caller does that; this function does not change the model.
@@ -55,7 +60,8 @@ def judge(
     check_constants(k, temperature)
     refuse_below_one(epochs=epochs)
     extract = Extract(model, pooling, mean, std, attentive)
-    train, test = map(extract, (train_loader, test_loader))
+    train = extract(train_loader, lambda share: spread(share, "train"))
+    test = extract(test_loader, lambda share: spread(share, "test"))
     results = {"knn": nearest(train, test, k, temperature)} | trained_probes(train, test, epochs, seed, extract.device)
     unreadable = unreadable_of(train_loader, test_loader)
     return {"pooling": pooling_name(model, pooling), "unreadable": unreadable} | results
@@ -94,6 +100,8 @@ class Extract:
         pooling: of the features, see `a2mim.evaluation.extract_features`.
         attentive: also take the cells of the last map, which an attentive probe needs; a network without a map of the
             image has none, and a warning says so.
+
+    A call may take `spread`: this process's share of the pass -> the results of all batches, in order.
     """
 
     def __init__(self, model: nn.Module, pooling: str, mean, std, attentive: bool):
@@ -104,21 +112,34 @@ class Extract:
         self.run: Callable[[Tensor], dict[str, Tensor]] | None = None
         self.channels = 0
 
-    def __call__(self, loader: Iterable) -> Extracted:
+    def __call__(
+        self, loader: Iterable, spread: Callable[[Share], Iterator[Part]] = in_this_process
+    ) -> Extracted:
         features, labels, cells = [], [], CellFile()
-        for batch in ProgressBar(loader, desc="features", leave=False, unit="batch"):
-            images, targets = images_and_labels(batch)
-            images = normalize(images.to(self.device, non_blocking=True), *self.pixels)
-            self.run = self.run or self._tap(images)
-            with frozen(self.model):
-                found = self.run(images)
-            features.append(found[self.pooling].cpu())
-            labels.append(torch.as_tensor(targets, dtype=torch.int64).cpu())
-            if self.attentive:
-                cells.add(found[CELLS].unflatten(1, (-1, self.channels)))
+        parts = counted(loader, spread(self.share(loader)), len(getattr(loader, "indices", ())))
+        batches = len(loader) if isinstance(loader, Sized) else None
+        for part in ProgressBar(parts, total=batches, desc="features", leave=False, unit="batch"):
+            features.append(part.found[self.pooling].cpu())
+            labels.append(part.labels.cpu())
+            if CELLS in part.found:
+                cells.add(part.found[CELLS])
         if not features:
             raise ValueError("the loader handed out no batch: give a set with at least one image.")
-        return torch.cat(features), torch.cat(labels), cells.all() if self.attentive else None
+        return torch.cat(features), torch.cat(labels), cells.all() if cells.rows else None
+
+    def share(self, loader: Iterable) -> Share:
+        """This process's share of a pass."""
+        return share_of(loader, self.compute)
+
+    def compute(self, images: Tensor) -> dict[str, Tensor]:
+        """Stored images (B, C, H, W) -> {pooling: (B, D)}, and {CELLS: (B, n, D)} where the network has a map."""
+        images = normalize(images.to(self.device, non_blocking=True), *self.pixels)
+        self.run = self.run or self._tap(images)
+        with frozen(self.model):
+            found = self.run(images)
+        if self.attentive:
+            found[CELLS] = found[CELLS].unflatten(1, (-1, self.channels))
+        return found
 
     def _tap(self, images: Tensor) -> Callable[[Tensor], dict[str, Tensor]]:
         """What reads the features of images of this size."""

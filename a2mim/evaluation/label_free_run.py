@@ -15,7 +15,9 @@ from a2mim.evaluation.calibration import calibration_batches, calibration_loader
 from a2mim.evaluation.cells import MapReader, map_of
 from a2mim.evaluation.encoder import Encoder
 from a2mim.evaluation.features import pooling_name
+from a2mim.evaluation.parts import counted, share_of
 from a2mim.evaluation.taps import CELLS
+from a2mim.processes.leading import Share, spread
 from a2mim.protocols import Protocol
 
 GROUPS = 10  # of the jackknife
@@ -31,51 +33,76 @@ NUMBERS: dict[str, tuple[str, Callable[[Tensor], float]]] = {
 }
 
 
-def run(source, protocol: Protocol, data, device=None, img_size=None, batch_size=64, num_workers=0, **options) -> list:
-    """One result a number: all images of `data`, or as many as the protocol says.
+class LabelFree:
+    """An encoder and images without labels. BatchNorm is calibrated on them where its statistics need it.
 
     Args:
         source, device, img_size: see `Encoder`.
         data: any images, see `open_dataset`; labels are not used.
         options: "allow_partial", "seed", "access", "reading".
     """
-    c = protocol.constants
-    encoder = Encoder(source, device, img_size, options.get("allow_partial", False), options.get("seed", 0))
-    form = {"in_chans": encoder.channels, "access": options.get("access")}
-    dataset = open_dataset(data, "train", **form, **(options.get("reading") or Reading()).arguments())
-    short_side = round(max(encoder.img_size) * c["resize"])
-    if not encoder.clean_statistics and has_batchnorm(encoder.model):
-        loader = calibration_loader(dataset, encoder.img_size, short_side, "bicubic", num_workers)
-        calibrate_batchnorm(encoder.model, calibration_batches(loader, encoder.normalized))
-    rows = np.sort(calibration_rows(dataset, c["images"], c["seed"]))
 
-    def loader_of(some: np.ndarray) -> EvalLoader:
+    def __init__(
+        self, source, protocol: Protocol, data, device=None, img_size=None, batch_size=64, num_workers=0, **options
+    ):
+        self.protocol, self.batch_size, self.num_workers = protocol, batch_size, num_workers
+        c = protocol.constants
+        encoder = Encoder(source, device, img_size, options.get("allow_partial", False), options.get("seed", 0))
+        form = {"in_chans": encoder.channels, "access": options.get("access")}
+        dataset = open_dataset(data, "train", **form, **(options.get("reading") or Reading()).arguments())
+        self.short_side = round(max(encoder.img_size) * c["resize"])
+        if not encoder.clean_statistics and has_batchnorm(encoder.model):
+            loader = calibration_loader(dataset, encoder.img_size, self.short_side, "bicubic", num_workers)
+            calibrate_batchnorm(encoder.model, calibration_batches(loader, encoder.normalized))
+        self.encoder, self.dataset = encoder, dataset
+        self.rows = np.sort(calibration_rows(dataset, c["images"], c["seed"]))
+
+    def loader(self, rows: np.ndarray) -> EvalLoader:
+        """Central crops of some rows."""
+        size, interpolation = self.encoder.img_size, self.protocol.constants["interpolation"]
         return EvalLoader(
-            dataset, encoder.img_size, short_side, c["interpolation"], batch_size, num_workers, indices=some
+            self.dataset, size, self.short_side, interpolation, self.batch_size, self.num_workers, indices=rows
         )
 
-    run_pooled = encoder.taps((c["pooling"],))
-    features = torch.cat([run_pooled(batch["images"])[c["pooling"]].cpu() for batch in loader_of(rows)])
-    if len(features) < 2 * GROUPS:
-        raise ValueError(
-            f"{protocol.name} needs at least {2 * GROUPS} readable images, {dataset.title} has {len(features)}."
+    def share(self, loader: EvalLoader | None = None) -> Share:
+        """This process's share of the features of all rows."""
+        run = self.encoder.taps((self.protocol.constants["pooling"],))
+        return share_of(self.loader(self.rows) if loader is None else loader, run)
+
+    def helpers(self) -> dict[str, Callable[..., Share]]:
+        """See `a2mim.processes.leading.lead`."""
+        return {"features": self.share}
+
+    def features(self) -> Tensor:
+        """(N, D) of the readable images."""
+        loader = self.loader(self.rows)
+        parts = counted(loader, spread("features", (), self.share(loader)), len(self.rows))
+        return torch.cat([part.found[self.protocol.constants["pooling"]].cpu() for part in parts])
+
+    def results(self) -> list[dict]:
+        """One result a number: of all images, or of as many as the protocol says."""
+        protocol, encoder, dataset = self.protocol, self.encoder, self.dataset
+        c, features = protocol.constants, self.features()
+        if len(features) < 2 * GROUPS:
+            raise ValueError(
+                f"{protocol.name} needs at least {2 * GROUPS} readable images, {dataset.title} has {len(features)}."
+            )
+        found = [(name, what, *_with_interval(measure, features)) for name, (what, measure) in NUMBERS.items()]
+        found += _of_cells(encoder, self.loader, self.rows, c)
+        note = (
+            f"label-free numbers are of {len(features):,} images and {features.shape[1]} channels: compare them with"
+            " networks of as many channels on as many images only; they say nothing of how well classes are told apart"
         )
-    found = [(name, what, *_with_interval(measure, features)) for name, (what, measure) in NUMBERS.items()]
-    found += _of_cells(encoder, loader_of, rows, c)
-    note = (
-        f"label-free numbers are of {len(features):,} images and {features.shape[1]} channels: compare them with"
-        " networks of as many channels on as many images only; they say nothing of how well classes are told apart"
-    )
-    if len(features) < 10 * features.shape[1]:
-        note += f"; ranks grow with the number of images until about {10 * features.shape[1]:,}"
-    common = _common(protocol, encoder, dataset, features, c) | {"note": note}
-    return [
-        common
-        | {"protocol": f"{protocol.name}/{name}", "metric": what, "top1_last": value, "interval": [low, high]}
-        | {"n_test": n}
-        for name, what, value, low, high, n in found
-        if np.isfinite(value)
-    ]
+        if len(features) < 10 * features.shape[1]:
+            note += f"; ranks grow with the number of images until about {10 * features.shape[1]:,}"
+        common = _common(protocol, encoder, dataset, features, c) | {"note": note}
+        return [
+            common
+            | {"protocol": f"{protocol.name}/{name}", "metric": what, "top1_last": value, "interval": [low, high]}
+            | {"n_test": n}
+            for name, what, value, low, high, n in found
+            if np.isfinite(value)
+        ]
 
 
 def _of_cells(encoder: Encoder, loader_of, rows: np.ndarray, c: dict) -> list[tuple]:

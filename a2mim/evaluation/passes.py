@@ -10,7 +10,9 @@ from torch import Tensor
 
 from a2mim.data import TrainLoader
 from a2mim.evaluation.features import class_positions
+from a2mim.evaluation.parts import Part, counted, in_this_process, share_of
 from a2mim.evaluation.probe import Labelled, TrainingBatch
+from a2mim.processes.leading import Share
 
 
 @dataclass(frozen=True)
@@ -82,7 +84,9 @@ class RandomViews:
         classes: (C,) sorted labels; targets are positions in it.
         together: loader batches in a batch of features.
         at_once: images in a forward pass.
-        device: of the targets.
+        device: of the features and targets.
+        spread: (this process's share, the epoch) -> the results of all batches, in order; several processes may
+            compute them.
     """
 
     loader: TrainLoader
@@ -92,19 +96,26 @@ class RandomViews:
     together: int
     at_once: int
     device: torch.device
+    spread: Callable[[Share, int], Iterator[Part]] = in_this_process
 
     def training_pass(self, batch_size: int) -> TrainingPass:
         return TrainingPass(self._batches, batch_size, len(self.loader) // self.together, self.loader)
 
+    def share(self, epoch: int) -> Share:
+        """This process's share of a pass."""
+        return share_of(self.loader, self._features, epoch)
+
     def _batches(self) -> Iterator[TrainingBatch]:
-        waiting: list[tuple[dict[str, Tensor], Tensor]] = []
-        for batch in self.loader:
-            waiting.append((self._features(batch["images"]), batch["labels"]))
+        epoch, waiting = self.loader.epoch, list[Part]()
+        images = self.loader.images_until(epoch, len(self.loader))
+        for part in counted(self.loader, self.spread(self.share(epoch), epoch), images):
+            waiting.append(part)
             if len(waiting) == self.together:
-                parts = {part: torch.cat([found[part] for found, _ in waiting]) for part in self.parts}
-                labels = torch.cat([labels for _, labels in waiting])
+                parts = {name: torch.cat([each.found[name] for each in waiting]).to(self.device) for name in self.parts}
+                labels = torch.cat([each.labels for each in waiting if each.labels is not None])
                 yield TrainingBatch(parts, class_positions(self.classes, labels).to(self.device), len(labels))
                 waiting = []
+        self.loader.seek(self.loader.position_of(epoch + 1))
 
     def _features(self, images: Tensor) -> dict[str, Tensor]:
         found = [self.extract(some) for some in images.split(self.at_once)]

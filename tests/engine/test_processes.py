@@ -10,15 +10,17 @@ import time
 
 import pytest
 import torch
+from two_processes import start_two
 
 from a2mim.checkpoints import list_checkpoints
 from a2mim.cli import main
 from a2mim.commands.training import join_resume
-from a2mim.engine import processes, report
+from a2mim.engine import report
 from a2mim.engine.assembly import choose_amp
 from a2mim.engine.failures import explained
 from a2mim.engine.hooks import SignalHook
 from a2mim.engine.memory import OutOfMemory, is_out_of_memory
+from a2mim.processes import group as processes
 
 STEP = {
     "SLURM_JOB_ID": "7",
@@ -184,7 +186,7 @@ def test_resume_auto_needs_a_folder(recipe, capsys):
 PAIR = """
 import os, sys, time
 from datetime import timedelta
-from a2mim.engine import processes
+from a2mim.processes import group as processes
 
 processes.POLL, rank = timedelta(seconds=1), int(os.environ["RANK"])
 processes.start_processes("cpu")
@@ -207,26 +209,6 @@ print("left", flush=True)
 """
 
 
-def start_two(tmp_path, program, **environ):
-    """Two processes that know of each other by a SLURM step's variables alone; returns their outputs."""
-    script = tmp_path / "two.py"
-    script.write_text(program)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        job = (free.getsockname()[1] - processes.PORTS[0]) % processes.PORTS[1]
-    step = {"SLURM_JOB_ID": str(job), "SLURM_STEP_NUM_TASKS": "2", "SLURM_NODELIST": "n1"}
-    clean = {key: value for key, value in os.environ.items() if not key.startswith(("SLURM", "TORCHELASTIC"))}
-    both = []
-    for rank in map(str, range(2)):
-        own = {"SLURM_PROCID": rank, "SLURM_LOCALID": rank, "RANK_HERE": rank}
-        variables = (
-            clean | step | own | ({"RANK": rank, "LOCAL_RANK": rank} if "WORLD_SIZE" in environ else {}) | environ
-        )
-        arguments = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-        both.append(subprocess.Popen([sys.executable, str(script)], env=variables, **arguments))
-    return [process.communicate(timeout=180)[0] for process in both]
-
-
 def test_each_life_of_the_processes_has_a_name_of_its_own_in_the_store():
     names = [processes.life({"TORCHELASTIC_RESTART_COUNT": count, "GROUP_WORLD_SIZE": "1"}) for count in "012"]
     assert len(set(names)) == 3
@@ -237,7 +219,7 @@ def test_each_life_of_the_processes_has_a_name_of_its_own_in_the_store():
 
 REJOIN = """
 import os, time
-from a2mim.engine import processes
+from a2mim.processes import group as processes
 
 processes.start_processes("cpu")
 processes.set_timeout(7.5)

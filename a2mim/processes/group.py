@@ -18,11 +18,11 @@ from datetime import timedelta
 from typing import TypeVar
 
 import torch
-from mmengine.dist import get_dist_info
 from torch import distributed
 from torch.distributed.rendezvous import rendezvous
 
 from a2mim.devices import choose_device
+from a2mim.processes.errors import is_shared, tasks_of_step
 
 TIMEOUT = timedelta(minutes=10)  # for the start; then `processes.timeout_minutes` of the recipe holds
 POLL = timedelta(seconds=30)  # how long one look at the store waits before the next
@@ -40,11 +40,13 @@ class Group:
         store: keys and values of all processes.
         control: a gloo group for what is no gradient.
         waits: how often the others have waited for the first process; the same number on all of them.
+        asked: requests of the first process to the others so far; the same number on all of them.
     """
 
     store: distributed.Store
     control: distributed.ProcessGroup
     waits: int = 0
+    asked: int = 0
 
 
 _joined: list[Group] = []  # empty, or the one group that this process has joined
@@ -86,6 +88,28 @@ def start_processes(device: str | None) -> torch.device:
     return chosen
 
 
+@contextmanager
+def joined(device: str | None) -> Iterator[torch.device]:
+    """The device of this process, which belongs to the group of all of them during the block.
+
+    Joins nothing, and leaves nothing, where this process belongs to a group already: a run's, or a user's own.
+    """
+    if distributed.is_initialized():
+        yield choose_device(device)
+        return
+    chosen = start_processes(device)
+    try:
+        yield chosen
+        leave_together()
+    except Exception as error:
+        if is_shared(error):
+            leave_together()
+        raise
+    finally:
+        if _joined:
+            stop_processes()
+
+
 def set_timeout(minutes: float) -> None:
     """How long an exchange of gradients may take. The group starts before the settings of a resumed run are known."""
     if _joined:
@@ -116,8 +140,7 @@ def fill_from_slurm(environ: dict[str, str] | os._Environ = os.environ) -> None:
     """
     if "WORLD_SIZE" in environ or "RANK" in environ:
         return
-    step = "SLURM_STEP_ID" in environ or environ.get("SLURM_PROCID", "0") != "0"
-    tasks = environ.get("SLURM_STEP_NUM_TASKS") or (environ.get("SLURM_NTASKS") if step else None) or "1"
+    tasks = tasks_of_step(environ)
     if tasks == "1":
         return
     try:
@@ -216,6 +239,16 @@ def largest_of_all(number: float) -> float:
     return float(found)
 
 
+def is_first() -> bool:
+    """Whether this process is the first of the default group; True where there is no group."""
+    return not distributed.is_initialized() or distributed.get_rank() == 0
+
+
+def joined_group() -> Group | None:
+    """What this process knows of the others; None where it has joined none."""
+    return _joined[0] if _joined else None
+
+
 def control_group() -> distributed.ProcessGroup | None:
     """The gloo group for what is no gradient; None, torch's default group, where this process has joined none."""
     return _joined[0].control if _joined else None
@@ -227,8 +260,7 @@ def first_alone() -> Iterator[bool]:
 
     They wait on the store, without time-out. All processes must come here in the same order.
     """
-    rank, _ = get_dist_info()
-    yield rank == 0
+    yield is_first()
     wait_for_first()
 
 
@@ -246,6 +278,15 @@ def wait_for_first() -> None:
     if distributed.get_rank() == 0:
         group.store.set(key, "done")
         return
+    wait_for_key(group, key)
+
+
+def wait_for_key(group: Group, key: str) -> None:
+    """Returns when the first process has set a key, however long that takes.
+
+    Raises:
+        ConnectionError: the store is gone, and with it the first process.
+    """
     while True:
         try:
             group.store.wait([key], POLL)
@@ -290,10 +331,10 @@ def leave_together() -> None:
     if not _joined:
         return
     wait_for_first()
-    group, (rank, size) = _joined[0], get_dist_info()
-    if group.store.add("left", 1) == size:
+    group = _joined[0]
+    if group.store.add("left", 1) == distributed.get_world_size():
         group.store.set("all left", "yes")
-    if rank == 0:
+    if is_first():
         try:
             group.store.wait(["all left"], FAREWELL)
         except distributed.DistError:
