@@ -149,3 +149,27 @@ def test_the_command_leaves_no_setting_of_bars_to_its_children(tmp_path):
     clean = {name: value for name, value in os.environ.items() if not name.startswith("TQDM")}
     done = subprocess.run([sys.executable, "-c", code], env=clean, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize(
+    "words",
+    ["worth-it x", "compare x", "report x", "shards check x", "export x --to timm --out y", "analyze x --data y"],
+)
+def test_work_that_cannot_be_shared_is_refused_under_torchrun_and_said_once(words, monkeypatch, capsys, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "0")
+    assert main(words.split()) == 1
+    said = capsys.readouterr().err
+    told = f"a2mim {words.split()[0]} runs in one process, and 2 were started: start it without torchrun or srun"
+    assert said == f"error: {told}\n"
+    monkeypatch.setenv("RANK", "1")
+    assert main(words.split()) == 1
+    assert capsys.readouterr() == ("", "")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_only_prints_is_not_refused_under_torchrun(monkeypatch, capsys):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "0")
+    assert main(["recipes"]) == 0 and "a2mim_xcit" in capsys.readouterr().out

@@ -111,13 +111,40 @@ def test_without_labels_it_is_not_there(run):
     assert "online_knn" not in summary
 
 
+JUDGED_BY_ALL = """
+import sys, torch
+from a2mim.data import EvalLoader
+from a2mim.engine import online
+from a2mim.processes import leading
+
+online.SHARE, online.BATCH, whole, taken = float("inf"), 5, EvalLoader.share, online.OnlineKNN.features
+
+def noted(self, rank, size):
+    if rank:
+        print("share of", size, file=sys.stderr, flush=True)
+    return whole(self, rank, size)
+
+def compared(self, runner, cells):
+    shared = taken(self, runner, cells)
+    held, leading._leads[:] = list(leading._leads), []
+    alone = taken(self, runner, cells)
+    leading._leads[:] = held
+    assert all(torch.equal(one, other) for pair in zip(shared, alone) for one, other in zip(*pair))
+    print("equal", file=sys.stderr, flush=True)
+    return shared
+
+EvalLoader.share, online.OnlineKNN.features = noted, compared
+from a2mim.cli import main
+sys.exit(main(sys.argv[1:]))
+"""
+
+
 @pytest.mark.slow
-def test_of_several_processes_the_first_judges_and_all_go_on(recipe, labelled, tmp_path):
+def test_several_processes_judge_together_with_the_numbers_of_one(recipe, run, labelled, tmp_path):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    script = "import sys; from a2mim.engine import online; online.SHARE = float('inf')\n"
-    (tmp_path / "start.py").write_text(f"{script}from a2mim.cli import main; sys.exit(main(sys.argv[1:]))")
+    (tmp_path / "start.py").write_text(JUDGED_BY_ALL)
     command = [
         *(sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", str(port)),
         *(str(tmp_path / "start.py"), "pretrain", str(recipe), "--data", str(labelled)),
@@ -127,5 +154,17 @@ def test_of_several_processes_the_first_judges_and_all_go_on(recipe, labelled, t
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, check=False, capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr
+    assert done.stderr.count("share of 2") == 2 + 2 * 2  # on the way, kept from then on; before and after
+    assert done.stderr.count("equal") == 2
     assert [line["step"] for line in lines(tmp_path / "pair") if "knn_top1" in line] == [3, 6]
     assert weights(tmp_path / "pair")["meta"]["step"] == 6
+
+    def judged():
+        folder = tmp_path / "pair"
+        return [json.loads((folder / name).read_text()) for name in ("summary.json", "results.json")]
+
+    together = judged()
+    run("pair", data=labelled, resume=True, **{"schedule.epochs": 2})  # a finished run: it is only judged again
+    alone = judged()
+    assert alone[0]["judged"] == together[0]["judged"] and alone[1] == together[1]
+    assert len(alone[1]) == 3 and all(set(result["correct"]) <= set("01") for result in alone[1])
