@@ -112,9 +112,7 @@ class Extract:
         self.run: Callable[[Tensor], dict[str, Tensor]] | None = None
         self.channels = 0
 
-    def __call__(
-        self, loader: Iterable, spread: Callable[[Share], Iterator[Part]] = in_this_process
-    ) -> Extracted:
+    def __call__(self, loader: Iterable, spread: Callable[[Share], Iterator[Part]] = in_this_process) -> Extracted:
         features, labels, cells = [], [], CellFile()
         parts = counted(loader, spread(self.share(loader)), len(getattr(loader, "indices", ())))
         batches = len(loader) if isinstance(loader, Sized) else None
