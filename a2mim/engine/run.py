@@ -228,7 +228,8 @@ def _close(run: Run, runner: TrainRunner, signals: SignalHook, started: float) -
     else:
         summary |= {"status": "finished"}
         task, averaged = run.task, runner.averaged
-        summary |= lead(lambda: task.hand_over(averaged, run.claimed), task.helpers(averaged))
+        helpers = task.helpers(averaged) if runner.distributed else {}
+        summary |= lead(lambda: task.hand_over(averaged, run.claimed), helpers)
     if is_main_process():
         write_json(run.claimed / "summary.json", summary)
         report(summary, runner, write_page(run.claimed) if run.settings.log.report else None)

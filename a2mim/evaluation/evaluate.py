@@ -16,7 +16,7 @@ from a2mim.evaluation.context import VIEW, EvalContext
 from a2mim.evaluation.cost import ViewPass, estimate
 from a2mim.evaluation.identity import hash_of
 from a2mim.evaluation.results import write_result
-from a2mim.evaluation.segmentation import open_task, result_of
+from a2mim.evaluation.segmentation import SegmentationTask, open_task, result_of
 from a2mim.evaluation.shown import Records
 from a2mim.evaluation.subsets import write_list
 from a2mim.files import write_text
@@ -73,9 +73,7 @@ def evaluate(
         options["device"] = device
         chosen = together(lambda: _checked(_named(protocols, data, options.get("access"), say), overrides or {}))
         if any(protocol.kind in DENSE for protocol in chosen):
-            return Records(
-                lead(lambda: _dense(source, chosen, data, test_data, out, options, say or warnings.warn), {})
-            )
+            return Records(_dense(source, chosen, data, test_data, out, options, say or warnings.warn))
         found = _unlabelled(source, [p for p in chosen if p.kind in UNLABELLED], data, out, options)
         labelled = [p for p in chosen if p.kind not in UNLABELLED]
         if not labelled:
@@ -101,6 +99,10 @@ def _checked(protocols, overrides: dict) -> list[Protocol]:
         if protocol.kind == "finetune":
             raise ValueError(f"{protocol.name} trains the encoder: run a2mim finetune; evaluate judges frozen ones.")
         runners.check(protocol)
+    others = [protocol.name for protocol in chosen if protocol.kind not in DENSE]
+    if others and len(others) < len(chosen):
+        dense = next(protocol.name for protocol in chosen if protocol.kind in DENSE)
+        raise ValueError(f"{others[0]} and {dense} read different data: run them one after the other.")
     return chosen
 
 
@@ -207,26 +209,25 @@ def _passes(chosen: list[Protocol], context: EvalContext) -> list[ViewPass]:
 def _dense(
     source, chosen: list[Protocol], data, test_data, out: Path | None, options: dict, say: Callable
 ) -> list[dict]:
-    if others := [protocol.name for protocol in chosen if protocol.kind not in DENSE]:
-        raise ValueError(f"{others[0]} and {chosen[0].name} read different data: run them one after the other.")
-    runs, results = {"davis": davis.run, "copydays": copydays.run}, []
+    runs, results = {"davis": davis.run, "copydays": copydays.run}, list[dict]()
     said = False
     for protocol in chosen:
         if protocol.kind == "segmentation":
-            found = _segment(source, protocol, data, test_data, out, options, None if said else say)
+            task = together(partial(open_task, source, protocol, data, test_data, **options))
+            work = partial(_segment, task, protocol, out, None if said else say)
+            results += lead(partial(_written, work, out), task.helpers())
             said = True
         else:
-            found = runs[protocol.kind](source, protocol, data, **options)
-        results.append(found)
-        if out is not None:
-            write_result(results[-1], out)
+            work = partial(_alone, runs[protocol.kind], source, protocol, data, options)
+            results += lead(partial(_written, work, out), {})
     return results
 
 
-def _segment(
-    source, protocol: Protocol, data, test_data, out: Path | None, options: dict, say: Callable | None
-) -> dict:
-    task = open_task(source, protocol, data, test_data, **options)
+def _alone(run: Callable[..., dict], source, protocol: Protocol, data, options: dict) -> list[dict]:
+    return [run(source, protocol, data, **options)]
+
+
+def _segment(task: SegmentationTask, protocol: Protocol, out: Path | None, say: Callable | None) -> list[dict]:
     if task.split_rows is not None and task.whole is not None and say is not None:
         names = task.whole.names
         path = _split_path(out, hash_of(names))
@@ -234,4 +235,4 @@ def _segment(
         say(_split_sentence(len(task.split_rows), len(names), "a fifth", path))
     heads = {"linear": seg_linear.run, "knn": seg_knn.run, "augmented": seg_augmented.run}
     predictions, chosen = heads[protocol.constants["head"]](task, protocol.constants)
-    return result_of(task, protocol, predictions, chosen, out)
+    return [result_of(task, protocol, predictions, chosen, out)]

@@ -5,7 +5,7 @@ The test set is used to report, never to choose.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from a2mim.batchnorm import calibrate_batchnorm, has_batchnorm
+from a2mim.batchnorm import batchnorm_statistics, calibrate_batchnorm, has_batchnorm
 from a2mim.data.masks import Masked, open_masked
 from a2mim.evaluation import seg_pictures
 from a2mim.evaluation.calibration import BATCH, IMAGES
@@ -22,6 +22,7 @@ from a2mim.evaluation.dense import resized
 from a2mim.evaluation.encoder import Encoder
 from a2mim.evaluation.identity import hash_of
 from a2mim.evaluation.miou import confusion, interval, ious, scores
+from a2mim.processes.leading import Share, spread
 from a2mim.protocols import Protocol
 from a2mim.text import ProgressBar
 
@@ -72,18 +73,45 @@ class SegmentationTask:
 
     def items(self, dataset: Masked, rows, what: str) -> Iterator[tuple[Tensor, list[np.ndarray]]]:
         """((B, 3, S, S) uint8, masks in their own sizes), in order."""
-        parts = np.array_split(np.asarray(rows), max(1, -(-len(rows) // self.batch_size)))
-        for some in ProgressBar(parts, desc=what, unit="batch", leave=False):
-            pairs = [self.item(dataset, int(i)) for i in some]
-            images = torch.stack([resized(image, self.size, self.interpolation) for image, _ in pairs])
-            yield images, [mask for _, mask in pairs]
+        for some in ProgressBar(self._batches(rows), desc=what, unit="batch", leave=False):
+            yield self._read(dataset, some)
+
+    def _batches(self, rows) -> list[np.ndarray]:
+        return np.array_split(np.asarray(rows), max(1, -(-len(rows) // self.batch_size)))
+
+    def _read(self, dataset: Masked, rows: np.ndarray) -> tuple[Tensor, list[np.ndarray]]:
+        pairs = [self.item(dataset, int(i)) for i in rows]
+        images = torch.stack([resized(image, self.size, self.interpolation) for image, _ in pairs])
+        return images, [mask for _, mask in pairs]
 
     def maps(self, dataset: Masked, rows, what: str) -> Iterator[tuple[Tensor, np.ndarray]]:
         """((h·w, D) float32 cells on the device, mask in its own size) of every image, in order."""
+        asked = (batchnorm_statistics(self.encoder.model), dataset is self.train, np.asarray(rows))
+        batches = spread("maps", asked, self._share(dataset, rows))
+        total = len(self._batches(rows))
+        for cells, masks in ProgressBar(batches, total=total, desc=what, unit="batch", leave=False):
+            yield from zip(cells.to(self.encoder.device), masks, strict=True)
+
+    def _share(self, dataset: Masked, rows) -> Share:
+        """This process's share of the maps of some rows: ((B, h·w, D) cells, masks) a batch."""
         run = map_of(self.encoder.model, self.reader)
-        for images, masks in self.items(dataset, rows, what):
-            cells = run(self.encoder.normalized(images)).flatten(2).transpose(1, 2)
-            yield from zip(cells, masks, strict=True)
+
+        def share(rank: int, size: int) -> Iterator[tuple[Tensor, list[np.ndarray]]]:
+            for some in self._batches(rows)[rank::size]:
+                images, masks = self._read(dataset, some)
+                cells = run(self.encoder.normalized(images)).flatten(2).transpose(1, 2)
+                yield cells.cpu() if size > 1 else cells, masks
+
+        return share
+
+    def helpers(self) -> dict[str, Callable[..., Share]]:
+        """See `a2mim.processes.leading.lead`."""
+
+        def maps(statistics: dict[str, Tensor], of_train: bool, rows: np.ndarray) -> Share:
+            self.encoder.model.load_state_dict(statistics, strict=False)
+            return self._share(self.train if of_train else self.test, rows)
+
+        return {"maps": maps}
 
 
 def open_task(source, protocol: Protocol, data, test_data=None, img_size=None, **options) -> SegmentationTask:

@@ -100,9 +100,10 @@ def joined(device: str | None) -> Iterator[torch.device]:
     chosen = start_processes(device)
     try:
         yield chosen
-        leave_together()
+        if _joined:
+            leave_together()
     except Exception as error:
-        if is_shared(error):
+        if _joined and is_shared(error):
             leave_together()
         raise
     finally:

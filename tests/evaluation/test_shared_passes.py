@@ -29,6 +29,12 @@ def data(tmp_path_factory):
             image[..., i % 3] += 30
             mmcv.imwrite(image, str(folder / split / "abc"[i % 3] / f"{i:02d}.png"))
         (folder / split / "b" / "04.png").write_bytes(b"no image")
+    for i in range(11):
+        mask = np.zeros((32, 32), np.uint8)
+        mask[:, 3 * i :] = 1
+        image = (60 + 90 * mask[..., None] + generator.integers(0, 60, (32, 32, 3))).astype(np.uint8)
+        for name, pixels in (("images", image), ("masks", mask)):
+            mmcv.imwrite(pixels, str(folder / "masked" / name / f"{i:02d}.png"))
     return folder
 
 
@@ -47,6 +53,14 @@ def judge(data, folder, protocols=tuple(PROTOCOLS)):
     )
 
 
+def judge_the_rest(data, folder):
+    """Images without labels, images with masks, and embeddings."""
+    same = {"out": folder, "img_size": 32, "batch_size": 4, "device": "cpu", "say": str}
+    evaluate("test_resnet", ["label-free"], f"{data}/train", **same)
+    evaluate("test_resnet", ["seg-knn"], f"{data}/masked", **same)
+    embed("test_resnet", f"{data}/test", folder / "e.npz", img_size=32, batch_size=4, device="cpu")
+
+
 def arrays(folder):
     """Every file of features, by its entry and part."""
     return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*.npy"))}
@@ -61,15 +75,14 @@ BOTH = """
 import sys, os
 from pathlib import Path
 sys.path[:0] = [{here!r}, os.path.dirname({here!r})]
-from test_shared_passes import embed, evaluate, judge
+from test_shared_passes import judge, judge_the_rest
 from a2mim.processes import group
 
 data, folder = Path({data!r}), Path({folder!r})
 with group.joined("cpu"):
     results = judge(data, folder)
     assert [result["protocol"] for result in results] == ["dino-knn", "dino-linear", "efficient-probe"]
-    evaluate("test_resnet", ["label-free"], f"{{data}}/train", out=folder, img_size=32, batch_size=4, device="cpu")
-    embed("test_resnet", f"{{data}}/test", folder / "e.npz", img_size=32, batch_size=4, device="cpu")
+    judge_the_rest(data, folder)
     try:
         judge(data / "missing", folder)
     except FileNotFoundError as error:
@@ -88,8 +101,7 @@ def test_two_processes_give_the_bytes_of_one(data, tmp_path):
     for printed in start_two(tmp_path, program):
         assert printed.endswith("left\n"), printed
     judge(data, one)
-    evaluate("test_resnet", ["label-free"], f"{data}/train", out=one, img_size=32, batch_size=4, device="cpu")
-    embed("test_resnet", f"{data}/test", one / "e.npz", img_size=32, batch_size=4, device="cpu")
+    judge_the_rest(data, one)
     assert len(arrays(one)) >= 8 and arrays(one) == arrays(two)
     assert told(one) == told(two) and told(one)[0]["unreadable"] == {"not an image": 2}
     assert (one / "e.npz").read_bytes() == (two / "e.npz").read_bytes()
