@@ -6,6 +6,7 @@ import copy
 from collections.abc import Iterator
 
 import torch
+import torch.distributed.nn.functional
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -95,7 +96,7 @@ class Head(nn.Module):
     def forward(
         self, pooled: Tensor, ids: Tensor, k: int, temperature: float, generator: torch.Generator | None = None
     ) -> Tensor:
-        """The loss of two views of N images.
+        """The loss of two views of N images, told from all images of the batch, those of other processes included.
 
         Args:
             pooled: (2, N, D), means of the map.
@@ -112,9 +113,11 @@ class Head(nn.Module):
             kept = F.normalize(kept.float(), dim=1)
             found = self.queue.neighbours(kept, ids.repeat(2), k, generator).chunk(2)
             self.queue.put(*gather(kept.chunk(2)[0], ids))
-        rows = torch.arange(len(ids), device=pooled.device)
+        rank = torch.distributed.get_rank() if _processes() > 1 else 0
+        rows = torch.arange(len(ids), device=pooled.device) + rank * len(ids)
+        everyone = [gather_with_gradient(view) for view in predicted]
         there, back = (
-            F.cross_entropy(found[one] @ predicted[other].T / temperature, rows) for one, other in ((0, 1), (1, 0))
+            F.cross_entropy(found[one] @ everyone[other].T / temperature, rows) for one, other in ((0, 1), (1, 0))
         )
         return (there + back) / 2
 
@@ -132,11 +135,22 @@ def _layer(channels: int, width: int) -> Iterator[nn.Module]:
     yield from (nn.Linear(channels, width, bias=False), nn.BatchNorm1d(width), nn.ReLU())
 
 
+def _processes() -> int:
+    return torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
+
+
+def gather_with_gradient(views: Tensor) -> Tensor:
+    """(N, D) of each process -> (processes * N, D) in the order of their ranks. A process gets back the gradients that
+    its rows have in the losses of all.
+    """
+    return views if _processes() == 1 else torch.cat(torch.distributed.nn.functional.all_gather(views))
+
+
 def gather(embeddings: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
     """(embeddings, ids) of all processes in the order of their ranks, so that every process keeps the same queue."""
-    if not torch.distributed.is_initialized() or torch.distributed.get_world_size() == 1:
+    number = _processes()
+    if number == 1:
         return embeddings, ids
-    number = torch.distributed.get_world_size()
     parts = [torch.empty_like(embeddings) for _ in range(number)], [torch.empty_like(ids) for _ in range(number)]
     for gathered, own in zip(parts, (embeddings, ids), strict=True):
         torch.distributed.all_gather(gathered, own.contiguous())

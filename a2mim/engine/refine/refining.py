@@ -115,7 +115,7 @@ class Refining:
 
     def measure(self, context: StepContext, batch: dict, step: int) -> dict[str, float]:
         """The loss of answering with every image of the batch alike."""
-        images = len(batch["images"]) // VIEWS // context.accumulate
+        images = len(batch["images"]) // VIEWS // context.accumulate * context.world_size
         return {"baseline": len(self.model.heads) * math.log(max(1, images))}
 
     def derive(self, values: dict[str, float]) -> dict[str, float]:
