@@ -245,6 +245,7 @@ class MaskedEncoder(nn.Module):
             )
         if self.sparse is not None and mask is not None:
             self.sparse.install(self.model)
+            self.sparse.forget()  # else a compiled step would depend on the mask before
             images = images.masked_fill(expand_mask(mask, *self.img_size), 0.0)
         self._images, self._mask, self._inserting, self._hidden_cells = images, mask, True, hidden_cells
         try:

@@ -21,6 +21,7 @@ from a2mim.data.request import public_request
 from a2mim.engine import hooks
 from a2mim.engine.activations import recompute_activations
 from a2mim.engine.averaging import AveragingHook
+from a2mim.engine.compiling import compile_parts
 from a2mim.engine.finetune_settings import FinetuneData
 from a2mim.engine.health_hook import HealthHook
 from a2mim.engine.optim import StepWrapper, build_schedule
@@ -174,8 +175,7 @@ def build_runner(run: Run, resume_from: ResumePoint | None) -> TrainRunner:
     if settings.sync_batchnorm and torch.distributed.is_initialized() and device.type == "cuda":
         synchronise(task.network)
     prepare_model(task, settings)
-    if settings.compile:
-        task.network.compile()
+    compile_parts(task, settings)
     optimizer = task.optimizer()
     steps = len(run.loader)
     schedule = build_schedule(optimizer, settings.schedule, steps, settings.schedule.epochs * steps)

@@ -97,13 +97,24 @@ class Pretraining:
         return f"{rate}, then at the mask ratio ({ratio}), then at the site of the mask token ({sites})"
 
     def micro_batches(self, context: StepContext, batch: dict, step: int, epoch: int) -> Iterator[dict]:
-        """Images and their masks, and the generator of this step's masks on this process."""
+        """Images and their masks, and the generator of this step's masks on this process.
+
+        A compiled step gets no generator, and no number of hidden cells unless the network needs it: each new value
+        would make a new graph.
+        """
+        compiled = self.settings.compile == "step"
+        counted = not compiled or getattr(self.model.encoder, "hide", "token") != "token"
         generator = torch.Generator(self.model.mask_device(context.device))
         generator.manual_seed(context.step_seed(step, "mask"))
         for part in batch["images"].chunk(context.accumulate):
             images = context.to_device(part)
             mask, hidden_cells = self.model.draw(images, generator)
-            yield {"images": images, "mask": mask, "hidden_cells": hidden_cells, "generator": generator}
+            yield {
+                "images": images,
+                "mask": mask,
+                "hidden_cells": hidden_cells if counted else None,
+                "generator": None if compiled else generator,
+            }
 
     @torch.no_grad()
     def measure(self, context: StepContext, batch: dict, step: int) -> dict[str, Tensor]:

@@ -193,7 +193,11 @@ class Settings(Group):
         description="Do not keep activations; compute them again in the backward pass. Takes much less memory, and"
         " about a third more time.",
     )
-    compile: Flag = Field(False, description="Compile the network with torch.compile.")
+    compile: Annotated[Flag | Literal["encoder", "step"], Must('one of False, "encoder", "step"')] = Field(
+        False,
+        description="Compile with torch.compile. encoder: the network (True means the same). step: the whole forward"
+        " pass of pre-training with its losses, as one graph.",
+    )
     deterministic: Flag = Field(
         False,
         description="Give the same numbers in each run, also on a GPU, by kernels that add in a fixed order. Slower.",

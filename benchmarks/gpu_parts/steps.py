@@ -14,6 +14,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from a2mim.engine.assembly import build_mim
+from a2mim.engine.compiling import compile_step
 from a2mim.engine.config import load_config
 from a2mim.engine.optim import StepWrapper, build_optimizer
 
@@ -51,8 +52,7 @@ def whole_step(
 
     Args:
         precision: "bf16", "tf32" or "fp32".
-        compiled: "eager"; "encoder", which is the setting `compile=True`; "step": the forward pass with its losses as
-            one graph, the mask drawn outside it.
+        compiled: "eager", or a value of the setting `compile`: "encoder", "step".
     """
     device = scale.where
     torch.manual_seed(0)
@@ -67,18 +67,16 @@ def whole_step(
     host, generator = host_batch(batch, scale.px, device), torch.Generator(model.mask_device(device))
     if compiled == "encoder":
         model.encoder.compile(backend=scale.backend)
-    graph = torch.compile(model.forward, backend=scale.backend, dynamic=False) if compiled == "step" else None
+    if compiled == "step":
+        compile_step(model, backend=scale.backend)
 
     def step() -> None:
         images = host.to(device, non_blocking=True, memory_format=layout)
         mask, cells = model.draw(images, generator)
-        if graph is None:
-            known = {} if cells is None else {"hidden_cells": cells}
-            model.train_step({"images": images, "mask": mask, **known}, wrapper)
-            return
-        with wrapper.optim_context(model):
-            losses = graph(images, mask=mask)
-        wrapper.update_params(torch.stack(list(losses.values())).sum())
+        known = (
+            {} if cells is None or (compiled == "step" and model.encoder.hide == "token") else {"hidden_cells": cells}
+        )
+        model.train_step({"images": images, "mask": mask, **known}, wrapper)
 
     return step, model
 

@@ -97,7 +97,12 @@ class Sparse:
     def _forget_others(self, mask: Tensor) -> None:
         """Drops what was worked out for another mask."""
         if self._known is not mask:
-            self._known, self._index, self._visible = mask, {}, {}
+            self.forget()
+            self._known = mask
+
+    def forget(self) -> None:
+        """Drops what was worked out for the last mask."""
+        self._known, self._index, self._visible = None, {}, {}
 
     def _on_grid(self, shape: tuple[int, int], mask: Tensor) -> Tensor | None:
         ratios = [cells / number for cells, number in zip(shape, mask.shape[1:], strict=True)]
