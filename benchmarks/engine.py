@@ -33,10 +33,14 @@ ROOT = Path(__file__).resolve().parents[1]
 RECIPES = {"xcit": "a2mim_xcit.py", "resnet": "a2mim_resnet50.py"}
 
 
+def recipe_of(name: str) -> str:
+    """The file of the recipe for a network's family."""
+    return next(file for prefix, file in RECIPES.items() if name.startswith(prefix))
+
+
 def whole_step(name: str, images: torch.Tensor, device: torch.device, amp: str | None):
     """One step of the recipe with `name` as its encoder."""
-    recipe = next(file for prefix, file in RECIPES.items() if name.startswith(prefix))
-    settings = load_config(ROOT / "configs" / recipe)
+    settings = load_config(ROOT / "configs" / recipe_of(name))
     settings.model["encoder"]["name"] = name
     model = build_mim(settings).to(device).train()
     optimizer = build_optimizer(model, settings.optimizer, settings.global_batch_size)

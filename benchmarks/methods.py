@@ -1,9 +1,11 @@
 """What a step of each method costs over the bare backbone, or over pixels, as a ratio measured side by side in one run.
 
 python benchmarks/methods.py [--rows mae_vit_small spark_resnet50 …] [--over-pixels] [--batch-size 4] [--rounds 5]
+python benchmarks/methods.py --rows a2mim_xcit_128 --over a2mim_xcit
 
 Bare: forward, mean of the feature map, backward, on whole images. Row: the recipe as written: mask, target, encoder,
-decoder, losses, backward. `--over-pixels`: the same recipe with pixels as its target, instead of the bare backbone.
+decoder, losses, backward. `--over-pixels`: the same recipe with pixels as its target, instead of the bare
+backbone; `--over ROW`: another recipe, at its own image size.
 Both take turns on one thread; times are the process's own, so that other work on the machine hardly counts. The
 optimiser is left out: it costs the same for both but for the decoder's parameters.
 """
@@ -20,6 +22,7 @@ import timm
 import torch
 from torch import Tensor
 
+from a2mim.data.crops import height_and_width
 from a2mim.engine.assembly import build_mim
 from a2mim.engine.config import load_config
 from a2mim.engine.pretrain_settings import PretrainSettings
@@ -42,9 +45,9 @@ def row_step(settings: PretrainSettings, images: Tensor) -> Step:
 
 def bare_step(settings: PretrainSettings, images: Tensor) -> Step:
     """A step of timm's network alone, without stochastic depth."""
-    encoder, floats = settings.model.encoder, images.float() / 255
-    plain = {key: value for key, value in encoder.model_args.items() if key != "drop_path_rate"}
-    bare = timm.create_model(encoder.name, num_classes=0, **plain).train()
+    encoder, floats = settings.model["encoder"], images.float() / 255
+    plain = {key: value for key, value in encoder.get("model_args", {}).items() if key != "drop_path_rate"}
+    bare = timm.create_model(encoder["name"], num_classes=0, **plain).train()
 
     def step() -> None:
         bare.forward_features(floats).mean().backward()
@@ -59,11 +62,19 @@ def seconds(step: Step) -> float:
     return time.process_time() - started
 
 
-def compare(row: str, over_pixels: bool, batch_size: int, rounds: int) -> str:
+def stored_images(settings: PretrainSettings, number: int) -> Tensor:
+    """(number, C, H, W) uint8, random, of the recipe's size."""
+    data = settings.data
+    return torch.randint(0, 256, (number, data.in_chans, *height_and_width(data.img_size)), dtype=torch.uint8)
+
+
+def compare(row: str, over_pixels: bool, over: str | None, batch_size: int, rounds: int) -> str:
     settings = load_config(row)
-    size = batch_size, settings.data.in_chans, settings.data.img_size, settings.data.img_size
-    images = torch.randint(0, 256, size, dtype=torch.uint8)
-    if over_pixels:
+    images = stored_images(settings, batch_size)
+    if over:
+        larger = load_config(over)
+        other = row_step(larger, stored_images(larger, batch_size))
+    elif over_pixels:
         other = row_step(load_config(row, {"model.target": "pixels"}), images)
     else:
         other = bare_step(settings, images)
@@ -81,12 +92,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", nargs="+", default=ROWS, help="recipes")
     parser.add_argument("--over-pixels", action="store_true")
+    parser.add_argument("--over", help="a recipe to compare with, instead of the bare backbone")
     parser.add_argument("--batch-size", type=int, default=4)
     parser.add_argument("--rounds", type=int, default=5)
     chosen = parser.parse_args()
     torch.set_num_threads(1)
     for row in chosen.rows:
-        print(compare(row, chosen.over_pixels, chosen.batch_size, chosen.rounds), flush=True)
+        print(compare(row, chosen.over_pixels, chosen.over, chosen.batch_size, chosen.rounds), flush=True)
 
 
 if __name__ == "__main__":

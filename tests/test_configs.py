@@ -24,6 +24,8 @@ REFERENCE = {
     "a2mim_vit_small": (4e-4, 800, "step", (0.67, 1), 5.0, 1.0, ["l1", "fourier"], "add", "patch_embed", 12),
     "a2mim_xcit": (8e-4, 300, "cosine", (0.67, 1), 5.0, 1.0, ["l1", "fourier"], "add", "blocks.5", 14),
     "a2mim_xcit_wide": (8e-4, 300, "cosine", (0.67, 1), 5.0, 1.0, ["l1", "fourier"], "add", "blocks.5", (12, 24)),
+    "a2mim_xcit_128": (8e-4, 300, "cosine", (0.67, 1), 5.0, 1.0, ["l1", "fourier"], "add", "blocks.5", 8),
+    "a2mim_resnet50_128": (1.2e-3, 300, "cosine", (0.8, 1), None, 0.1, ["focal_l1", "fourier"], "scaled", "layer3", 8),
     "a2mim_xvit": (8e-4, 300, "cosine", (0.67, 1), 5.0, 1.0, ["l1", "fourier"], "add", "blocks.5", 14),
     "a2mim_linglo": (8e-4, 300, "cosine", (0.67, 1), 5.0, 1.0, ["l1", "fourier"], "add", "stages.2", 14),
     "a2mim_crossvit": (8e-4, 300, "cosine", (0.67, 1), 5.0, 1.0, ["l1", "fourier"], "add", "blocks.1", 20),
@@ -40,13 +42,15 @@ REFERENCE = {
 
 # other papers: (lr, images a step, epochs, crop scale, betas, clip, hide, decoder, target's channels and stride,
 #                loss, hidden cells of all at 224 or 128 px)
-MAE = (0.2, 1), (0.9, 0.95), None, "drop", "TransformerDecoder", 3, 1, "l2", (147, 196)
+MAE_128 = (0.2, 1), (0.9, 0.95), None, "drop", "TransformerDecoder", 3, 1, "l2", (48, 64)
+MAE = *MAE_128[:-1], (147, 196)
 FASTMIM = (0.2, 1), (0.9, 0.95), None, "token", "TransformerDecoder", 27, 8, "l2"
 SPARK = 5.0, "sparse", "LightDecoder", 3, 1, "l2", (29, 49)
 FEATURES = (0.9, 0.999), 3.0, "token", "EachMap", 768, 16, "smooth_l1"
 METHODS = {
     "mae_vit_base": (2.4e-3, 4096, 800, *MAE),
     "mae_vit_small": (2.4e-3, 4096, 800, *MAE),
+    "mae_vit_small_128": (2.4e-3, 4096, 800, *MAE_128),
     "mff_vit_small": (2.4e-3, 4096, 800, *MAE),
     "maskfeat_vit_base": (1.6e-3, 2048, 300, (0.5, 1), (0.9, 0.999), 0.02, "token", "EachMap", 27, 8, "l2", (78, 196)),
     "fastmim_xcit_small": (2.4e-3, 4096, 800, *FASTMIM, (48, 64)),
@@ -115,7 +119,7 @@ def test_the_settings_are_the_paper_s(built):
     assert [loss.name for loss in model.losses] == losses
     assert (model.encoder.token_mode, model.encoder.site) == (token, site)
     assert model.encoder.sites[0].layout.grid == height_and_width(grid)
-    cell = 48 if name == "a2mim_crossvit" else 32  # whole tokens of 12 px
+    cell = {"a2mim_crossvit": 48, "a2mim_xcit_128": 16, "a2mim_resnet50_128": 16}.get(name, 32)  # 48: tokens of 12 px
     assert (model.masking.mask_patch_size, model.masking.mask_ratio) == (cell, 0.6)
 
 

@@ -29,7 +29,7 @@ from a2mim.processes.leading import Share, spread
 
 
 class Judge:
-    """k-NN, linear and attentive probe of frozen features, at the recipe's own image size.
+    """k-NN, linear and attentive probe of frozen features, at the recipe's image size or its `judge.img_size`.
 
     A network with BatchNorm is calibrated on training images first (see `a2mim.evaluation.calibration`), before and
     after pre-training alike: statistics that fit the images are worth points by themselves, and would otherwise pass
@@ -46,10 +46,10 @@ class Judge:
     ):
         self.settings, self.device, self.batch_size = settings.judge, device, batch_size
         self.work = {"pretrain": "pre-training", "refine": "refinement"}[settings.command]
-        data = settings.data
+        data, larger = settings.data, getattr(settings.judge, "img_size", None)  # refinement judges at its own size
         assert data.img_size is not None and data.mean is not None and data.std is not None  # the task filled them in
-        self.pixels = Preprocessing(data.mean, data.std, height_and_width(data.img_size))
-        self.img_size, self.seed = data.img_size, settings.seed
+        self.img_size, self.seed = larger or data.img_size, settings.seed
+        self.pixels = Preprocessing(data.mean, data.std, height_and_width(self.img_size))
         self.train_set = train_set
         self._calibrated: dict[int, tuple] = {}
         self.train = self.loader(train_set, self.settings.train_images)
@@ -77,6 +77,10 @@ class Judge:
             calibrate_batchnorm(copied.model, self.calibration_batches())
             self._calibrated[id(encoder)] = encoder, copied  # the first keeps the number from being given away
         return self._calibrated[id(encoder)][1]
+
+    def keep_calibrated(self, encoder) -> None:
+        """Notes that an export has calibrated this encoder on `calibration_batches`, so that it is not done twice."""
+        self._calibrated[id(encoder)] = encoder, copy.deepcopy(encoder).to(self.device)
 
     def __call__(self, encoder, when: str) -> dict | None:
         """Results of `a2mim.evaluation.judge`, or None where there is nothing to judge on."""

@@ -36,7 +36,8 @@ def draw_portrait(judge: Judge, encoders: dict, model, folder: Path) -> None:
         lambda: add_neighbours(album, networks, queries, bank, judge.pixels),
     ]
     if model is not None:
-        drawings.append(lambda: _spectrum(album, model, bank, judge))
+        seen = bank if model.encoder.img_size == judge.pixels.img_size else samples(judge, model.encoder.img_size)[1]
+        drawings.append(lambda: _spectrum(album, model, seen, judge))
     for draw in drawings:
         try:
             draw()
@@ -45,20 +46,24 @@ def draw_portrait(judge: Judge, encoders: dict, model, folder: Path) -> None:
     album.write()
 
 
-def samples(judge: Judge) -> tuple[Sample, Sample]:
-    """Images to look at, and a bank of training images; as many of every class. No image is in both."""
+def samples(judge: Judge, size: int | tuple[int, int] | None = None) -> tuple[Sample, Sample]:
+    """Images to look at, and a bank of training images; as many of every class. No image is in both.
+
+    Args:
+        size: pixels, or (H, W); None: the judge's.
+    """
     train, test = judge.train_set, judge.test.dataset if judge.test is not None else None
     if test is not None:
         rows = calibration_rows(test, QUERIES, judge.seed, np.flatnonzero(test.labels >= 0))
-        return _read(judge, test, rows), _read(judge, train, calibration_rows(train, BANK, judge.seed))
+        return _read(judge, test, rows, size), _read(judge, train, calibration_rows(train, BANK, judge.seed), size)
     rows = calibration_rows(train, QUERIES + BANK, judge.seed)
     number = min(QUERIES, len(rows) // 2)
-    return _read(judge, train, rows[:number]), _read(judge, train, rows[number:])
+    return _read(judge, train, rows[:number], size), _read(judge, train, rows[number:], size)
 
 
-def _read(judge: Judge, dataset, rows: np.ndarray) -> Sample:
+def _read(judge: Judge, dataset, rows: np.ndarray, size: int | tuple[int, int] | None) -> Sample:
     """Central crops of some rows; those that cannot be read are left out."""
-    batches = list(EvalLoader(dataset, judge.img_size, resize=None, batch_size=64, indices=rows))
+    batches = list(EvalLoader(dataset, size or judge.img_size, resize=None, batch_size=64, indices=rows))
     names = dataset.class_names or judge.train_set.class_names
     classes = []
     for label in torch.cat([torch.as_tensor(batch["labels"]) for batch in batches]).tolist():

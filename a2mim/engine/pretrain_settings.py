@@ -64,6 +64,16 @@ class Judging(Group):
     )
 
 
+class PretrainJudging(Judging):
+    """How a pre-trained encoder is judged, and for which images it is exported."""
+
+    img_size: Size | None = Field(
+        None,
+        description="Side of the images, or (height, width), for the judgement before and after and for the export;"
+        " position embeddings are resampled. None: data.img_size.",
+    )
+
+
 class PretrainSettings(Settings):
     """Every setting of a pre-training recipe."""
 
@@ -83,7 +93,9 @@ class PretrainSettings(Settings):
     optimizer: PretrainOptimizer = Field(PretrainOptimizer(), description="The optimiser and its learning rate.")
     schedule: Schedule = Field(Schedule(), description="The learning rate over the run.")
     log: PretrainLog = Field(PretrainLog(), description="What is written on the way.")
-    judge: Judging = Field(Judging(), description="How the encoder is judged; needs labels and a test set.")
+    judge: PretrainJudging = Field(
+        PretrainJudging(), description="How the encoder is judged; needs labels and a test set."
+    )
     export: Annotated[list[Text], Must("a list of targets, e.g. ['timm'] or []")] = Field(
         ["timm"], description="What the encoder is written for at the end, with a receipt each."
     )

@@ -28,6 +28,7 @@ from a2mim.engine.portrait import draw_portrait
 from a2mim.engine.pretrain_settings import PretrainSettings
 from a2mim.engine.records import Request, StepContext, TaskData
 from a2mim.engine.report import command_line, sentence, timm_lines, words
+from a2mim.engine.resized import at_judged_size, check_judged_size
 from a2mim.export import export_timm_folder
 from a2mim.pixels import Preprocessing
 from a2mim.processes.leading import Share
@@ -45,6 +46,7 @@ class Pretraining:
     def __init__(self, data: TaskData, request: Request, device: torch.device, saved: dict | None = None):
         self.settings, self.device = data.settings, device
         self.train_set, self.test_set = data.train_set, data.test_set
+        check_judged_size(self.settings)
         self.model = build_mim(self.settings)
         self.network = self.model.encoder
         self.start = self._initialise(saved)
@@ -174,6 +176,8 @@ class Pretraining:
         data = self.settings.data
         trained: Any = unsynchronise(averaged.encoder)
         keep_activations(trained)
+        trained, untrained = (at_judged_size(encoder, self.settings) for encoder in (trained, self.untrained))
+        trained.to(self.device)
         judge = judging.Judge(self.settings, self.train_set, self.test_set, self.device)
         receipt = None
         if self.settings.export:
@@ -186,10 +190,11 @@ class Pretraining:
                 batches=judge.calibration_batches(),
                 source=str(folder),
             )
-        before, after = judge(self.untrained, "before"), judge(trained, "after")
+            judge.keep_calibrated(trained)
+        before, after = judge(untrained, "before"), judge(trained, "after")
         judging.write_results(judge, after, trained, folder)
         if self.settings.log.report:
-            encoders = {"before": judge.calibrated(self.untrained), "after": judge.calibrated(trained)}
+            encoders = {"before": judge.calibrated(untrained), "after": judge.calibrated(trained)}
             draw_portrait(judge, encoders, averaged, folder)
         judged = judging.compare(before, after)
         return {"export": receipt, "judged": judged}

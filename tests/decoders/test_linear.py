@@ -3,7 +3,7 @@
 import timm
 import torch
 
-from a2mim.decoders import LinearDecoder
+from a2mim.decoders import LinearDecoder, linear
 from a2mim.targets import NormalizedPatches, Pixels
 
 
@@ -44,3 +44,24 @@ def test_pixels_are_the_images_and_normalised_patches_have_mean_0_and_variance_1
         patch = patches[b, c, y : y + 4, x : x + 4]
         assert abs(patch.mean()) < 1e-5
         assert abs(patch.var(unbiased=False) - 1) < 1e-3
+
+
+def test_a_wide_decoder_computes_what_its_convolution_computes(monkeypatch):
+    """As a product of matrices on a CPU: answers and gradients, for both memory formats, within rounding."""
+    decoder = LinearDecoder(64, stride=4)
+    images = torch.randn(3, 64, 2, 5)
+    answers = []
+    for wide, layout in ((2**40, torch.contiguous_format), (1, torch.contiguous_format), (1, torch.channels_last)):
+        monkeypatch.setattr(linear, "WIDE", wide)
+        features = images.to(memory_format=layout).requires_grad_()
+        recon = decoder(features)
+        gradients = torch.autograd.grad(recon.square().sum(), [features, *decoder.parameters()])
+        answers.append([recon, *gradients])
+    for other in answers[1:]:
+        torch.testing.assert_close(other, answers[0])
+    calls = []
+    decoder.proj.register_forward_hook(lambda *_: calls.append(1))
+    decoder(images)
+    monkeypatch.setattr(linear, "WIDE", 2**40)
+    decoder(images)
+    assert len(calls) == 1  # the convolution itself runs for narrow decoders alone

@@ -16,9 +16,11 @@ import a2mim
 from a2mim.checkpoints import list_checkpoints
 from a2mim.cli import main
 from a2mim.engine.assembly import build_mim, choose_amp
+from a2mim.engine.config import load_config
 from a2mim.engine.folder import claim, find_run, release
 from a2mim.engine.records import step_seed
 from a2mim.engine.report import command_line
+from a2mim.engine.resized import at_judged_size
 
 
 def test_a_run_leaves_the_folder_that_the_documentation_names(run):
@@ -124,8 +126,6 @@ def test_amp_is_float32_by_default_on_a_cpu():
 
 
 def test_a_recipe_s_own_row_wins_over_what_is_derived(recipe):
-    from a2mim.engine.config import load_config
-
     settings = load_config(recipe, {"model.encoder.mask_patch_size": 8})
     assert build_mim(settings).encoder.img_size == (32, 32)
 
@@ -250,3 +250,39 @@ def test_the_next_command_begins_as_the_user_typed_this_one(monkeypatch, typed, 
     tools = str(Path(__file__).parents[2] / "tools")
     monkeypatch.setattr("sys.argv", [typed.replace("TOOLS", tools)])
     assert " ".join(command_line("linear-probe")) == words.replace("TOOLS", tools)
+
+
+def test_an_encoder_is_judged_and_exported_at_a_larger_size(run, labelled):
+    """Pre-trained at 32 px, then 64: positions are resampled, and nothing else changes."""
+    changes = {"data": labelled / "train", "test_data": labelled / "test", "judge.img_size": 64, "export": ["timm"]}
+    changes |= {"schedule.epochs": 1, "schedule.warmup_epochs": 0, "judge.every_epochs": None}
+    vit = {"name": "vit_tiny_patch16_224", "model_args": {"depth": 2, "embed_dim": 64, "num_heads": 2}}
+    folder, summary = run("larger", **changes, **{"model.encoder": vit})
+    assert summary["judged"]["after"]["knn"]["n_test"] == 12
+    assert summary["export"]["largest_difference"] <= summary["export"]["tolerance"]
+    model, pixels = a2mim.load_encoder(folder)
+    assert pixels["img_size"] == [64, 64] and model(torch.zeros(1, 3, 64, 64)).shape == (1, 64)
+    trained = torch.load(list_checkpoints(folder / "checkpoints")[-1], weights_only=True)["state_dict"]
+    trained = {key.removeprefix("encoder.model."): value for key, value in trained.items()}
+    assert trained["pos_embed"].shape[1] == 1 + 2 * 2 and model.pos_embed.shape[1] == 1 + 4 * 4
+    for key, value in model.state_dict().items():
+        assert key == "pos_embed" or torch.equal(value, trained[key]), key
+    results = json.loads((folder / "results.json").read_text())
+    assert {result["constants"]["img_size"] for result in results} == {64}
+    drawn = json.loads(next((folder / "representation").glob("*.json")).read_text())
+    assert "Spectrum of the reconstruction" in json.dumps(drawn)  # whose images have the size of the training
+
+
+def test_a_network_without_positions_keeps_every_tensor_at_a_larger_size(recipe):
+    settings = load_config(recipe, {"model.encoder": {"name": "test_resnet"}, "judge.img_size": 64})
+    encoder = build_mim(settings).encoder
+    larger = at_judged_size(encoder, settings)
+    assert larger.img_size == (64, 64) and at_judged_size(larger, settings) is larger
+    before, after = encoder.state_dict(), larger.state_dict()
+    assert before.keys() == after.keys() and all(torch.equal(before[key], after[key]) for key in before)
+
+
+def test_a_size_to_be_judged_at_that_does_not_suit_is_refused_before_the_training(run, tmp_path):
+    with pytest.raises(ValueError, match=r"judge\.img_size=40 does not suit this recipe: .*mask_patch_size=16"):
+        run("odd", **{"judge.img_size": 40})
+    assert not (tmp_path / "odd").exists()
