@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import torch
 
 from a2mim.data.crops import height_and_width
@@ -24,7 +26,8 @@ def judged_size(settings: PretrainSettings) -> tuple[int, int]:
 def check_judged_size(settings: PretrainSettings) -> None:
     """ValueError where the row cannot be built at `judge.img_size`; asked before the training, not after it."""
     if judged_size(settings) != height_and_width(settings.data.img_size):
-        with torch.device("meta"):
+        hides = settings.model["encoder"].get("hide", "token") != "token"  # which is proven on numbers
+        with nullcontext() if hides else torch.device("meta"):
             _build(settings)
 
 
