@@ -169,7 +169,8 @@ class Pretraining:
     def helpers(self, averaged: Any) -> dict[str, Callable[..., Share]]:
         """See `a2mim.engine.task.Task`."""
         judge = judging.Judge(self.settings, self.train_set, self.test_set, self.device)
-        return judge.helpers({"before": self.untrained, "after": averaged.encoder})
+        encoders = {"before": self.untrained, "after": averaged.encoder}
+        return judge.helpers({when: at_judged_size(each, self.settings) for when, each in encoders.items()})
 
     def hand_over(self, averaged: Any, folder: Path) -> dict:
         """Exports the encoder, then judges it beside the untrained one; what is to be said of both."""
