@@ -31,8 +31,9 @@ def test_the_sets_are_what_they_say(sets, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["helps", "cannot", "small"])
-def test_the_answer_to_a_drawn_set_is_right(sets, kind, tmp_path):
+@pytest.mark.parametrize(("kind", "seeds"), [("helps", 3), ("cannot", 2), ("small", 2)])
+def test_the_answer_to_a_drawn_set_is_right(sets, kind, seeds, tmp_path, monkeypatch):
+    monkeypatch.setattr(sets, "SEEDS", seeds)
     found = sets.answer(kind, 0, tmp_path)
     assert found["answer"] in sets.KINDS[kind][0], found["sentence"]
     tuned = next((tmp_path / "out" / "runs").glob("*finetune-100"))
