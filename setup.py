@@ -31,9 +31,9 @@ setup(
     packages=find_packages(include=["a2mim", "a2mim.*"]),
     package_data={"a2mim": ["py.typed"], "a2mim.protocols": ["*.toml"], "a2mim.report": ["templates/*"]},
     install_requires=[
-        "torch>=2.9",
+        "torch>=2.9",  # 2.6 cannot compile or export X-ViT and LinGlo
         "torchvision>=0.24",
-        "timm>=1.0.22",
+        "timm>=1.0.26",  # older ones read model.safetensors of a folder as a pickle
         "mmengine>=0.10.7",
         "mmcv-lite>=2.2",
         "einops>=0.8",
@@ -47,7 +47,7 @@ setup(
         "tifffile>=2022.8",
         "opencv-python>=4.8",  # mmcv-lite brings it; also named because it is used by name
         "pillow>=11.3",  # its wheels read AVIF from here on
-        "pydantic>=2.6",
+        "pydantic>=2.7",
         "annotated-types>=0.6",  # the bounds in pydantic's annotations, by name
         "numpy>=1.26",
         "scipy>=1.11",

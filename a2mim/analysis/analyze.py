@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from a2mim.analysis import figures
-from a2mim.analysis.duplicates import near_duplicates
+from a2mim.analysis.duplicates import duplicates
 from a2mim.analysis.interactions import Sampling, interaction_strength, number_of_pairs
 from a2mim.analysis.occlusion import accuracy_under_occlusion
 from a2mim.analysis.spectra import spectra
@@ -234,7 +234,7 @@ def _spectrum(subjects: Subjects, network: Network, rows: np.ndarray) -> dict[st
 
 def _duplicates(subjects: Subjects) -> dict[str, Any]:
     train, test = (subjects.rows(part, _MOST["duplicates"]) for part in (subjects.train, subjects.test))
-    return near_duplicates(subjects.train, train, subjects.test, test)
+    return duplicates(subjects.train, train, subjects.test, test)
 
 
 def _read(path: Path) -> dict[str, Any]:

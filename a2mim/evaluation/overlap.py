@@ -1,4 +1,4 @@
-"""Test images that training has seen: exact copies by a checksum, near ones by a perceptual hash, of the test view."""
+"""Images that repeat one another: exact copies by a checksum, near ones by a perceptual hash, of the test view."""
 
 import math
 
@@ -68,6 +68,22 @@ def find_overlap(train: np.ndarray, test: np.ndarray) -> dict[str, list[tuple[in
     return {"exact": exact, "near": [(int(rest[i]), int(pool[j])) for i, j in near]}
 
 
+def find_repeats(found: np.ndarray) -> dict[str, list[tuple[int, int]]]:
+    """{"exact": [(row, other row), …], "near": …}: for each image of one set another one, if there is any.
+
+    Args:
+        found: (N, 5) int64 of `signatures`.
+    """
+    order = np.argsort(found[:, 0], kind="stable")
+    exact = []
+    for rows in np.split(order, np.flatnonzero(np.diff(found[order, 0])) + 1):
+        exact += [(int(row), int(rows[1] if row == rows[0] else rows[0])) for row in rows if len(rows) > 1]
+    pool = np.flatnonzero(found[:, 1] != _NONE)
+    rest = pool[~np.isin(pool, [row for row, _ in exact])]
+    near = _nearest(found[pool, 1:], found[rest, 1:], np.searchsorted(pool, rest))
+    return {"exact": sorted(exact), "near": [(int(rest[i]), int(pool[j])) for i, j in near]}
+
+
 def find_contradictions(
     train: np.ndarray, test: np.ndarray, train_labels: np.ndarray, test_labels: np.ndarray
 ) -> list[tuple[int, int]]:
@@ -97,8 +113,12 @@ def _first_equal(train: np.ndarray, test: np.ndarray) -> list[tuple[int, int]]:
     return [(int(row), int(first[place[row]])) for row in np.flatnonzero(values[place] == test)]
 
 
-def _nearest(train: np.ndarray, test: np.ndarray) -> list[tuple[int, int]]:
-    """Pairs at most NEAR and ALIKE bits apart, one per test row; compares only pairs that agree in a band."""
+def _nearest(train: np.ndarray, test: np.ndarray, itself: np.ndarray | None = None) -> list[tuple[int, int]]:
+    """Pairs at most NEAR and ALIKE bits apart, one per test row; compares only pairs that agree in a band.
+
+    Args:
+        itself: (M,) the training row that is the same image as each test row; these are no pairs.
+    """
     best: dict[int, tuple[int, int]] = {}
     shift = 0
     for width in _BANDS:
@@ -112,14 +132,21 @@ def _nearest(train: np.ndarray, test: np.ndarray) -> list[tuple[int, int]]:
             queries = np.repeat(rows, counts)
             offsets = np.arange(counts.sum()) - np.repeat(counts.cumsum() - counts, counts)
             found = order[np.repeat(starts[rows], counts) + offsets]
-            distance = np.bitwise_count((test[queries, 0] ^ train[found, 0]).view(np.uint64))
-            close = distance <= NEAR
+            distance = _ones(test[queries, :1] ^ train[found, :1])
+            close = (distance <= NEAR) if itself is None else (distance <= NEAR) & (found != itself[queries])
             queries, found, distance = queries[close], found[close], distance[close]
-            more = np.bitwise_count((test[queries, 1:] ^ train[found, 1:]).view(np.uint64)).sum(axis=1, dtype=np.int64)
+            more = _ones(test[queries, 1:] ^ train[found, 1:])
             for i in np.flatnonzero(more <= ALIKE):
                 pair = (int(distance[i]), int(found[i]))
                 best[int(queries[i])] = min(pair, best.get(int(queries[i]), pair))
     return [(row, found) for row, (_, found) in sorted(best.items())]
+
+
+def _ones(words: np.ndarray) -> np.ndarray:
+    """(N, n) int64 -> (N,) how many bits are 1; numpy 1 has no bitwise_count."""
+    if hasattr(np, "bitwise_count"):
+        return np.bitwise_count(words.view(np.uint64)).sum(axis=1, dtype=np.int64)
+    return np.unpackbits(np.ascontiguousarray(words).view(np.uint8), axis=1).sum(axis=1, dtype=np.int64)
 
 
 def _by_pairs(counts: np.ndarray) -> list[np.ndarray]:

@@ -31,7 +31,7 @@ def data_rows(run: RunRecord) -> list[tuple[str, str]]:
     rows += [(f"unreadable: {reason}", f"{n:,}") for reason, n in (data.get("unreadable") or {}).items()]
     rows += [("first of them", str(name)) for name in (data.get("first_unreadable") or ())[:5]]
     rows += [("shard left out", str(name)) for name in data.get("skipped_shards") or ()]
-    return rows + _classes(data.get("class_counts") or {}) + _near_duplicates(run.analyses.get("duplicates") or {})
+    return rows + _classes(data.get("class_counts") or {}) + _repeats(run)
 
 
 def _sizes(sizes: dict[str, Any]) -> list[tuple[str, str]]:
@@ -65,18 +65,31 @@ def _classes(counts: dict[str, Any]) -> list[tuple[str, str]]:
     return [("images a class", f"{least:,} to {most:,}" if least < most else f"{most:,}"), (f"of each{note}", told)]
 
 
-def _near_duplicates(found: dict[str, Any]) -> list[tuple[str, str]]:
-    """What `a2mim analyze --what duplicates` counted; nothing where it was not run."""
-    numbers = [found.get(key) for key in ("repeated", "train", "in_both", "test")]
-    if not all(map(is_number, numbers[:2])):
-        return []
-    repeated, train, in_both, test = numbers
-    rows = [("training images that nearly repeat another one", f"{repeated:,} of {train:,} compared")]
-    if is_number(in_both) and is_number(test):
-        rows.append(("test images that nearly repeat a training image", f"{in_both:,} of {test:,} compared"))
+def _repeats(run: RunRecord) -> list[tuple[str, str]]:
+    """Images that repeat one another, where `a2mim analyze` or `a2mim evaluate` counted them."""
+    found = run.analyses.get("duplicates") or {}
+    judged = [result for result in run.results if _in_words(result.get("overlap"))]
+    in_both, tested = found.get("in_both"), found.get("test")
+    if in_both is None and judged:
+        in_both, tested = judged[-1].get("overlap"), judged[-1].get("n_test")
+    rows = [
+        (f"{what} images that repeat {whom}", f"{told} of {compared:,} compared" if is_number(compared) else told)
+        for what, whom, counts, compared in (
+            ("training", "another one", found.get("repeated"), found.get("train")),
+            ("test", "a training image", in_both, tested),
+        )
+        if (told := _in_words(counts))
+    ]
     pairs = found.get("pairs")
     named = [pair for pair in pairs if isinstance(pair, list) and len(pair) == 2] if isinstance(pairs, list) else []
-    return rows + [("nearly equal", f"{first} and {second}") for first, second in named[:5]]
+    return rows + [("equal, or nearly", f"{first} and {second}") for first, second in named[:5]]
+
+
+def _in_words(counts: Any) -> str:
+    """ "1 exactly, 2 nearly" of {"exact": 1, "near": 2}; "" for anything else."""
+    if not isinstance(counts, dict) or not all(is_number(counts.get(kind)) for kind in ("exact", "near")):
+        return ""
+    return f"{counts['exact']:,} exactly, {counts['near']:,} nearly"
 
 
 def export_rows(run: RunRecord) -> list[dict[str, str]]:

@@ -76,22 +76,34 @@ def test_the_table_of_data_tells_sizes_channels_and_the_balance_of_the_classes(t
     assert rows["images a class"] == "4 to 5" and rows["of each"] == "cat 5, dog 4"
 
 
-@pytest.mark.parametrize("damage", [{}, {"train": "x"}, {"repeated": None}, {"pairs": 5, "in_both": None}])
-def test_the_table_of_data_tells_near_duplicates_where_they_were_counted(tmp_path, damage):
+def told(run) -> dict[str, str]:
+    return {what: many for what, many in data_rows(read_run(run)) if "repeat" in what or "equal" in what}
+
+
+@pytest.mark.parametrize("damage", [{}, {"train": "x"}, {"repeated": 2}, {"pairs": 5, "in_both": {"exact": 1}}])
+def test_the_table_of_data_tells_repeated_images_where_they_were_counted(tmp_path, damage):
     run = make_run(tmp_path / "a")
-    assert not [what for what, _ in data_rows(read_run(run)) if "repeat" in what]
-    found = {"repeated": 2, "train": 900, "in_both": 1, "test": 100, "pairs": [["a.png", "b.png"], "no pair"]}
+    assert told(run) == {}
+    counts = {"repeated": {"exact": 2, "near": 0}, "in_both": {"exact": 0, "near": 1}}
+    found = {**counts, "train": 900, "test": 100, "pairs": [["a.png", "b.png"], "no pair"]}
     (run / "analysis").mkdir()
     (run / "analysis" / "duplicates.json").write_text(json.dumps(found | damage))
-    rows = dict(data_rows(read_run(run)))
-    if "train" in damage or "repeated" in damage:
-        assert "nearly equal" not in rows
-        return
-    assert rows["training images that nearly repeat another one"] == "2 of 900 compared"
+    expected = {
+        "training images that repeat another one": "2 exactly, 0 nearly of 900 compared",
+        "test images that repeat a training image": "0 exactly, 1 nearly of 100 compared",
+        "equal, or nearly": "a.png and b.png",
+    }
     if damage:
-        return
-    assert rows["test images that nearly repeat a training image"] == "1 of 100 compared"
-    assert rows["nearly equal"] == "a.png and b.png"
+        assert told(run).items() != expected.items()  # and no error
+    else:
+        assert told(run) == expected
+
+
+def test_what_a2mim_evaluate_counted_stands_there_too(tmp_path):
+    run = make_run(tmp_path / "a")
+    result = {"protocol": "knn", "constants": {}, "correct": "01", "n_test": 2, "overlap": {"exact": 1, "near": 0}}
+    (run / "results.json").write_text(json.dumps([result]))
+    assert told(run) == {"test images that repeat a training image": "1 exactly, 0 nearly of 2 compared"}
 
 
 def test_a_run_is_to_be_resumed_only_from_a_checkpoint(tmp_path):
