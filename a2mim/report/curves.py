@@ -1,4 +1,6 @@
-"""The curves of training: loss and its parts, rate, gradient norm, speed, waiting, memory, probes on the way."""
+"""The curves of training: loss and its parts, rate, gradient norm, speed, waiting, memory. And the curves of the
+features on the way: probes, effective rank, deviation.
+"""
 
 from __future__ import annotations
 
@@ -19,6 +21,8 @@ _SINGLE = (
     ("Waiting for data", "share of the time", "data_share"),
     ("GPU memory", "GiB at most", "gpu_memory_gb"),
     ("Memory of the training process", "GiB at most", "memory_gb"),
+)
+_FEATURES = (
     ("Effective rank of the features", "effective rank", "effective_rank"),
     ("Deviation of the features", "standard deviation", "feature_std"),
 )
@@ -27,12 +31,21 @@ _PROBES = (("k-NN", "knn"), ("Linear probe", "linear"), ("Attentive probe", "att
 
 def curves(runs: Sequence[RunRecord]) -> list[Plot]:
     """One plot a quantity; several runs share axes, and a quantity that no run logged has no plot."""
-    plots = [*_losses(runs, log=False), *_losses(runs, log=True)[:1], *_parts(runs)]
-    for title, label, key in _SINGLE:
+    return [*_losses(runs, log=False), *_losses(runs, log=True)[:1], *_parts(runs), *_single(runs, _SINGLE)]
+
+
+def on_the_way(runs: Sequence[RunRecord]) -> list[Plot]:
+    """What the probes and the features of fixed images were while the runs trained."""
+    return [*_online(runs), *_single(runs, _FEATURES)]
+
+
+def _single(runs: Sequence[RunRecord], quantities: Sequence[tuple[str, str, str]]) -> list[Plot]:
+    plots = []
+    for title, label, key in quantities:
         lines = [line for run in runs if (line := _line(run, title.lower() if len(runs) == 1 else run.name, key))]
         if lines:
             plots.append(Plot(title, "step", label, lines, _message(title, lines), marks=_resumes(runs)))
-    return [*plots, *_online(runs)]
+    return plots
 
 
 def _losses(runs: Sequence[RunRecord], log: bool) -> list[Plot]:

@@ -13,7 +13,7 @@ from markupsafe import Markup
 
 from a2mim.files import write_text
 from a2mim.report.analyses import analysis_plots, feature_plots
-from a2mim.report.curves import curves
+from a2mim.report.curves import curves, on_the_way
 from a2mim.report.figures import Plot, svg
 from a2mim.report.pairs import comparisons
 from a2mim.report.pictures import (
@@ -96,7 +96,7 @@ def render(runs: Sequence[RunRecord], compared: Sequence[str] | None = None) -> 
             style=Markup(_templates().get_template("style.css").render()),
             sections=[_section(run, len(runs)) for run in runs],
             curves=[_drawn(plot) for plot in curves(runs)],
-            features=[_drawn(plot) for plot in feature_plots(runs)],
+            features=[_drawn(plot) for plot in (*on_the_way(runs), *feature_plots(runs))],
             analyses=[_drawn(plot) for plot in analysis_plots(runs)],
             differing=differing(runs),
             compared=comparisons(runs) if compared is None else compared,

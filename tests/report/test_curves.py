@@ -5,7 +5,7 @@ import json
 from report_runs import make_run
 
 from a2mim.report import read_run
-from a2mim.report.curves import curves
+from a2mim.report.curves import curves, on_the_way
 
 
 def test_a_line_with_a_loss_and_numbers_of_the_features_is_one_point(tmp_path):
@@ -14,7 +14,8 @@ def test_a_line_with_a_loss_and_numbers_of_the_features_is_one_point(tmp_path):
     for line in lines[9::10]:
         line |= {"effective_rank": 5.0, "feature_std": 0.1}
     (folder / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    plots = {plot.title: plot for plot in curves([read_run(folder)])}
+    run = read_run(folder)
+    plots = {plot.title: plot for plot in (*curves([run]), *on_the_way([run]))}
     loss = plots["Loss"].lines[0]
     assert loss.x == list(range(1, 61)) and "loss goes from 1 at step 1 to 0.01667 at step 60" in plots["Loss"].message
     assert plots["Effective rank of the features"].lines[0].x == [10, 20, 30, 40, 50, 60]
@@ -32,7 +33,7 @@ def with_probes(folder):
 
 
 def test_probes_on_the_way_have_their_intervals(tmp_path):
-    (plot,) = [plot for plot in curves([with_probes(tmp_path / "a")]) if plot.title == "Probes on the way"]
+    (plot,) = [plot for plot in on_the_way([with_probes(tmp_path / "a")]) if plot.title == "Probes on the way"]
     assert [(line.label, line.x, line.y) for line in plot.lines] == [
         ("k-NN", [20, 40, 60], [40.0, 50.0, 54.0]),
         ("Linear probe", [40], [60.0]),
@@ -42,7 +43,7 @@ def test_probes_on_the_way_have_their_intervals(tmp_path):
 
 
 def test_probes_of_two_runs_are_compared_one_by_one(tmp_path):
-    plots = {plot.title: plot for plot in curves([with_probes(tmp_path / name) for name in ("a", "b")])}
+    plots = {plot.title: plot for plot in on_the_way([with_probes(tmp_path / name) for name in ("a", "b")])}
     assert [line.label for line in plots["k-NN on the way"].lines] == ["a", "b"]
     assert [line.label for line in plots["Linear probe on the way"].lines] == ["a", "b"]
     assert "Attentive probe on the way" not in plots and "Probes on the way" not in plots
