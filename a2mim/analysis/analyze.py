@@ -25,7 +25,7 @@ from a2mim.evaluation.label_free import effective_rank, rankme
 from a2mim.files import make_own_folder, read_json, write_json
 
 WHAT = ("interactions", "fourier", "occlusion", "rank", "duplicates")
-SECONDS = {"interactions": 420, "occlusion": 90}  # target time of the default sample, both networks together
+SECONDS = {"interactions": 300, "occlusion": 90}  # target time of the default sample, both networks together
 PAPER = {"pairs": 50, "contexts": 50}
 PAPER_IMAGES = 50
 _MOST = {"fourier": 256, "occlusion": 1000, "rank": 2000, "duplicates": 5000}  # images; duplicates: of each part

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import shlex
 import sys
@@ -19,6 +20,8 @@ from a2mim.engine.facts import data_facts, run_facts
 from a2mim.engine.hooks import LogHook, faults_of_all
 from a2mim.engine.loggers import destinations
 from a2mim.text import one_line
+
+FEW_STEPS = 300  # a pre-training of fewer teaches little
 
 
 def say(*lines: str) -> None:
@@ -47,7 +50,18 @@ def announce(run) -> None:
         *task.opening(),
         f"  plan     {epochs} epochs = {run.max_steps} steps of {batch} images{left_out(run.loader.left_out)}",
     ]
-    say(*lines, *destinations(settings.log, f"{run.folder or 'runs/' + run.request.name}/logs"))
+    say(*lines, *_too_short(run), *destinations(settings.log, f"{run.folder or 'runs/' + run.request.name}/logs"))
+
+
+def _too_short(run) -> list[str]:
+    """A line for a pre-training of so few steps that its verdict would say nothing; the number of epochs that helps."""
+    if run.task.command != "pretrain" or run.max_steps >= FEW_STEPS:
+        return []
+    epochs = math.ceil(run.settings.schedule.epochs * FEW_STEPS / run.max_steps)
+    return [
+        f"  short    {run.max_steps} steps teach little: with few images take more epochs, such as --cfg-options"
+        f" schedule.epochs={epochs}"
+    ]
 
 
 def left_out(images: int) -> str:

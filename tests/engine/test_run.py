@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import timm
@@ -19,7 +20,7 @@ from a2mim.engine.assembly import build_mim, choose_amp
 from a2mim.engine.config import load_config
 from a2mim.engine.folder import claim, find_run, release
 from a2mim.engine.records import step_seed
-from a2mim.engine.report import command_line
+from a2mim.engine.report import _too_short, command_line
 from a2mim.engine.resized import at_judged_size
 
 
@@ -101,7 +102,17 @@ def test_labels_and_a_test_set_are_judged_before_and_after(run, images, tmp_path
         change = judged["after"][key]["top1"] - judged["before"][key]["top1"]
         assert one["points"] == pytest.approx(change) and one["low"] <= one["points"] <= one["high"]
         assert one["word"] in ("gain", "loss", "none")
-    assert "before pre-training: linear probe" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "before pre-training: linear probe" in printed and "steps teach little" in printed
+
+
+@pytest.mark.parametrize(
+    "command, steps, epochs", [("pretrain", 24, 50), ("pretrain", 300, None), ("finetune", 24, None)]
+)
+def test_a_run_too_short_to_teach_anything_names_the_epochs_that_are_enough(command, steps, epochs):
+    schedule = SimpleNamespace(schedule=SimpleNamespace(epochs=4))
+    told = _too_short(SimpleNamespace(task=SimpleNamespace(command=command), max_steps=steps, settings=schedule))
+    assert [line.rpartition("schedule.epochs=")[2] for line in told] == ([] if epochs is None else [str(epochs)])
 
 
 def test_a_loss_that_is_not_a_number_stops_with_the_last_good_checkpoint(run, tmp_path):
