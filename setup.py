@@ -33,7 +33,7 @@ setup(
     install_requires=[
         "torch>=2.9",  # 2.6 cannot compile or export X-ViT and LinGlo
         "torchvision>=0.24",
-        "timm>=1.0.26",  # older ones read model.safetensors of a folder as a pickle
+        "timm>=1.0.31",  # older ones give the first layer of a folder with five channels random weights, with a warning
         "mmengine>=0.10.7",
         "mmcv-lite>=2.2",
         "einops>=0.8",

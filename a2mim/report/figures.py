@@ -98,10 +98,11 @@ def draw_on(axes, plot: Plot) -> None:
 
 
 def _make_logarithmic(axes) -> None:
-    """A logarithmic y axis whose labels are plain numbers, at 1, 2 and 5 of each decade where there are few decades."""
+    """A logarithmic y axis whose labels are plain numbers, the more of each decade the fewer decades there are."""
     axes.set_yscale("log")
     low, high = axes.get_ylim()
-    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 300 * low else (1,), numticks=6))
+    decades = range(1, 10) if high < 5 * low else (1, 2, 5) if high < 300 * low else (1,)
+    axes.yaxis.set_major_locator(LogLocator(subs=decades, numticks=6))
     axes.yaxis.set_minor_locator(NullLocator())
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
 
