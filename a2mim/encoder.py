@@ -225,6 +225,11 @@ class MaskedEncoder(nn.Module):
         if self.hide != "token" and not next(self.model.parameters()).is_meta:
             hiding_faults(self, mask_patch_size)
 
+    def install_hooks(self) -> None:
+        """Puts sparse hiding's hooks on modules that lack them, such as converted norms; to be called before compiling."""
+        if self.sparse is not None:
+            self.sparse.install(self.model)
+
     def forward(
         self,
         images: Tensor,
@@ -244,7 +249,8 @@ class MaskedEncoder(nn.Module):
                 f"images of {given} px given to an encoder built for {built} px; build it with that img_size."
             )
         if self.sparse is not None and mask is not None:
-            self.sparse.install(self.model)
+            if not torch.compiler.is_compiling():  # a compiled step has them: see `install_hooks`
+                self.install_hooks()
             self.sparse.forget()  # else a compiled step would depend on the mask before
             images = images.masked_fill(expand_mask(mask, *self.img_size), 0.0)
         self._images, self._mask, self._inserting, self._hidden_cells = images, mask, True, hidden_cells

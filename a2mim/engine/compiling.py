@@ -44,6 +44,8 @@ def compile_step(model: nn.Module, **options: Any) -> None:
     Args:
         options: further arguments of torch.compile, e.g. `backend`.
     """
+    if isinstance(model, MIM) and hasattr(model.encoder, "install_hooks"):  # an encoder of the user's own has none
+        model.encoder.install_hooks()
     model.compile(fullgraph=True, dynamic=False, **options)
     compiled: Any = model._compiled_call_impl
 
