@@ -226,7 +226,7 @@ class MaskedEncoder(nn.Module):
             hiding_faults(self, mask_patch_size)
 
     def install_hooks(self) -> None:
-        """Puts sparse hiding's hooks on modules that lack them, such as converted norms; to be called before compiling."""
+        """Puts sparse hiding's hooks on modules that lack them, such as converted norms; call it before compiling."""
         if self.sparse is not None:
             self.sparse.install(self.model)
 
