@@ -59,7 +59,7 @@ setup(
         "packaging>=23",  # mmengine imports it without declaring it
     ],
     extras_require={
-        "tensorboard": ["tensorboard"],
+        "tensorboard": ["tensorboard>=2.17"],
         "onnx": ["onnx>=1.17", "onnxscript>=0.5", "onnxruntime>=1.20"],  # to write and to prove an ONNX export
         "parquet": ["pyarrow>=15"],  # to write embeddings as Parquet
         "site": ["mkdocs-material>=9.5", "mkdocstrings[python]>=0.26"],
@@ -67,6 +67,7 @@ setup(
             "pytest>=8",
             "pytest-xdist>=3.5",
             "scikit-learn>=1.5",
+            "tensorboard>=2.17",
             "torchmetrics>=1.6",
         ],  # what .ci/lowest tests with
         "test": [
@@ -74,7 +75,7 @@ setup(
                 "pytest>=8",
                 "pytest-xdist>=3.5",
                 "ruff>=0.6",
-                "tensorboard",
+                "tensorboard>=2.17",
                 "aiohttp",
                 "scikit-learn>=1.5",
                 "playwright>=1.40",
