@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 from frozen import freeze
 
 from a2mim.cli import main
@@ -19,6 +20,10 @@ def same_arithmetic() -> bool:
     return freeze.fingerprint() == freeze.read_records()["fingerprint"]
 
 
+@pytest.mark.skipif(
+    torch.__version__.partition("+")[0] != freeze.read_records()["torch"],
+    reason="the records are of another torch, which draws other weights",
+)
 @pytest.mark.parametrize("name", freeze.SUBJECTS)
 def test_behaviour_is_as_recorded(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
