@@ -7,7 +7,7 @@ images). Frozen features need statistics of whole images.
 import contextlib
 import itertools
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 import torch
 from timm.layers import BatchNormAct2d, convert_sync_batchnorm
@@ -104,6 +104,11 @@ def batchnorm_statistics(model: nn.Module) -> dict[str, Tensor]:
         for key, buffer in layer.named_buffers(recurse=False)
     )
     return {key: buffer.detach().cpu() for key, buffer in named}
+
+
+def load_statistics(model: nn.Module, statistics: Mapping[str, Tensor]) -> None:
+    """Sets the running statistics to those of another process, see `batchnorm_statistics`; other tensors stay."""
+    model.load_state_dict(statistics, strict=False)
 
 
 @torch.no_grad()

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from a2mim import __version__
-from a2mim.batchnorm import batchnorm_statistics, calibrate_batchnorm
+from a2mim.batchnorm import batchnorm_statistics, calibrate_batchnorm, load_statistics
 from a2mim.data import Access, EvalLoader, ImageDataset, Reading, open_dataset
 from a2mim.embedding import files
 from a2mim.embedding.unfinished import STATE, Unfinished
@@ -105,7 +105,7 @@ class _Embedding:
 
     def share(self, statistics: dict[str, Tensor], start: int) -> Share:
         """The share of a process that does not lead, with the statistics of BatchNorm of the one that does."""
-        self.encoder.model.load_state_dict(statistics, strict=False)
+        load_statistics(self.encoder.model, statistics)
         return share_of(self.loader(start), self.run)
 
     def parts(self, start: int) -> Iterator[Part]:

@@ -121,11 +121,7 @@ def build_loader(
         dataset,
         data.img_size,
         batch,
-        scale=data.scale,
-        ratio=ratio_of(data),
-        hflip=data.hflip,
-        interpolation=data.interpolation,
-        transforms=data.transforms,
+        **crop_of(data),
         seed=settings.seed,
         rank=int(os.environ.get("RANK", 0)),
         world_size=world,
@@ -133,6 +129,12 @@ def build_loader(
         pin_memory=device.type == "cuda",
         **(augmentation or {}),
     )
+
+
+def crop_of(data: PretrainData | FinetuneData | RefineData) -> dict:
+    """What TrainLoader takes of the recipe's random crops, beside their size."""
+    keys = ("scale", "hflip", "interpolation", "transforms")
+    return {"ratio": ratio_of(data), **{key: getattr(data, key) for key in keys}}
 
 
 def ratio_of(data: PretrainData | FinetuneData | RefineData) -> tuple[float, float]:

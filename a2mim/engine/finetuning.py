@@ -20,7 +20,7 @@ from a2mim.engine.classifier import Classifier, at_size, build_classified, rebui
 from a2mim.engine.evaluating import EvaluationHook
 from a2mim.engine.finetune_protocol import protocol_in_force
 from a2mim.engine.finetune_result import hand_over_classifier, result_of
-from a2mim.engine.finetune_settings import FinetuneSettings
+from a2mim.engine.finetune_settings import FinetuneData, FinetuneSettings
 from a2mim.engine.head_start import start_at_probe
 from a2mim.engine.labelled_data import PIXELS, LabelledData, open_labelled
 from a2mim.engine.mixing import Mixing
@@ -69,9 +69,8 @@ class Finetuning:
         at_size(self.network, images.test_size, images.in_chans)  # refuses before the first step, not after an epoch
         erasing, mix = settings.augment.erasing, settings.mix
         self.mixing = Mixing(self.num_classes, erasing, mix, settings.seed, device)
-        size, evaluate = height_and_width(images.test_size), settings.evaluate
-        view = {"img_size": size, "resize": round(max(size) / images.crop_pct), "interpolation": images.interpolation}
-        view["batch_size"] = evaluate.batch_size
+        evaluate = settings.evaluate
+        view = central_view(images, images.test_size) | {"batch_size": evaluate.batch_size}
         self.judge = EvaluationHook(self.test_set, self.train_set, evaluate.every_epochs, view)
         self.start = dict(saved.get("start") or {}) if saved else self._begin(data, device)
 
@@ -79,10 +78,8 @@ class Finetuning:
         """What the recipe has decided by the training images before the first step: the classifier's first weights
         ("probe"), and the learning rate ("rate"). All processes take those of the first.
         """
-        settings, images, found = self.settings, self.settings.data, {}
-        assert images.img_size is not None  # `complete_pixels` filled it in
-        size = height_and_width(images.img_size)
-        view = {"img_size": size, "resize": round(max(size) / images.crop_pct), "interpolation": images.interpolation}
+        settings, found = self.settings, {}
+        view = central_view(settings.data, settings.data.img_size)
         if settings.classifier.start == "probe":
             found["probe"] = start_at_probe(self.model, self.train_set, view, device)
         if settings.optimizer.rates:
@@ -200,6 +197,13 @@ class Finetuning:
                 *timm_lines(Path(summary["classifier_folder"])),
             ]
         return lines
+
+
+def central_view(images: FinetuneData, size: int | tuple[int, int] | None) -> dict:
+    """img_size, resize and interpolation of central crops of one of the recipe's sizes."""
+    assert size is not None  # `complete_pixels` filled it in
+    sides = height_and_width(size)
+    return {"img_size": sides, "resize": round(max(sides) / images.crop_pct), "interpolation": images.interpolation}
 
 
 def _held(probe: dict) -> str:

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from a2mim.batchnorm import batchnorm_statistics, calibrate_batchnorm, unsynchronise
+from a2mim.batchnorm import batchnorm_statistics, calibrate_batchnorm, load_statistics, unsynchronise
 from a2mim.data import EvalLoader
 from a2mim.data.crops import height_and_width
 from a2mim.engine.pretrain_settings import PretrainSettings
@@ -119,7 +119,7 @@ class Judge:
             features = Extract(model, "default", self.pixels.mean, self.pixels.std, attentive=True)
             self._helped = {when: (model, features)}
         model, features = self._helped[when]
-        model.load_state_dict(statistics, strict=False)
+        load_statistics(model, statistics)
         loader = self.train if split == "train" else self.test
         assert loader is not None  # the first process judges on it
         return features.share(loader)

@@ -16,7 +16,7 @@ import torch
 from mmengine.hooks import Hook
 from torch import Tensor
 
-from a2mim.batchnorm import batchnorm_statistics, calibrate_batchnorm, unsynchronise
+from a2mim.batchnorm import batchnorm_statistics, calibrate_batchnorm, load_statistics, unsynchronise
 from a2mim.data import EvalLoader
 from a2mim.data.crops import height_and_width
 from a2mim.data.faults import Faults
@@ -148,7 +148,7 @@ class OnlineKNN(Hook):
     def share(self, runner, of_bank: bool, cells: bool, statistics: dict[str, Tensor]) -> Share:
         """The share of a process that does not lead, with BatchNorm as the first process has calibrated it."""
         model = self.encoder(runner)
-        model.load_state_dict(statistics, strict=False)
+        load_statistics(model, statistics)
         return self.extract(model, cells).share(self.bank if of_bank else self.queries)
 
     def before_save_checkpoint(self, runner, checkpoint: dict) -> None:
@@ -173,7 +173,7 @@ class OnlineKNN(Hook):
         return facts
 
 
-class ImageSample:
+class ImageSample(EvalLoader):
     """Some images of a set, in central crops, kept in memory where they are few enough.
 
     Args:
@@ -182,32 +182,8 @@ class ImageSample:
     """
 
     def __init__(self, dataset, rows: np.ndarray, img_size: int | tuple[int, int]):
-        self.loader = EvalLoader(
-            dataset, img_size, resize=None, interpolation="bilinear", batch_size=BATCH, indices=rows
-        )
-        self.indices = rows
+        super().__init__(dataset, img_size, resize=None, interpolation="bilinear", batch_size=BATCH, indices=rows)
         self.kept: dict[int, Batch] | None = {}  # by number; None: they are too many
-
-    def __len__(self) -> int:
-        """How many batches there are."""
-        return len(self.loader)
-
-    @property
-    def faults(self) -> Faults:
-        """See `EvalLoader`."""
-        return self.loader.faults
-
-    def check_shown(self, shown: int) -> None:
-        """See `EvalLoader.check_shown`."""
-        self.loader.check_shown(shown)
-
-    def __iter__(self) -> Iterator[Batch]:
-        shown = 0
-        for batch in self.share(0, 1):
-            shown += len(batch.ids)
-            if len(batch.ids):
-                yield batch
-        self.check_shown(shown)
 
     def share(self, rank: int, size: int) -> Iterator[Batch]:
         """See `EvalLoader.share`."""
@@ -219,10 +195,10 @@ class ImageSample:
 
     def _numbered(self, numbers: range, rank: int, size: int) -> Iterator[Batch]:
         if self.kept is not None and all(number in self.kept for number in numbers):
-            self.loader.faults = Faults()  # those of the reading have been counted
+            self.faults = Faults()  # those of the reading have been counted
             yield from (self.kept[number] for number in numbers)
             return
-        for number, batch in zip(numbers, self.loader.share(rank, size), strict=False):
+        for number, batch in zip(numbers, super().share(rank, size), strict=False):
             self._keep(number, batch)
             yield batch
 

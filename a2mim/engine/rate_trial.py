@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from a2mim.data import EvalLoader, ImageDataset, TrainLoader
-from a2mim.engine.assembly import ratio_of
+from a2mim.engine.assembly import crop_of
 from a2mim.engine.classifier import Classifier
 from a2mim.engine.finetune_settings import FinetuneSchedule, FinetuneSettings
 from a2mim.engine.mixing import Mixing
@@ -69,10 +69,7 @@ def choose_rate(
 def _loader(images: ImageDataset, batch: int, settings: FinetuneSettings, augmentation: dict) -> TrainLoader:
     """The run's random crops; every process sees all of them."""
     data = settings.data
-    crop = {"scale": data.scale, "ratio": ratio_of(data), "hflip": data.hflip, "interpolation": data.interpolation}
-    return TrainLoader(
-        images, data.img_size, batch, transforms=data.transforms, seed=settings.seed, **crop, **augmentation
-    )
+    return TrainLoader(images, data.img_size, batch, seed=settings.seed, **crop_of(data), **augmentation)
 
 
 def _train(trial: Classifier, loader: TrainLoader, settings: FinetuneSettings, rate: float, steps: int) -> None:

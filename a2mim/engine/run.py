@@ -228,7 +228,7 @@ def _close(run: Run, runner: TrainRunner, signals: SignalHook, started: float) -
     else:
         summary |= {"status": "finished"}
         task, averaged = run.task, runner.averaged
-        helpers = task.helpers(averaged) if runner.distributed else {}
+        helpers = {} if is_main_process() else task.helpers(averaged)
         summary |= lead(lambda: task.hand_over(averaged, run.claimed), helpers)
     if is_main_process():
         write_json(run.claimed / "summary.json", summary)

@@ -12,7 +12,7 @@ import timm
 import torch
 from torch import Tensor
 
-from a2mim.batchnorm import batchnorm_statistics, calibrate_batchnorm, has_batchnorm
+from a2mim.batchnorm import batchnorm_statistics, calibrate_batchnorm, has_batchnorm, load_statistics
 from a2mim.data import Access, EvalLoader, ImageDataset, Reading, TrainLoader, match_labels, open_dataset
 from a2mim.evaluation.cache import Cache
 from a2mim.evaluation.cache_entry import Entry, extracting
@@ -177,7 +177,7 @@ class EvalContext:
         return batchnorm_statistics(self.model) if self.calibrate else {}
 
     def _take_over(self, statistics: dict[str, Tensor]) -> None:
-        self.model.load_state_dict(statistics, strict=False)
+        load_statistics(self.model, statistics)
 
     def dataset(self, split: str) -> ImageDataset:
         return self.train if split == "train" else self.test

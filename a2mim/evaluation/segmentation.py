@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from a2mim.batchnorm import batchnorm_statistics, calibrate_batchnorm, has_batchnorm
+from a2mim.batchnorm import batchnorm_statistics, calibrate_batchnorm, has_batchnorm, load_statistics
 from a2mim.data.masks import Masked, open_masked
 from a2mim.evaluation import seg_pictures
 from a2mim.evaluation.calibration import BATCH, IMAGES
@@ -108,7 +108,7 @@ class SegmentationTask:
         """See `a2mim.processes.leading.lead`."""
 
         def maps(statistics: dict[str, Tensor], of_train: bool, rows: np.ndarray) -> Share:
-            self.encoder.model.load_state_dict(statistics, strict=False)
+            load_statistics(self.encoder.model, statistics)
             return self._share(self.train if of_train else self.test, rows)
 
         return {"maps": maps}

@@ -21,7 +21,7 @@ from a2mim.export.receipt import TOLERANCE
 from a2mim.export.target import RESCALES, ExportError, Facts, Neck, Target
 from a2mim.files import read_object, read_text
 from a2mim.pixels import Preprocessing
-from a2mim.text import shortened
+from a2mim.text import quoted, shortened
 from a2mim.wiring.networks import find_class, is_configured
 from a2mim.wiring.plain_arguments import fault_of_argument, fault_of_own_argument
 
@@ -65,7 +65,7 @@ def facts_of(target: str, architecture: str, told: dict, request: dict, folder: 
         raise ValueError(f"{folder} names no architecture.")
     if own:
         if not all(part.isidentifier() and not keyword.iskeyword(part) for part in architecture.split(".")):
-            raise ValueError(f"{folder} names the network {shortened(repr(architecture))}, which is no dotted path.")
+            raise ValueError(f"{folder} names the network {quoted(architecture)}, which is no dotted path.")
     elif target not in FORMATS and not (":" not in architecture and timm.is_model(architecture)):
         raise ValueError(f"{folder} names the architecture {shortened(architecture)!r}, which timm does not know.")
     packages = set(request["packages"]) - ({architecture.partition(".")[0]} if own else set())

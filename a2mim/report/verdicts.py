@@ -116,11 +116,9 @@ def _data(run: RunRecord) -> Verdict | None:
     lost = sum(unreadable.values()) if isinstance(unreadable, dict) else 0
     shards, images = len(data.get("skipped_shards") or ()), data.get("images") or 0
     rule = "good: every image and shard was read; bad: over 1 % of the images, or a whole shard, was not"
-    if (
-        not lost and not shards and run.status != "finished" and "unreadable" not in data
-    ):  # it is counted at the end of a run
-        return _data_so_far(run)
     if not lost and not shards:
+        if run.status != "finished" and "unreadable" not in data:  # it is counted at the end of a run
+            return _data_so_far(run)
         return Verdict("data", GOOD, f"All of the {images:,} images could be read.", rule)
     level = BAD if shards or lost > 0.01 * images else LOOK
     told = f"{lost:,} reads of unreadable images" + (f", {shards} shards left out" if shards else "")
