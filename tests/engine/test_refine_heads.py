@@ -1,21 +1,17 @@
 """Neighbours, queues and the contrastive loss, against slow loops."""
 
 import math
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
+from two_processes import start_two
 
 from a2mim.encoder import MaskedEncoder
 from a2mim.engine.refine import Head, Queue, Refiner
 from a2mim.engine.refine.refiner import encoder_with_last_maps, noise_of
 from a2mim.wiring.order import first_parameters, last_maps
-
-HERE = Path(__file__).parent
 
 
 def units(number, width, seed):
@@ -77,19 +73,24 @@ def test_the_loss_is_that_of_a_slow_loop_and_the_look_up_comes_before_the_queue_
     assert head.queue.ids[10:15].tolist() == ids.tolist()
 
 
-def one_of_two(rank, folder):
-    """Process `rank` of two: its loss and the gradients that DDP would share, with its half of the images."""
-    where = f"file://{folder}/meeting"
-    torch.distributed.init_process_group("gloo", init_method=where, rank=rank, world_size=2)
+ONE_OF_TWO = """
+import sys
+sys.path[:0] = {tests!r}
+import torch
+from test_refine_heads import head_and_images
+from a2mim.processes.group import joined
+
+with joined("cpu"):
+    rank = torch.distributed.get_rank()
     head, pooled, ids = head_and_images()
     loss = head(pooled[:, 3 * rank : 3 * rank + 3], ids[3 * rank : 3 * rank + 3], k=1, temperature=0.2)
     loss.backward()
     gradients = [p.grad for p in head.parameters() if p.grad is not None]
-    for value in [loss.detach(), *gradients]:
+    for value in [loss.detach(), *gradients]:  # as DDP shares them
         torch.distributed.all_reduce(value.div_(2))
     if rank == 0:
-        torch.save([loss.detach(), *gradients, head.queue.embeddings], f"{folder}/two.pth")
-    torch.distributed.destroy_process_group()
+        torch.save([loss.detach(), *gradients, head.queue.embeddings], {out!r})
+"""
 
 
 def head_and_images():
@@ -99,11 +100,11 @@ def head_and_images():
 
 
 def test_two_processes_have_the_loss_the_gradients_and_the_queue_of_one(tmp_path):
-    call = "import sys; from test_refine_heads import one_of_two; one_of_two(int(sys.argv[1]), sys.argv[2])"
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([str(HERE), *sys.path])}
-    commands = [[sys.executable, "-c", call, rank, str(tmp_path)] for rank in "01"]
-    started = [subprocess.Popen(command, env=environment) for command in commands]
-    assert [process.wait(timeout=300) for process in started] == [0, 0]
+    program = ONE_OF_TWO.format(
+        tests=[str(folder) for folder in Path(__file__).parents[:2]], out=str(tmp_path / "two.pth")
+    )
+    said = start_two(tmp_path, program, OMP_NUM_THREADS="1")
+    assert (tmp_path / "two.pth").is_file(), said
     head, pooled, ids = head_and_images()
     loss = head(pooled, ids, k=1, temperature=0.2)
     loss.backward()
