@@ -5,9 +5,29 @@ the names below are resolved when they are first used, and our backbones join ti
 """
 
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from a2mim import compat
+
+if (
+    TYPE_CHECKING
+):  # what an editor completes and mypy checks: the names of _PUBLIC and _ROOMS, from where they are defined
+    from a2mim.data.access import Access as Access
+    from a2mim.data.sources import open_dataset as open_dataset
+    from a2mim.embedding.run import embed as embed
+    from a2mim.encoder import MaskedEncoder as MaskedEncoder
+    from a2mim.engine.rules import recipe_for as recipe_for
+    from a2mim.engine.run import finetune as finetune
+    from a2mim.engine.run import pretrain as pretrain
+    from a2mim.engine.run import refine as refine
+    from a2mim.evaluation.compare import compare as compare
+    from a2mim.evaluation.evaluate import evaluate as evaluate
+    from a2mim.evaluation.knn import knn as knn
+    from a2mim.evaluation.linear import linear_probe as linear_probe
+    from a2mim.export.exporting import export as export
+    from a2mim.mim import MIM as MIM
+    from a2mim.report.page import write_report as write_report
+    from a2mim.weights.loading import load_encoder as load_encoder
 
 __version__ = "0.2.0"
 

@@ -138,7 +138,7 @@ class MaskedEncoder(nn.Module):
     is used only inside a backward pass: `encoder.model(images)` alone never inserts a token. So with checkpointing,
     backward must come before the next forward, as in any training step and in gradient accumulation.
 
-    Example:
+    Examples:
         >>> encoder = a2mim.MaskedEncoder("test_vit", img_size=64, mask_patch_size=16)
         >>> encoder.site, encoder(torch.zeros(1, 3, 64, 64))[0].shape
         ('blocks.2', torch.Size([1, 64, 4, 4]))

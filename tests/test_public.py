@@ -1,8 +1,11 @@
 """What `import a2mim` gives, and what the command says of itself."""
 
+import ast
 import os
 import subprocess
 import sys
+from importlib import import_module
+from pathlib import Path
 
 import pytest
 
@@ -16,6 +19,17 @@ def test_every_public_name_is_listed_and_resolves():
         assert callable(getattr(a2mim, name)), name
     with pytest.raises(AttributeError, match="no attribute 'pretrian'"):
         a2mim.pretrian  # noqa: B018
+
+
+def test_editors_are_told_of_every_public_name_as_it_is_resolved():
+    """The imports under TYPE_CHECKING are those that `__getattr__` does."""
+    tree = ast.parse(Path(a2mim.__file__).read_text(encoding="utf-8"))
+    (block,) = (node for node in tree.body if isinstance(node, ast.If))
+    told = {node.names[0].asname: node.module for node in block.body if isinstance(node, ast.ImportFrom)}
+    assert set(told) == set(a2mim.__all__)
+    for name, module in told.items():
+        if name != "export":  # the room, which can be called
+            assert getattr(a2mim, name) is getattr(import_module(module), name)
 
 
 def test_listing_the_names_imports_no_torch():

@@ -26,7 +26,7 @@ class Access:
         storage_options: options of fsspec's file system, such as key, secret, token and endpoint_url for s3://. They
             stay in memory and are never printed or written.
 
-    Example:
+    Examples:
         >>> access = a2mim.Access(skip_bad_shards=True)
         >>> len(a2mim.open_dataset("photographs", access=access))
         16

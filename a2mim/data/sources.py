@@ -65,7 +65,7 @@ def open_dataset(
         ShardError: a shard cannot be used.
         ValueError: an argument must be changed.
 
-    Example:
+    Examples:
         >>> photographs = a2mim.open_dataset("photographs")
         >>> len(photographs), photographs.class_names
         (16, ['cats', 'dogs'])

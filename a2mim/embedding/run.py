@@ -66,7 +66,7 @@ def embed(
     Raises:
         ValueError, OSError: in one sentence, what to change.
 
-    Example:
+    Examples:
         >>> facts = a2mim.embed("runs/tiny", "photographs", "photographs.npz")
         >>> facts["images"], facts["width"]
         (16, 64)

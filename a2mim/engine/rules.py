@@ -54,7 +54,7 @@ def recipe_for(name: str, images: int | None = None) -> dict[str, Any]:
     Raises:
         ValueError: no such network, or one that cannot be wrapped; in one sentence.
 
-    Example:
+    Examples:
         >>> recipe = a2mim.recipe_for("resnet10t", images=5000)
         >>> recipe["model"]["encoder"]["site"], recipe["global_batch_size"]
         ('layer3', 128)

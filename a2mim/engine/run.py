@@ -65,11 +65,11 @@ def pretrain(
             as `a2mim.recipe_for` returns.
         data: what to train on, see `a2mim.data.open_dataset`, which also takes data sets and pipelines of your own;
             None takes the built-in photographs, at laptop scale.
-        work_dir: the run's folder; None takes the first free one of runs/<recipe>, runs/<recipe>-2, …
+        work_dir: the run's folder; None takes the first free one of `runs/<recipe>`, `runs/<recipe>-2`, …
         test_data: labelled images that the encoder is judged on before and after, with `data`'s labels; None takes the
             test split of `data`, where it has one.
         laptop: run the recipe's laptop block; None means exactly when there is no `data`.
-        resume: go on from the newest readable checkpoint of `work_dir` (or of the newest runs/<recipe>), with the
+        resume: go on from the newest readable checkpoint of `work_dir` (or of the newest `runs/<recipe>`), with the
             settings and the data of that run, except for what is given now. "auto": go on if `work_dir` holds a run
             of this very recipe and data, else start there; implied where torchrun restarts the processes.
         next_epoch: with `resume`: where the data, the global batch or the seed are others now, give up the rest of the
@@ -83,7 +83,7 @@ def pretrain(
         ValueError, FileNotFoundError: bad input, before anything is written.
         FloatingPointError: the loss or the weights are not finite; names the last good checkpoint.
 
-    Example:
+    Examples:
         >>> summary = a2mim.pretrain("tiny.py", "photographs", "runs/tiny")
         >>> summary["status"], summary["steps"]
         ('finished', 2)
@@ -124,7 +124,7 @@ def finetune(
         ValueError, FileNotFoundError: bad input, before anything is written.
         FloatingPointError: the loss or the weights are not finite; names the last good checkpoint.
 
-    Example:
+    Examples:
         >>> tuned = a2mim.finetune("tiny_finetune.py", "runs/tiny", "photographs", "runs/tuned")
         >>> tuned["result"]["n_test"]
         8
@@ -165,7 +165,7 @@ def refine(
         ValueError, FileNotFoundError: bad input, before anything is written.
         FloatingPointError: the loss or the weights are not finite; names the last good checkpoint.
 
-    Example:
+    Examples:
         >>> refined = a2mim.refine("runs/tiny", "photographs", "runs/refined", config="tiny_refine.py")
         >>> refined["status"], refined["steps"]
         ('finished', 2)

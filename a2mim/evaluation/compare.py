@@ -25,7 +25,7 @@ def compare(first: dict, second: dict, anyway: bool = False) -> str:
     Raises:
         ValueError: they differ and `anyway` is not given, or they have no test image in common.
 
-    Example:
+    Examples:
         >>> (result,) = a2mim.evaluate("runs/tiny", ["dino-knn"], "photographs")
         >>> "no difference" in a2mim.compare(result, result)
         True

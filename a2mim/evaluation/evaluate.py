@@ -63,7 +63,7 @@ def evaluate(
     Raises:
         ValueError: see `read_protocol`, `EvalContext` and the protocols.
 
-    Example:
+    Examples:
         >>> results = a2mim.evaluate("runs/tiny", ["dino-knn"], "photographs")
         >>> results[0]["protocol"], results[0]["n_test"]
         ('dino-knn', 8)

@@ -47,7 +47,7 @@ def knn(
 
     Source: https://github.com/facebookresearch/dino, eval_knn.py; differs in accepting any labels and any set sizes.
 
-    Example:
+    Examples:
         >>> features, labels = torch.eye(4), torch.arange(4)
         >>> a2mim.knn(features, labels, features, labels, k=1)["top1"]
         100.0

@@ -46,7 +46,7 @@ def linear_probe(
         "top1" and "top5" in percent, "correct" (M,) bool, the chosen "lr", and the constants that decide the numbers.
         With one rate there is nothing to choose and, but for "linear-cached", nothing is held out.
 
-    Example:
+    Examples:
         >>> features, labels = torch.eye(2).repeat(20, 1), torch.arange(2).repeat(20)
         >>> a2mim.linear_probe(features, labels, features, labels, epochs=5)["top1"]
         100.0

@@ -60,7 +60,7 @@ def export(
         ValueError, FileNotFoundError: an unknown target, one that cannot take this architecture, or a source that
             cannot be loaded.
 
-    Example:
+    Examples:
         >>> (receipt,) = a2mim.export("runs/tiny", to=["safetensors"], out_dir="exported")
         >>> receipt["target"], receipt["mode"]
         ('safetensors', 'loaded')

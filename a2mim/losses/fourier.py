@@ -78,8 +78,8 @@ class FourierLoss(FloatLoss):
     def weighted_squares(self, error: Tensor) -> Tensor:
         """mean(w |F(error)|^2) of (B, C, H, W), without a transform in the backward pass.
 
-        The weight w has no gradient, so this is a quadratic form <error, A error> with A = F^H w F, whose gradient is
-        2 A error.
+        The weight w has no gradient, so this is a quadratic form, the scalar product of the error and A error with
+        A = F^H w F. Its gradient is 2 A error.
         """
         with torch.no_grad():
             spectrum = torch.fft.rfft2(error, norm="ortho")

@@ -37,7 +37,7 @@ class MIM(BaseModel):
 
     Source: A²MIM, https://arxiv.org/abs/2205.13943.
 
-    Example:
+    Examples:
         >>> encoder = a2mim.MaskedEncoder("test_vit", img_size=64, mask_patch_size=16)
         >>> method = a2mim.MIM(encoder, a2mim.masking.BlockMask(16, 0.5), [a2mim.losses.MaskedL1()])
         >>> list(method(torch.rand(2, 3, 64, 64)))
@@ -120,8 +120,8 @@ class MIM(BaseModel):
         cols) bool, drawn from `generator` when None; (B, K, rows, cols) for K masks of each image. hidden_cells: how
         many cells of the given mask are True, see `draw`.
 
-        mode "loss" returns {"loss_<name>": scalar}; "baseline" the same scalars for the answer "the target's mean over
-        the image everywhere", without running the encoder; "predict" returns {"images", "masked"} (B, C, H, W),
+        mode "loss" returns `{"loss_<name>": scalar}`; "baseline" the same scalars for the answer "the target's mean
+        over the image everywhere", without running the encoder; "predict" returns {"images", "masked"} (B, C, H, W),
         {"target", "recon"} (B, C_t, h, w) and "hidden" (B, 1, h, w) on the target's grid.
         """
         images, target, mask = self.prepare(images, mask, generator)
@@ -239,7 +239,7 @@ class MIM(BaseModel):
 
     def compare(self, recon: Tensor, target: Tensor, hidden: Tensor) -> dict[str, Tensor]:
         """The weighted losses by name; their sum is what training minimises. A loss of several terms gives
-        "loss_<name>_<term>".
+        `loss_<name>_<term>`.
         """
         found: dict[str, Tensor] = {}
         for name, loss, weight in zip(self.loss_names, self.losses, self.weights, strict=True):

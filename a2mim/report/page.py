@@ -75,7 +75,7 @@ def write_report(folders: Sequence[str | Path], out: str | Path, running: bool =
     Raises:
         FileNotFoundError: a folder holds no run.
 
-    Example:
+    Examples:
         >>> a2mim.write_report(["runs/tiny"], "report.html").name
         'report.html'
     """

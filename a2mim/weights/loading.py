@@ -47,7 +47,7 @@ def load_encoder(source: str | Path, allow_partial: bool = False, **overrides) -
         ValueError: the name is unknown (the message has the nearest names), the file is not recognised, or its weights
             are not exactly the model's.
 
-    Example:
+    Examples:
         >>> model, preprocessing = a2mim.load_encoder("runs/tiny")
         >>> model.num_features, preprocessing["img_size"]
         (64, [32, 32])
