@@ -19,10 +19,10 @@ from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 from typing import IO, Any
 
-from tqdm import TqdmExperimentalWarning
+from tqdm import TqdmWarning
 
 with warnings.catch_warnings():
-    warnings.simplefilter("ignore", TqdmExperimentalWarning)  # that a notebook was recognised
+    warnings.simplefilter("ignore", TqdmWarning)  # that a notebook was recognised, or that it lacks ipywidgets
     from tqdm.autonotebook import tqdm
 
 LONGEST = 300  # characters of a name on a page
@@ -61,6 +61,14 @@ class PrintableStream(io.TextIOBase):
 
     def isatty(self) -> bool:
         return self.stream.isatty()
+
+
+def warn_user(message: str) -> None:
+    """A UserWarning that names the line which called a2mim, and no line of a2mim's own."""
+    depth, frame = 2, sys._getframe(1).f_back
+    while frame is not None and str(frame.f_globals.get("__name__")).startswith(("a2mim.", "torch.", "contextlib")):
+        depth, frame = depth + 1, frame.f_back
+    warnings.warn(message, stacklevel=depth + 1)
 
 
 def size_in_words(size: int | Sequence[int]) -> str:

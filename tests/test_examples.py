@@ -96,6 +96,9 @@ def test_results_show_themselves_in_a_notebook_and_stay_what_they_were(place, mo
         assert isinstance(shown, kind)
         assert shown._repr_html_().startswith(("<table>", "<p>"))
     assert "<th>top1</th><td>100</td>" in judged._repr_html_()
+    shown = results._repr_html_()  # some columns, which fit on a page; the rest is in the dicts
+    assert "<th>protocol</th><td>dino-knn</td>" in shown and "<th>interval</th>" in shown and "sources" not in shown
+    assert pickle.loads(pickle.dumps(results))._repr_html_() == shown
     dataset = a2mim.open_dataset("photographs")
     assert dataset._repr_html_().count("<img") == 8 and "cats" in dataset._repr_html_()
 
@@ -106,7 +109,14 @@ def test_a_run_shows_its_verdict_its_loss_and_its_pictures(place):
     )
     shown = summary._repr_html_()
     assert summary["loss"]["last"] > 0 and isinstance(summary, dict)
-    for part in ("test_vit was pre-trained on 16 images", "<svg", "data:image/webp", "report.html", "learning"):
+    for part in (
+        "test_vit was pre-trained on 16 images",
+        "<svg",
+        "data:image/webp",
+        "report.html",
+        "learning",
+        "--series-1:",
+    ):
         assert part in shown, part
     assert pickle.loads(pickle.dumps(summary)) == summary
     shutil.rmtree(place / "runs" / "again")

@@ -1,11 +1,13 @@
 """Names from files cannot move a terminal's cursor, begin a line, or leave the quotes that they stand in."""
 
 import io
+import subprocess
 import sys
 import time
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from PIL import Image
 
@@ -18,6 +20,7 @@ from a2mim.text import (
     has_terminal,
     one_line,
     shortened,
+    warn_user,
     yaml_value,
 )
 
@@ -133,3 +136,26 @@ def test_a_class_name_moves_no_cursor_and_forges_no_line(tmp_path, capsys):
     lines = (said.out + said.err).splitlines()
     assert all(line.replace("\t", "").isprintable() and not line.lstrip().startswith("error:") for line in lines)
     assert any(r"cat\x1b[2J\nerror: forged" in line for line in lines)
+
+
+def test_a_warning_names_the_line_that_called_a2mim():
+    """In a notebook, Python shows that line below the warning."""
+    inside: dict = {"warn_user": warn_user, "no_grad": torch.no_grad, "__name__": "a2mim.somewhere"}
+    exec("@no_grad()\ndef within(): warn_user('few images')\ndef entry(): within()", inside)
+    with pytest.warns(UserWarning, match="few images") as caught:
+        inside["entry"]()
+    assert caught[0].filename == __file__
+
+
+def test_a_notebook_without_ipywidgets_gets_a_bar_and_no_warning():
+    code = """
+import sys, types, warnings
+warnings.simplefilter("error")
+sys.modules["IPython"] = types.ModuleType("IPython")
+sys.modules["IPython"].get_ipython = lambda: types.SimpleNamespace(config={"IPKernelApp": 1})
+sys.modules["ipywidgets"] = None
+from a2mim.text import ProgressBar
+ProgressBar(total=1, disable=True)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

@@ -1,13 +1,13 @@
 """Gives the training set and the test set one numbering of classes, so that label 3 means the same in both."""
 
 import copy
-import warnings
 
 import numpy as np
 
 from a2mim.data.dataset import ImageDataset
 from a2mim.data.decode import UnreadableImage
 from a2mim.data.names import cut
+from a2mim.text import warn_user
 
 
 def match_labels(train: ImageDataset, test: ImageDataset) -> ImageDataset:
@@ -37,10 +37,7 @@ def match_labels(train: ImageDataset, test: ImageDataset) -> ImageDataset:
                 " or a folder with one folder a class"
             )
     if _same_images(train, test):
-        warnings.warn(
-            f"{test.title} is also the training set: what is measured on it says nothing about new images",
-            stacklevel=2,
-        )
+        warn_user(f"{test.title} is also the training set: what is measured on it says nothing about new images")
     if not train.class_names or not test.class_names:
         _tell_mapping(train, test)
         return test
@@ -61,10 +58,9 @@ def _tell_mapping(train: ImageDataset, test: ImageDataset) -> None:
     mapping = ", ".join(f"{label} = {names[label]}" for label in np.unique(numbered.labels) if 0 <= label < len(names))
     most = int(numbered.labels.max())
     beyond = f"; its labels go up to {most}, and there are only {len(names)} names" if most >= len(names) else ""
-    warnings.warn(
+    warn_user(
         f"{numbered.title} has no class names, so its labels are matched by number with the names of {named.title}:"
-        f" {cut(mapping) or 'none'}{beyond}. Check this, or give both sets names or both numbers",
-        stacklevel=3,
+        f" {cut(mapping) or 'none'}{beyond}. Check this, or give both sets names or both numbers"
     )
 
 
@@ -78,10 +74,9 @@ def _renumbered(train: ImageDataset, test: ImageDataset) -> tuple[np.ndarray, li
             f" {_few(unknown)}, the training set {_few(train.class_names)}"
         )
     if unknown:
-        warnings.warn(
+        warn_user(
             f"the test set {test.title} has classes that the training set {train.title} does not have: {_few(unknown)};"
-            " their images are counted and never right",
-            stacklevel=3,
+            " their images are counted and never right"
         )
     twice = [name for name in used if train.class_names.count(name) + test.class_names.count(name) > 2]
     if twice:

@@ -1,7 +1,6 @@
 """A folder of images, nested to any depth: one shard in sorted order; the first-level folders are the labels."""
 
 import os
-import warnings
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +13,7 @@ from a2mim.data.pixel_format import UnreadableImage
 from a2mim.data.plain_files import NotPlain, read_file
 from a2mim.data.splits import find_splits, split_classes
 from a2mim.data.walk import ARRAYS, PICTURES, Walk, list_folder, walk
+from a2mim.text import warn_user
 
 
 class FolderStore:
@@ -49,13 +49,10 @@ def open_folder(folder: str | os.PathLike, split: str = "train") -> ImageDataset
         raise ValueError(f"no images in {str(root)!r}: {what_is_there(root, listing)}")
     if listing.dangling:
         first, more = listing.dangling[0], len(listing.dangling) - 1
-        warnings.warn(
-            f"{root}: links that lead nowhere are passed over: {first}" + (f" and {more} more" if more else ""),
-            stacklevel=2,
-        )
+        warn_user(f"{root}: links that lead nowhere are passed over: {first}" + (f" and {more} more" if more else ""))
     labels, class_names = labels_from_paths(listing.images)
     if not parts and (said := split_classes(class_names)):
-        warnings.warn(f"{root}: {said}", stacklevel=2)
+        warn_user(f"{root}: {said}")
     dataset = ImageDataset(
         store=FolderStore(root, listing.images),
         title=str(root),

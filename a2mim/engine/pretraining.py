@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import math
-import shlex
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -27,7 +26,7 @@ from a2mim.engine.optim import build_optimizer
 from a2mim.engine.portrait import draw_portrait
 from a2mim.engine.pretrain_settings import PretrainSettings
 from a2mim.engine.records import Request, StepContext, TaskData
-from a2mim.engine.report import command_line, sentence, timm_lines, words
+from a2mim.engine.report import judging_lines, sentence, timm_lines
 from a2mim.engine.resized import at_judged_size, check_judged_size
 from a2mim.export import export_timm_folder
 from a2mim.pixels import Preprocessing
@@ -201,7 +200,7 @@ class Pretraining:
         return {"export": receipt, "judged": judged}
 
     def closing(self, summary: dict, folder: Path) -> list[str]:
-        loss, asked = summary["loss"], summary["asked"]
+        loss = summary["loss"]
         lines = []
         if loss["first"] is not None:
             baseline, name = loss["baseline"], loss["baseline_name"]
@@ -217,9 +216,6 @@ class Pretraining:
         lines += [f"  picture  {pictures[-1]}", f"  summary  {folder / 'summary.json'}"]
         if not summary["export"]:
             return lines
-        data = "photos" if asked["data"] is None else asked["data"]
-        test_data = asked["test_data"] or (data if summary["judged"] else "TEST_DATA")
-        sets = ["--data", *words(data), "--test-data", *words(test_data)]
         encoder, own = folder / "encoder", summary["export"]["target"] == "network"
         source = f"{summary['encoder']['name']}:{folder}" if own else str(folder)  # code is named by the user alone
         return [
@@ -227,15 +223,14 @@ class Pretraining:
             f"  encoder  {encoder}",
             "next:",
             *([f"  how to load it stands in {encoder / 'README.md'}"] if own else timm_lines(encoder, classes=0)),
-            "  " + shlex.join([*command_line("linear-probe"), source, *sets]),
-            "  " + shlex.join([*command_line("knn"), source, *sets]),
+            *judging_lines(summary, source, ["linear-probe", "knn"]),
         ]
 
 
 def judged_lines(judged: dict | None) -> list[str]:
     """Before and after, and what may honestly be said of the difference."""
     if judged is None:
-        return ["  judged   not at all: that needs labels in --data and a labelled --test-data"]
+        return ["  judged   not at all: there are no labelled test images (--test-data, or test/ beside train/)"]
     return [
         f"  before   {sentence(judged['before'])}",
         f"  after    {sentence(judged['after'])}",

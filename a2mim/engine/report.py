@@ -7,6 +7,7 @@ import os
 import shlex
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from mmengine.dist import is_main_process
@@ -170,6 +171,21 @@ def timm_lines(folder: Path, classes: int | None = None) -> list[str]:
             " a2mim first, as above, or install the matching torchvision: docs/install.md)"
         )
     return lines
+
+
+def judging_lines(summary: dict, source: str, protocols: Sequence[str]) -> list[str]:
+    """The commands that judge a run's encoder on its data. Without test images it is `evaluate`, which splits some off.
+
+    Args:
+        source: as commands name the encoder.
+        protocols: the commands that a run with test images is told of.
+    """
+    asked = summary["asked"]
+    data = words("photos" if asked["data"] is None else asked["data"])
+    if not summary["judged"] and not asked["test_data"]:
+        return ["  " + shlex.join([*command_line("evaluate"), source, *data])]
+    sets = ["--data", *data, "--test-data", *(words(asked["test_data"]) if asked["test_data"] else data)]
+    return ["  " + shlex.join([*command_line(name), source, *sets]) for name in protocols]
 
 
 def sentence(results: dict) -> str:

@@ -12,7 +12,6 @@ import contextlib
 import os
 import shutil
 import tempfile
-import warnings
 import weakref
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +19,7 @@ from pathlib import Path
 from a2mim.evaluation.cache_entry import FULL, USED, Entry, size_of
 from a2mim.evaluation.identity import hash_of
 from a2mim.files import open_lock, telling_full_disk, write_json
+from a2mim.text import warn_user
 
 VERSION = 3
 
@@ -93,10 +93,9 @@ class Cache:
             if path not in {entry.folder for entry in self.in_use} and _delete_unused(path):
                 del sizes[path]
         if (total := sum(sizes.values()) + for_bytes) > self.most_bytes:
-            warnings.warn(
+            warn_user(
                 f"{self.root} will hold {_gigabytes(total)} GB, more than --feature-cache-gb {self.most_bytes / 1e9:g}:"
-                " the rest is in use and stays",
-                stacklevel=2,
+                " the rest is in use and stays"
             )
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import time
-import warnings
 from collections.abc import Callable, Iterable
 
 import numpy as np
@@ -29,6 +28,7 @@ from a2mim.evaluation.probe import Labelled
 from a2mim.evaluation.subsets import subset_of
 from a2mim.processes.leading import Share, spread
 from a2mim.protocols.intervals import bootstrap_interval
+from a2mim.text import warn_user
 
 RESIZE = 256 / 224  # short side before the crop, in crops: Resize(256), CenterCrop(224)
 SPLIT_OFF = 0.2  # of each class, to test on where there is no test set
@@ -264,10 +264,9 @@ class EvalContext:
             classes, counts = np.unique(getattr(self, split).labels, return_counts=True)
             told[split] = {"classes": len(classes), "least": int(counts.min()), "most": int(counts.max())}
             if counts.max() > IMBALANCE * counts.min():
-                warnings.warn(
+                warn_user(
                     f"the {split} set has from {counts.min()} to {counts.max()} images a class: top-1 follows the"
-                    " common ones; the mean over classes is reported beside it",
-                    stacklevel=2,
+                    " common ones; the mean over classes is reported beside it"
                 )
         absent = np.setdiff1d(self.train.labels, self.test.labels)
         return told | {"classes_without_test_images": len(absent)}
@@ -285,7 +284,7 @@ class EvalContext:
             found, lambda i: self.test.name(test.rows[i]), lambda i: self.train.name(train.rows[i])
         )
         if sentence:
-            warnings.warn(f"{sentence}: the number flatters", stacklevel=2)
+            warn_user(f"{sentence}: the number flatters")
         return {kind: len(pairs) for kind, pairs in found.items()}
 
     def _refuse_contradictions(self, train: FeatureSet, test: FeatureSet) -> None:
@@ -303,7 +302,7 @@ class EvalContext:
                 f"{said}: the two sets number their classes differently, or a label is wrong. Give both sets the same"
                 " class names, mend the labels, or add --allow-contradictions"
             )
-        warnings.warn(said, stacklevel=3)
+        warn_user(said)
 
     def _class(self, label: Tensor) -> str:
         names = self.test.class_names if self.test.class_names and self.train.class_names else self.train.class_names

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -23,6 +22,7 @@ from a2mim.files import write_text
 from a2mim.processes.group import is_first, joined
 from a2mim.processes.leading import lead, together
 from a2mim.protocols import Protocol, read_protocol
+from a2mim.text import warn_user
 
 DENSE = ("davis", "copydays", "segmentation")  # each reads folders of its own format
 UNLABELLED = ("label-free",)  # they use no labels
@@ -30,6 +30,7 @@ UNLABELLED = ("label-free",)  # they use no labels
 FOR_LABELS = ("dino-knn", "linear-cached", "efficient-probe")
 FOR_MASKS = ("seg-knn", "seg-linear")
 FOR_IMAGES = ("label-free",)
+COLUMNS = ("protocol", "metric", "top1_last", "interval", "top5", "n_train", "n_test")  # what a notebook shows
 
 
 def evaluate(
@@ -73,13 +74,14 @@ def evaluate(
         options["device"] = device
         chosen = together(lambda: _checked(_named(protocols, data, options.get("access"), say), overrides or {}))
         if any(protocol.kind in DENSE for protocol in chosen):
-            return Records(_dense(source, chosen, data, test_data, out, options, say or warnings.warn))
+            return Records(_dense(source, chosen, data, test_data, out, options, say or warn_user), COLUMNS)
         found = _unlabelled(source, [p for p in chosen if p.kind in UNLABELLED], data, out, options)
         labelled = [p for p in chosen if p.kind not in UNLABELLED]
         if not labelled:
-            return Records(found)
+            return Records(found, COLUMNS)
         context = together(lambda: EvalContext(source, data, test_data, cache=cache, **options))
-        return Records(lead(lambda: _labelled(context, labelled, out, say), context.helpers()) + found)
+        results = lead(lambda: _labelled(context, labelled, out, say), context.helpers()) + found
+        return Records(results, COLUMNS)
 
 
 def _named(protocols, data, access: Access | None, say: Callable[[str], None] | None):
@@ -130,7 +132,7 @@ def _labelled(
     if context.split_rows is not None:
         whole = context.whole
         path = write_list(whole, context.split_rows, _split_path(out, whole.fingerprint))
-        (say or warnings.warn)(_split_sentence(len(context.split_rows), len(whole), "a fifth of each class", path))
+        (say or warn_user)(_split_sentence(len(context.split_rows), len(whole), "a fifth of each class", path))
     passes = _passes(chosen, context)
     cost = estimate(context, chosen, passes)
     if cost.images:

@@ -5,7 +5,7 @@ Only `_repr_html_` is added, which IPython asks for when a result ends a cell. E
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from html import escape
 from typing import Any
 
@@ -33,10 +33,23 @@ class Record(dict):
 
 
 class Records(list):
-    """A list of dicts that a notebook shows as one table, a row each."""
+    """A list of dicts that a notebook shows as one table, a row each.
+
+    Args:
+        values: the dicts.
+        columns: the keys to show, where a row has them; none: all plain values. A dict keeps every key.
+    """
+
+    def __init__(self, values: Iterable[dict] = (), columns: Sequence[str] = ()):
+        super().__init__(values)
+        self._columns = tuple(columns)
+
+    def __reduce__(self):
+        return type(self), (list(self), self._columns)
 
     def _repr_html_(self) -> str:
-        return table(self)
+        chosen = [{key: row[key] for key in self._columns if key in row} or row for row in self]
+        return table(chosen)
 
 
 class Sentence(str):
@@ -63,6 +76,12 @@ def _is_plain(value: Any) -> bool:
     return few or value is None or isinstance(value, str | int | float | bool)
 
 
+def _text(value: Any) -> str:
+    if isinstance(value, list | tuple):
+        return ", ".join(map(_text, value))
+    return f"{value:.4g}" if isinstance(value, float) else "" if value is None else str(value)
+
+
 def _cell(value: Any) -> str:
-    text = f"{value:.4g}" if isinstance(value, float) else "" if value is None else str(value)
+    text = _text(value)
     return escape(text if len(text) <= _LONGEST else f"{text[:_LONGEST]}…")

@@ -31,6 +31,7 @@ from a2mim.pixels import Preprocessing
 from a2mim.weights import loading
 from a2mim.wiring.networks import OwnNetwork
 
+COLUMNS = ("target", "folder", "architecture", "largest_difference", "tolerance", "mode")  # what a notebook shows
 _SLOWEST = 24 * 3600.0  # seconds that an export can take
 RANDOM = "Not at all: a name was exported, and the weights are random."
 
@@ -78,7 +79,8 @@ def export(
     names = possible(Subject(model, found.model_args, preprocessing, found.frozen, **told), names)
     batchnorm = _calibrate(model.to(device), batches, found.calibrated)
     subject = Subject(model.cpu(), found.model_args, preprocessing, found.frozen, **told)
-    return Records([prove(TARGETS[name], subject, out_dir / name, batchnorm, python) for name in names])
+    receipts = [prove(TARGETS[name], subject, out_dir / name, batchnorm, python) for name in names]
+    return Records(receipts, COLUMNS)
 
 
 def export_timm_folder(

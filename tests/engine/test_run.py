@@ -20,7 +20,7 @@ from a2mim.engine.assembly import build_mim, choose_amp
 from a2mim.engine.config import load_config
 from a2mim.engine.folder import claim, find_run, release
 from a2mim.engine.records import step_seed
-from a2mim.engine.report import _too_short, command_line
+from a2mim.engine.report import _too_short, command_line, judging_lines
 from a2mim.engine.resized import at_judged_size
 
 
@@ -261,6 +261,16 @@ def test_the_next_command_begins_as_the_user_typed_this_one(monkeypatch, typed, 
     tools = str(Path(__file__).parents[2] / "tools")
     monkeypatch.setattr("sys.argv", [typed.replace("TOOLS", tools)])
     assert " ".join(command_line("linear-probe")) == words.replace("TOOLS", tools)
+
+
+def test_a_run_without_test_images_tells_of_the_command_that_splits_some_off(monkeypatch):
+    monkeypatch.setattr("sys.argv", ["a2mim"])
+    unjudged = {"judged": None, "asked": {"data": "my photographs", "test_data": None}}
+    assert judging_lines(unjudged, "runs/a", ["knn"]) == ["  a2mim evaluate runs/a 'my photographs'"]
+    judged = {"judged": {"before": 0}, "asked": {"data": None, "test_data": None}}
+    assert judging_lines(judged, "runs/a", ["knn"]) == ["  a2mim knn runs/a --data photos --test-data photos"]
+    given = {"judged": None, "asked": {"data": "a", "test_data": ["b", "c"]}}
+    assert judging_lines(given, "runs/a", ["knn"]) == ["  a2mim knn runs/a --data a --test-data b c"]
 
 
 def test_an_encoder_is_judged_and_exported_at_a_larger_size(run, labelled):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import math
-import shlex
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -29,7 +28,7 @@ from a2mim.engine.refine.refine_data import RefineSets, open_refined
 from a2mim.engine.refine.refine_encoder import build_encoder, rebuild_encoder
 from a2mim.engine.refine.refiner import VIEWS, map_names
 from a2mim.engine.refine_settings import RefineSettings
-from a2mim.engine.report import command_line, sentence, timm_lines, words
+from a2mim.engine.report import judging_lines, sentence, timm_lines
 from a2mim.export import export_timm_folder
 from a2mim.pixels import Preprocessing
 from a2mim.processes.leading import Share
@@ -191,23 +190,20 @@ class Refining:
         return {"export": receipt, "judged": judged}
 
     def closing(self, summary: dict, folder: Path) -> list[str]:
-        loss, asked, judged = summary["loss"], summary["asked"], summary["judged"]
+        loss, judged = summary["loss"], summary["judged"]
         lines = [] if loss["first"] is None else [f"  loss     {loss['first']:.4f} -> {loss['last']:.4f}"]
         lines += judged_lines(judged, (summary.get("online_knn") or {}).get("history") or [])
         lines.append(f"  summary  {folder / 'summary.json'}")
         if not summary["export"]:
             return lines
-        data = "photos" if asked["data"] is None else asked["data"]
-        test_data = asked["test_data"] or (data if judged else "TEST_DATA")
         encoder, own = folder / "encoder", summary["export"]["target"] == "network"
         source = f"{summary['encoder']['name']}:{folder}" if own else str(folder)
-        command = [*command_line("knn"), source, "--data", *words(data), "--test-data", *words(test_data)]
         return [
             *lines,
             f"  encoder  {encoder}",
             "next:",
             *([f"  how to load it stands in {encoder / 'README.md'}"] if own else timm_lines(encoder, classes=0)),
-            "  " + shlex.join(command),
+            *judging_lines(summary, source, ["knn"]),
         ]
 
 
