@@ -1,18 +1,21 @@
 """What methods bring at equal cost: rows x networks x seeds, each trained for as many core-minutes, frozen, and judged.
 
 python benchmarks/rows.py --out runs/rows [--data TRAIN --test-data TEST] [--minutes 6] [--seeds 0 1 2]
-    [--rows a2mim mae hog distill] [--networks xcit_nano_12_p16_224 resnet18 vit_tiny_patch16_224] [--table]
+    [--rows a2mim mae hog distill] [--networks xcit_nano_12_p16_224 resnet18 vit_tiny_patch16_224]
+    [--label-fraction 0.1] [--table]
 
 Each cell is one run of `a2mim pretrain`. Its recipe is the row at laptop scale on the network; its epochs are as many
 as fit into the minutes, from the processor time of a few steps measured first. Untrained and trained network are
-calibrated and judged alike: k-NN, linear and attentive probe with 95 % intervals, paired differences. Finished cells
-are lines of OUT/rows.jsonl and are not run again, so a stopped table goes on; --table prints what there is.
+calibrated and judged alike: k-NN, linear and attentive probe with 95 % intervals, paired differences. With
+--label-fraction both are also fine-tuned on that share of the labels, by `small-data`. Finished cells are lines of
+OUT/rows.jsonl and are not run again, so a stopped table goes on; --table prints what there is.
 """
 
 import argparse
 import json
 import shutil
 import time
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -20,6 +23,8 @@ import torch
 import a2mim
 from a2mim.engine.assembly import build_mim
 from a2mim.engine.config import load_config
+from a2mim.evaluation.results import read_results, unpack
+from a2mim.protocols.intervals import difference
 
 NETWORKS = ["xcit_nano_12_p16_224", "resnet18", "vit_tiny_patch16_224"]
 # row -> kind of network -> the recipe whose laptop scale is run
@@ -28,6 +33,12 @@ ROWS = {
     "mae": {"xcit": "simmim_vit_base", "resnet": "spark_resnet50", "vit": "mae_vit_small"},
     "hog": {"xcit": "fastmim_xcit_small", "resnet": "fastmim_resnet50", "vit": "maskfeat_vit_base"},
     "distill": {"xcit": "distill_xcit_small", "resnet": "distill_resnet50", "vit": "distill_xcit_small"},
+}
+NAMES = {  # as a run's differences have them
+    "knn": "k-NN",
+    "linear": "linear probe",
+    "attentive": "attentive probe",
+    "finetuned": "fine-tuned",
 }
 PROBES = ("knn", "linear", "attentive")
 WARM, TIMED = 2, 4  # steps
@@ -66,6 +77,7 @@ def run_cell(row: str, network: str, seed: int, chosen) -> dict:
     epochs = max(1, round(60 * chosen.minutes / (seconds * (images // batch))))
     folder = chosen.out / f"{row}-{network}-{seed}"
     shutil.rmtree(folder, ignore_errors=True)
+    side = load_config(recipe, options, laptop=True).data.img_size
     options |= {"seed": seed, "schedule.epochs": epochs, "schedule.warmup_epochs": 0.1 * epochs}
     options |= {"judge.every_epochs": None, "export": [], "checkpoint.keep": 1, "schedule.decay_epochs": []}
     if load_config(recipe, {}, laptop=True).schedule.type == "step":
@@ -81,20 +93,47 @@ def run_cell(row: str, network: str, seed: int, chosen) -> dict:
     for when in ("before", "after"):
         line[when] = {probe: round(judged[when][probe]["top1"], 2) for probe in PROBES if probe in judged[when]}
     line["differences"] = judged["differences"]
+    if chosen.label_fraction:
+        scratch, tuned = (fine_tuned(network, run, side, seed, chosen) for run in (None, folder))
+        line["before"]["finetuned"], line["after"]["finetuned"] = scratch["top1_last"], tuned["top1_last"]
+        answers = [unpack(result["correct"]) == 1 for result in (scratch, tuned)]
+        line["differences"] = [*line["differences"], asdict(difference(NAMES["finetuned"], *answers))]
     shutil.rmtree(folder / "checkpoints", ignore_errors=True)
     return line
+
+
+def fine_tuned(network: str, run: Path | None, side: int, seed: int, chosen) -> dict:
+    """The result of fine-tuning a run's encoder, or the untrained network, on a share of the labels."""
+    folder = run / "finetuned" if run else chosen.out / f"scratch-{network}-{seed}"
+    if not (folder / "results.json").is_file():
+        shutil.rmtree(folder, ignore_errors=True)
+        options = {"seed": seed, "labels.subset": f"{100 * chosen.label_fraction:g}%", "labels.seed": seed}
+        options |= {"data.img_size": side, "data.test_size": side, "evaluate.every_epochs": 1000}  # once, at the end
+        options |= {"log.report": False}
+        a2mim.finetune(
+            "finetune/small_data",
+            run or network,
+            chosen.data,
+            folder,
+            test_data=chosen.test_data,
+            laptop=True,
+            num_workers=0,
+            device="cpu",
+            **options,
+        )
+        shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+    return read_results(folder)[-1]
 
 
 def table(path: Path) -> str:
     """The cells that there are, as a Markdown table."""
     lines = [json.loads(text) for text in path.read_text().splitlines()] if path.is_file() else []
-    rows = ["| row | network | seed | epochs | k-NN | linear | attentive |", "|---|---|---|---|---|---|---|"]
-    names = {"knn": "k-NN", "linear": "linear probe", "attentive": "attentive probe"}
+    rows = [f"| row | network | seed | epochs | {' | '.join(NAMES.values())} |", "|---|---|---|---|---|---|---|---|"]
     for line in lines:
         changes = {change["name"]: change for change in line["differences"]}
         cells = []
-        for probe in PROBES:
-            change = changes.get(names[probe])
+        for probe, name in NAMES.items():
+            change = changes.get(name)
             if change is None:
                 cells.append("–")
                 continue
@@ -116,6 +155,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--rows", nargs="+", choices=list(ROWS), default=list(ROWS))
     parser.add_argument("--networks", nargs="+", default=NETWORKS)
+    parser.add_argument("--label-fraction", type=float, help="also fine-tune on this share of the labels, e.g. 0.1")
     parser.add_argument("--table", action="store_true", help="run nothing, print the table")
     chosen = parser.parse_args()
     path = chosen.out / "rows.jsonl"

@@ -105,7 +105,7 @@ def open_sets(data, test_data, settings: PretrainData | FinetuneData | RefineDat
 
 
 def build_loader(
-    dataset, settings: RecipeSettings, device: torch.device, num_workers: int | None, augmentation: dict | None = None
+    dataset, settings: RecipeSettings, device: torch.device, num_workers: int, augmentation: dict | None = None
 ) -> TrainLoader:
     """The training stream of this process. augmentation: what TrainLoader takes beyond the crop."""
     data, batch = settings.data, settings.global_batch_size
@@ -125,7 +125,7 @@ def build_loader(
         seed=settings.seed,
         rank=int(os.environ.get("RANK", 0)),
         world_size=world,
-        num_workers=choose_workers(num_workers, device),
+        num_workers=num_workers,
         pin_memory=device.type == "cuda",
         **(augmentation or {}),
     )
@@ -142,19 +142,6 @@ def ratio_of(data: PretrainData | FinetuneData | RefineData) -> tuple[float, flo
     assert data.img_size is not None  # `complete_pixels` filled it in
     height, width = height_and_width(data.img_size)
     return data.ratio[0] * width / height, data.ratio[1] * width / height
-
-
-def choose_workers(num_workers: int | None, device: torch.device) -> int:
-    """Data processes of this process: as many as were asked for, else a core each, up to 8, beside a GPU and none
-    beside a CPU, which has enough to do.
-    """
-    if num_workers is None:
-        usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()  # not on a Mac
-        cores = (usable or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-        num_workers = min(8, cores) if device.type == "cuda" else 0
-    if num_workers < 0:
-        raise ValueError(f"--num-workers {num_workers} must be at least 0; 0 prepares the batches in the main process")
-    return num_workers
 
 
 def build_mim(settings: PretrainSettings) -> MIM:

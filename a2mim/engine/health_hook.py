@@ -4,7 +4,6 @@ write it to log.jsonl, from where the report takes it.
 
 from __future__ import annotations
 
-import os
 import time
 from collections import deque
 from collections.abc import Callable
@@ -19,6 +18,7 @@ from tqdm import tqdm
 
 from a2mim.data import EvalLoader
 from a2mim.engine import health
+from a2mim.engine.cores import usable_cores
 from a2mim.engine.hooks import LogHook
 from a2mim.engine.records import step_seed
 from a2mim.engine.stored import read_log
@@ -60,8 +60,7 @@ class HealthHook(Hook):
             for line in kept:  # a run that goes on knows how its loss fell before
                 self.no_learning.note(line)
         self.spikes = health.Spikes(settings.clip_grad)
-        cores = (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-        self.starving = health.Starving(runner.run.num_workers, cores, last=runner.iter)
+        self.starving = health.Starving(runner.run.num_workers, usable_cores(), last=runner.iter)
 
     def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None) -> None:
         if not is_main_process():

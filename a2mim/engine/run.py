@@ -16,9 +16,10 @@ from mmengine.dist import get_dist_info, is_main_process
 from a2mim.checkpoints import list_checkpoints
 from a2mim.data import Access
 from a2mim.engine import folder
-from a2mim.engine.assembly import Run, build_loader, build_runner, choose_workers
+from a2mim.engine.assembly import Run, build_loader, build_runner
 from a2mim.engine.config import changed as with_changes
 from a2mim.engine.config import load_with_origins
+from a2mim.engine.cores import choose_workers, core_for_data
 from a2mim.engine.failures import explained
 from a2mim.engine.finetuning import Finetuning
 from a2mim.engine.hooks import SignalHook
@@ -181,28 +182,10 @@ def carry_out(task_class: TaskClass, request: Request, launch: Launch) -> dict:
     started, before = time.time(), torch.are_deterministic_algorithms_enabled()
     try:
         run, resume_point = prepare(task_class, request, launch)
-        run.folder = folder.claim(run.folder, run.request.name)
-        try:
-            runner = build_runner(run, resume_point)
-        except BaseException:
-            folder.remove_unused(run.folder)
-            raise
-        signals = runner.hook("signals", SignalHook)
-        if resume_point:
-            say(f"resuming from {resume_point.path}, step {resume_point.step} of {run.max_steps}")
-        del resume_point  # a checkpoint is as large as the model and its optimiser
-        with telling_full_disk(run.folder, "checkpoints that were written are whole; make room, then --resume"):
-            try:
-                runner.train()
-            except (RuntimeError, MemoryError) as error:
-                told = explained(error, run, runner.iter + 1)
-                if told is None:
-                    raise
-                raise told from error
-            finally:
-                run.writer.close()
-                signals.restore()
-            summary = Record(_close(run, runner, signals, started), show=partial(brief, run.claimed))
+        with core_for_data(run.num_workers, run.device, bool(run.request.laptop)):
+            runner = _begin(run, resume_point)
+            del resume_point  # a checkpoint is as large as the model and its optimiser
+            summary = _train(run, runner, started)
         del runner  # holds the process group, whose threads must end before the interpreter does
         leave_together()
     except (RuntimeError, MemoryError) as error:
@@ -217,6 +200,36 @@ def carry_out(task_class: TaskClass, request: Request, launch: Launch) -> dict:
         folder.release()
         stop_processes()
     return summary
+
+
+def _begin(run: Run, resume_point: ResumePoint | None) -> TrainRunner:
+    """Takes the run's folder and builds its runner; a folder that is then not used is removed."""
+    run.folder = folder.claim(run.folder, run.request.name)
+    try:
+        runner = build_runner(run, resume_point)
+    except BaseException:
+        folder.remove_unused(run.folder)
+        raise
+    if resume_point:
+        say(f"resuming from {resume_point.path}, step {resume_point.step} of {run.max_steps}")
+    return runner
+
+
+def _train(run: Run, runner: TrainRunner, started: float) -> Record:
+    """Trains to the end or to a signal; returns the run's summary."""
+    signals = runner.hook("signals", SignalHook)
+    with telling_full_disk(run.claimed, "checkpoints that were written are whole; make room, then --resume"):
+        try:
+            runner.train()
+        except (RuntimeError, MemoryError) as error:
+            told = explained(error, run, runner.iter + 1)
+            if told is None:
+                raise
+            raise told from error
+        finally:
+            run.writer.close()
+            signals.restore()
+        return Record(_close(run, runner, signals, started), show=partial(brief, run.claimed))
 
 
 def _close(run: Run, runner: TrainRunner, signals: SignalHook, started: float) -> dict:
@@ -272,7 +285,8 @@ def prepare(task_class: TaskClass, request: Request, launch: Launch) -> tuple[Ru
     point = resumed.point if resumed else None
     saved = point.meta if point else None
     data: Any = task_class.open(settings, request, saved, launch.access)
-    loader = build_loader(data.train_set, data.settings, device, launch.num_workers, data.augmentation)
+    workers = choose_workers(launch.num_workers, device, bool(request.laptop))
+    loader = build_loader(data.train_set, data.settings, device, workers, data.augmentation)
     changed = list(resumed.changed) if resumed else []
     if point:
         changed += check_test_set(point.meta, data.test_set, named or launch.next_epoch)
@@ -282,7 +296,7 @@ def prepare(task_class: TaskClass, request: Request, launch: Launch) -> tuple[Ru
     task = task_class(data, request, device, saved)
     notes = settle_accumulate(task, device, origins)
     chosen = resumed.folder if resumed else Path(launch.work_dir) if launch.work_dir else None
-    run = Run(task.settings, chosen, request, device, loader, task, choose_workers(launch.num_workers, device))
+    run = Run(task.settings, chosen, request, device, loader, task, workers)
     run.origins, run.notes = origins, notes
     if resumed and point:
         run.changes = [*resumed.changes, *([{"step": point.step, "changed": changed}] if changed else [])]

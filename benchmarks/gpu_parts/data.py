@@ -22,7 +22,7 @@ import numpy as np
 import simplejpeg
 
 from a2mim.data import TrainLoader, open_dataset
-from a2mim.engine.assembly import choose_workers
+from a2mim.engine.cores import choose_workers
 
 from .isolation import Findings
 from .runs import QUIET, lines_of, said, settings_of, start
@@ -37,7 +37,7 @@ def run(scale: Scale, findings: Findings) -> None:
     folder = findings.path.parent / "data"
     folder.mkdir()
     pattern = write_shards(folder / "shards", scale)
-    workers = 0 if scale.dry else choose_workers(None, scale.where)
+    workers = 0 if scale.dry else choose_workers(None, scale.where, laptop=False)
     findings.add("loader alone", workers=workers, images_per_s=round(loader_rate(pattern, workers, scale), 1))
     for recipe in ("a2mim_xcit",) if scale.dry else ("a2mim_xcit", "a2mim_resnet50"):
         if not scale.dry and findings.left() < 25:
