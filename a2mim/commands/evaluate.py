@@ -165,8 +165,9 @@ def run_compare(chosen) -> None:
     results = [result for path in chosen.results for result in read_results(path)]
     if chosen.protocol:
         results = [result for result in results if result["protocol"] == chosen.protocol]
-    chosen.result = compare_all(results, chosen.anyway)
-    print("\n".join(chosen.result))
+    sentences = compare_all(results, chosen.anyway)
+    chosen.result = [{"sentence": sentence, **sentence.facts} for sentence in sentences]
+    print("\n".join(sentences))
 
 
 def run_knn(chosen) -> None:

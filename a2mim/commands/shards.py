@@ -109,18 +109,24 @@ def report_shards(chosen, pattern, everything: bool = False, flag: str = "--data
 
 
 def run_list_shards(chosen) -> int:
-    from a2mim.data.prepare.listing import describe_samples, describe_shards, indexed
+    from a2mim.data.prepare.listing import describe_sample, describe_shards, facts_of, indexed, samples_of
 
     access = access_of(chosen)
     shards = indexed(chosen.shards, access)
-    chosen.result = list(describe_samples(shards, access) if chosen.samples else describe_shards(shards))
-    for line in chosen.result:
-        print(line)
+    if chosen.samples:
+        chosen.result = []
+        for facts in samples_of(shards, access):
+            print(describe_sample(facts))
+            if chosen.json:  # a list of a million dicts is made for those alone who ask for it
+                chosen.result.append(facts)
+    else:
+        chosen.result = [facts_of(shard) for shard in shards]
+        print("\n".join(describe_shards(shards)))
     return int(any(shard.fault is not None for shard in shards))
 
 
 def run_index_shards(chosen) -> int:
-    from a2mim.data.prepare.listing import describe_shards, export_dali, import_dali, indexed
+    from a2mim.data.prepare.listing import describe_shards, export_dali, facts_of, import_dali, indexed
 
     access = access_of(chosen)
     if chosen.dali == "export":
@@ -128,8 +134,8 @@ def run_index_shards(chosen) -> int:
         print("\n".join(chosen.result))
         return 0
     shards = import_dali(chosen.shards, access) if chosen.dali else indexed(chosen.shards, access)
-    chosen.result = list(describe_shards(shards))
-    print("\n".join(chosen.result))
+    chosen.result = [facts_of(shard) for shard in shards]
+    print("\n".join(describe_shards(shards)))
     if chosen.dali:
         print(
             "Taken from DALI's word: headers between the first and the last sample, and members that it does not list,"

@@ -3,24 +3,28 @@
 from __future__ import annotations
 
 import warnings
+from dataclasses import asdict
 
 import torch
 
 from a2mim.evaluation.results import unpack
 from a2mim.evaluation.shown import Sentence
-from a2mim.protocols.intervals import bootstrap_mean, verdict
+from a2mim.protocols.intervals import Difference, bootstrap_mean, difference
 from a2mim.text import shortened
 
 MUST_AGREE = {"protocol": "protocols", "protocol_hash": "constants", "data_fingerprint": "data"}
 
 
-def compare(first: dict, second: dict, anyway: bool = False) -> str:
+def compare(first: dict, second: dict, anyway: bool = False) -> Sentence:
     """One plain sentence: gain, loss, or no difference that these test images can show, with its paired interval.
 
     Args:
         first, second: results, as `evaluate` returns them and `read_results` reads them; the sentence states second
             minus first.
         anyway: compare although protocol, constants or training data differ; the sentence then says so.
+
+    Returns:
+        a str whose `facts` hold the numbers: points, low, high, word ("gain", "loss" or "none") and n_test.
 
     Raises:
         ValueError: they differ and `anyway` is not given, or they have no test image in common.
@@ -38,7 +42,7 @@ def compare(first: dict, second: dict, anyway: bool = False) -> str:
             " compare them nevertheless, add --anyway."
         )
     if "scores" in first and "scores" in second:
-        return Sentence(_compare_scores(first, second, names) + _told(first, second, different))
+        return _as_sentence(_compare_scores(first, second, names), first, second, different)
     same_test = first.get("test_fingerprint", first["data_fingerprint"]) == second.get(
         "test_fingerprint", second["data_fingerprint"]
     )
@@ -51,8 +55,13 @@ def compare(first: dict, second: dict, anyway: bool = False) -> str:
     if not both.all():
         warnings.warn(f"{int((~both).sum())} of {len(both)} test images were not judged by both", stacklevel=2)
     before, after = ((a[both] == 1).to(torch.bool) for a in answers)
-    sentence = verdict(f"{names[1]} against {names[0]}", before, after)
-    return Sentence(sentence + _told(first, second, different))
+    change = difference(f"{names[1]} against {names[0]}", before, after)
+    return _as_sentence((change.sentence(), change), first, second, different)
+
+
+def _as_sentence(found: tuple[str, Difference], first: dict, second: dict, different: list[str]) -> Sentence:
+    told = f" They differ in their {' and '.join(different)}{_detail(first, second)}." if different else ""
+    return Sentence(found[0] + told, asdict(found[1]))
 
 
 def named(result: dict) -> str:
@@ -65,25 +74,21 @@ def named(result: dict) -> str:
     return f"{result['protocol']} ({labels}, seed {constants.get('subset_seed', 0)}, {constants.get('classifier')})"
 
 
-def _compare_scores(first: dict, second: dict, names: list[str]) -> str:
-    """Compares dense protocols: one score in percent per object or query, paired by name."""
+def _compare_scores(first: dict, second: dict, names: list[str]) -> tuple[str, Difference]:
+    """Compares dense protocols: one score in percent per object or query, paired by name. (sentence, numbers)."""
     shared = [name for name in first["scores"] if name in second["scores"]]
     if not shared:
         raise ValueError(f"{names[0]} and {names[1]} have no object or query in common.")
     change = [second["scores"][name] - first["scores"][name] for name in shared]
     low, high = bootstrap_mean(change)
-    what = (
-        f"no difference that {len(shared)} of them can show" if low <= 0 <= high else "a gain" if low > 0 else "a loss"
-    )
-    mean = sum(change) / len(change)
-    return f"{names[1]} against {names[0]}: {what} ({mean:+.1f} points, 95 % interval {low:+.1f} to {high:+.1f})."
+    word = "none" if low <= 0 <= high else "gain" if low > 0 else "loss"
+    what = f"no difference that {len(shared)} of them can show" if word == "none" else f"a {word}"
+    mean, name = sum(change) / len(change), f"{names[1]} against {names[0]}"
+    sentence = f"{name}: {what} ({mean:+.1f} points, 95 % interval {low:+.1f} to {high:+.1f})."
+    return sentence, Difference(name, mean, low, high, word, len(shared))
 
 
-def _told(first: dict, second: dict, different: list[str]) -> str:
-    return f" They differ in their {' and '.join(different)}{_detail(first, second)}." if different else ""
-
-
-def compare_all(results: list[dict], anyway: bool = False) -> list[str]:
+def compare_all(results: list[dict], anyway: bool = False) -> list[Sentence]:
     """Every later result of a protocol against the first of that protocol; with `anyway` against the first of all.
 
     Results without answers or scores of single images (those of label-free and robustness) are skipped.

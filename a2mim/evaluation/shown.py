@@ -53,7 +53,22 @@ class Records(list):
 
 
 class Sentence(str):
-    """A text that a notebook shows as a paragraph."""
+    """A text that a notebook shows as a paragraph.
+
+    Args:
+        text: the sentence.
+        facts: its numbers by name, for scripts; also as the attribute of that name.
+    """
+
+    facts: dict[str, Any]
+
+    def __new__(cls, text: str, facts: Mapping[str, Any] | None = None):
+        made = super().__new__(cls, text)
+        made.facts = dict(facts or {})
+        return made
+
+    def __getnewargs__(self):
+        return str(self), self.facts
 
     def _repr_html_(self) -> str:
         return f"<p>{escape(self)}</p>"

@@ -3,7 +3,6 @@
 import json
 import shlex
 
-import mmcv
 import numpy as np
 import pytest
 
@@ -43,39 +42,10 @@ def test_every_option_tells_its_default(name):
         assert help_of(action) % vars(action)
 
 
-@pytest.fixture(scope="module")
-def photographs(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("photographs")
-    generator = np.random.default_rng(0)
-    for i in range(8):
-        mmcv.imwrite(
-            generator.integers(0, 256, (40, 40, 3), np.uint8),
-            str(folder / ("train", "test")[i // 4] / "ab"[i % 2] / f"{i}.png"),
-        )
-    return folder
-
-
-@pytest.mark.parametrize(
-    ("words", "key"),
-    [
-        (["recipes"], None),
-        (["settings", "seed"], "pretrain"),
-        (["evaluate", "--list"], "dino-knn"),
-        (["measure-stats", "PHOTOGRAPHS"], "mean"),
-        (["check-model", "test_vit"], "sites"),
-        (["shards", "make", "PHOTOGRAPHS/train", "OUT"], "images"),
-        (["embed", "test_vit", "PHOTOGRAPHS", "--out", "OUT.npz", "--device", "cpu"], "width"),
-        (
-            ["knn", "test_vit", "--data", "PHOTOGRAPHS/train", "--test-data", "PHOTOGRAPHS/test", "--device", "cpu"],
-            "top1",
-        ),
-    ],
-)
-def test_json_is_all_that_is_on_standard_output(words, key, photographs, tmp_path, capsys):
-    words = [word.replace("PHOTOGRAPHS", str(photographs)).replace("OUT", str(tmp_path / "out")) for word in words]
-    assert main([*words, "--json"]) == 0
-    result = json.loads(capsys.readouterr().out)
-    assert key in result if key else result[0]["name"]
+def test_json_of_a_list_is_all_that_is_on_standard_output(capsys):
+    """Every command that does work: test_json.py."""
+    assert main(["evaluate", "--list", "--json"]) == 0
+    assert "dino-knn" in json.loads(capsys.readouterr().out)
 
 
 def test_a_mistake_leaves_standard_output_empty(capsys):

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterator
+from typing import Any
 
 from a2mim.data.access import Access
 from a2mim.data.errors import ShardError
@@ -27,28 +28,45 @@ def describe_shards(shards: list[Shard]) -> Iterator[str]:
         if shard.fault is not None:
             yield f"damaged  {shard.fault}"
             continue
-        samples, index = shard.indexed.samples, shard.indexed
-        labelled = int(((samples["label"] >= 0) | (samples["name"] >= 0)).sum())
-        notes = [f"{index.duplicates} duplicates"] if index.duplicates else []
-        notes += [f"{index.incomplete} without an image"] if index.incomplete else []
-        notes += ["headers unchecked"] if index.unchecked else []
-        size = f"{(shard.size or 0) / 1e6:10,.1f} MB"
-        yield f"{len(samples):8,} images {labelled:8,} labelled {size}  {', '.join([shard.name, *notes])}"
+        facts = facts_of(shard)
+        notes = [f"{facts['duplicates']} duplicates"] if facts["duplicates"] else []
+        notes += [f"{facts['incomplete']} without an image"] if facts["incomplete"] else []
+        notes += ["headers unchecked"] if facts["unchecked"] else []
+        size = f"{facts['bytes'] / 1e6:10,.1f} MB"
+        yield f"{facts['images']:8,} images {facts['labelled']:8,} labelled {size}  {', '.join([shard.name, *notes])}"
     good = [shard for shard in shards if shard.fault is None]
     images = sum(len(shard.indexed.samples) for shard in good)
     megabytes = sum(shard.size or 0 for shard in good) / 1e6
     yield f"{images:8,} images in {len(good)} of {len(shards)} shards, {megabytes:,.1f} MB"
 
 
-def describe_samples(shards: list[Shard], access: Access) -> Iterator[str]:
-    """Yields a line for each image: shard, key, label, bytes."""
+def facts_of(shard: Shard) -> dict[str, Any]:
+    """What the index of a shard says, for scripts; of a damaged one its name and the fault."""
+    if shard.fault is not None:
+        return {"name": shard.name, "fault": str(shard.fault)}
+    index = shard.indexed
+    labelled = int(((index.samples["label"] >= 0) | (index.samples["name"] >= 0)).sum())
+    return {
+        **{"name": shard.name, "images": len(index.samples), "labelled": labelled, "bytes": shard.size or 0},
+        **{"duplicates": index.duplicates, "incomplete": index.incomplete, "unchecked": bool(index.unchecked)},
+    }
+
+
+def samples_of(shards: list[Shard], access: Access) -> Iterator[dict[str, Any]]:
+    """Yields shard, key, label (a number, a name or None) and bytes of each image."""
     for shard in shards:
         if shard.fault is not None:
             continue
         texts = [*shard.indexed.texts, ""]
         for key, sample in zip(shard.keys(access), shard.indexed.samples, strict=True):
-            label = str(sample["label"]) if sample["label"] >= 0 else texts[sample["name"]] or "-"
-            yield f"{shard.name}\t{escaped(key)}\t{label}\t{sample['size']}"
+            label = int(sample["label"]) if sample["label"] >= 0 else texts[sample["name"]] or None
+            yield {"shard": shard.name, "key": key, "label": label, "bytes": int(sample["size"])}
+
+
+def describe_sample(facts: dict[str, Any]) -> str:
+    """The line for an image: shard, key, label, bytes."""
+    label = "-" if facts["label"] is None else facts["label"]
+    return f"{facts['shard']}\t{escaped(facts['key'])}\t{label}\t{facts['bytes']}"
 
 
 def export_dali(pattern, access: Access) -> list[str]:
