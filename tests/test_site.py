@@ -1,6 +1,7 @@
 """The site builds strictly and offline, its derived pages are fresh, and its pages work in a browser, from the disk."""
 
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -11,10 +12,13 @@ from urllib.parse import unquote, urlparse
 import pytest
 
 from a2mim.cli import build_parser
+from a2mim.commands.arguments import join_sizes
 from a2mim.commands.page import page
+from a2mim.engine.recipes import find_recipe
 
 ROOT = Path(__file__).parents[1]
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+COMMANDS = next(action.choices for action in build_parser()._actions if isinstance(action.choices, dict))
 TOO_WIDE = """[...document.querySelectorAll("article *")].filter(e => e.getBoundingClientRect().right > innerWidth + 1)
     .map(e => e.tagName + " " + e.textContent.slice(0, 40)).slice(0, 3)"""
 # `runs/<recipe>` in a docstring without backticks is an element that nobody sees
@@ -117,3 +121,31 @@ def test_the_pages_and_their_search_work_from_the_disk_in_a_browser(site, pages)
         found.first.wait_for(timeout=60_000, state="attached")
         assert not problems, problems
         browser.close()
+
+
+def commands_of_pages():
+    """(page, words) of every `a2mim …` line in the shell blocks of the pages, also behind torchrun or srun; without
+    those that show an error.
+    """
+    for path in sorted((ROOT / "docs").glob("*.md")):
+        blocks = re.findall(r"^ *```(\w*)\n(.*?)^ *```", path.read_text(encoding="utf-8"), flags=re.S | re.M)
+        for line in "".join(block for kind, block in blocks if kind in ("", "bash")).replace("\\\n", " ").splitlines():
+            start = line.find("a2mim ")
+            words = shlex.split(line[start:].rstrip("& "), comments=True) if start >= 0 and line[0] not in "$e" else []
+            if len(words) > 1 and words[1] in COMMANDS:
+                yield path.name, [word.replace("…", "x") for word in words[1:]]
+
+
+def test_every_command_of_the_pages_can_be_typed_after_pip_install():
+    """It parses, and names recipes that ship with a2mim, not files of a checkout."""
+    parser, pages = build_parser(), set()
+    for name, words in commands_of_pages():
+        pages.add(name)
+        try:
+            chosen = parser.parse_args(join_sizes(words))
+        except SystemExit:
+            pytest.fail(f"{name}: a2mim {shlex.join(words)}")
+        recipe = getattr(chosen, "config", None) or getattr(chosen, "recipe", None)
+        if recipe and not recipe.startswith(("my_", "runs/")) and not recipe.isupper():
+            assert "configs/" not in recipe and find_recipe(recipe), f"{name}: {recipe}"
+    assert {"tutorial.md", "finetune.md", "refine.md", "cluster.md", "export.md", "evaluation.md"} <= pages
