@@ -11,7 +11,7 @@ from torch import Tensor
 
 from a2mim.evaluation.attentive import AttentiveHeads, fitting_queries
 from a2mim.evaluation.features import check_features, refuse_below_one
-from a2mim.evaluation.linear import hold_out, schedule
+from a2mim.evaluation.linear import epochs_for, hold_out, schedule
 from a2mim.evaluation.passes import CentralViews
 from a2mim.evaluation.probe import Labelled, Stack, probe
 from a2mim.protocols import read_protocol
@@ -53,7 +53,7 @@ def attentive_probe(
         shapes = f"{tuple(train_cells.shape)} and {tuple(test_cells.shape)}"
         raise ValueError(f"an attentive probe takes cells (images, cells, channels), got {shapes}.")
     c = read_protocol(protocol, overrides).constants
-    refuse_below_one(epochs=c["epochs"], batch_size=c["batch_size"])
+    refuse_below_one(epochs=c["epochs"], batch_size=c["batch_size"], least_steps=c.get("least_steps"))
     dim, device = train_cells.shape[2], train_cells.device if device is None else device
     train, test = (
         Labelled({PART: train_cells.flatten(1)}, train_labels),
@@ -65,15 +65,17 @@ def attentive_probe(
     judged = held if len(held) else kept
     training = CentralViews(train, kept, classes, c["batch_size"], c["seed"], device).training_pass()
     stack = attentive_stack("cells", (PART,), dim, len(classes), c, device)
+    length = c.get("epoch_length") or training.steps
+    epochs = epochs_for(c, length)
     found = probe(
         [stack],
         training,
         classes,
         Labelled({PART: train.parts[PART][judged]}, train_labels[judged]),
         test,
-        c["epochs"],
-        schedule(c),
-        c.get("epoch_length") or training.steps,
+        epochs,
+        schedule(c | {"epochs": epochs}),
+        length,
         per_iteration=True,
         track_best=track_best,
     )
@@ -86,7 +88,7 @@ def attentive_probe(
         **({"note": notes} if notes else {}),
         "queries": queries_of(c, dim),
         "cells": train_cells.shape[1],
-        "epochs": c["epochs"],
+        "epochs": epochs,
         "seed": c["seed"],
         "n_train": len(kept),
         "held_out": len(held),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from a2mim.evaluation.context import EvalContext
+from a2mim.evaluation.linear import epochs_for
 from a2mim.protocols import Protocol
 
 
@@ -58,10 +59,16 @@ def estimate(context: EvalContext, protocols: list[Protocol], passes: list[ViewP
     for protocol in protocols:
         c = protocol.constants
         if protocol.kind in ("linear", "mae-linear", "attentive") and c["train_view"] == "crops":
-            length = c.get("epoch_length")
-            crops = c["epochs"] * (length * c["batch_size"] if length else len(context.train))
+            crops = _crops(c, len(context.train))
             cost.crops[protocol.name] = (crops, crops * context.probe_forward(passes[0].parts)[1])
     return cost
+
+
+def _crops(c: dict, images: int) -> int:
+    """Random crops that a protocol of constants `c` takes of a training set."""
+    if c.get("epoch_length"):
+        return c["epochs"] * c["epoch_length"] * c["batch_size"]
+    return images * epochs_for(c, images // min(c["batch_size"], images))
 
 
 def _bytes(size: float) -> str:

@@ -29,7 +29,7 @@ from a2mim.text import ProgressBar
 
 MOST_SIDE = 7  # cells: a larger map is averaged down to it, so that judging stays short and its file small
 Extracted = tuple[Tensor, Tensor, Tensor | None]  # features (N, D), labels (N,), cells (N, n, D) or None
-# of efficient-probe, shortened
+# of efficient-probe, shortened; its `least_steps` holds
 ATTENTIVE: dict[str, Any] = {"epochs": 10, "warmup_epochs": 1, "base_lrs": [0.001, 0.01]}
 
 

@@ -141,6 +141,11 @@ def schedule(constants: dict):
     return factor
 
 
+def epochs_for(constants: dict, steps: int) -> int:
+    """Epochs of `steps` steps each: the protocol's, or as many more as its `least_steps` needs, where it has one."""
+    return max(constants["epochs"], -(-constants.get("least_steps", 1) // max(1, steps)))
+
+
 def choose_lr(features, targets, lrs, epochs, batch_size, held_out, seed) -> tuple[float, float | None, str]:
     """(rate, its held-out accuracy in percent, a note): features (N, D) standardised, targets (N,) in 0..C-1."""
     n_classes = int(targets.max()) + 1

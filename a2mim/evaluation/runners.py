@@ -20,7 +20,7 @@ from a2mim.evaluation.feature_set import FeatureSet
 from a2mim.evaluation.features import refuse_below_one
 from a2mim.evaluation.heads import LarsHeads, LinearHeads
 from a2mim.evaluation.knn import check_constants, knn
-from a2mim.evaluation.linear import hold_out, linear_probe, schedule
+from a2mim.evaluation.linear import epochs_for, hold_out, linear_probe, schedule
 from a2mim.evaluation.logreg import logreg
 from a2mim.evaluation.probe import Labelled, Stack, check_probe, probe
 from a2mim.evaluation.subsets import draw_subset, parse_size, write_list
@@ -91,6 +91,8 @@ def run_linear(context: EvalContext, protocol: Protocol, out: Path | None = None
     held, kept, note = _split(train, c)
     judged = held if len(held) else kept
     training = context.training_pass(images, kept, train.rows, c)
+    length = c.get("epoch_length") or training.steps
+    epochs = epochs_for(c, length)
     stacks = [_stack(context, protocol, name, joined, images, len(classes), mae) for name, joined in inputs.items()]
     found = probe(
         stacks,
@@ -100,16 +102,16 @@ def run_linear(context: EvalContext, protocol: Protocol, out: Path | None = None
             images, parts={p: f[judged] for p, f in images.parts.items()}, labels=images.labels[judged]
         ),
         tested,
-        c["epochs"],
-        schedule(c),
-        c.get("epoch_length") or training.steps,
+        epochs,
+        schedule(c | {"epochs": epochs}),
+        length,
         per_iteration=mae or c.get("schedule", "iteration") == "iteration",
         track_best=c.get("features") != "grid",
     )
     if not len(held):
         found["held_out_top1"] = None  # the held-out images were training images too
     found |= {"held_out": len(held), "seed": c["seed"], "n_train": len(kept), "n_classes": len(classes)}
-    found["batch_size"] = training.batch_size
+    found |= {"batch_size": training.batch_size, "epochs": epochs}
     if protocol.kind == "attentive":
         heads = stacks[0].heads
         assert isinstance(heads, AttentiveHeads)

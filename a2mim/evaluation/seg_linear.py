@@ -11,7 +11,7 @@ from torch.nn.functional import interpolate
 
 from a2mim.evaluation.attentive_probe import CellFile
 from a2mim.evaluation.heads import MOMENTUM, LinearHeads
-from a2mim.evaluation.linear import cosine
+from a2mim.evaluation.linear import cosine, epochs_for
 from a2mim.evaluation.miou import confusion, scores
 from a2mim.evaluation.segmentation import SegmentationTask, shares, split_images
 from a2mim.text import ProgressBar
@@ -71,7 +71,7 @@ def _train(task: SegmentationTask, rows: np.ndarray, c: dict) -> SoftHeads:
     device = task.encoder.device
     heads = SoftHeads(c["base_lrs"], task.reader.channels, task.n_classes, c["seed"], device)
     steps_an_epoch = -(-len(judged) // c["batch_cells"])
-    epochs = max(c["epochs"], -(-c["least_steps"] // steps_an_epoch))
+    epochs = epochs_for(c, steps_an_epoch)
     generator, step = torch.Generator().manual_seed(c["seed"] + 1), 0
     for _ in ProgressBar(range(epochs), desc="linear heads", unit="epoch", leave=False):
         for some in judged[torch.randperm(len(judged), generator=generator)].split(c["batch_cells"]):

@@ -117,6 +117,18 @@ def test_the_test_set_never_chooses():
     assert first["base_lr"] == other["base_lr"] and first["held_out_top1"] == other["held_out_top1"]
 
 
+def test_few_images_get_more_epochs_until_the_probe_has_taken_its_least_steps():
+    (cells, labels), test = needle(300), needle(200, seed=1)
+    floored = attentive_probe(cells, labels, *test)  # 270 images to train on: two steps an epoch
+    assert floored["epochs"] == 50
+    same = attentive_probe(cells, labels, *test, epochs=50, least_steps=1)
+    assert same["top1"] == floored["top1"] and torch.equal(same["correct"], floored["correct"])
+    short = attentive_probe(cells, labels, *test, least_steps=1)
+    assert short["epochs"] == 20 and floored["top1"] > short["top1"] + 5
+    with pytest.raises(ValueError, match="least_steps"):
+        attentive_probe(cells, labels, *test, least_steps=0)
+
+
 def test_labels_without_meaning_stay_at_chance():
     x, _ = needle(600)
     labels = torch.from_numpy(np.random.default_rng(3).integers(4, size=600))
@@ -182,4 +194,5 @@ def test_a_judgement_has_the_attentive_probe_beside_the_others():
     found = results["attentive"]
     assert found["cells"] == 4 and found["interval"][0] <= found["top1"] <= found["interval"][1]
     assert found["correct"].shape == (24,) and found["protocol"] == "efficient-probe"
+    assert found["epochs"] == 100  # one step each: the shortened probe has the same least number of steps
     assert "attentive" not in judge(model, loader, loader, epochs=2, attentive=False)

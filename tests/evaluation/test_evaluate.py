@@ -24,7 +24,7 @@ SIZE = 32
 FAST = {
     **{"linear-cached.epochs": 3, "grid-cached.epochs": 2, "dino-linear.epochs": 1, "mae-linear.epochs": 2},
     **{"dinov2-linear.epochs": 2, "dinov2-linear.epoch_length": 2, "mae-linear.warmup_epochs": 1},
-    **{"efficient-probe.epochs": 2, "efficient-probe-published.epochs": 2},
+    **{"efficient-probe.epochs": 2, "efficient-probe.least_steps": 2, "efficient-probe-published.epochs": 2},
     **{"efficient-probe-published.warmup_epochs": 1},
     **{"low-shot.subsets": ["20%", "3"]},
     **{"dinov2-linear.batch_size": 8, "logreg.c_values": 3, "k": 3, "also_k": [1]},
@@ -340,6 +340,15 @@ def test_the_cost_is_said_before_the_first_image_and_names_what_is_cached(sets, 
     assert "all features are cached" in said[1]
 
 
+@pytest.mark.parametrize("view", ["center", "crops"])
+def test_the_least_steps_of_a_probe_raise_its_epochs_and_what_it_is_said_to_cost(sets, view):
+    said: list[str] = []
+    overrides = {"epochs": 2, "least_steps": 6, "train_view": view, "base_lrs": [0.01]}
+    (result,) = run(["efficient-probe"], sets, overrides=overrides, say=said.append)
+    assert result["epochs"] == 6  # one step each
+    assert ("efficient-probe: 180 random crops" in said[0]) == (view == "crops")  # of 30 images
+
+
 def test_too_small_a_cache_is_refused_before_the_first_image(sets, tmp_path, monkeypatch):
     monkeypatch.setattr(context.ImageDataset, "read", None)  # whoever looks at an image fails
     with pytest.raises(ValueError, match=r"these features take .* raise --feature-cache-gb to"):
@@ -361,7 +370,7 @@ def test_a_share_of_labels_that_is_one_image_a_class_is_left_out_with_a_word(set
 def test_source_and_data_are_enough_with_labels(sets, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     arguments = ["evaluate", "test_resnet", sets[0], "--img-size", "32", "--device", "cpu", "--no-feature-cache"]
-    assert main([*arguments, "--set", "k=3", "linear-cached.epochs=2", "efficient-probe.epochs=2"]) == 0
+    assert main([*arguments, "--set", "k=3", "linear-cached.epochs=2", "efficient-probe.least_steps=2"]) == 0
     told = capsys.readouterr().out
     for name in ("dino-knn", "linear-cached", "efficient-probe"):
         assert re.search(rf"^{name} .*\d–\d", told, re.MULTILINE)

@@ -62,7 +62,7 @@ def test_probes_of_cells_run_on_every_family(name, labelled, monkeypatch):
     monkeypatch.setattr(masks, "TEXTURE_IMAGES", {"train": 10, "test": 3})
     options = {"img_size": SIZES.get(name, SIZE), "device": "cpu", "num_workers": 0}
     dense = evaluate(name, ["seg-knn", "seg-linear"], "textures", overrides={"held_out": 0.3}, **options)
-    classified = evaluate(name, ["efficient-probe"], labelled, overrides={"epochs": 2}, **options)
+    classified = evaluate(name, ["efficient-probe"], labelled, overrides={"epochs": 2, "least_steps": 2}, **options)
     for found in (*dense, *classified):
         low, high = found["interval"]
         assert math.isfinite(found["top1_last"]) and 0 <= low <= high <= 100, found["protocol"]

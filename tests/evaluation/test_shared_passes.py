@@ -15,7 +15,7 @@ from a2mim.evaluation.cache import Cache
 from a2mim.evaluation.parts import counted, share_of
 
 PROTOCOLS = ["dino-knn", "dino-linear", "efficient-probe"]
-SETTINGS = {"dino-knn.k": 3, "dino-linear.epochs": 2, "efficient-probe.epochs": 1}
+SETTINGS = {"dino-knn.k": 3, "dino-linear.epochs": 2, "efficient-probe.epochs": 1, "efficient-probe.least_steps": 1}
 SETTINGS |= {"dino-linear.batch_size": 8, "efficient-probe.batch_size": 8}
 
 

@@ -15,7 +15,7 @@ from a2mim.engine.worth.survey import Survey
 from a2mim.files import read_json, write_json
 from a2mim.protocols import read_protocol
 
-VERSION = 2
+VERSION = 3
 LATE = 1.05  # of the minutes that were asked for: from here on the plan says that it takes longer
 
 
@@ -30,7 +30,8 @@ def settle_plan(bench: Bench, survey: Survey, arms: list[Arm], asked: dict, star
         ValueError: the folder's plan is of other data or another request, or damaged.
     """
     path = bench.folder / "plan.json"
-    identity = {"version": VERSION, "asked": asked, "data": survey.facts}
+    protocols = {name: read_protocol(name).hash for name in (PROBE, TUNING)}  # cells of other ones are not comparable
+    identity = {"version": VERSION, "asked": asked, "data": survey.facts, "protocols": protocols}
     if path.is_file():
         bench.say(f"  plan     that of {path}")
         return _read(path, json.loads(json.dumps(identity)))
@@ -65,7 +66,8 @@ def _read(path: Path, identity: dict) -> dict:
         raise ValueError(f"{path} is damaged, or of another version ({error}); choose another --out") from None
     if kept != identity:
         asked = identity["asked"]
-        differ = [key for key in asked if kept["asked"].get(key) != asked[key]] or ["the data"]
+        differ = [key for key in asked if kept["asked"].get(key) != asked[key]]
+        differ = differ or [f"the {key}" for key in ("data", "protocols", "version") if kept[key] != identity[key]]
         raise ValueError(
             f"{path.parent} holds the answer to another request ({', '.join(differ)} differ); choose another --out, or"
             " repeat that request"
