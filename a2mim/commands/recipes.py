@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 from a2mim.commands.arguments import add_debug
@@ -42,5 +43,7 @@ def copy_recipe(name: str, out: str | None) -> Path:
         raise ValueError(f"{place} exists; choose another file with --out, or delete it")
     place.parent.mkdir(parents=True, exist_ok=True)
     write_text(place, standalone(path, own_settings(path)))
-    print(f"recipe  {place}")
+    typed, kind = shlex.quote(str(place)), path.parent.name
+    following = {"finetune": f"finetune {typed} SOURCE", "refine": f"refine SOURCE --recipe {typed}"}
+    print(f"recipe  {place}\nnext:   a2mim {following.get(kind, f'pretrain {typed}')}")
     return place

@@ -15,10 +15,11 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
-from a2mim.text import close_names
+from a2mim.text import close_names, warn_user
 
 _PACKAGE = Path(__file__).parents[1]
 _WIDTH = 100  # characters of a line of a copied recipe
+_TOOL = re.compile(r"python tools/(\w+)\.py(.*?)configs/(?:\w+/)?(\w+\.py)")
 _MINUTES = re.compile(r"Laptop scale: about (\d+(?:\.\d+)?) minutes?")
 
 
@@ -85,19 +86,27 @@ def find_recipe(given: str | PathLike) -> Path:
     raise FileNotFoundError(f"there is {what} {given}{hint}")
 
 
+def tell_of_namesake(given: str | PathLike, found: Path) -> None:
+    """Warns where a file here, such as an edited copy, has the name of the shipped recipe that was asked for."""
+    own = Path(f"{given}.py")
+    if own.is_file() and not own.samefile(found):
+        warn_user(f"{given} is the recipe that ships with a2mim; type {own} for the file of that name here")
+
+
 def _near(name: str, known: list[str]) -> list[str]:
     by_last = {key.rpartition("/")[2]: key for key in known}
     return [by_last[match] for match in close_names(name.rpartition("/")[2], by_last, 2)]
 
 
 def standalone(path: Path, settings: dict[str, Any]) -> str:
-    """The text of a recipe without a base.
+    """The text of a recipe without a base. The command in its docstring names the copy, not a file of a checkout.
 
     Args:
         path: of the recipe, for its docstring.
         settings: what it and its base say, nested.
     """
-    return as_recipe(ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or path.stem, settings)
+    docstring = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or path.stem
+    return as_recipe(_TOOL.sub(r"a2mim \1\2\3", docstring), settings)
 
 
 def as_recipe(docstring: str, settings: dict[str, Any]) -> str:

@@ -89,7 +89,8 @@ def _compare_scores(first: dict, second: dict, names: list[str]) -> tuple[str, D
 
 
 def compare_all(results: list[dict], anyway: bool = False) -> list[Sentence]:
-    """Every later result of a protocol against the first of that protocol; with `anyway` against the first of all.
+    """Every later result of a protocol against the first of that protocol. With `anyway`, a result that is alone with
+    its protocol is held against the first of all.
 
     Results without answers or scores of single images (those of label-free and robustness) are skipped.
 
@@ -100,7 +101,8 @@ def compare_all(results: list[dict], anyway: bool = False) -> list[Sentence]:
     results = [result for result in results if result["correct"] or "scores" in result]
     for i, result in enumerate(results):
         earlier = [other for other in results[:i] if _group(other) == _group(result)]
-        earlier = earlier or (results[: min(i, 1)] if anyway else [])
+        alone = sum(_group(other) == _group(result) for other in results) == 1
+        earlier = earlier or (results[: min(i, 1)] if anyway and alone else [])
         if earlier:
             sentences.append(compare(earlier[0], result, anyway))
     if not sentences:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from a2mim.cli import main
-from a2mim.engine.config import own_settings
+from a2mim.engine.config import load_config, own_settings
 from a2mim.engine.recipes import find_recipe, recipes_folder, shipped_recipes
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -61,3 +61,26 @@ def test_without_recipes_the_installation_is_named(tmp_path, monkeypatch):
     shutil.rmtree(tmp_path / "configs")
     with pytest.raises(FileNotFoundError, match="install it again"):
         recipes_folder()
+
+
+@pytest.mark.parametrize(
+    ("name", "typed"),
+    [
+        ("a2mim_xcit", "a2mim pretrain a2mim_xcit.py"),
+        ("finetune/rsb_a2", "a2mim finetune rsb_a2.py SOURCE"),
+        ("refine/mae_ct", "a2mim refine SOURCE --recipe mae_ct.py"),
+    ],
+)
+def test_a_copy_names_itself_in_the_command_that_runs_it(name, typed, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["recipes", "--copy", name]) == 0
+    assert capsys.readouterr().out.splitlines()[1] == f"next:   {typed}"
+    docstring = Path(name.rpartition("/")[2] + ".py").read_text(encoding="utf-8").split('"""')[1]
+    assert typed.split(" SOURCE")[0] in docstring and "tools/" not in docstring and "configs/" not in docstring
+
+
+def test_an_edited_copy_beside_the_name_of_its_original_is_told_of(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    main(["recipes", "--copy", "a2mim_xcit"])
+    with pytest.warns(UserWarning, match=r"ships with a2mim; type a2mim_xcit.py for the file"):
+        load_config("a2mim_xcit")

@@ -82,6 +82,7 @@ def test_every_later_result_is_held_against_the_first_of_its_protocol():
     with pytest.raises(ValueError, match="nothing can be paired"):
         compare_all([BEFORE, AFTER | logreg])
     assert len(compare_all([BEFORE, AFTER | logreg], anyway=True)) == 1
+    assert found == compare_all([BEFORE, BEFORE | logreg, AFTER, AFTER | logreg], anyway=True)
 
 
 def test_a_sentence_says_which_labels_and_which_classifier():
