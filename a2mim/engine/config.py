@@ -20,6 +20,7 @@ from a2mim.engine.finetune_settings import FinetuneSettings
 from a2mim.engine.origins import dotted_keys, origins_of
 from a2mim.engine.pretrain_settings import PretrainSettings
 from a2mim.engine.recipe import import_modules, read
+from a2mim.engine.recipes import tell_of_namesake
 from a2mim.engine.refine_settings import RefineSettings
 from a2mim.engine.setting_groups import Settings
 from a2mim.engine.setting_types import words_of
@@ -63,6 +64,8 @@ def load_with_origins(
     given = recipe_of_name(str(path)) if kind is FinetuneSettings else None
     if given is None:
         given = own_settings(path)
+        if note and not isinstance(path, Mapping):
+            tell_of_namesake(path)
     where = "the recipe" if isinstance(path, Mapping) else path
     settings = settle(given, where, options, laptop, kind, note)
     import_modules(settings.custom_imports, where)

@@ -16,7 +16,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from a2mim.engine.recipes import find_recipe, tell_of_namesake
+from a2mim.engine.recipes import find_recipe
 from a2mim.text import close_names
 
 ALIKE = 0.8  # difflib's ratio from which a helper's name passes for a mistyped setting
@@ -34,8 +34,7 @@ def read(path: str | os.PathLike, settings: Iterable[str]) -> dict:
     """
     from mmengine.config import Config
 
-    given, path = path, find_recipe(path)
-    tell_of_namesake(given, path)
+    path = find_recipe(path)
     try:
         names = names_in(path)
         lazy = None if "read_base" in names.used else False  # mmengine takes `import math` for its lazy style

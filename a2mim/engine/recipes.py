@@ -86,10 +86,10 @@ def find_recipe(given: str | PathLike) -> Path:
     raise FileNotFoundError(f"there is {what} {given}{hint}")
 
 
-def tell_of_namesake(given: str | PathLike, found: Path) -> None:
+def tell_of_namesake(given: str | PathLike) -> None:
     """Warns where a file here, such as an edited copy, has the name of the shipped recipe that was asked for."""
-    own = Path(f"{given}.py")
-    if own.is_file() and not own.samefile(found):
+    own, found = Path(f"{given}.py"), find_recipe(given)
+    if found != Path(given).expanduser() and own.is_file() and not own.samefile(found):
         warn_user(f"{given} is the recipe that ships with a2mim; type {own} for the file of that name here")
 
 

@@ -83,4 +83,4 @@ def test_an_edited_copy_beside_the_name_of_its_original_is_told_of(tmp_path, mon
     monkeypatch.chdir(tmp_path)
     main(["recipes", "--copy", "a2mim_xcit"])
     with pytest.warns(UserWarning, match=r"ships with a2mim; type a2mim_xcit.py for the file"):
-        load_config("a2mim_xcit")
+        load_config("a2mim_xcit", note=print)
