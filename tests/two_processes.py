@@ -25,4 +25,4 @@ def start_two(tmp_path, program, **environ):
         )
         arguments = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
         both.append(subprocess.Popen([sys.executable, str(script)], env=variables, **arguments))
-    return [process.communicate(timeout=180)[0] for process in both]
+    return [process.communicate(timeout=900)[0] for process in both]

@@ -23,6 +23,7 @@ from a2mim.engine.activations import recompute_activations
 from a2mim.engine.averaging import AveragingHook
 from a2mim.engine.compiling import compile_parts
 from a2mim.engine.finetune_settings import FinetuneData
+from a2mim.engine.fsdp import divide_model, is_divided
 from a2mim.engine.health_hook import HealthHook
 from a2mim.engine.optim import StepWrapper, build_schedule
 from a2mim.engine.pretrain_settings import PretrainData, PretrainSettings
@@ -160,11 +161,15 @@ def build_mim(settings: PretrainSettings) -> MIM:
 def build_runner(run: Run, resume_from: ResumePoint | None) -> TrainRunner:
     """The model on its device, its optimiser and schedule, and the hooks around a step."""
     settings, task, device = run.settings, run.task, run.device
-    task.model.to(device)
+    rank, world_size = get_dist_info()
+    divided = is_divided(settings, world_size)
+    if not divided:
+        task.model.to(device)
     if settings.sync_batchnorm and torch.distributed.is_initialized() and device.type == "cuda":
         synchronise(task.network)
     prepare_model(task, settings)
     compile_parts(task, settings)
+    division = divide_model(task.model, settings, device) if divided else None
     optimizer = task.optimizer()
     steps = len(run.loader)
     schedule = build_schedule(optimizer, settings.schedule, steps, settings.schedule.epochs * steps)
@@ -182,7 +187,6 @@ def build_runner(run: Run, resume_from: ResumePoint | None) -> TrainRunner:
     }
     if settings.ema:
         named["ema"] = AveragingHook(settings.ema)
-    rank, world_size = get_dist_info()
     context = StepContext(
         device,
         settings.seed,
@@ -191,7 +195,7 @@ def build_runner(run: Run, resume_from: ResumePoint | None) -> TrainRunner:
         accumulate=settings.micro_batches,
         memory_format=torch.channels_last if settings.channels_last else torch.contiguous_format,
     )
-    return TrainRunner(run, context, wrapper, named, resume_from)
+    return TrainRunner(run, context, wrapper, named, resume_from, division)
 
 
 def prepare_model(task: Task, settings: RecipeSettings) -> None:

@@ -9,6 +9,8 @@ from mmengine.hooks import EMAHook
 from mmengine.model import ExponentialMovingAverage
 from torch import Tensor, nn
 
+from a2mim.processes.fsdp import own_part
+
 
 class AveragedTensors(ExponentialMovingAverage):
     """mmengine's moving average, of the tensors in the state dictionary alone.
@@ -20,9 +22,15 @@ class AveragedTensors(ExponentialMovingAverage):
 
     def __init__(self, model: nn.Module, **arguments):
         super().__init__(model, **arguments)
-        self.avg_parameters = {key: value for key, value in self.avg_parameters.items() if isinstance(value, Tensor)}
+        self.read_tensors()
         self.begun = False  # whether this process has updated once; `steps` lies on the device, where reading it waits
         self.bad: Tensor | None = None  # 0-d bool on the device: the step was not finite, so the averages stay
+
+    def read_tensors(self) -> None:
+        """Takes up the tensors that the module has now; call it again where they were replaced."""
+        self.avg_parameters = {
+            key: value for key, value in self.module.state_dict().items() if isinstance(value, Tensor)
+        }
 
     @torch.no_grad()
     def update_parameters(self, model: nn.Module) -> None:
@@ -36,8 +44,8 @@ class AveragedTensors(ExponentialMovingAverage):
         for key, average in self.avg_parameters.items():
             if average.dtype.is_floating_point:
                 averages, values = kinds.setdefault(average.dtype, ([], []))
-                averages.append(average)
-                values.append(now[key])
+                averages.append(own_part(average))
+                values.append(own_part(now[key]))
         for averages, values in kinds.values():
             if self.bad is None:
                 torch._foreach_lerp_(averages, values, self.momentum)
@@ -62,6 +70,14 @@ class AveragingHook(EMAHook):
 
     def __init__(self, momentum: float):
         super().__init__(AveragedTensors, momentum=momentum, update_buffers=True)
+
+    def before_run(self, runner) -> None:
+        """Makes the averages: a copy of the model, divided where the model is."""
+        if runner.division is None:
+            super().before_run(runner)
+            return
+        arguments = {key: value for key, value in self.ema_cfg.items() if key != "type"}
+        self.src_model, self.ema_model = runner.inner_model, runner.division.averages(**arguments)
 
     def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None) -> None:
         self.ema_model.bad = runner.optim_wrapper.guard.bad

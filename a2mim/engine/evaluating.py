@@ -10,7 +10,7 @@ from mmengine.dist import is_main_process
 from mmengine.hooks import Hook
 from timm.utils import distribute_bn
 
-from a2mim.batchnorm import calibrate_batchnorm, has_batchnorm
+from a2mim.batchnorm import batchnorm_statistics, calibrate_batchnorm, has_batchnorm, load_statistics
 from a2mim.data import EvalLoader
 from a2mim.engine.classifier import at_size
 from a2mim.engine.hooks import LogHook
@@ -66,8 +66,10 @@ class EvaluationHook(Hook):
     def evaluate(self, runner, note: bool = True) -> None:
         """One pass; `note`: into the history and the log."""
         even_batchnorm(runner)
-        self.calibrate_averaged(runner)
-        ranks, loss = self.run(runner)
+        with runner.whole(averaged=True) as model:
+            if runner.averaged is not runner.inner_model:
+                self.calibrate(runner, model)
+            ranks, loss = self.run(runner, model)
         self.correct = torch.where(ranks < 0, ranks, (ranks == 0).long())
         judged = int((ranks >= 0).sum())
         if not note or not judged:
@@ -81,28 +83,28 @@ class EvaluationHook(Hook):
             runner.hook("log", LogHook).append(line)
             runner.visualizer.add_scalars({k: v for k, v in line.items() if isinstance(v, float)}, step=step)
 
-    def calibrate_averaged(self, runner) -> None:
-        """On every process with the same images, so that the statistics stay alike."""
-        model = runner.averaged
-        if model is runner.inner_model or not has_batchnorm(model):
+    def calibrate(self, runner, model) -> None:
+        """Gives averaged weights BatchNorm's statistics: every process from the same images, so all get the same."""
+        if not has_batchnorm(model):
             return
         view = {key: self.view[key] for key in ("img_size", "resize", "interpolation")}
         loader = calibration_loader(self.train_set, **view, num_workers=runner.run.num_workers)
         batches = calibration_batches(loader, lambda images: model.normalize(runner.context.to_device(images)))
         calibrate_batchnorm(model.model, batches)
+        if model is not runner.averaged:  # a copy for this evaluation
+            load_statistics(runner.averaged, batchnorm_statistics(model))
 
-    def judged(self, runner) -> torch.nn.Module:
+    def judged(self, model) -> torch.nn.Module:
         """The classifier, with positions resampled where the network is of a fixed size and is judged at another."""
-        model = runner.averaged
         network = at_size(model.model, self.view["img_size"], self.dataset.pixel_format.in_chans)
         if network is not model.model:
             model = copy.deepcopy(model)
             model.model = network
         return model
 
-    def run(self, runner) -> tuple[torch.Tensor, float]:
+    def run(self, runner, model) -> tuple[torch.Tensor, float]:
         """((M,) how many classes score above the true one, -1 where one is not judged; mean cross-entropy)."""
-        model, ranks, total = self.judged(runner), torch.full((len(self.dataset),), -1), torch.zeros(2).double()
+        model, ranks, total = self.judged(model), torch.full((len(self.dataset),), -1), torch.zeros(2).double()
         assert self.loader is not None  # made before the training
         with frozen(model):
             for batch in self.loader:

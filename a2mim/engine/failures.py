@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from a2mim.engine.assembly import Run
-from a2mim.engine.memory import OutOfMemory, is_out_of_memory
+from a2mim.engine.memory import OutOfMemory, first_line, is_out_of_memory
 from a2mim.engine.report import again
 from a2mim.processes.group import is_lost_peer
 
@@ -16,6 +16,11 @@ def explained(error: BaseException, run: Run, step: int) -> Exception | None:
     """
     if is_out_of_memory(error):
         return OutOfMemory(f"step {step}: {out_of_memory(run)}; {run.last_good()}")
+    if run.settings.processes.strategy == "fsdp" and "DTensor" in str(error):
+        return ValueError(
+            f"processes.strategy='fsdp' does not fit this network, which uses weights of a block outside of it"
+            f" ({first_line(error)}): leave the strategy out"
+        )
     if is_lost_peer(error):
         command = again(run.task.command, run.request.config, run.claimed)
         return ConnectionError(

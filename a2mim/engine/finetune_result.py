@@ -32,7 +32,7 @@ def result_of(task) -> dict:
     protocol = protocol_in_force(settings)
     best = max(judge.history, key=lambda line: line["test_top1"])
     answers = judge.correct
-    constants = protocol.constants if protocol else settings.model_dump(mode="json", exclude={"laptop"})
+    constants = protocol.constants if protocol else settings.model_dump(mode="json", exclude={"laptop", "processes"})
     return {
         "protocol": protocol.title if protocol else task.request.name,
         "protocol_hash": protocol.hash if protocol else hash_of(constants),

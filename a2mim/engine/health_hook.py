@@ -27,6 +27,7 @@ from a2mim.evaluation.features import frozen, pooling_of
 from a2mim.evaluation.label_free import effective_rank, feature_deviation
 from a2mim.mim import MIM
 from a2mim.pixels import normalize
+from a2mim.processes.group import agree
 
 SHARE = 0.01  # the largest share of the time that looks may take, without the first
 QUIET = 20.0  # seconds after the first look in which there is no other
@@ -148,30 +149,36 @@ class PretrainHealthHook(HealthHook):
 
     def before_train(self, runner) -> None:
         super().before_train(runner)
-        if not is_main_process():
-            return
         began = time.perf_counter()
-        self.fixed = self.images()
+        if is_main_process():
+            self.fixed = self.images()
         if not self.start:
-            self.look(runner)
+            with runner.whole() as model:
+                if is_main_process():
+                    self.look(runner, model)
         self.began = time.perf_counter()
         self.cost = self.began - began
 
     def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None) -> None:
         super().after_train_iter(runner, batch_idx, data_batch, outputs)
         due = runner.run.loader.ends(runner.iter, 1) or runner.iter == runner.max_iters
-        if is_main_process() and due:
-            began = time.perf_counter()
-            elapsed = began - self.began
-            if elapsed < QUIET or self.spent + self.cost > SHARE * elapsed:
-                return
-            self.look(runner)
-            self.cost = time.perf_counter() - began
-            self.spent += self.cost
+        if not due or not agree(self.has_time):
+            return
+        with runner.whole() as model:
+            if is_main_process():
+                began = time.perf_counter()
+                self.look(runner, model)
+                self.cost = time.perf_counter() - began
+                self.spent += self.cost
 
-    def look(self, runner) -> None:
-        """Measures, hands the numbers to the log, and says what the rules find."""
-        model, step, context = runner.inner_model, runner.iter, runner.context
+    def has_time(self) -> bool:
+        """Whether a look would keep to its share of the time."""
+        elapsed = time.perf_counter() - self.began
+        return elapsed >= QUIET and self.spent + self.cost <= SHARE * elapsed
+
+    def look(self, runner, model: MIM) -> None:
+        """Measures, hands the numbers to the log, and says what the rules find. model: with all weights."""
+        step, context = runner.iter, runner.context
         with frozen(model):
             features = pooled(model, context.to_device(self.fixed.train))
             found = self._losses(model, context, runner.seed)

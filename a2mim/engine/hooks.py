@@ -211,12 +211,11 @@ class PictureHook(Hook):
     def draw(self, runner, outputs: dict | None = None) -> None:
         """Writes the picture of now. outputs: the losses of the last step; None before the first."""
         runner.train_loop.settle()
-        with first_alone() as first:
+        with runner.whole() as model, first_alone() as first:
             if first:
-                self._draw(runner, outputs)
+                self._draw(runner, model, outputs)
 
-    def _draw(self, runner, outputs: dict | None) -> None:
-        model = runner.inner_model
+    def _draw(self, runner, model, outputs: dict | None) -> None:
         generator = torch.Generator(runner.context.device).manual_seed(step_seed(runner.seed, 0, 0, "picture"))
         model.eval()
         with torch.no_grad():

@@ -27,6 +27,7 @@ from a2mim.engine.refine_settings import RefineData, RefineSettings
 from a2mim.evaluation.calibration import BATCH, IMAGES, calibration_rows
 from a2mim.evaluation.judge import Extract, Extracted, nearest, trained_probes
 from a2mim.pixels import Preprocessing
+from a2mim.processes.group import agree
 from a2mim.processes.leading import Share, lead, spread
 
 SHARE = 0.02  # of the time since the start, at most; the health checks have another 0.01
@@ -82,17 +83,26 @@ class OnlineKNN(Hook):
     def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None) -> None:
         if not runner.run.loader.ends(runner.iter, self.every):
             return
-        lead(lambda: self.judge_in_time(runner), {"features": partial(self.share, runner)})
+        wanted = agree(lambda: self.wanted(runner))
+        if not wanted:
+            return
+        with runner.whole(averaged=True) as model:
+            network = copied_network(model)
+        lead(lambda: self.tell(runner, network, wanted), {"features": partial(self.share, network)})
 
-    def judge_in_time(self, runner) -> None:
-        """Judges, unless that would take more than its share of the time."""
+    def wanted(self, runner) -> str:
+        """What keeps to its share of the time: "probes", "knn" alone, or "" for nothing."""
         elapsed = time.perf_counter() - self.began
         cost, left = self.expected(runner, elapsed), SHARE * elapsed - self.spent
         if cost > left:
             self.passed_over += 1
-            return
+            return ""
+        return "probes" if cost + self.expected_of_probes(cost) <= left else "knn"
+
+    def tell(self, runner, network: Any, wanted: str) -> None:
+        """Judges, and notes the results."""
         line = {"step": runner.iter, "epoch": round(runner.run.loader.epochs_done(runner.iter), 3)}
-        found = self.judge(runner, with_probes=cost + self.expected_of_probes(cost) <= left)
+        found = self.judge(network, runner.context.device, with_probes=wanted == "probes")
         self.history.append(line | found)
         runner.hook("log", LogHook).append(line | found)
         scalars = {name: value for name, value in found.items() if not isinstance(value, list)}
@@ -111,14 +121,14 @@ class OnlineKNN(Hook):
         seconds, times = PROBES
         return max(seconds, times * knn_cost) if self.probes_cost is None else self.probes_cost
 
-    def judge(self, runner, with_probes: bool) -> dict[str, float | list[float]]:
-        """Top-1 of each probe in percent, with its interval, of the averaged weights where they are kept."""
+    def judge(self, network: Any, device: torch.device, with_probes: bool) -> dict[str, float | list[float]]:
+        """Top-1 of each probe in percent, with its interval."""
         started = time.perf_counter()
-        bank, queries = self.features(runner, cells=with_probes)
+        bank, queries = self.features(network, device, cells=with_probes)
         results = {"knn": nearest(bank, queries, self.k)}
         self.cost = time.perf_counter() - started
         if with_probes and len(torch.unique(bank[1])) > 1:
-            results |= trained_probes(bank, queries, seed=self.seed, device=runner.context.device)
+            results |= trained_probes(bank, queries, seed=self.seed, device=device)
             self.probes_cost = time.perf_counter() - started - self.cost
         self.spent += time.perf_counter() - started
         found: dict[str, float | list[float]] = {}
@@ -126,30 +136,23 @@ class OnlineKNN(Hook):
             found |= {f"{name}_top1": result["top1"], f"{name}_interval": list(result["interval"])}
         return found
 
-    def features(self, runner, cells: bool) -> tuple[Extracted, Extracted]:
+    def features(self, network: Any, device: torch.device, cells: bool) -> tuple[Extracted, Extracted]:
         """Of the bank and of the queries, from all processes, after BatchNorm has been calibrated on the bank."""
-        model = self.encoder(runner)
-        device = runner.context.device
         batches = self.bank.first(IMAGES // BATCH)
-        calibrate_batchnorm(model, (self.pixels.normalize(batch.images.to(device)) for batch in batches))
-        extract, statistics = self.extract(model, cells), batchnorm_statistics(model)
+        calibrate_batchnorm(network, (self.pixels.normalize(batch.images.to(device)) for batch in batches))
+        extract, statistics = self.extract(network, cells), batchnorm_statistics(network)
         return (
             extract(self.bank, lambda share: spread("features", (True, cells, statistics), share)),
             extract(self.queries, lambda share: spread("features", (False, cells, statistics), share)),
         )
 
-    def encoder(self, runner) -> Any:
-        """A copy of the network, which computes without the other processes."""
-        return unsynchronise(copy.deepcopy(runner.averaged.encoder.model))
-
     def extract(self, model, cells: bool) -> Extract:
         return Extract(model, "default", self.pixels.mean, self.pixels.std, attentive=cells)
 
-    def share(self, runner, of_bank: bool, cells: bool, statistics: dict[str, Tensor]) -> Share:
+    def share(self, network: Any, of_bank: bool, cells: bool, statistics: dict[str, Tensor]) -> Share:
         """The share of a process that does not lead, with BatchNorm as the first process has calibrated it."""
-        model = self.encoder(runner)
-        load_statistics(model, statistics)
-        return self.extract(model, cells).share(self.bank if of_bank else self.queries)
+        load_statistics(network, statistics)
+        return self.extract(network, cells).share(self.bank if of_bank else self.queries)
 
     def before_save_checkpoint(self, runner, checkpoint: dict) -> None:
         checkpoint["online_knn"] = self.history
@@ -171,6 +174,11 @@ class OnlineKNN(Hook):
                 f"no k-NN on the way: at every epoch's end it would have taken more than {SHARE:.0%} of the time so far"
             )
         return facts
+
+
+def copied_network(model: Any) -> Any:
+    """A copy of a model's network, which computes without the other processes."""
+    return unsynchronise(copy.deepcopy(model.encoder.model))
 
 
 class ImageSample(EvalLoader):

@@ -17,6 +17,7 @@ from a2mim.engine.layers import published_layers
 from a2mim.engine.pretrain_settings import PretrainOptimizer
 from a2mim.engine.refine_settings import RefineOptimizer
 from a2mim.engine.setting_groups import Schedule
+from a2mim.processes.fsdp import exchange_gradients, whole
 from a2mim.text import nearest, shortened
 from a2mim.wiring.model_type import TimmModel
 
@@ -266,6 +267,7 @@ class StepWrapper(OptimWrapper):
         """Autocast, and no gradient exchange before the last micro-batch of a step."""
         if not self.guard.losses:
             self.guard.begin(model)
+        exchange_gradients(model, self.should_sync())
         amp = torch.autocast(
             self.device_type, AMP_TYPES.get(self.amp or "", torch.bfloat16), enabled=self.amp is not None
         )
@@ -281,7 +283,7 @@ class StepWrapper(OptimWrapper):
     def step(self, **_) -> None:
         self.scaler.unscale_(self.optimizer)
         parameters = [p for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None]
-        self.grad_norm = norm = nn.utils.get_total_norm([p.grad for p in parameters])
+        self.grad_norm = norm = whole(nn.utils.get_total_norm([p.grad for p in parameters]))
         self.guard.judge(norm, self.overflows)
         if self.max_norm is not None:
             nn.utils.clip_grads_with_norm_(parameters, self.max_norm, norm)

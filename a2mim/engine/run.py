@@ -22,6 +22,7 @@ from a2mim.engine.config import load_with_origins
 from a2mim.engine.cores import choose_workers, core_for_data
 from a2mim.engine.failures import explained
 from a2mim.engine.finetuning import Finetuning
+from a2mim.engine.fsdp import check_divided, is_divided
 from a2mim.engine.hooks import SignalHook
 from a2mim.engine.loggers import options_of
 from a2mim.engine.memory import OutOfMemory, first_line, is_out_of_memory
@@ -240,9 +241,10 @@ def _close(run: Run, runner: TrainRunner, signals: SignalHook, started: float) -
         summary |= {"status": "stopped", "signal": signals.received, "checkpoint": saved}
     else:
         summary |= {"status": "finished"}
-        task, averaged = run.task, runner.averaged
-        helpers = {} if is_main_process() else task.helpers(averaged)
-        summary |= lead(lambda: task.hand_over(averaged, run.claimed), helpers)
+        task = run.task
+        with runner.whole(averaged=True) as averaged:
+            helpers = {} if is_main_process() else task.helpers(averaged)
+            summary |= lead(lambda: task.hand_over(averaged, run.claimed), helpers)
     if is_main_process():
         write_json(run.claimed / "summary.json", summary)
         report(summary, runner, write_page(run.claimed) if run.settings.log.report else None)
@@ -277,6 +279,10 @@ def prepare(task_class: TaskClass, request: Request, launch: Launch) -> tuple[Ru
         check_targets(settings.export)
     device = device or start_processes(launch.device)
     set_timeout(settings.processes.timeout_minutes)
+    if is_divided(settings, get_dist_info()[1]):
+        check_divided(settings)
+    elif settings.processes.strategy == "fsdp":
+        say_note("one process divides nothing, so processes.strategy='fsdp' changes nothing here")
     torch.set_float32_matmul_precision("high")  # TF32 on GPUs that have it; nothing on a CPU
     torch.backends.cudnn.benchmark = not settings.deterministic
     if settings.deterministic:

@@ -6,7 +6,7 @@ import inspect
 import time
 from collections import deque
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from itertools import count
 from pathlib import Path
 from typing import Any, TypeVar
@@ -24,6 +24,7 @@ from a2mim.data.workers import WorkerDied
 from a2mim.devices import Later
 from a2mim.engine import loggers
 from a2mim.engine.averaging import AveragingHook
+from a2mim.engine.fsdp import Division
 from a2mim.engine.hooks import CheckpointHook
 from a2mim.engine.records import ResumePoint, StepContext
 from a2mim.engine.state import restore
@@ -155,6 +156,7 @@ class TrainRunner(Runner):
         optim_wrapper: a StepWrapper.
         hooks: name -> hook, in the order in which hooks of one priority are called.
         resume_from: where the run goes on, or None.
+        division: of the model over the processes, or None.
     """
 
     def __init__(
@@ -164,13 +166,15 @@ class TrainRunner(Runner):
         optim_wrapper: OptimWrapper,
         hooks: dict[str, Hook],
         resume_from: ResumePoint | None = None,
+        division: Division | None = None,
     ):
         self.run, self.context, self.named_hooks, self.resume_point = run, context, hooks, resume_from
+        self.division = division
         backends = loggers.configs(run.settings.log)
         loggers.stay_local(run.settings.log)
         super().__init__(
             model=run.task.model,
-            work_dir=str(run.claimed / "logs"),
+            work_dir=str(run.claimed / ("logs" if context.rank == 0 else f"logs-{context.rank}")),
             train_dataloader=run.loader,
             train_cfg={},  # the loop is built below
             optim_wrapper=optim_wrapper,
@@ -189,7 +193,7 @@ class TrainRunner(Runner):
             if backends
             else None,
         )
-        for folder in (Path(self._log_dir), Path(self.work_dir)):  # mmengine makes them in any case
+        for folder in (Path(self._log_dir), Path(self.work_dir)):  # mmengine makes them in any case, on each process
             with suppress(OSError):  # TensorBoard's files lie there
                 folder.rmdir()
 
@@ -205,10 +209,19 @@ class TrainRunner(Runner):
 
     @property
     def averaged(self) -> torch.nn.Module:
-        """The model with the averaged weights, where they are kept, else the model itself."""
+        """The model with the averaged weights, where they are kept, else the model itself; divided as the model is."""
         if "ema" not in self.named_hooks:
             return self.inner_model
         return self.hook("ema", AveragingHook).ema_model.module
+
+    def whole(self, averaged: bool = False) -> AbstractContextManager[Any]:
+        """The model, or that with the averaged weights, with all weights, for work beside the training.
+
+        It is the model itself, or, where that is divided, a copy for the time of the block. All processes must come
+        here in the same order.
+        """
+        model = self.averaged if averaged else self.inner_model
+        return nullcontext(model) if self.division is None else self.division.whole.of(model, self.context.device)
 
     def hook(self, name: str, kind: type[SomeHook]) -> SomeHook:
         """The hook of that name, which must be of that class."""
@@ -226,7 +239,7 @@ class TrainRunner(Runner):
         --device.
         """
         model.to(self.context.device)
-        if not self.distributed:
+        if not self.distributed or self.division is not None:
             return model
         ids = [self.context.device.index] if self.context.device.type == "cuda" else None
         buffers = {BUFFERS: False}  # each process gathers BatchNorm's statistics for itself

@@ -147,6 +147,11 @@ class Checkpoint(Group):
 class Processes(Group):
     """The processes of a run, where there are several."""
 
+    strategy: Literal["ddp", "fsdp"] = Field(
+        "ddp",
+        description="ddp: each process holds the whole model. fsdp: each holds a part of every weight, gradient and"
+        " optimiser state (torch's FSDP2); for models that do not fit one GPU.",
+    )
     timeout_minutes: Positive = Field(
         10, description="How long an exchange of gradients may take; after that another process counts as lost."
     )

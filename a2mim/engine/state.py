@@ -9,6 +9,9 @@ from __future__ import annotations
 import torch
 
 from a2mim.checkpoints import FORMAT, first_line
+from a2mim.engine.fsdp import own_checkpoint, whole_checkpoint
+from a2mim.processes.fsdp import own_part
+from a2mim.processes.group import least_of_all
 
 
 def state_of(runner) -> dict:
@@ -21,7 +24,7 @@ def state_of(runner) -> dict:
         "meta": {"step": runner.iter, **runner.run.meta},
     }
     runner.call_hook("before_save_checkpoint", checkpoint=checkpoint)
-    return checkpoint
+    return checkpoint if runner.division is None else whole_checkpoint(checkpoint)
 
 
 def restore(runner, checkpoint: dict) -> None:
@@ -31,6 +34,8 @@ def restore(runner, checkpoint: dict) -> None:
     optimizer = runner.optim_wrapper.optimizer
     settings = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
     try:
+        if runner.division is not None:
+            checkpoint = own_checkpoint(checkpoint, runner.inner_model, optimizer)
         runner.call_hook("after_load_checkpoint", checkpoint=checkpoint)
         runner.inner_model.load_state_dict(checkpoint["state_dict"])
         runner.optim_wrapper.load_state_dict(checkpoint["optimizer"])
@@ -50,7 +55,7 @@ def with_own_faults(loader: dict, rank: int, processes: int) -> dict:
 
 
 def first_broken(model: torch.nn.Module) -> str | None:
-    """The name of the first parameter that is not finite, so that no checkpoint ever holds one."""
+    """The name of the first parameter that is not finite on any process, so that no checkpoint ever holds one."""
     parameters = dict(model.named_parameters())
-    finite = torch.stack([torch.isfinite(p).all() for p in parameters.values()]).tolist()
-    return next((name for name, good in zip(parameters, finite, strict=True) if not good), None)
+    finite = least_of_all(torch.stack([torch.isfinite(own_part(p)).all() for p in parameters.values()]).cpu())
+    return next((name for name, good in zip(parameters, finite.tolist(), strict=True) if not good), None)

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from a2mim.batchnorm import calibrate_batchnorm, has_batchnorm
+from a2mim.batchnorm import batchnorm_statistics, calibrate_batchnorm, has_batchnorm, load_statistics
 from a2mim.data import EvalLoader, ImageDataset, Reading, open_dataset
 from a2mim.evaluation import label_free
 from a2mim.evaluation.calibration import calibration_batches, calibration_loader, calibration_rows
@@ -51,10 +51,8 @@ class LabelFree:
         form = {"in_chans": encoder.channels, "access": options.get("access")}
         dataset = open_dataset(data, "train", **form, **(options.get("reading") or Reading()).arguments())
         self.short_side = round(max(encoder.img_size) * c["resize"])
-        if not encoder.clean_statistics and has_batchnorm(encoder.model):
-            loader = calibration_loader(dataset, encoder.img_size, self.short_side, "bicubic", num_workers)
-            calibrate_batchnorm(encoder.model, calibration_batches(loader, encoder.normalized))
         self.encoder, self.dataset = encoder, dataset
+        self.calibrate = not encoder.clean_statistics and has_batchnorm(encoder.model)
         self.rows = np.sort(calibration_rows(dataset, c["images"], c["seed"]))
 
     def loader(self, rows: np.ndarray) -> EvalLoader:
@@ -64,19 +62,29 @@ class LabelFree:
             self.dataset, size, self.short_side, interpolation, self.batch_size, self.num_workers, indices=rows
         )
 
-    def share(self, loader: EvalLoader | None = None) -> Share:
-        """This process's share of the features of all rows."""
-        run = self.encoder.taps((self.protocol.constants["pooling"],))
-        return share_of(self.loader(self.rows) if loader is None else loader, run)
+    def share(self, loader: EvalLoader) -> Share:
+        """This process's share of the features of a loader's images."""
+        return share_of(loader, self.encoder.taps((self.protocol.constants["pooling"],)))
 
     def helpers(self) -> dict[str, Callable[..., Share]]:
         """See `a2mim.processes.leading.lead`."""
-        return {"features": self.share}
+        return {"features": self._helped_share}
+
+    def _helped_share(self, statistics: dict[str, Tensor]) -> Share:
+        """The share of a process that does not lead, with BatchNorm as the first process has calibrated it."""
+        load_statistics(self.encoder.model, statistics)
+        return self.share(self.loader(self.rows))
 
     def features(self) -> Tensor:
-        """(N, D) of the readable images."""
-        loader = self.loader(self.rows)
-        parts = counted(loader, spread("features", (), self.share(loader)), len(self.rows))
+        """(N, D) of the readable images, after BatchNorm has been calibrated."""
+        model, loader = self.encoder.model, self.loader(self.rows)
+        if self.calibrate:
+            images = calibration_loader(
+                self.dataset, self.encoder.img_size, self.short_side, "bicubic", self.num_workers
+            )
+            calibrate_batchnorm(model, calibration_batches(images, self.encoder.normalized))
+        statistics = batchnorm_statistics(model) if self.calibrate else {}
+        parts = counted(loader, spread("features", (statistics,), self.share(loader)), len(self.rows))
         return torch.cat([part.found[self.protocol.constants["pooling"]].cpu() for part in parts])
 
     def results(self) -> list[dict]:

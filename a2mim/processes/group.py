@@ -240,6 +240,19 @@ def largest_of_all(number: float) -> float:
     return float(found)
 
 
+def least_of_all(numbers: torch.Tensor) -> torch.Tensor:
+    """The least of the numbers that the processes give, place by place; they wait for one another.
+
+    Args:
+        numbers: on the CPU; bool counts as 0 and 1.
+    """
+    if not _joined:
+        return numbers
+    found = numbers.to(torch.float64)
+    distributed.all_reduce(found, distributed.ReduceOp.MIN, group=_joined[0].control)
+    return found.to(numbers.dtype)
+
+
 def is_first() -> bool:
     """Whether this process is the first of the default group; True where there is no group."""
     return not distributed.is_initialized() or distributed.get_rank() == 0

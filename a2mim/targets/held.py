@@ -29,6 +29,10 @@ class Held(nn.Module):
         """All of them, by name."""
         return dict(self._held)
 
+    def separate(self) -> None:
+        """Gives a deep copy networks of its own."""
+        self._held = copy.deepcopy(self._held)
+
     def memory(self) -> dict:
         """Further plain values that a resumed run needs."""
         return {}

@@ -140,7 +140,10 @@ class MovingAverage(Held):
         averages = dict(self.teacher.model.named_parameters())
         new = [student[name].detach().to(average.dtype) for name, average in averages.items()]
         if momentum == 0:
-            torch._foreach_copy_(list(averages.values()), new)
+            for average, value in zip(
+                averages.values(), new, strict=True
+            ):  # torch cannot copy lists of divided weights
+                average.copy_(value)
         else:
             torch._foreach_lerp_(list(averages.values()), new, 1 - momentum)
         buffers, own = dict(encoder.model.named_buffers()), dict(self.teacher.model.named_buffers())

@@ -72,8 +72,10 @@ def test_where_only_the_k_nn_has_time_it_goes_alone(run, labelled, monkeypatch):
 def test_a_bank_of_one_class_has_no_probe_to_train(run, labelled, always, monkeypatch):
     taken = online.OnlineKNN.features
 
-    def of_one_class(self, runner, cells):
-        return [(features, torch.zeros_like(labels), kept) for features, labels, kept in taken(self, runner, cells)]
+    def of_one_class(self, *arguments, **named):
+        return [
+            (features, torch.zeros_like(labels), kept) for features, labels, kept in taken(self, *arguments, **named)
+        ]
 
     monkeypatch.setattr(online.OnlineKNN, "features", of_one_class)
     _, summary = run("run", data=labelled, **{"schedule.epochs": 1, "schedule.warmup_epochs": 0})
@@ -124,10 +126,10 @@ def noted(self, rank, size):
         print("share of", size, file=sys.stderr, flush=True)
     return whole(self, rank, size)
 
-def compared(self, runner, cells):
-    shared = taken(self, runner, cells)
+def compared(self, *arguments, **named):
+    shared = taken(self, *arguments, **named)
     held, leading._leads[:] = list(leading._leads), []
-    alone = taken(self, runner, cells)
+    alone = taken(self, *arguments, **named)
     leading._leads[:] = held
     assert all(torch.equal(one, other) for pair in zip(shared, alone) for one, other in zip(*pair))
     print("equal", file=sys.stderr, flush=True)

@@ -263,3 +263,11 @@ def test_killed_at_any_moment_it_goes_on_computes_nothing_twice_and_repeats_its_
 def cells_of(output: str) -> list[str]:
     """The cells that were begun, as the command names them."""
     return re.findall(r"^  (seed\d+-\S+)$", output, re.MULTILINE)
+
+
+def test_several_processes_are_refused_from_python_as_from_the_command_line(monkeypatch, tmp_path):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "0")
+    with pytest.raises(ValueError, match="worth_it runs in one process, and 2 were started: start it without torchrun"):
+        worth_it(tmp_path, out=tmp_path / "out")
+    assert not (tmp_path / "out").exists()

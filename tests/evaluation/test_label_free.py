@@ -2,13 +2,16 @@
 
 import math
 
+import mmcv
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from a2mim.evaluation import evaluate
+from a2mim.batchnorm import batchnorm_statistics
+from a2mim.evaluation import evaluate, label_free_run
 from a2mim.evaluation import label_free as lf
+from a2mim.protocols import read_protocol
 
 
 def noise(n, d=384, seed=0):
@@ -111,3 +114,21 @@ def test_the_protocol_needs_no_label_and_says_what_may_be_compared(tmp_path):
         assert result["interval"][0] <= result["top1_last"] <= result["interval"][1] and result["n_test"] > 5
         assert "24 images and 512 channels" in result["note"] and "5,120" in result["note"]
     assert 1 < found["effective-rank"]["top1_last"] < 24
+
+
+def test_a_process_that_helps_takes_the_statistics_of_the_first_one(tmp_path, monkeypatch):
+    generator = np.random.default_rng(0)
+    for i in range(24):
+        mmcv.imwrite(generator.integers(0, 256, (36, 36, 3), np.uint8), str(tmp_path / f"{i:02d}.png"))
+    protocol, same = read_protocol("label-free"), {"device": "cpu", "img_size": 32, "batch_size": 8}
+    first, other = (label_free_run.LabelFree("test_resnet", protocol, tmp_path, **same) for _ in range(2))
+    asked = []
+    monkeypatch.setattr(label_free_run, "spread", lambda *request: asked.append(request[:2]) or request[2](0, 1))
+    features = first.features()
+    before = {key: value.clone() for key, value in batchnorm_statistics(other.encoder.model).items()}
+    monkeypatch.setattr(label_free_run, "calibrate_batchnorm", None)  # only the first process calibrates
+    ((name, arguments),) = asked
+    parts = list(other.helpers()[name](*arguments)(0, 1))
+    assert torch.equal(torch.cat([part.found["default"] for part in parts]), features)
+    after = batchnorm_statistics(other.encoder.model)
+    assert any(not torch.equal(before[key], after[key]) for key in before)

@@ -21,6 +21,7 @@ from a2mim.engine.worth.planning import plan_lines, settle_plan
 from a2mim.engine.worth.survey import look_at
 from a2mim.evaluation.identity import hash_of
 from a2mim.files import make_own_folder, open_lock
+from a2mim.processes.errors import refuse_several
 
 
 def worth_it(
@@ -61,8 +62,9 @@ def worth_it(
         what results.json holds; {"status": "stopped", "signal": n} where a signal ended it.
 
     Raises:
-        ValueError, FileNotFoundError: bad input, before anything is trained.
+        ValueError, FileNotFoundError: bad input, before anything is trained; several processes of a torchrun.
     """
+    refuse_several("worth_it")
     if not minutes > 0 or not np.isfinite(minutes):
         raise ValueError(f"minutes={minutes} must be a number above 0, e.g. 30")
     if not worth > 0 or seed < 0 or img_size < 16:
