@@ -70,6 +70,8 @@ ROWS = {
     },
     "dropped": {"model.encoder": VIT | {"hide": "drop"}, "model.decoder": TRANSFORMER},
     "masks that hide a varying number": {"model.encoder": VIT, "model.masking": VARYING},
+    "a frozen teacher": {"model.encoder": VIT, "model.target": {"type": "FrozenFeatures", "source": "test_vit"}},
+    "a moving teacher": {"model.encoder": VIT, "model.target": {"type": "MovingAverage", "momentum": 0.5}},
 }
 
 
@@ -79,7 +81,7 @@ def settings_of(changes):
 
 
 @pytest.mark.parametrize("changes", ROWS.values(), ids=list(ROWS))
-def test_each_way_of_hiding_is_one_graph_also_after_a_picture(changes, counting):
+def test_each_way_of_hiding_and_each_teacher_is_one_graph_also_after_a_picture(changes, counting):
     model = build_mim(settings_of(changes)).train()
     check_masks(model, settings_of(changes))
     compile_step(model)
@@ -90,6 +92,7 @@ def test_each_way_of_hiding_is_one_graph_also_after_a_picture(changes, counting)
         known = {"hidden_cells": cells} if hides else {}
         losses = model(images, mask=mask, **known)
         torch.testing.assert_close(losses, model.forward(images, mask=mask, **known), rtol=0, atol=0)
+        model.after_step(step + 1, 3)
         model.eval()
         with torch.no_grad():
             model(images[:3], mode="predict", generator=torch.Generator().manual_seed(0))
