@@ -189,8 +189,11 @@ def test_dinos_linear_protocol_on_features_agrees_to_the_digit_at_every_rate(lr)
 
 
 def test_one_image_left_for_the_last_batch_of_maes_protocol_is_no_error():
-    result = linear_probe(*clusters(n_train=257), protocol="mae-linear", epochs=40, batch_size=64, base_lrs=[8.0])
-    assert result["top1"] > 35  # chance is 20; the clusters drawn differ between versions of torch
+    """Clusters far apart: where they overlap, 200 steps of LARS end at 31 to 60 %, by the initial weights alone, and
+    torch 2.9 draws other ones than 2.13 from the same seed.
+    """
+    sets = clusters(n_train=257, noise=0.5)
+    assert linear_probe(*sets, protocol="mae-linear", epochs=80, batch_size=64, base_lrs=[8.0])["top1"] > 95
 
 
 @pytest.mark.parametrize(("protocol", "lr", "epochs"), [("dino-linear", 0.3, 12), ("mae-linear", 8.0, 40)])
