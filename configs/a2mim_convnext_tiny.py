@@ -1,6 +1,7 @@
 """A²MIM, ConvNeXt-T, ImageNet-1k, 300 epochs at 224 px: the reference's recipe.
 
 python tools/pretrain.py configs/a2mim_convnext_tiny.py --data 'imagenet-train-{000000..001023}.tar'
+Laptop scale: about 3 minutes.
 
 The token starts at 0 and enters after the last downsampling (stride 32), as in the reference; "auto" takes the map
 before it. The decoder reads the map behind the final norm, as in the reference: timm calls that order head_norm_first,

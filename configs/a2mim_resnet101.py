@@ -1,6 +1,7 @@
 """A²MIM, ResNet-101, ImageNet-1k, 300 epochs at 224 px: the reference's recipe.
 
 python tools/pretrain.py configs/a2mim_resnet101.py --data 'imagenet-train-{000000..001023}.tar'
+Laptop scale: about 3 minutes.
 
 Published: 81.9 % top-1 after RSB-A2 fine-tuning (scratch 81.3). The reference code averages the spectrum over the
 batch: --cfg-options model.losses.1.average=batch; the default here is the paper's formula, per image.

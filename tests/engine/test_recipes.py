@@ -17,6 +17,8 @@ def test_every_recipe_of_the_repository_ships_and_is_listed_with_its_title(capsy
     assert {recipe.name for recipe in shipped_recipes()} == {n for n in names if not n.startswith("_base_")}
     assert main(["recipes"]) == 0
     lines = {line.split()[0]: line for line in capsys.readouterr().out.splitlines()}
+    assert all(recipe.minutes for recipe in shipped_recipes() if "/" not in recipe.name)
+    assert lines["a2mim_xcit"].endswith("[laptop scale: 3 min on two cores]")
     assert "XCiT-S12/16" in lines["a2mim_xcit"] and "finetune/mae_finetune" in lines
 
 
