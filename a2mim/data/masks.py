@@ -28,6 +28,7 @@ from a2mim.data.sources import expand
 from a2mim.data.walk import PICTURES
 
 _SINGLE = ("L", "P", "1", "I", "I;16", "I;16B", "I;16L")  # Pillow's modes of one channel of whole numbers
+_SPREAD = ("L;2", "L;4")  # Pillow's raw modes of fewer bits, whose values it spreads over 0 to 255
 _FORMATS = ("PNG", "BMP", "GIF", "TIFF")  # of a mask; Pillow would hand others to programs such as Ghostscript
 _SPLITS = {"train": ("train", "training"), "test": ("test", "val", "validation")}
 _LOOKED_AT = 32  # files of a shard that tell whether its images have masks
@@ -128,6 +129,11 @@ def read_mask(data: bytes, name: str) -> np.ndarray:
                 raise ValueError(
                     f"the mask {name} has the channels {mode}: a mask is a PNG with one channel, 8 or 16 bits or a"
                     " palette, that holds the number of the class; colours are not read as classes."
+                )
+            if {tile[3] for tile in image.tile} & set(_SPREAD):
+                raise ValueError(
+                    f"the mask {name} has grey values of 2 or 4 bits, which are read as shades from 0 to 255 and not as"
+                    " classes: save it with 8 bits or with a palette."
                 )
             return np.asarray(image).astype(np.int64)
     except ValueError:

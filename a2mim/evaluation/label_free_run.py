@@ -21,6 +21,7 @@ from a2mim.processes.leading import Share, spread
 from a2mim.protocols import Protocol
 
 GROUPS = 10  # of the jackknife
+FEWEST = 2 * GROUPS  # images
 _SAMPLE = 256  # images whose cells are measured
 
 # name -> (what it is called, function of (N, D))
@@ -91,9 +92,9 @@ class LabelFree:
         """One result a number: of all images, or of as many as the protocol says."""
         protocol, encoder, dataset = self.protocol, self.encoder, self.dataset
         c, features = protocol.constants, self.features()
-        if len(features) < 2 * GROUPS:
+        if len(features) < FEWEST:
             raise ValueError(
-                f"{protocol.name} needs at least {2 * GROUPS} readable images, {dataset.title} has {len(features)}."
+                f"{protocol.name} needs at least {FEWEST} readable images, {dataset.title} has {len(features)}."
             )
         found = [(name, what, *_with_interval(measure, features)) for name, (what, measure) in NUMBERS.items()]
         found += _of_cells(encoder, self.loader, self.rows, c)

@@ -1,7 +1,9 @@
 """Index masks: the number counts and never the colour; what is no mask is refused by name."""
 
 import io
+import struct
 import tarfile
+import zlib
 
 import numpy as np
 import pytest
@@ -55,6 +57,24 @@ def write(root, masks, size=(8, 8)):
         Image.fromarray(np.zeros((*size, 3), np.uint8)).save(root / "images" / f"{name}.jpg")
         Image.fromarray(mask).save(root / "masks" / f"{name}.png")
     return root
+
+
+@pytest.mark.parametrize(("bits", "spread"), [(1, False), (2, True), (4, True), (8, False)])
+def test_grey_masks_whose_values_a_decoder_spreads_are_refused(bits, spread):
+    """A PNG written by hand: Pillow writes grey images of 1 and 8 bits alone, and reads 2 and 4 as shades up to 255."""
+    ids = np.arange(16).reshape(2, 8) % 2
+    packed = [np.packbits((row[:, None] >> np.arange(bits)[::-1]) & 1).tobytes() for row in ids.astype(np.uint8)]
+    header = struct.pack(">IIBBBBB", 8, 2, bits, 0, 0, 0, 0)
+    data = zlib.compress(b"".join(b"\0" + row for row in packed))
+    chunks = [(b"IHDR", header), (b"IDAT", data), (b"IEND", b"")]
+    file = b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body)) for kind, body in chunks
+    )
+    if spread:
+        with pytest.raises(ValueError, match="2 or 4 bits"):
+            read_mask(file, "m.png")
+    else:
+        assert (read_mask(file, "m.png") == ids).all()
 
 
 def test_a_folder_pairs_equal_names_and_knows_its_splits(tmp_path):

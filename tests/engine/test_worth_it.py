@@ -7,11 +7,13 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from types import SimpleNamespace
 
 import mmcv
 import numpy as np
 import pytest
 
+from a2mim.data import open_dataset
 from a2mim.engine.config import load_config
 from a2mim.engine.worth import answer, cells
 from a2mim.engine.worth.budget import CURVE_POINTS, SHARES, Schedule
@@ -25,6 +27,7 @@ from a2mim.engine.worth.cells import (
     recipe_for,
     saved_epochs,
 )
+from a2mim.engine.worth.comparison import Comparison
 from a2mim.engine.worth.planning import time_line, time_taken
 from a2mim.engine.worth.survey import look_at
 from a2mim.engine.worth.verdict import decide
@@ -129,6 +132,15 @@ def test_too_few_labels_are_refused(tmp_path):
         worth_it(tmp_path / "d", out=tmp_path / "out")
 
 
+def test_too_few_images_without_labels_are_refused_before_anything_is_trained(classes, tmp_path):
+    for path in sorted((classes / "b").glob("0*.png"))[:19]:
+        (tmp_path / "flat").mkdir(exist_ok=True)
+        (tmp_path / "flat" / path.name).write_bytes(path.read_bytes())
+    with pytest.raises(ValueError, match="has 19 readable images and no labels: at least 20 are needed"):
+        worth_it(tmp_path / "flat", out=tmp_path / "out")
+    assert not (tmp_path / "out" / "runs").exists()
+
+
 def test_arms_without_weights_and_recipes_by_network():
     arms = arms_of([], None)
     assert [(arm.network, arm.pretrained, arm.baseline) for arm in arms] == [
@@ -209,6 +221,22 @@ def test_what_it_took_stands_beside_what_was_announced():
     taken = time_taken(plan, cells)
     assert (taken["announced"], taken["took"], taken["kinds"]["pretrain"]) == (3.5, 5.0, [2.0, 3.0])
     assert "5.0 minutes; announced were 3.5" in time_line(taken)
+
+
+def test_without_labels_every_rank_is_told_with_its_number_of_images(classes, tmp_path, monkeypatch):
+    monkeypatch.setattr(Comparison, "_pretrain", lambda self, arm, seed: {"loss": {"last": 0.2, "mean_colour": 0.4}})
+    monkeypatch.setattr(Comparison, "_write", lambda self, result, lines, curves: result | {"lines": lines})
+    monkeypatch.setattr(Bench, "run_folder", lambda self, name: "test_vit")  # what was pre-trained
+    budget = {"seeds": 1, "pretrain": {"images": 9, "batch": 3, "epochs": 1}, "finetune": {}, "costs": {}}
+    bench = Bench(tmp_path, 32, device="cpu", num_workers=0, say=lambda line: None)
+    pool = SimpleNamespace(pool=open_dataset(classes / "c"))
+    arms = [Arm("pre-trained here", "test_resnet", None, True, "")]
+    found = Comparison(bench, pool, arms, {"budget": budget, "asked": {"seed": 0}}).label_free()
+    assert "50 % less error" in found["sentence"] and "cannot be answered" in found["sentence"]
+    assert {row["when"] for row in found["measures"]} == {"before", "after"}
+    assert {"label-free/effective-rank", "label-free/alpha-req"} <= {row["protocol"] for row in found["measures"]}
+    assert all(row["images"] == 30 and row["channels"] > 1 for row in found["measures"])
+    assert any("30 images" in line and "compare" in line for line in found["lines"])
 
 
 @pytest.mark.slow

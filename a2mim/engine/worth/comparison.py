@@ -155,9 +155,10 @@ class Comparison:
             found = self.bench.once(cell, "frozen", partial(self._measures, cell, source, seed))
             rows += [{"when": told, **row} for row in found["measures"]]
             lines += [f"  {told:>6}  {row['protocol']}: {row['value']:.2f}" for row in found["measures"]]
+            note = found["note"]
         said = _without_labels(loss)
         result = {"status": "finished", "answer": "no labels", "sentence": said, "measures": rows, "plan": self.plan}
-        return self._write(result, [*lines, "", said], {})
+        return self._write(result, [*lines, f"  note     {note}", "", said], {})
 
     def _measures(self, name: str, source: str, seed: int) -> dict[str, list]:
         with self.bench.quiet(name):
@@ -165,8 +166,12 @@ class Comparison:
                 source, ["label-free"], self.survey.pool, img_size=self.bench.img_size, seed=seed,
                 device=self.bench.device, num_workers=self.bench.num_workers or 0,
             )  # fmt: skip
-        kept = [{"protocol": r["protocol"], "value": r["top1_last"], "interval": list(r["interval"])} for r in found]
-        return {"measures": kept}
+        kept = [
+            {"protocol": r["protocol"], "value": r["top1_last"], "interval": list(r["interval"])}
+            | {"images": r["n_test"], "channels": r["channels"]}
+            for r in found
+        ]
+        return {"measures": kept, "note": found[0]["note"]}
 
     def _write(self, result: dict, lines: list[str], curves: dict) -> dict:
         folder = self.bench.folder

@@ -15,6 +15,7 @@ from a2mim.data.class_names import match_labels
 from a2mim.data.pixel_format import UnreadableImage
 from a2mim.data.sources import labels_of
 from a2mim.engine.worth.budget import SHARES
+from a2mim.evaluation.label_free_run import FEWEST
 from a2mim.evaluation.linear import hold_out
 from a2mim.evaluation.overlap import find_overlap, signatures
 from a2mim.evaluation.subsets import draw_subset, subset_of, write_list
@@ -90,6 +91,11 @@ def look_at(data, labels, folder: Path, access: Access | None = None, say: Calla
     pool = _first_look(pool_set, _spread(pool_set, labelled_set is pool_set), say)
     facts: dict = {"pool": pool.facts}
     if labelled_set is None:
+        if len(pool.rows) < FEWEST:
+            raise ValueError(
+                f"{pool_set.title} has {len(pool.rows)} readable images and no labels: at least {FEWEST} are needed to"
+                " say anything of them"
+            )
         write_list(pool_set, pool.rows, folder / "pretrain.tsv")
         facts |= {"labelled": 0, "pretrain_images": len(pool.rows)}
         return Survey(facts, part_of(pool_set, pool.rows))
