@@ -86,7 +86,7 @@ def add_contradictions(parser) -> None:
 
 
 def add_machine(parser, num_workers: int | None) -> None:
-    chosen = " (beside a GPU a core each, up to 8; beside a CPU one at laptop scale, else none)"
+    chosen = " (beside a GPU one for each core but one, up to 16; beside a CPU one at laptop scale, else none)"
     told = "data processes" + (chosen if num_workers is None else "")
     parser.add_argument("--num-workers", type=int, default=num_workers, help=told)
     parser.add_argument("--device", help="cpu, cuda, cuda:1 (default: a GPU where there is one)")

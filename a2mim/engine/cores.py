@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import torch
 
-MOST_WORKERS = 8
+MOST_WORKERS = 16
 THREADS_ARE_CHOSEN = "OMP_NUM_THREADS"  # torch takes its threads from it; who sets it has divided the cores
 
 
@@ -19,7 +19,8 @@ def usable_cores() -> int:
 
 
 def choose_workers(num_workers: int | None, device: torch.device, laptop: bool) -> int:
-    """Data processes of this process: as many as were asked for, else a core each, up to 8, beside a GPU.
+    """Data processes of this process: as many as were asked for, else, beside a GPU, one for each core but that of
+    the training loop, up to 16.
 
     Beside a CPU there are none, as the network needs all cores; but one at laptop scale, whose short steps gain less
     from another thread than from batches that are ready.
@@ -29,7 +30,7 @@ def choose_workers(num_workers: int | None, device: torch.device, laptop: bool) 
     """
     if num_workers is None:
         if device.type == "cuda":
-            return min(MOST_WORKERS, usable_cores())
+            return min(MOST_WORKERS, max(1, usable_cores() - 1))
         return int(laptop and usable_cores() > 1 and THREADS_ARE_CHOSEN not in os.environ)
     if num_workers < 0:
         raise ValueError(f"--num-workers {num_workers} must be at least 0; 0 prepares the batches in the main process")

@@ -32,9 +32,10 @@ def machine(monkeypatch):
         (2, 2, None, CPU, True, 0),  # torchrun's other process has the other core
         (2, 1, "1", CPU, True, 0),
         (8, 1, None, CPU, False, 0),
-        (6, 1, None, GPU, False, 6),
-        (16, 1, None, GPU, True, 8),
-        (16, 4, None, GPU, False, 4),
+        (6, 1, None, GPU, False, 5),
+        (16, 1, None, GPU, True, 15),
+        (64, 1, None, GPU, False, 16),
+        (16, 4, None, GPU, False, 3),
         (2, 8, None, GPU, False, 1),
     ],
 )
