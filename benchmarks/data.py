@@ -1,7 +1,7 @@
 """How many images a second of processor time becomes batches, beside what everyone runs, and whether memory stays flat.
 
 python benchmarks/data.py ['SHARDS'] [--images 1024] [--rounds 5] [--workers 0 1 2]
-python benchmarks/data.py --against threads shipped --workers 1 2
+python benchmarks/data.py --against threads shipped lent --workers 1 2
 python benchmarks/data.py --memory [--epochs 20]
 
 Without SHARDS it writes its own into a temporary folder: 500x375 JPEGs of quality 95 cut from the built-in photographs,
@@ -12,7 +12,8 @@ with a film grain that makes them as large as ImageNet's (115 kB on average). In
 - webdataset: WebDataset, shuffle, decode("pil"), the same transforms, batched: float32;
 - decode: simplejpeg alone on the same bytes, the floor;
 - threads, shipped (with --against): a2mim's batches made by threads of this process, or by processes that send each
-  finished batch as torch's DataLoader does, instead of writing into the shared ring.
+  finished batch as torch's DataLoader does, instead of writing into the shared ring;
+- lent (with --against): a2mim's batches as they lie in the ring, without a copy, until the next one is asked for.
 
 All read the same images and crop with the same settings (224 px, scale 0.67 to 1) in batches of 64. Numbers are images
 per second of processor time of the process and its workers; batches before every worker has delivered are not counted.
@@ -123,6 +124,14 @@ def shipped_batches(shards: str, folder: str, workers: int):
         yield len(batch.ids)
 
 
+def lent_batches(shards: str, folder: str, workers: int):
+    loader = TrainLoader(open_dataset(shards), SIZE, BATCH, scale=SCALE, num_workers=workers)
+    loader._workers._copy = lambda images: images
+    while True:
+        for batch in loader:
+            yield len(batch["images"])
+
+
 class _Sampler:
     """Iterates over what a function gives, anew each time."""
 
@@ -188,6 +197,7 @@ PIPELINES = {
     "decode": decode_batches,
     "threads": threads_batches,
     "shipped": shipped_batches,
+    "lent": lent_batches,
 }
 
 

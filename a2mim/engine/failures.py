@@ -16,7 +16,7 @@ def explained(error: BaseException, run: Run, step: int) -> Exception | None:
     """
     if is_out_of_memory(error):
         return OutOfMemory(f"step {step}: {out_of_memory(run)}; {run.last_good()}")
-    if run.settings.processes.strategy == "fsdp" and "DTensor" in str(error):
+    if "DTensor" in str(error) and run.settings.processes.strategy == "fsdp":
         return ValueError(
             f"processes.strategy='fsdp' does not fit this network, which uses weights of a block outside of it"
             f" ({first_line(error)}): leave the strategy out"

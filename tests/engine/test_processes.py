@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -17,9 +18,12 @@ from a2mim.cli import main
 from a2mim.commands.training import join_resume
 from a2mim.engine import report
 from a2mim.engine.assembly import choose_amp
+from a2mim.engine.config import load_config
 from a2mim.engine.failures import explained
 from a2mim.engine.hooks import SignalHook
 from a2mim.engine.memory import OutOfMemory, is_out_of_memory
+from a2mim.engine.records import StepContext
+from a2mim.engine.runner import TrainRunner
 from a2mim.processes import group as processes
 
 STEP = {
@@ -299,3 +303,23 @@ def test_one_of_two_processes_is_killed_and_torchrun_s_restart_ends_with_the_sam
     assert both[0]["meta"]["step"] == both[1]["meta"]["step"] == 24
     for key, value in both[0]["state_dict"].items():
         assert torch.equal(value, both[1]["state_dict"][key]), key
+
+
+def test_each_process_has_a_log_folder_of_its_own(recipe, tmp_path, monkeypatch):
+    """mmengine makes it on every process, and each removes its own: one process's would go while another makes it."""
+    given = []
+
+    class Stop(Exception):
+        pass
+
+    def stop(self, **arguments):
+        given.append(arguments["work_dir"])
+        raise Stop
+
+    monkeypatch.setattr("mmengine.runner.Runner.__init__", stop)
+    task = SimpleNamespace(model=None)
+    run = SimpleNamespace(settings=load_config(recipe), claimed=tmp_path, folder=tmp_path, task=task, loader=None)
+    for rank in range(2):
+        with pytest.raises(Stop):
+            TrainRunner(run, StepContext(torch.device("cpu"), 0, rank, 2), None, {})
+    assert len(set(given)) == 2
