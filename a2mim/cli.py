@@ -57,7 +57,19 @@ def main(arguments: list[str] | None = None) -> int:
     """Runs one command and returns its exit status: 0, 1 for bad input in one sentence, 128 + n after signal n."""
     words = sys.argv[1:] if arguments is None else arguments
     with _escaped_output():
-        return _run(build_parser().parse_args(join_sizes(join_resume(words))))
+        try:
+            chosen = _parsed(join_sizes(join_resume(words)))
+        except BrokenPipeError:
+            return _nobody_reads()
+        return _run(chosen)
+
+
+def _parsed(words: list[str]) -> argparse.Namespace:
+    try:
+        return build_parser().parse_args(words)
+    except SystemExit:  # --help, --version and --print-completion have printed
+        sys.stdout.flush()
+        raise
 
 
 def _run(chosen: argparse.Namespace) -> int:
@@ -72,9 +84,8 @@ def _run(chosen: argparse.Namespace) -> int:
         if chosen.json and not silent:
             print(as_json(getattr(chosen, "result", None)), flush=True)
         return status
-    except BrokenPipeError:  # whoever read the output has gone, as in `| head`: no error
-        _discard_output()
-        return 128 + signal.SIGPIPE
+    except BrokenPipeError:
+        return _nobody_reads()
     except USER_ERRORS as error:
         if chosen.debug:
             raise
@@ -120,10 +131,14 @@ def _told(said: object) -> str:
     return line if len(line) <= _LONGEST else f"{line[: _LONGEST // 2]} … {line[-_LONGEST // 2 :]}"
 
 
-def _discard_output() -> None:
-    """Sends what is still to be written nowhere, so that the interpreter's last flush does not fail."""
+def _nobody_reads() -> int:
+    """The status where the reader of the output has gone, as in `| head`: no error.
+
+    What is still to be written goes nowhere, so that the interpreter's last flush does not fail.
+    """
     with contextlib.suppress(OSError, ValueError), open(os.devnull, "w") as nowhere:
         os.dup2(nowhere.fileno(), sys.stdout.fileno())
+    return 128 + signal.SIGPIPE
 
 
 @contextlib.contextmanager
