@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from a2mim import compat
 
-if (
-    TYPE_CHECKING
-):  # what an editor completes and mypy checks: the names of _PUBLIC and _ROOMS, from where they are defined
+if TYPE_CHECKING:
+    # what an editor completes and mypy checks: the names of _PUBLIC and _ROOMS, from where they are defined
     from a2mim.data.access import Access as Access
     from a2mim.data.sources import open_dataset as open_dataset
     from a2mim.embedding.run import embed as embed
@@ -59,7 +58,8 @@ compat.after_import("timm", lambda: import_module("a2mim.backbones"))
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    """The public names, and those that Python itself gives a module."""
+    return sorted({*__all__, *(name for name in globals() if name.startswith("__"))})
 
 
 def __getattr__(name: str) -> Any:

@@ -14,7 +14,7 @@ from a2mim.cli import main
 
 
 def test_every_public_name_is_listed_and_resolves():
-    assert set(a2mim.__all__) <= set(dir(a2mim))
+    assert {name for name in dir(a2mim) if not name.startswith("__")} == set(a2mim.__all__)
     for name in a2mim.__all__:
         assert callable(getattr(a2mim, name)), name
     with pytest.raises(AttributeError, match="no attribute 'pretrian'"):
