@@ -15,6 +15,7 @@ from a2mim.cli import build_parser
 from a2mim.commands.arguments import join_sizes
 from a2mim.commands.page import page
 from a2mim.engine.recipes import find_recipe
+from a2mim.protocols import protocol_names
 
 ROOT = Path(__file__).parents[1]
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -147,5 +148,6 @@ def test_every_command_of_the_pages_can_be_typed_after_pip_install():
             pytest.fail(f"{name}: a2mim {shlex.join(words)}")
         recipe = getattr(chosen, "config", None) or getattr(chosen, "recipe", None)
         if recipe and not recipe.startswith(("my_", "runs/")) and not recipe.isupper():
-            assert "configs/" not in recipe and find_recipe(recipe), f"{name}: {recipe}"
+            assert "configs/" not in recipe, f"{name}: {recipe}"
+            assert recipe in protocol_names("finetune") or find_recipe(recipe), f"{name}: {recipe}"
     assert {"tutorial.md", "finetune.md", "refine.md", "cluster.md", "export.md", "evaluation.md"} <= pages
