@@ -8,40 +8,14 @@ import shutil
 import sys
 from pathlib import Path
 
-import mmcv
-import numpy as np
 import pytest
 import torch
+from tiny_project import write_project
 
 import a2mim
 import a2mim.losses
 import a2mim.masking
 from a2mim.evaluation.shown import Record, Records, Sentence
-
-TINY = """
-model = dict(
-    encoder=dict(name="test_vit"),
-    masking=dict(type="BlockMask", mask_patch_size=16, mask_ratio=0.5),
-    losses=[dict(type="MaskedL1")],
-)
-data = dict(img_size=32)
-global_batch_size = 8
-schedule = dict(epochs=1, warmup_epochs=0)
-log = dict(rows=2, pictures=2)
-"""
-FINETUNE = """
-data = dict(img_size=32)
-global_batch_size = 8
-schedule = dict(epochs=1, warmup_epochs=0)
-export = []
-"""
-REFINE = """
-heads = dict(hidden=32, predicted=32, width=16, alone_epochs=0)
-data = dict(img_size=32)
-global_batch_size = 8
-schedule = dict(epochs=1, warmup_epochs=0)
-export = []
-"""
 
 
 def example_of(name):
@@ -55,14 +29,7 @@ def example_of(name):
 def place(tmp_path_factory):
     """A folder with photographs, recipes and a finished run; its summary."""
     folder = tmp_path_factory.mktemp("examples")
-    generator = np.random.default_rng(0)
-    for split, number in (("train", 16), ("test", 8)):
-        for i in range(number):
-            image = generator.integers(0, 120, (40, 40, 3), np.uint8) + np.uint8(100 * (i % 2))
-            mmcv.imwrite(image, str(folder / "photographs" / split / ("cats", "dogs")[i % 2] / f"{i}.png"))
-    (folder / "tiny.py").write_text(TINY)
-    (folder / "tiny_finetune.py").write_text(FINETUNE)
-    (folder / "tiny_refine.py").write_text(REFINE)
+    write_project(folder)
     with contextlib.chdir(folder):
         a2mim.pretrain("tiny.py", "photographs", "runs/tiny", device="cpu", num_workers=0)
     return folder

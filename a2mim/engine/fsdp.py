@@ -14,7 +14,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from a2mim.engine.activations import repeated_blocks
 from a2mim.engine.averaging import AveragedTensors
 from a2mim.engine.task import RecipeSettings
-from a2mim.processes.fsdp import Whole, divide, divided_like, gathered, mesh_of_all
+from a2mim.processes.fsdp import Whole, divide, divided_like, mesh_of_all
 from a2mim.targets.held import Held
 
 OPTIMISERS = ("adamw", "adam", "nadamw", "sgd", "momentum", "lion")  # a weight's update needs no other weight
@@ -107,11 +107,6 @@ def blocks_of(model: nn.Module) -> list[nn.Module]:
 def size_of(module: nn.Module) -> int:
     """Numbers in all of a module's parameters."""
     return sum(parameter.numel() for parameter in module.parameters())
-
-
-def whole_checkpoint(checkpoint: dict) -> dict:
-    """A checkpoint like that of a run whose model is not divided, on the first process; all must come here."""
-    return gathered(checkpoint)
 
 
 def own_checkpoint(checkpoint: dict, model: nn.Module, optimizer: torch.optim.Optimizer) -> dict:

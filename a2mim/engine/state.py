@@ -9,8 +9,8 @@ from __future__ import annotations
 import torch
 
 from a2mim.checkpoints import FORMAT, first_line
-from a2mim.engine.fsdp import own_checkpoint, whole_checkpoint
-from a2mim.processes.fsdp import own_part
+from a2mim.engine.fsdp import own_checkpoint
+from a2mim.processes.fsdp import gathered, own_part
 from a2mim.processes.group import least_of_all
 
 
@@ -24,7 +24,7 @@ def state_of(runner) -> dict:
         "meta": {"step": runner.iter, **runner.run.meta},
     }
     runner.call_hook("before_save_checkpoint", checkpoint=checkpoint)
-    return checkpoint if runner.division is None else whole_checkpoint(checkpoint)
+    return checkpoint if runner.division is None else gathered(checkpoint)
 
 
 def restore(runner, checkpoint: dict) -> None:

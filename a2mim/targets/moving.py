@@ -140,10 +140,8 @@ class MovingAverage(Held):
         averages = dict(self.teacher.model.named_parameters())
         new = [student[name].detach().to(average.dtype) for name, average in averages.items()]
         if momentum == 0:
-            for average, value in zip(
-                averages.values(), new, strict=True
-            ):  # torch cannot copy lists of divided weights
-                average.copy_(value)
+            for average, value in zip(averages.values(), new, strict=True):
+                average.copy_(value)  # one by one: torch cannot copy lists of divided weights
         else:
             torch._foreach_lerp_(list(averages.values()), new, 1 - momentum)
         buffers, own = dict(encoder.model.named_buffers()), dict(self.teacher.model.named_buffers())

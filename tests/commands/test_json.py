@@ -2,9 +2,8 @@
 
 import json
 
-import mmcv
-import numpy as np
 import pytest
+from tiny_project import write_project
 
 from a2mim.cli import build_parser, main
 from a2mim.commands.help import commands_of
@@ -13,8 +12,8 @@ CPU = ["--device", "cpu"]
 # a command -> (its arguments, a key of its result); they run in this order, the later on what the earlier wrote
 CALLS = {
     "pretrain": (["tiny.py", "--data", "photographs", "--work-dir", "run", "--num-workers", "0", *CPU], "loss"),
-    "refine": (["run", "--recipe", "refine.py", "--data", "photographs", "--work-dir", "refined", *CPU], "steps"),
-    "finetune": (["finetune.py", "run", "--data", "photographs", "--work-dir", "tuned", *CPU], "loss"),
+    "refine": (["run", "--recipe", "tiny_refine.py", "--data", "photographs", "--work-dir", "refined", *CPU], "steps"),
+    "finetune": (["tiny_finetune.py", "run", "--data", "photographs", "--work-dir", "tuned", *CPU], "loss"),
     "evaluate": (["run", "photographs", "--protocol", "dino-knn", "--out", "results", *CPU], "top1"),
     "knn": (["run", "--data", "photographs", "--test-data", "photographs", *CPU], "top1"),
     "linear-probe": (["run", "--data", "photographs", "--test-data", "photographs", "--epochs", "1", *CPU], "top1"),
@@ -36,37 +35,12 @@ CALLS = {
     "settings": (["seed"], "pretrain"),
 }
 ELSEWHERE = {"worth-it"}  # it takes a minute: tests/engine/test_worth*.py
-TINY = """
-model = dict(
-    encoder=dict(name="test_vit"),
-    masking=dict(type="BlockMask", mask_patch_size=16, mask_ratio=0.5),
-    losses=[dict(type="MaskedL1")],
-)
-data = dict(img_size=32)
-global_batch_size = 8
-schedule = dict(epochs=1, warmup_epochs=0)
-log = dict(rows=2, pictures=2)
-"""
-FINETUNE = """
-data = dict(img_size=32)
-global_batch_size = 8
-schedule = dict(epochs=1, warmup_epochs=0)
-export = []
-"""
 
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
     folder = tmp_path_factory.mktemp("json")
-    generator = np.random.default_rng(0)
-    for i in range(24):
-        split, name = ("train", "test")[i // 16], "ab"[i % 2]
-        mmcv.imwrite(
-            generator.integers(0, 256, (40, 40, 3), np.uint8), str(folder / f"photographs/{split}/{name}/{i}.png")
-        )
-    (folder / "tiny.py").write_text(TINY)
-    (folder / "finetune.py").write_text(FINETUNE)
-    (folder / "refine.py").write_text("heads = dict(hidden=32, predicted=32, width=16, alone_epochs=0)" + FINETUNE)
+    write_project(folder)
     return folder
 
 
