@@ -7,11 +7,13 @@ python benchmarks/rows.py --out runs/rows [--data TRAIN --test-data TEST] [--min
 Each cell is one run of `a2mim pretrain`. Its recipe is the row at laptop scale on the network; its epochs are as many
 as fit into the minutes, from the processor time of a few steps measured first. Untrained and trained network are
 calibrated and judged alike: k-NN, linear and attentive probe with 95 % intervals, paired differences. With
---label-fraction both are also fine-tuned on that share of the labels, by `small-data`. Finished cells are lines of
-OUT/rows.jsonl and are not run again, so a stopped table goes on; --table prints what there is.
+--label-fraction both are also fine-tuned on that share of the labels, by `small-data` at 64 px. Finished cells are
+lines of OUT/rows.jsonl and are not run again, so a stopped table goes on, and finished cells are fine-tuned when
+--label-fraction is given later. --table prints what there is.
 """
 
 import argparse
+import itertools
 import json
 import shutil
 import time
@@ -42,6 +44,7 @@ NAMES = {  # as a run's differences have them
 }
 PROBES = ("knn", "linear", "attentive")
 WARM, TIMED = 2, 4  # steps
+TUNED_SIDE = 64  # pixels, for every row: the rows of a network share the untrained network's result
 
 
 def recipe_of(row: str, network: str) -> tuple[str, dict]:
@@ -77,7 +80,6 @@ def run_cell(row: str, network: str, seed: int, chosen) -> dict:
     epochs = max(1, round(60 * chosen.minutes / (seconds * (images // batch))))
     folder = chosen.out / f"{row}-{network}-{seed}"
     shutil.rmtree(folder, ignore_errors=True)
-    side = load_config(recipe, options, laptop=True).data.img_size
     options |= {"seed": seed, "schedule.epochs": epochs, "schedule.warmup_epochs": 0.1 * epochs}
     options |= {"judge.every_epochs": None, "export": [], "checkpoint.keep": 1, "schedule.decay_epochs": []}
     if load_config(recipe, {}, laptop=True).schedule.type == "step":
@@ -93,23 +95,30 @@ def run_cell(row: str, network: str, seed: int, chosen) -> dict:
     for when in ("before", "after"):
         line[when] = {probe: round(judged[when][probe]["top1"], 2) for probe in PROBES if probe in judged[when]}
     line["differences"] = judged["differences"]
-    if chosen.label_fraction:
-        scratch, tuned = (fine_tuned(network, run, side, seed, chosen) for run in (None, folder))
-        line["before"]["finetuned"], line["after"]["finetuned"] = scratch["top1_last"], tuned["top1_last"]
-        answers = [unpack(result["correct"]) == 1 for result in (scratch, tuned)]
-        line["differences"] = [*line["differences"], asdict(difference(NAMES["finetuned"], *answers))]
-    shutil.rmtree(folder / "checkpoints", ignore_errors=True)
     return line
 
 
-def fine_tuned(network: str, run: Path | None, side: int, seed: int, chosen) -> dict:
+def tune_cell(line: dict, chosen) -> dict:
+    """A finished cell's line, with the run and the untrained network fine-tuned on a share of the labels."""
+    run = chosen.out / f"{line['row']}-{line['network']}-{line['seed']}"
+    scratch, tuned = (fine_tuned(line["network"], source, line["seed"], chosen) for source in (None, run))
+    answers = [unpack(result["correct"]) == 1 for result in (scratch, tuned)]
+    return line | {
+        "label_fraction": chosen.label_fraction,
+        "before": line["before"] | {"finetuned": scratch["top1_last"]},
+        "after": line["after"] | {"finetuned": tuned["top1_last"]},
+        "differences": [*line["differences"], asdict(difference(NAMES["finetuned"], *answers))],
+    }
+
+
+def fine_tuned(network: str, run: Path | None, seed: int, chosen) -> dict:
     """The result of fine-tuning a run's encoder, or the untrained network, on a share of the labels."""
     folder = run / "finetuned" if run else chosen.out / f"scratch-{network}-{seed}"
     if not (folder / "results.json").is_file():
         shutil.rmtree(folder, ignore_errors=True)
         options = {"seed": seed, "labels.subset": f"{100 * chosen.label_fraction:g}%", "labels.seed": seed}
-        options |= {"data.img_size": side, "data.test_size": side, "evaluate.every_epochs": 1000}  # once, at the end
-        options |= {"log.report": False}
+        options |= {"data.img_size": TUNED_SIDE, "data.test_size": TUNED_SIDE}
+        options |= {"evaluate.every_epochs": 1000, "log.report": False}  # judged once, at the end
         a2mim.finetune(
             "finetune/small_data",
             run or network,
@@ -125,9 +134,21 @@ def fine_tuned(network: str, run: Path | None, side: int, seed: int, chosen) -> 
     return read_results(folder)[-1]
 
 
+def finished(path: Path) -> dict[tuple, dict]:
+    """The lines of rows.jsonl by their cell. A later line of a cell takes the place of an earlier one."""
+    lines = [json.loads(text) for text in path.read_text().splitlines()] if path.is_file() else []
+    return {(line["row"], line["network"], line["seed"], line["minutes"], line["data"]): line for line in lines}
+
+
+def write(line: dict, path: Path) -> None:
+    """Appends a line to rows.jsonl."""
+    with path.open("a") as file:
+        file.write(json.dumps(line) + "\n")
+
+
 def table(path: Path) -> str:
     """The cells that there are, as a Markdown table."""
-    lines = [json.loads(text) for text in path.read_text().splitlines()] if path.is_file() else []
+    lines = finished(path).values()
     rows = [f"| row | network | seed | epochs | {' | '.join(NAMES.values())} |", "|---|---|---|---|---|---|---|---|"]
     for line in lines:
         changes = {change["name"]: change for change in line["differences"]}
@@ -164,16 +185,13 @@ def main() -> None:
         return
     torch.set_num_threads(1)
     chosen.out.mkdir(parents=True, exist_ok=True)
-    known = [json.loads(text) for text in path.read_text().splitlines()] if path.is_file() else []
-    done = {(line["row"], line["network"], line["seed"], line["minutes"], line["data"]) for line in known}
-    for seed in chosen.seeds:
-        for network in chosen.networks:
-            for row in chosen.rows:
-                if (row, network, seed, chosen.minutes, str(chosen.data)) in done:
-                    continue
-                line = run_cell(row, network, seed, chosen)
-                with path.open("a") as file:
-                    file.write(json.dumps(line) + "\n")
+    for seed, network, row in itertools.product(chosen.seeds, chosen.networks, chosen.rows):
+        line = finished(path).get((row, network, seed, chosen.minutes, str(chosen.data)))
+        if line is None:
+            line = run_cell(row, network, seed, chosen)
+            write(line, path)
+        if chosen.label_fraction and "finetuned" not in line["after"]:
+            write(tune_cell(line, chosen), path)
     print(table(path))
 
 
