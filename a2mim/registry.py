@@ -2,6 +2,7 @@
 
 import importlib
 import inspect
+from collections.abc import Callable
 from typing import Any
 
 from mmengine import registry as roots
@@ -36,6 +37,18 @@ def build_part(cfg: dict, registry: Registry, default_args: dict | None = None):
     except TypeError as error:
         raise ValueError(f"{name} in the recipe: {error}") from error
     return part(**arguments)
+
+
+def takes(function: Callable, name: str) -> bool:
+    """Whether a function, or a class's constructor, has an argument of that name."""
+    return name in inspect.signature(function).parameters
+
+
+def lookup(name: str, table: dict, what: str):
+    """table[name], or ValueError with the nearest names. what: the argument that held the name."""
+    if name not in table:
+        raise ValueError(f"{what}={name!r} is not known{nearest(name, table)}")
+    return table[name]
 
 
 def find_registered(name: object, registry: Registry) -> Any:

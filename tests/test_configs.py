@@ -52,6 +52,7 @@ METHODS = {
     "mae_vit_small": (2.4e-3, 4096, 800, *MAE),
     "mae_vit_small_128": (2.4e-3, 4096, 800, *MAE_128),
     "mff_vit_small": (2.4e-3, 4096, 800, *MAE),
+    "localmim_vit_base": (1.6e-3, 2048, 1600, *MAE_128[:4], "EachScale", 108, 4, "l2", (147, 196)),
     "maskfeat_vit_base": (1.6e-3, 2048, 300, (0.5, 1), (0.9, 0.999), 0.02, "token", "EachMap", 27, 8, "l2", (78, 196)),
     "fastmim_xcit_small": (2.4e-3, 4096, 800, *FASTMIM, (48, 64)),
     "fastmim_resnet50": (2.4e-3, 4096, 400, *FASTMIM, (12, 16)),

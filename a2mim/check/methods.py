@@ -148,7 +148,7 @@ class Bench:
         for cell in cells_for(plain):
             try:
                 built = copy.deepcopy(self.encoder_of(encoder, cell))
-                row = fit_parts(parts, plain, cell)
+                row = fit_parts(parts, built, cell)
                 model = MODELS.build({"type": "MIM", "encoder": built, "mean": average, "std": average, **row})
             except ValueError as error:
                 problem = problem or error
@@ -172,7 +172,7 @@ class Bench:
     def encoder_of(self, row: dict, cell: int) -> MaskedEncoder:
         """The encoder as a row has it, with this network's own sites and maps."""
         hide, token = row.get("hide", "token"), row.get("token", "add")
-        maps = spread_maps(self.encoder(), hide) if "maps" in row else "auto"
+        maps = spread_maps(self.encoder(), len(row["maps"])) if "maps" in row else "auto"
         if hide != "token":
             try:
                 return self.encoder(hide=hide, maps=maps, mask_patch_size=cell)
@@ -231,7 +231,9 @@ def fit_parts(parts: dict, encoder: MaskedEncoder, cell: int) -> dict:
     row["masking"] |= {"mask_patch_size": cell} | {k: v for k, v in FEW.items() if k in row["masking"]}
     if kind_of(row["masking"]) == "BEiTBlocks":
         row["masking"] |= FEW
-    for part in (row.get("decoder"), row.get("target"), row.get("fill")):
+    decoder = row.get("decoder")
+    inner = decoder.get("decoder") if isinstance(decoder, dict) else None
+    for part in (decoder, inner, row.get("target"), row.get("fill")):
         if not isinstance(part, dict):
             continue
         if kind_of(part) in ("TransformerDecoder", "LightDecoder"):
@@ -243,6 +245,8 @@ def fit_parts(parts: dict, encoder: MaskedEncoder, cell: int) -> dict:
             part.update(type="FrozenFeatures", source=TEACHER)
         if kind_of(part) == "MovingAverage" and "maps" in part:
             part.update(maps=last_maps(encoder), momentum="auto")
+        if kind_of(part) == "HOG" and "cells" in part:
+            part["cells"] = part["cells"][: len(encoder.channels)]
         if kind_of(part) == "LearnedFill":
             part["in_chans"] = encoder.in_chans
     return row
@@ -253,8 +257,8 @@ def embedding_of(encoder: MaskedEncoder) -> str:
     return next((name for name in EMBEDDINGS if hasattr(encoder.model, name)), "auto")
 
 
-def spread_maps(encoder: MaskedEncoder, hide: str) -> list[str] | str:
-    """Up to six maps from early to last where they all have one stride, else the last of each stride from 4 px on."""
+def spread_maps(encoder: MaskedEncoder, most: int) -> list[str] | str:
+    """Up to `most` maps from early to last where all have one stride, else the last of each stride from 4 px on."""
     found = feature_modules(encoder.model)
     if len(found) < 2:
         return "auto"
@@ -262,7 +266,7 @@ def spread_maps(encoder: MaskedEncoder, hide: str) -> list[str] | str:
     if len(last_of) > 1:
         return list(last_of.values())
     names = [name for name, _ in found]
-    number = min(6, len(names))
+    number = min(most, len(names))
     return list(dict.fromkeys(names[round(i * (len(names) - 1) / (number - 1))] for i in range(number)))
 
 

@@ -14,23 +14,19 @@ from a2mim.decoders.each_map import EachMap
 from a2mim.decoders.fusion import FusedLinear, FuseMaps
 from a2mim.decoders.light import LightDecoder
 from a2mim.decoders.linear import LinearDecoder
+from a2mim.decoders.making import DECODERS, make_decoder
+from a2mim.decoders.scales import EachScale
 from a2mim.decoders.transformer import TransformerDecoder
-
-DECODERS = {
-    "linear": LinearDecoder,
-    "conv_neck": ConvNeck,
-    "fused_linear": FusedLinear,
-    "light": LightDecoder,
-    "transformer": TransformerDecoder,
-}
 
 __all__ = [
     "DECODERS",
     "ConvNeck",
     "EachMap",
+    "EachScale",
     "FuseMaps",
     "FusedLinear",
     "LightDecoder",
     "LinearDecoder",
     "TransformerDecoder",
+    "make_decoder",
 ]

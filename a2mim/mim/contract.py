@@ -4,55 +4,23 @@
 """
 
 import inspect
-from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from a2mim.decoders import DECODERS, EachMap
-from a2mim.decoders.each_map import reads_all_maps
-from a2mim.registry import MODELS, find_part
-from a2mim.text import nearest
-
-
-def takes(function: Callable, name: str) -> bool:
-    """Whether a function, or a class's constructor, has an argument of that name."""
-    return name in inspect.signature(function).parameters
-
-
-def lookup(name: str, table: dict, what: str):
-    """table[name], or ValueError with the nearest names. what: the argument that held the name."""
-    if name not in table:
-        raise ValueError(f"{what}={name!r} is not known{nearest(name, table)}")
-    return table[name]
+from a2mim.decoders import EachMap, make_decoder
 
 
 def build_decoder(decoder, encoder, out_channels: int, out_stride: int) -> nn.Module:
     """A name, a config or a decoder -> a module called as (maps, mask, prefix=None).
 
-    Decoders of one map are made once for each map, see `EachMap`. Where the encoder leaves hidden cells out, the
-    decoder gets a mask token.
+    Where the encoder leaves hidden cells out, the decoder gets a mask token.
     """
-    if isinstance(decoder, nn.Module):
-        many = len(inspect.signature(decoder.forward).parameters) > 1
-        return (
-            decoder
-            if many
-            else EachMap(lambda **_: decoder, encoder.channels, encoder.strides, out_channels, out_stride)
-        )
-    config = {} if isinstance(decoder, str) else dict(decoder)
-    kind = lookup(decoder, DECODERS, "decoder") if isinstance(decoder, str) else find_part(config.get("type"), MODELS)
-
-    def make(**extra: Any) -> nn.Module:
-        return kind(**extra) if isinstance(decoder, str) else MODELS.build({**config, **extra})
-
-    token = getattr(encoder, "hide", "token") != "token"
-    if kind is None or not reads_all_maps(kind):
-        return EachMap(make, encoder.channels, encoder.strides, out_channels, out_stride, mask_token=token)
-    more = {"mask_token": token} if takes(kind, "mask_token") else {}
-    shapes = {"channels": list(encoder.channels), "strides": list(encoder.strides)}
-    return make(**shapes, out_channels=out_channels, out_stride=out_stride, **more)
+    shapes = encoder.channels, encoder.strides, out_channels, out_stride
+    if not isinstance(decoder, nn.Module):
+        return make_decoder(decoder, *shapes, mask_token=getattr(encoder, "hide", "token") != "token")
+    many = len(inspect.signature(decoder.forward).parameters) > 1
+    return decoder if many else EachMap(lambda **_: decoder, *shapes)
 
 
 @torch.no_grad()

@@ -12,9 +12,9 @@ from a2mim.decoders.each_map import EachMap, check_answer
 from a2mim.decoders.tokens import fit_grid
 from a2mim.encoder import MaskedEncoder
 from a2mim.masking import FILLS, expand_mask, mean_colour, median_colour
-from a2mim.mim.contract import build_decoder, check_parts, lookup, takes
+from a2mim.mim.contract import build_decoder, check_parts
 from a2mim.pixels import IMAGENET_MEAN, IMAGENET_STD, normalize
-from a2mim.registry import MODELS
+from a2mim.registry import MODELS, lookup, takes
 from a2mim.targets import TARGETS
 
 

@@ -1,10 +1,11 @@
-"""Hand-made descriptors of 8 x 8 px cells: histograms of gradients and of local binary patterns.
+"""Hand-made descriptors of cells: histograms of gradients and of local binary patterns.
 
 Both are computed from whole pixel levels, whatever the recipe's normalisation: a rounding error of the normalisation
 would turn flat cells into unit vectors of noise, and move gradients between bins.
 """
 
 import math
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -15,14 +16,14 @@ from a2mim.pixels import IMAGENET_MEAN, IMAGENET_STD
 from a2mim.registry import MODELS
 from a2mim.targets.precision import full_precision
 
-CELL = 8  # pixels, side of a cell
+CELL = 8  # pixels, side of a cell, unless told
 BINS = 9  # of the gradient's direction, over 180 degrees
 
 
 class _Descriptor:
-    """Takes the recipe's normalisation, to undo it."""
+    """Takes the recipe's normalisation, to undo it. stride: pixels, side of a cell. largest: of the largest cell."""
 
-    stride = CELL
+    stride = largest = CELL
 
     def __init__(self, mean=IMAGENET_MEAN, std=IMAGENET_STD):
         self.mean, self.std = tuple(mean), tuple(std)
@@ -35,10 +36,10 @@ class _Descriptor:
     def levels(self, images: Tensor) -> Tensor:
         """(B, C, H, W) -> float32 whole numbers 0..65,535; an 8-bit level v is 257 v. Integer images keep theirs."""
         height, width = images.shape[-2:]
-        if height % CELL or width % CELL:
+        if height % self.largest or width % self.largest:
             raise ValueError(
-                f"{type(self).__name__} has cells of {CELL} px, which do not divide {height}x{width} pixels;"
-                f" choose an image size that is a multiple of {CELL}"
+                f"{type(self).__name__} has cells of {self.largest} px, which do not divide {height}x{width} pixels;"
+                f" choose an image size that is a multiple of {self.largest}"
             )
         if not images.is_floating_point():
             return images.float() * (257 if images.dtype == torch.uint8 else 1)
@@ -72,18 +73,38 @@ class HOG(_Descriptor):
 
     Args:
         mean, std: of the images given, per channel; `MIM` fills in its own.
+        cells: pixels, side of a cell. Several make as many scales, the finest first: the channels of each behind those
+            of the one before, all on the grid of the finest, where a coarse cell is repeated. So a coarse cell weighs
+            in a loss over hidden cells as much as its hidden share.
 
-    Source: MaskFeat, https://arxiv.org/abs/2112.09133 (its code, without mmpretrain's Gaussian window).
+    Raises:
+        ValueError: cells that are not whole numbers above 0, each a multiple of the first.
+
+    Source: MaskFeat, https://arxiv.org/abs/2112.09133 (its code, without mmpretrain's Gaussian window). Several scales:
+        LocalMIM, https://arxiv.org/abs/2303.05251, with cells of 4, 8, 16 and 32 px.
     """
+
+    def __init__(self, mean=IMAGENET_MEAN, std=IMAGENET_STD, cells: int | Sequence[int] = CELL):
+        super().__init__(mean, std)
+        self.cells = [cells] if isinstance(cells, int) else list(cells)
+        whole = all(isinstance(cell, int) and cell > 0 for cell in self.cells)
+        if not self.cells or not whole or any(cell % self.cells[0] for cell in self.cells):
+            raise ValueError(
+                f"HOG: cells={cells!r} must be whole numbers of pixels above 0, each a multiple of the first, such as"
+                " 8 or [4, 8, 16, 32]"
+            )
+        self.stride, self.largest = self.cells[0], math.lcm(*self.cells)
 
     @property
     def channels(self) -> int:
-        """9 for each channel of the images."""
-        return BINS * len(self.mean)
+        """9 for each channel of the images and each scale."""
+        return BINS * len(self.mean) * len(self.cells)
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> Tensor:
-        """(B, C, H, W) normalised float, or integers -> (B, 9 C, H / 8, W / 8) float32."""
+        """(B, C, H, W) normalised float, or integers -> (B, 9 C scales, H / s, W / s) float32, with s px the finest
+        cell.
+        """
         with full_precision(images):
             levels = F.pad(self.levels(images), (1, 1, 1, 1), mode="reflect")
             smooth_rows = levels[:, :, :-2] + 2 * levels[:, :, 1:-1] + levels[:, :, 2:]
@@ -92,8 +113,14 @@ class HOG(_Descriptor):
             down = (smooth_cols[:, :, :-2] - smooth_cols[:, :, 2:]) / (257 * 256)
             magnitude = (across.square() + down.square()).sqrt()
             bins = (torch.atan2(across, down) / math.pi * BINS).floor().remainder(BINS)
-            sums = [_cell_sums(torch.where(bins == k, magnitude, 0.0)) for k in range(BINS)]
-            return F.normalize(torch.stack(sums, dim=2), dim=2).flatten(1, 2)
+            finest = [_cell_sums(torch.where(bins == k, magnitude, 0.0), self.stride) for k in range(BINS)]
+            return torch.cat([self._scale(finest, cell // self.stride) for cell in self.cells], dim=1)
+
+    def _scale(self, finest: list[Tensor], times: int) -> Tensor:
+        """Sums of each bin (B, C, h, w) -> (B, 9 C, h, w) of cells `times` as long, each repeated over its place."""
+        sums = torch.stack([_cell_sums(one, times) for one in finest] if times > 1 else finest, dim=2)
+        unit = F.normalize(sums, dim=2).flatten(1, 2)
+        return unit.repeat_interleave(times, dim=2).repeat_interleave(times, dim=3) if times > 1 else unit
 
 
 @MODELS.register_module()
@@ -123,10 +150,10 @@ class LBP(_Descriptor):
             bright = torch.cat([padded[..., y : y + height, x : x + width] >= grey for y, x in ring], dim=1)
             changes = (bright ^ bright.roll(1, dims=1)).sum(dim=1)
             name = torch.where(changes <= 2, bright.sum(dim=1), 9)
-            sums = [_cell_sums((name == k).float()[:, None]) for k in range(self.channels)]
+            sums = [_cell_sums((name == k).float()[:, None], CELL) for k in range(self.channels)]
             return F.normalize(torch.cat(sums, dim=1), dim=1)
 
 
-def _cell_sums(values: Tensor) -> Tensor:
-    """(B, C, H, W) -> (B, C, H / 8, W / 8)."""
-    return reduce(values, "b c (h p) (w q) -> b c h w", "sum", p=CELL, q=CELL)
+def _cell_sums(values: Tensor, side: int) -> Tensor:
+    """(B, C, H, W) -> (B, C, H / side, W / side)."""
+    return reduce(values, "b c (h p) (w q) -> b c h w", "sum", p=side, q=side)

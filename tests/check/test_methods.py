@@ -26,8 +26,8 @@ def test_every_row_is_in_one_method():
     ("network", "refused"),
     [
         ("test_vit", ["spark_resnet50"]),
-        ("test_resnet", ["mae_vit_base", "mff_vit_small", *HIDES]),
-        ("test_convnext", ["mae_vit_base", "mff_vit_small"]),
+        ("test_resnet", ["mae_vit_base", "mff_vit_small", "localmim_vit_base", *HIDES]),
+        ("test_convnext", ["mae_vit_base", "mff_vit_small", "localmim_vit_base"]),
     ],
 )
 def test_a_sample_of_the_matrix(network, refused):

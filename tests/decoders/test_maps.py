@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from a2mim.decoders import ConvNeck, EachMap, FusedLinear, LightDecoder, LinearDecoder, TransformerDecoder
+from a2mim.decoders import ConvNeck, EachMap, EachScale, FusedLinear, LightDecoder, LinearDecoder, TransformerDecoder
 from a2mim.decoders.positions import sincos_positions
 from a2mim.masking import BlockMask, expand_mask
 
@@ -183,3 +183,61 @@ def test_a_target_coarser_than_the_map_is_answered_by_the_mean_of_its_cells():
     features = maps_of([8], [8])
     expected = F.avg_pool2d(F.conv2d(features[0], decoder[0].proj.weight), 4)
     assert torch.allclose(decoder(features, MASK), expected, atol=1e-6)
+
+
+def transformer(**more):
+    return {"type": "TransformerDecoder", "embed_dim": 32, "depth": 1, "num_heads": 4} | more
+
+
+def scales(decoder, channels=(8, 8, 8, 8), strides=(16, 16, 16, 16), **more):
+    return EachScale(list(channels), list(strides), 12, 4, **{"decoder": decoder} | more)
+
+
+@pytest.mark.parametrize("decoder", ["linear", "conv_neck", transformer()], ids=["linear", "conv_neck", "transformer"])
+@pytest.mark.parametrize("strides", [(16, 16, 16, 16), (4, 8, 16, 32)], ids=["one", "four"])
+def test_each_scale_follows_from_its_own_map_alone_and_not_from_hidden_cells(decoder, strides):
+    model, maps = scales(decoder, strides=strides), maps_of(strides, (8, 8, 8, 8))
+    answer = model(maps, MASK)
+    assert answer.shape == (2, 12, 16, 16)
+    for i, times in enumerate((1, 2, 4, 8)):
+        changed = [m + torch.randn_like(m) * (i == j) for j, m in enumerate(maps)]
+        differs = (model(changed, MASK) != answer).flatten(2).any(-1).any(0)
+        assert differs.tolist() == [c // 3 == i for c in range(12)]
+        own = answer[:, 3 * i : 3 * i + 3]
+        coarse = own[..., ::times, ::times]
+        assert torch.equal(own, coarse.repeat_interleave(times, 2).repeat_interleave(times, 3))
+    noise = [torch.where(expand_mask(MASK, *m.shape[-2:]), torch.full_like(m, 7.0), m) for m in maps]
+    assert torch.equal(model(noise, MASK), answer)
+
+
+def test_every_map_and_every_parameter_of_the_scales_gets_a_gradient():
+    model = scales(transformer())
+    maps = [m.requires_grad_() for m in maps_of((16,) * 4, (8,) * 4)]
+    (model(maps, MASK, prefix=torch.randn(2, 1, 8)) * torch.randn(2, 12, 16, 16)).sum().backward()
+    assert all(m.grad.abs().max() > 0 for m in maps)
+    assert all(p.grad is not None and p.grad.abs().max() > 0 for p in model.parameters())
+
+
+def test_the_class_token_takes_part_in_the_last_scale_through_the_last_norm():
+    model, maps, prefix = scales(transformer()).eval(), maps_of((16,) * 4, (8,) * 4), torch.randn(2, 1, 8)
+    without, with_it = model(maps, MASK), model(maps, MASK, prefix=prefix)
+    assert torch.equal(with_it[:, :9], without[:, :9]) and not torch.equal(with_it[:, 9:], without[:, 9:])
+    assert torch.allclose(model(maps, MASK, prefix=3 * prefix + 1), with_it, atol=1e-4)  # LayerNorm takes that back
+
+
+def test_a_coarse_scale_is_the_mean_of_the_cells_of_a_finer_map():
+    model = scales("linear", [8], [16], cells=[32], mask_token=False)
+    (features,) = maps_of([16], [8])
+    expected = F.avg_pool2d(model.decoders[0]([model.norms[0](features)], MASK), 2)
+    assert torch.allclose(model([features], MASK)[..., ::8, ::8], expected, atol=1e-6)
+
+
+def test_scales_that_do_not_go_with_the_maps_are_one_sentence():
+    with pytest.raises(ValueError, match=r"2 maps, cells=\[4\] and a target of 12 channels"):
+        scales("linear", [8, 8], [16, 16], cells=[4])
+    with pytest.raises(ValueError, match="target of 12 channels do not go together"):
+        scales("linear", [8] * 5, [16] * 5)
+    with pytest.raises(ValueError, match=r"cells=\[6\] must be multiples of the target's 4 px"):
+        scales("linear", [8], [16], cells=[6])
+    with pytest.raises(ValueError, match="decoder='linaer' is not known"):
+        scales("linaer")

@@ -71,6 +71,7 @@ PRETRAIN = {
     "distill_xcit_small": BRIEF,
     "fastmim_resnet50": BRIEF,
     "fastmim_xcit_small": BRIEF,
+    "localmim_vit_base": BRIEF,
     "mae_vit_base": BRIEF,
     "mae_vit_small": BRIEF,
     "mae_vit_small_128": BRIEF,

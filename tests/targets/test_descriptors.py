@@ -22,11 +22,11 @@ def reflect(i, n):
     return -i if i < 0 else 2 * n - 2 - i if i >= n else i
 
 
-def slow_hog(image):
-    """(C, H, W) uint8 -> (9 C, H / 8, W / 8), one pixel at a time, in float64."""
+def slow_hog(image, side=8):
+    """(C, H, W) uint8 -> (9 C, H / side, W / side), one pixel at a time, in float64."""
     channels, height, width = image.shape
     value = (image.double() / 256).tolist()
-    out = torch.zeros(channels, 9, height // 8, width // 8, dtype=torch.float64)
+    out = torch.zeros(channels, 9, height // side, width // side, dtype=torch.float64)
     for c in range(channels):
         for y in range(height):
             for x in range(width):
@@ -37,7 +37,7 @@ def slow_hog(image):
                 gx = sum(w * (at(d, -1) - at(d, 1)) for d, w in ((-1, 1), (0, 2), (1, 1)))
                 gy = sum(w * (at(-1, d) - at(1, d)) for d, w in ((-1, 1), (0, 2), (1, 1)))
                 k = math.floor(math.atan2(gx, gy) / math.pi * 9) % 9
-                out[c, k, y // 8, x // 8] += math.hypot(gx, gy)
+                out[c, k, y // side, x // side] += math.hypot(gx, gy)
     return F.normalize(out, dim=1).flatten(0, 1)
 
 
@@ -50,6 +50,25 @@ def test_hog_equals_a_loop_over_pixels():
     assert (found - expected).abs().max() < 5e-7
     assert found[:, :, 0, 0].abs().max() == 0  # a flat cell
     assert torch.equal(HOG()(images), found)
+
+
+def test_scales_stand_behind_each_other_and_coarse_cells_are_repeated():
+    images = pictures()[:1, :1]
+    part = HOG((0.5,), (0.2,), cells=[4, 8, 32])
+    assert (part.channels, part.stride) == (27, 4)
+    found = part(images)
+    assert found.shape == (1, 27, 8, 8)
+    for i, side in enumerate((4, 8, 32)):
+        expected = slow_hog(images[0], side).repeat_interleave(side // 4, 1).repeat_interleave(side // 4, 2)
+        assert (found[0, 9 * i : 9 * i + 9] - expected).abs().max() < 5e-7
+
+
+@pytest.mark.parametrize("cells", [0, [], [8, 4], [4, 6], [4.0, 8], "8"])
+def test_scales_that_do_not_fit_into_each_other_are_one_sentence(cells):
+    with pytest.raises(ValueError, match=r"cells=.* each a multiple of the first"):
+        HOG(cells=cells)
+    with pytest.raises(ValueError, match="cells of 32 px, which do not divide 48x48"):
+        HOG(cells=[4, 32])(torch.zeros(1, 3, 48, 48))
 
 
 def test_hog_does_not_depend_on_the_normalisation_of_the_recipe():

@@ -1,0 +1,53 @@
+"""Decoders made from a name or a config, to fit maps and a target."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import nn
+
+from a2mim.decoders.conv_neck import ConvNeck
+from a2mim.decoders.each_map import EachMap, reads_all_maps
+from a2mim.decoders.fusion import FusedLinear
+from a2mim.decoders.light import LightDecoder
+from a2mim.decoders.linear import LinearDecoder
+from a2mim.decoders.transformer import TransformerDecoder
+from a2mim.registry import MODELS, find_part, lookup, takes
+
+DECODERS: dict[str, type[nn.Module]] = {
+    "linear": LinearDecoder,
+    "conv_neck": ConvNeck,
+    "fused_linear": FusedLinear,
+    "light": LightDecoder,
+    "transformer": TransformerDecoder,
+}
+
+
+def make_decoder(
+    decoder: str | dict,
+    channels: Sequence[int],
+    strides: Sequence[float],
+    out_channels: int,
+    out_stride: int,
+    mask_token: bool = False,
+) -> nn.Module:
+    """A name of `DECODERS`, or a config, -> a module called as (maps, mask, prefix=None).
+
+    A decoder of one map is made once for each map, see `EachMap`.
+
+    Args:
+        channels, strides, out_channels, out_stride, mask_token: see `a2mim.decoders`.
+
+    Raises:
+        ValueError: a name or an argument is not known, or the shapes do not fit.
+    """
+    config = {} if isinstance(decoder, str) else dict(decoder)
+    kind = lookup(decoder, DECODERS, "decoder") if isinstance(decoder, str) else find_part(config.get("type"), MODELS)
+
+    def make(**extra: Any) -> nn.Module:
+        return kind(**extra) if isinstance(decoder, str) else MODELS.build({**config, **extra})
+
+    shapes: dict[str, Any] = {"channels": list(channels), "strides": list(strides)}
+    if kind is None or not reads_all_maps(kind):
+        return EachMap(make, **shapes, out_channels=out_channels, out_stride=out_stride, mask_token=mask_token)
+    more = {"mask_token": mask_token} if takes(kind, "mask_token") else {}
+    return make(**shapes, out_channels=out_channels, out_stride=out_stride, **more)

@@ -1,0 +1,79 @@
+"""Several scales of a target, each predicted from a map of its own."""
+
+import torch
+from timm.layers import LayerNorm2d
+from torch import Tensor, nn
+
+from a2mim.decoders.making import make_decoder
+from a2mim.decoders.tokens import fit_grid
+from a2mim.registry import MODELS
+
+
+@MODELS.register_module()
+class EachScale(nn.Module):
+    """Map i alone answers scale i of the target, through a LayerNorm and a decoder of its own.
+
+    A target of several scales, such as `HOG(cells=[4, 8, 16, 32])`, has the channels of every scale behind each other
+    on the grid of the finest. So early blocks can be made to predict fine cells, and late ones coarse cells.
+
+    Args:
+        channels, strides, out_channels, out_stride, mask_token: see `a2mim.decoders`. As many maps as scales.
+        decoder: of each map: a name of `DECODERS`, or a config.
+        cells: pixels, side of a cell of each scale. None: the first scale has `out_stride`, each other twice that of
+            the scale before.
+
+    Raises:
+        ValueError: maps, scales and channels do not go together.
+
+    Source: LocalMIM, https://arxiv.org/abs/2303.05251. There a map's own class token takes part in its decoder; here
+        the last map's does, in that map's decoder.
+    """
+
+    def __init__(
+        self,
+        channels: list[int],
+        strides: list[float],
+        out_channels: int,
+        out_stride: int = 1,
+        mask_token: bool = True,
+        decoder: str | dict = "linear",
+        cells: list[int] | None = None,
+    ):
+        super().__init__()
+        number = len(channels)
+        self.cells = cells or [out_stride * 2**i for i in range(number)]
+        if len(self.cells) != number or out_channels % number:
+            raise ValueError(
+                f"EachScale: {number} maps, cells={self.cells} and a target of {out_channels} channels do not go"
+                " together; give as many maps as the target has scales, and cells= of each"
+            )
+        if any(cell % out_stride for cell in self.cells):
+            raise ValueError(f"EachScale: cells={self.cells} must be multiples of the target's {out_stride} px")
+        self.ratio = strides[0] / out_stride
+        self.repeats = [cell // out_stride for cell in self.cells]
+        self.norms = nn.ModuleList(LayerNorm2d(width, eps=1e-6) for width in channels)
+        self.decoders = nn.ModuleList()
+        self.shares: list[float] = []  # side of what a decoder answers, in cells of its scale
+        for width, stride, cell in zip(channels, strides, self.cells, strict=True):
+            side = int(stride) if stride < cell and cell % stride == 0 else cell
+            self.shares.append(side / cell)
+            self.decoders.append(make_decoder(decoder, [width], [stride], out_channels // number, side, mask_token))
+
+    def forward(
+        self, maps: list[Tensor], mask: Tensor, prefix: Tensor | None = None, grid: tuple[int, int] | None = None
+    ) -> Tensor:
+        """maps: each (B, D, h, w); mask: (B, rows, cols) bool; prefix: (B, P, D) or None; grid: (h, w) of the target,
+        by default as many cells as the first map covers. Returns (B, out_channels, h, w).
+        """
+        if grid is None:
+            grid = int(maps[0].shape[2] * self.ratio), int(maps[0].shape[3] * self.ratio)
+        tokens: list[Tensor | None] = [None] * len(maps)
+        if prefix is not None:
+            tokens[-1] = self.norms[-1](prefix.mT[..., None])[..., 0].mT
+        answers = []
+        for i, (norm, decoder) in enumerate(zip(self.norms, self.decoders, strict=True)):
+            answer = decoder([norm(maps[i])], mask, prefix=tokens[i])
+            times = self.repeats[i]
+            answer = fit_grid(answer, (grid[0] // times, grid[1] // times), self.shares[i])
+            answers.append(answer.repeat_interleave(times, dim=2).repeat_interleave(times, dim=3))
+        return torch.cat(answers, dim=1)
