@@ -52,6 +52,15 @@ def test_the_numbers_are_the_papers(name):
     assert settings.ema == (None if ema is None else pytest.approx(ema))
 
 
+def test_a_protocol_s_name_is_that_of_its_recipe_at_laptop_scale_too():
+    for name in protocol_names("finetune"):
+        recipe = f"finetune/{name.replace('-', '_')}"
+        for laptop in (False, True):
+            settings = load_config(name, laptop=laptop, kind=FinetuneSettings)
+            assert settings == load_config(recipe, laptop=laptop, kind=FinetuneSettings)
+    assert load_config("small-data", laptop=True, kind=FinetuneSettings).global_batch_size == 32
+
+
 @pytest.mark.parametrize(("images", "epochs"), [(1, 300), (33, 300), (341, 30), (200, 50), (100_000, 30)])
 def test_few_images_get_more_epochs(images, epochs):
     settings = load_config("small-data", kind=FinetuneSettings)

@@ -47,9 +47,7 @@ def run_finetune(chosen) -> int:
 
 
 def recipe_and_source(chosen) -> tuple[str, str | None]:
-    """With --protocol the only word is the source; the recipe of the protocol's name goes before its bare constants, as
-    it has a laptop scale of its own.
-    """
+    """With --protocol the only word is the source; a protocol's name is that of its recipe."""
     if chosen.protocol is None:
         if chosen.config is None:
             raise ValueError("give a recipe and a source, or --protocol NAME and a source")
@@ -58,10 +56,7 @@ def recipe_and_source(chosen) -> tuple[str, str | None]:
         raise ValueError(
             f"--protocol {chosen.protocol} takes the place of the recipe {chosen.config}: give one of them"
         )
-    from a2mim.engine.recipes import recipes_folder
-
-    recipe = recipes_folder() / "finetune" / f"{chosen.protocol.replace('-', '_')}.py"
-    return str(recipe) if recipe.is_file() else chosen.protocol, chosen.config
+    return chosen.protocol, chosen.config
 
 
 def finetune_options(chosen) -> dict:

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
-from a2mim.engine.finetune_protocol import protocol_settings, recipe_of_name
+from a2mim.engine.finetune_protocol import protocol_settings
 from a2mim.engine.finetune_settings import FinetuneSettings
 from a2mim.engine.origins import dotted_keys, origins_of
 from a2mim.engine.pretrain_settings import PretrainSettings
@@ -61,11 +61,9 @@ def load_with_origins(
     note: Callable[[str], object] | None = None,
 ) -> tuple[Kind, dict[str, str]]:
     """What `load_config` returns, and the origin of each dotted setting."""
-    given = recipe_of_name(str(path)) if kind is FinetuneSettings else None
-    if given is None:
-        given = own_settings(path)
-        if note and not isinstance(path, Mapping):
-            tell_of_namesake(path)
+    given = own_settings(path)
+    if note and not isinstance(path, Mapping):
+        tell_of_namesake(path)
     where = "the recipe" if isinstance(path, Mapping) else path
     settings = settle(given, where, options, laptop, kind, note)
     import_modules(settings.custom_imports, where)

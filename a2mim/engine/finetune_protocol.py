@@ -42,11 +42,6 @@ SETTING_OF = {  # a protocol's constant -> the setting of the same meaning
 }
 
 
-def recipe_of_name(name: str) -> dict | None:
-    """The recipe that the bare name of a protocol stands for; None where it is no protocol's name."""
-    return {"protocol": name} if name in protocol_names("finetune") else None
-
-
 def protocol_settings(name: str, variant: str | None) -> dict:
     """The constants of a fine-tuning protocol as dotted settings.
 

@@ -40,7 +40,7 @@ class Typed:
         """Every number, word and dict, as Python writes them."""
         try:
             find_recipe(self.recipe)
-        except FileNotFoundError:  # a name alone, such as that of a protocol
+        except FileNotFoundError:  # a resumed run needs its folder alone
             recipe: dict[str, Any] = {}
         else:
             recipe = own_settings(self.recipe)

@@ -15,6 +15,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
+from a2mim.protocols import protocol_names
 from a2mim.text import close_names, warn_user
 
 _PACKAGE = Path(__file__).parents[1]
@@ -67,7 +68,8 @@ def _describe(folder: Path, path: Path) -> Recipe:
 
 
 def find_recipe(given: str | PathLike) -> Path:
-    """The file of a recipe: a path where there is such a file, else a shipped recipe of that name.
+    """The file of a recipe: a path where there is such a file, else a shipped recipe of that name, or of a fine-tuning
+    protocol of that name.
 
     Raises:
         FileNotFoundError: there is neither; names the nearest of both.
@@ -76,8 +78,11 @@ def find_recipe(given: str | PathLike) -> Path:
     if path.is_file():
         return path
     recipes = {recipe.name: recipe.path for recipe in shipped_recipes()}
-    if str(given) in recipes:
-        return recipes[str(given)]
+    name = str(given)
+    if name in protocol_names("finetune"):
+        name = f"finetune/{name.replace('-', '_')}"
+    if name in recipes:
+        return recipes[name]
     looks_like_a_path = path.suffix == ".py"
     near = [str(path.parent / name) for name in _near(path.name, [p.name for p in path.parent.glob("*.py")])]
     near += _near(path.stem if looks_like_a_path else str(given), list(recipes))
