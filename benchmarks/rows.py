@@ -9,7 +9,7 @@ as fit into the minutes, from the processor time of a few steps measured first. 
 calibrated and judged alike: k-NN, linear and attentive probe with 95 % intervals, paired differences. With
 --label-fraction both are also fine-tuned on that share of the labels, by `small-data` at 64 px. Finished cells are
 lines of OUT/rows.jsonl and are not run again, so a stopped table goes on, and finished cells are fine-tuned when
---label-fraction is given later. --table prints what there is.
+--label-fraction is given later. --table prints what there is, and the means over seeds.
 """
 
 import argparse
@@ -20,7 +20,9 @@ import time
 from dataclasses import asdict
 from pathlib import Path
 
+import numpy as np
 import torch
+from scipy.stats import t as student
 
 import a2mim
 from a2mim.engine.assembly import build_mim
@@ -167,6 +169,27 @@ def table(path: Path) -> str:
     return "\n".join(rows)
 
 
+def over_seeds(path: Path) -> str:
+    """The means over seeds of the cells that there are, as a Markdown table; ± is the 95 % interval over seeds (t)."""
+    groups: dict[tuple, list[dict]] = {}
+    for line in finished(path).values():
+        groups.setdefault((line["network"], line["row"], line["recipe"]), []).append(line)
+    rows = [f"| network | row | seeds | {' | '.join(NAMES.values())} |", "|---|---|---|---|---|---|---|"]
+    for (network, row, recipe), lines in sorted(groups.items()):
+        cells = []
+        for probe in NAMES:
+            pairs = [(one["before"][probe], one["after"][probe]) for one in lines if probe in one["after"]]
+            if len(pairs) < 2:
+                cells.append("–")
+                continue
+            before, after = np.array(pairs).T
+            half = student.ppf(0.975, len(pairs) - 1) * np.std(after - before, ddof=1) / len(pairs) ** 0.5
+            gain = f"{np.mean(after - before):+.1f} ± {half:.1f}"
+            cells.append(f"{np.mean(before):.1f} → {np.mean(after):.1f} ({gain})")
+        rows.append(f"| {network} | {row}, `{recipe}` | {len(lines)} | {' | '.join(cells)} |")
+    return "\n".join(rows)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("runs/rows"))
@@ -181,7 +204,7 @@ def main() -> None:
     chosen = parser.parse_args()
     path = chosen.out / "rows.jsonl"
     if chosen.table:
-        print(table(path))
+        print(table(path), over_seeds(path), sep="\n\n")
         return
     torch.set_num_threads(1)
     chosen.out.mkdir(parents=True, exist_ok=True)
@@ -192,7 +215,7 @@ def main() -> None:
             write(line, path)
         if chosen.label_fraction and "finetuned" not in line["after"]:
             write(tune_cell(line, chosen), path)
-    print(table(path))
+    print(table(path), over_seeds(path), sep="\n\n")
 
 
 if __name__ == "__main__":
