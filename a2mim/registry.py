@@ -40,7 +40,9 @@ def build_part(cfg: dict, registry: Registry, default_args: dict | None = None):
 
 
 def takes(function: Callable, name: str) -> bool:
-    """Whether a function, or a class's constructor, has an argument of that name."""
+    """Whether a function, an object that is called, or a class's constructor has an argument of that name."""
+    if not inspect.isclass(function):
+        function = getattr(function, "forward", function)  # a module's own call tells nothing
     return name in inspect.signature(function).parameters
 
 

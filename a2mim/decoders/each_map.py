@@ -2,7 +2,7 @@
 
 import inspect
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor, nn
@@ -60,6 +60,18 @@ class EachMap(nn.ModuleList):
             check_answer(decoder, recon, [features], [ratio], self.out_channels, grid)
             recons.append(fit_grid(recon, grid, ratio))
         return torch.stack(recons).mean(dim=0) if len(recons) > 1 else recons[0]
+
+    def after_step(self, encoder: nn.Module, step: int, steps: int) -> None:
+        """Lets the decoders act that have something to do; one that serves several maps acts once."""
+        tell(self, encoder, step, steps)
+
+
+def tell(decoders: Iterable[nn.Module], encoder: nn.Module, step: int, steps: int) -> None:
+    """after_step of each decoder that has one. step: 1..steps."""
+    for decoder in {id(one): one for one in decoders}.values():
+        act = getattr(decoder, "after_step", None)
+        if callable(act):
+            act(encoder, step, steps)
 
 
 def check_answer(

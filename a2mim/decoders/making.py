@@ -29,6 +29,7 @@ def make_decoder(
     out_channels: int,
     out_stride: int,
     mask_token: bool = False,
+    target_cells: Sequence[int] | None = None,
 ) -> nn.Module:
     """A name of `DECODERS`, or a config, -> a module called as (maps, mask, prefix=None).
 
@@ -36,6 +37,7 @@ def make_decoder(
 
     Args:
         channels, strides, out_channels, out_stride, mask_token: see `a2mim.decoders`.
+        target_cells: pixels, side of a cell of each of the target's scales; for decoders that ask for them.
 
     Raises:
         ValueError: a name or an argument is not known, or the shapes do not fit.
@@ -49,5 +51,6 @@ def make_decoder(
     shapes: dict[str, Any] = {"channels": list(channels), "strides": list(strides)}
     if kind is None or not reads_all_maps(kind):
         return EachMap(make, **shapes, out_channels=out_channels, out_stride=out_stride, mask_token=mask_token)
-    more = {"mask_token": mask_token} if takes(kind, "mask_token") else {}
+    more: dict[str, Any] = {"mask_token": mask_token} if takes(kind, "mask_token") else {}
+    more |= {"target_cells": target_cells} if takes(kind, "target_cells") else {}
     return make(**shapes, out_channels=out_channels, out_stride=out_stride, **more)

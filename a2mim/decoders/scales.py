@@ -4,6 +4,7 @@ import torch
 from timm.layers import LayerNorm2d
 from torch import Tensor, nn
 
+from a2mim.decoders.each_map import tell
 from a2mim.decoders.making import make_decoder
 from a2mim.decoders.tokens import fit_grid
 from a2mim.registry import MODELS
@@ -19,8 +20,7 @@ class EachScale(nn.Module):
     Args:
         channels, strides, out_channels, out_stride, mask_token: see `a2mim.decoders`. As many maps as scales.
         decoder: of each map: a name of `DECODERS`, or a config.
-        cells: pixels, side of a cell of each scale. None: the first scale has `out_stride`, each other twice that of
-            the scale before.
+        target_cells: pixels, side of a cell of each of the target's scales; `MIM` fills them in.
 
     Raises:
         ValueError: maps, scales and channels do not go together.
@@ -37,18 +37,18 @@ class EachScale(nn.Module):
         out_stride: int = 1,
         mask_token: bool = True,
         decoder: str | dict = "linear",
-        cells: list[int] | None = None,
+        target_cells: list[int] | None = None,
     ):
         super().__init__()
         number = len(channels)
-        self.cells = cells or [out_stride * 2**i for i in range(number)]
+        self.cells = list(target_cells or [])
         if len(self.cells) != number or out_channels % number:
             raise ValueError(
-                f"EachScale: {number} maps, cells={self.cells} and a target of {out_channels} channels do not go"
-                " together; give as many maps as the target has scales, and cells= of each"
+                f"EachScale: {number} maps do not go with a target of {out_channels} channels and scales of"
+                f" {self.cells} px; give as many maps as the target has scales, such as HOG(cells=[4, 8, 16, 32]) has"
             )
         if any(cell % out_stride for cell in self.cells):
-            raise ValueError(f"EachScale: cells={self.cells} must be multiples of the target's {out_stride} px")
+            raise ValueError(f"EachScale: target_cells={self.cells} must be multiples of the target's {out_stride} px")
         self.ratio = strides[0] / out_stride
         self.repeats = [cell // out_stride for cell in self.cells]
         self.norms = nn.ModuleList(LayerNorm2d(width, eps=1e-6) for width in channels)
@@ -77,3 +77,7 @@ class EachScale(nn.Module):
             answer = fit_grid(answer, (grid[0] // times, grid[1] // times), self.shares[i])
             answers.append(answer.repeat_interleave(times, dim=2).repeat_interleave(times, dim=3))
         return torch.cat(answers, dim=1)
+
+    def after_step(self, encoder: nn.Module, step: int, steps: int) -> None:
+        """Lets the decoders act that have something to do."""
+        tell(self.decoders, encoder, step, steps)

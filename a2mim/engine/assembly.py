@@ -148,11 +148,12 @@ def ratio_of(data: PretrainData | FinetuneData | RefineData) -> tuple[float, flo
 def build_mim(settings: PretrainSettings) -> MIM:
     """The row of the table as a module; what follows from the data is not typed a second time in the recipe."""
     row, data = copy.deepcopy(settings.model), settings.data
+    row["masking"] = MODELS.build(row["masking"])
     derived = {
         "type": "MaskedEncoder",
         "img_size": data.img_size,
         "in_chans": data.in_chans,
-        "mask_patch_size": row["masking"].get("mask_patch_size", 32),
+        "mask_patch_size": getattr(row["masking"], "mask_patch_size", 32),
     }
     row["encoder"] = derived | row["encoder"]
     return MODELS.build({"type": "MIM", "mean": data.mean, "std": data.std, **row})

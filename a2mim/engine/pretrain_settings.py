@@ -126,7 +126,7 @@ def check_cell(masking: Any, size: int | tuple[int, int]) -> None:
     """ValueError where the mask cell does not divide the sides of an image of `size` pixels."""
     if not isinstance(masking, dict):
         raise ValueError(f"model.masking={masking!r} must be a dict, e.g. dict(type='BlockMask', mask_patch_size=32)")
-    cell, sides = masking.get("mask_patch_size", 32), (size, size) if isinstance(size, int) else size
+    cell, sides = masking.get("mask_patch_size"), (size, size) if isinstance(size, int) else size
     if isinstance(cell, int) and cell > 0 and any(side % cell for side in sides):
         fits = [c for c in range(1, min(sides) + 1) if not any(side % c for side in sides)]
         near = sorted(fits, key=lambda c: abs(c - cell))[:2]

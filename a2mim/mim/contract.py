@@ -9,23 +9,70 @@ import torch
 from torch import Tensor, nn
 
 from a2mim.decoders import EachMap, make_decoder
+from a2mim.masking import expand_mask
 
 
-def build_decoder(decoder, encoder, out_channels: int, out_stride: int) -> nn.Module:
+def build_decoder(decoder, encoder, target, out_channels: int, out_stride: int) -> nn.Module:
     """A name, a config or a decoder -> a module called as (maps, mask, prefix=None).
 
-    Where the encoder leaves hidden cells out, the decoder gets a mask token.
+    Where the encoder leaves hidden cells out, the decoder gets a mask token; an object that reads all maps has its own.
+
+    Raises:
+        ValueError: what was made is no module.
     """
     shapes = encoder.channels, encoder.strides, out_channels, out_stride
+    token = left_out(encoder)
     if not isinstance(decoder, nn.Module):
-        return make_decoder(decoder, *shapes, mask_token=getattr(encoder, "hide", "token") != "token")
+        made = make_decoder(decoder, *shapes, mask_token=token, target_cells=getattr(target, "cells", None))
+        if not isinstance(made, nn.Module):
+            raise ValueError(f"the decoder {type(made).__name__} is no torch.nn.Module; let its class inherit from it")
+        return made
     many = len(inspect.signature(decoder.forward).parameters) > 1
-    return decoder if many else EachMap(lambda **_: decoder, *shapes)
+    return decoder if many else EachMap(lambda **_: decoder, *shapes, mask_token=token)
+
+
+def left_out(encoder) -> bool:
+    """Whether hidden cells never enter the encoder."""
+    return getattr(encoder, "hide", "token") != "token"
+
+
+class PlainLoss(nn.Module):
+    """A loss that is no module, as one. name: the loss's own."""
+
+    def __init__(self, loss):
+        super().__init__()
+        self.loss, self.name = loss, loss.name
+
+    def forward(self, recon: Tensor, target: Tensor, hidden: Tensor) -> Tensor | dict[str, Tensor]:
+        """What the loss answers."""
+        return self.loss(recon, target, hidden)
+
+    def after_step(self, encoder: nn.Module, step: int, steps: int) -> None:
+        """The loss's own, where it has one."""
+        if hasattr(self.loss, "after_step"):
+            self.loss.after_step(encoder, step, steps)
+
+
+def as_loss(loss) -> nn.Module:
+    """Anything that is called as loss(recon, target, hidden) and has a name, as a module.
+
+    Raises:
+        ValueError: it is a class, cannot be called, or has no name.
+    """
+    if inspect.isclass(loss):
+        raise ValueError(f"losses holds the class {loss.__name__}; give an object, {loss.__name__}()")
+    kind = getattr(loss, "__name__", type(loss).__name__)
+    if not callable(loss) or not isinstance(getattr(loss, "name", None), str):
+        raise ValueError(
+            f"the loss {kind} must be called as loss(recon, target, hidden) and have an attribute name, such as"
+            " name = 'mine': its values are logged as loss_mine"
+        )
+    return loss if isinstance(loss, nn.Module) else PlainLoss(loss)
 
 
 @torch.no_grad()
 def check_parts(model) -> None:
-    """Tries mask, target and decoder on two images of noise; the encoder is not run.
+    """Tries mask, fill, target, decoder and losses on two images of noise; the encoder is not run.
 
     Raises:
         ValueError: a part answers with another shape; the sentence names the part and the shape that is expected.
@@ -46,8 +93,14 @@ def check_parts(model) -> None:
                 f" {height}x{width} px; it states {model.target_channels} channels and a stride of"
                 f" {model.target_stride} px, so {expected} is expected"
             )
+        mask = mask.to(device)
         if hasattr(model.encoder, "outputs"):
-            check_decoder(model, mask.to(device))
+            check_cells(model, mask)
+            check_decoder(model, mask)
+        if device.type != "meta":  # there is nothing that a part could look at
+            flat = mask if mask.ndim == 3 else mask[:, 0]
+            check_fill(model, images.to(device), expand_mask(flat, height, width))
+            check_losses(model, target, expand_mask(flat, *grid))
 
 
 def check_mask(mask: Tensor, batch: int, height: int, width: int, model) -> None:
@@ -71,12 +124,60 @@ def check_mask(mask: Tensor, batch: int, height: int, width: int, model) -> None
                 " mask_patch_size that divides the image and is a multiple of the target's stride"
                 f" ({stride} px)"
             )
-    counts = mask.flatten(-2).sum(-1)
-    if getattr(model.encoder, "hide", "token") == "drop" and int(counts.min()) != int(counts.max()):
+    check_counts(model, mask)
+
+
+def check_counts(model, mask: Tensor) -> None:
+    """Raises ValueError where the encoder drops cells and images (B, rows, cols) have unequally many hidden ones."""
+    if getattr(model.encoder, "hide", "token") != "drop":
+        return
+    counts = mask.flatten(-2).sum(-1).flatten().tolist()
+    if len(set(counts)) > 1:
+        shown = f"{counts}" if len(counts) <= 8 else f"between {min(counts)} and {max(counts)}"
         raise ValueError(
-            f"the mask part {name} hides {counts.flatten().tolist()} cells of {batch} images; with hide='drop' every"
-            " image must have as many hidden cells as the others"
+            f"the mask part {type(model.masking).__name__} hides {shown} cells of {len(mask)} images; with hide='drop'"
+            " every image must have as many hidden cells as the others"
         )
+
+
+def check_cells(model, mask: Tensor) -> None:
+    """Raises ValueError where hidden cells are left out and do not hold whole cells of every map."""
+    rows, cols = mask.shape[-2:]
+    for place in model.encoder.outputs:
+        grid = place.layout.grid
+        if left_out(model.encoder) and (grid[0] % rows or grid[1] % cols):
+            raise ValueError(
+                f"the mask part {type(model.masking).__name__} answers {rows}x{cols} cells, and a map of"
+                f" {model.encoder.name} has {grid[0]}x{grid[1]}; with hide={model.encoder.hide!r} a mask cell must hold"
+                " whole cells of every map: choose a larger mask_patch_size or other maps"
+            )
+
+
+def check_fill(model, images: Tensor, hidden: Tensor) -> None:
+    """Raises ValueError for a fill that answers another shape than that of the images (B, C, H, W)."""
+    found = model.fill(images, hidden)
+    if not isinstance(found, Tensor) or found.shape != images.shape:
+        answer = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
+        kind = getattr(model.fill, "__name__", type(model.fill).__name__)
+        raise ValueError(f"the fill {kind} answers {answer} for images of {tuple(images.shape)}; the same is expected")
+
+
+def check_losses(model, target: Tensor, hidden: Tensor) -> None:
+    """Raises ValueError for a loss that answers neither a scalar nor scalars by name, tried on a recon of 0."""
+    training = model.losses.training
+    model.losses.eval()
+    try:
+        for loss in model.losses:
+            found = loss(torch.zeros_like(target), target, hidden)
+            values = list(found.values()) if isinstance(found, dict) else [found]
+            if not values or any(not isinstance(value, Tensor) or value.ndim for value in values):
+                told = [tuple(one.shape) if isinstance(one, Tensor) else type(one).__name__ for one in values]
+                raise ValueError(
+                    f"the loss {loss.name} answers {', '.join(map(str, told)) or 'no value'}; a scalar tensor, or"
+                    " {term: scalar tensor}, is expected"
+                )
+    finally:
+        model.losses.train(training)
 
 
 def check_decoder(model, mask: Tensor) -> None:

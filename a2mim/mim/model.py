@@ -12,7 +12,7 @@ from a2mim.decoders.each_map import EachMap, check_answer
 from a2mim.decoders.tokens import fit_grid
 from a2mim.encoder import MaskedEncoder
 from a2mim.masking import FILLS, expand_mask, mean_colour, median_colour
-from a2mim.mim.contract import build_decoder, check_parts
+from a2mim.mim.contract import as_loss, build_decoder, check_counts, check_parts
 from a2mim.pixels import IMAGENET_MEAN, IMAGENET_STD, normalize
 from a2mim.registry import MODELS, lookup, takes
 from a2mim.targets import TARGETS
@@ -65,6 +65,8 @@ class MIM(BaseModel):
         self.loss_names: list[str] = []
         for loss in losses:
             self._add_loss(loss)
+        if not self.weights:
+            raise ValueError("losses must hold at least one loss with a weight above 0; give one, e.g. MaskedL1()")
         self.register_buffer("mean", torch.tensor(mean).view(-1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(-1, 1, 1), persistent=False)
         self.pixels = tuple(mean), tuple(std)
@@ -73,11 +75,12 @@ class MIM(BaseModel):
             self.target.eval().requires_grad_(False)
         self.target_channels = getattr(self.target, "channels", len(self.pixels[0]))
         self.target_stride = getattr(self.target, "stride", 1)
-        self.decoders = build_decoder(decoder, self.encoder, self.target_channels, self.target_stride)
+        self.decoders = build_decoder(decoder, self.encoder, self.target, self.target_channels, self.target_stride)
         self._mask_reads_images = takes(self.masking, "images")
         self._encoder_takes_cells = takes(self.encoder.forward, "hidden_cells")
         self._decoder_takes_cells = takes(self.decoders.forward, "hidden_cells")
         self._encoder_gives_prefix = takes(self.encoder.forward, "with_prefix")
+        self._decoder_takes_prefix = takes(self.decoders.forward, "prefix")
         self._decoder_takes_grid = takes(self.decoders.forward, "grid")
         if hasattr(self.encoder, "img_size"):  # parts that do not fit are refused now, not at the first batch
             check_parts(self)
@@ -91,6 +94,7 @@ class MIM(BaseModel):
         if not isinstance(weight, int | float) or not 0 <= weight < math.inf:
             raise ValueError(f"weight={weight!r} of {type(loss).__name__} must be a number of at least 0")
         if weight:
+            loss = as_loss(loss)
             self.losses.append(loss)
             self.weights.append(weight)
             same = sum(other.name == loss.name for other in self.losses)
@@ -180,6 +184,7 @@ class MIM(BaseModel):
         mask = self.masking(number, *images.shape[-2:], generator=generator, device=generator.device)
         if generator.device.type != "cpu":
             return mask, None
+        check_counts(self, mask)
         cells = int(mask.numpy().sum())
         if images.is_cuda:
             mask = mask.pin_memory()
@@ -230,9 +235,10 @@ class MIM(BaseModel):
             mask = torch.zeros(len(maps[0]), 1, 1, dtype=torch.bool, device=maps[0].device)
         if isinstance(self.decoders, EachMap):
             return self.decoders(maps, mask, prefix, grid)
-        known = {"grid": grid} if self._decoder_takes_grid else {}
-        more: dict = known | ({"hidden_cells": hidden_cells} if self._decoder_takes_cells else {})
-        recon = self.decoders(maps, mask, prefix=prefix, **more)
+        more: dict = {"grid": grid} if self._decoder_takes_grid else {}
+        more |= {"prefix": prefix} if self._decoder_takes_prefix else {}
+        more |= {"hidden_cells": hidden_cells} if self._decoder_takes_cells else {}
+        recon = self.decoders(maps, mask, **more)
         ratios = [stride / self.target_stride for stride in self.encoder.strides]
         check_answer(self.decoders, recon, maps, ratios, self.target_channels, grid)
         return fit_grid(recon, grid, ratio=1)

@@ -190,7 +190,8 @@ def transformer(**more):
 
 
 def scales(decoder, channels=(8, 8, 8, 8), strides=(16, 16, 16, 16), **more):
-    return EachScale(list(channels), list(strides), 12, 4, **{"decoder": decoder} | more)
+    cells = [4 * 2**i for i in range(len(channels))]
+    return EachScale(list(channels), list(strides), 12, 4, **{"decoder": decoder, "target_cells": cells} | more)
 
 
 @pytest.mark.parametrize("decoder", ["linear", "conv_neck", transformer()], ids=["linear", "conv_neck", "transformer"])
@@ -226,18 +227,20 @@ def test_the_class_token_takes_part_in_the_last_scale_through_the_last_norm():
 
 
 def test_a_coarse_scale_is_the_mean_of_the_cells_of_a_finer_map():
-    model = scales("linear", [8], [16], cells=[32], mask_token=False)
+    model = scales("linear", [8], [16], target_cells=[32], mask_token=False)
     (features,) = maps_of([16], [8])
     expected = F.avg_pool2d(model.decoders[0]([model.norms[0](features)], MASK), 2)
     assert torch.allclose(model([features], MASK)[..., ::8, ::8], expected, atol=1e-6)
 
 
 def test_scales_that_do_not_go_with_the_maps_are_one_sentence():
-    with pytest.raises(ValueError, match=r"2 maps, cells=\[4\] and a target of 12 channels"):
-        scales("linear", [8, 8], [16, 16], cells=[4])
-    with pytest.raises(ValueError, match="target of 12 channels do not go together"):
+    with pytest.raises(ValueError, match=r"2 maps do not go with a target of 12 channels and scales of \[4\] px"):
+        scales("linear", [8, 8], [16, 16], target_cells=[4])
+    with pytest.raises(ValueError, match="5 maps do not go with a target of 12 channels"):
         scales("linear", [8] * 5, [16] * 5)
-    with pytest.raises(ValueError, match=r"cells=\[6\] must be multiples of the target's 4 px"):
-        scales("linear", [8], [16], cells=[6])
+    with pytest.raises(ValueError, match=r"4 maps do not go .* scales of \[\] px"):
+        scales("linear", target_cells=None)
+    with pytest.raises(ValueError, match=r"target_cells=\[6\] must be multiples of the target's 4 px"):
+        scales("linear", [8], [16], target_cells=[6])
     with pytest.raises(ValueError, match="decoder='linaer' is not known"):
         scales("linaer")

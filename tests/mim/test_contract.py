@@ -9,6 +9,7 @@ from a2mim.encoder import MaskedEncoder
 from a2mim.losses import MaskedL1
 from a2mim.masking import BEiTBlocks, BlockMask
 from a2mim.mim import MIM
+from a2mim.registry import MODELS
 from a2mim.targets import HOG, Pixels
 
 
@@ -105,8 +106,6 @@ def test_a_decoder_of_the_contract_sees_all_maps_and_the_mask():
             self.seen = [m.shape for m in maps], mask
             return self.inner(maps, mask)
 
-    from a2mim.registry import MODELS
-
     MODELS.register_module(module=Own, name="OwnDecoder")
     try:
         model = build(
@@ -202,3 +201,163 @@ def test_trying_the_parts_draws_no_random_number_and_moves_no_buffer():
         assert all(int(n.num_batches_tracked) == 0 for n in model.decoders.modules() if hasattr(n, "running_mean"))
         assert model.decoders.training
     torch.manual_seed(0)
+
+
+def only_two(recon, target, hidden):
+    return (recon - target).abs().mean((1, 2, 3))
+
+
+only_two.name = "two"
+
+
+class NoName(nn.Module):
+    def forward(self, recon, target, hidden):
+        return (recon - target).abs().mean()
+
+
+class Numbers(NoName):
+    name = "numbers"
+
+    def forward(self, recon, target, hidden):
+        return {"all": 0.5}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"fill": lambda images, hidden: images[:, :1]}, r"answers \(2, 1, 64, 64\) for images of \(2, 3, 64, 64\)"),
+        ({"fill": lambda images, hidden: None}, "the fill <lambda> answers NoneType"),
+        ({"losses": [only_two]}, r"the loss two answers \(2,\); a scalar tensor"),
+        ({"losses": [Numbers()]}, "the loss numbers answers float; a scalar tensor"),
+        ({"losses": [NoName()]}, "the loss NoName must be called as .* and have an attribute name"),
+        ({"losses": [MaskedL1]}, r"losses holds the class MaskedL1; give an object, MaskedL1\(\)"),
+        ({"losses": []}, "at least one loss with a weight above 0"),
+        ({"losses": [{"type": "MaskedL1", "weight": 0}]}, "at least one loss with a weight above 0"),
+    ],
+)
+def test_a_fill_or_a_loss_that_answers_otherwise_is_one_sentence_before_the_first_step(change, message):
+    with pytest.raises(ValueError, match=message):
+        build(**change)
+
+
+def test_a_function_with_a_name_is_a_loss():
+    def error(recon, target, hidden):
+        return (recon - target).abs().mean()
+
+    error.name, told = "mine", []
+    error.after_step = lambda *given: told.append(given[1:])
+    model = build(losses=[error])
+    assert list(model(images())) == ["loss_mine"]
+    model.after_step(2, 5)
+    assert told == [(2, 5)]
+
+
+def registered(kind):
+    MODELS.register_module(module=kind)
+    return {"type": kind.__name__}
+
+
+@pytest.fixture
+def forget():
+    before = set(MODELS.module_dict)
+    yield
+    for name in set(MODELS.module_dict) - before:
+        MODELS.module_dict.pop(name)
+
+
+class Moving(LinearDecoder):
+    """A decoder of one map that has something to do after a step."""
+
+    def __init__(self, in_channels, stride, out_channels=3):
+        super().__init__(in_channels, stride, out_channels)
+        self.told = []
+
+    def after_step(self, encoder, step, steps):
+        self.told.append((step, steps))
+
+
+def test_decoders_of_one_map_and_of_one_scale_are_told_the_step_once(forget):
+    part, encoder = registered(Moving), MaskedEncoder("resnet18", img_size=64, maps=["layer2", "layer3"])
+    target = {"type": "HOG", "cells": [8, 16]}
+    for decoder, change in ((part, {}), ({"type": "EachScale", "decoder": part}, {"target": target})):
+        model = build(decoder=decoder, encoder=encoder, **change)
+        model.after_step(3, 10)
+        inner = [one for one in model.decoders.modules() if isinstance(one, Moving)]
+        assert [one.told for one in inner] == [[(3, 10)], [(3, 10)]]
+    shared = Moving(256, 16)
+    model = build(decoder=shared, encoder=MaskedEncoder("resnet18", img_size=64, maps=["layer3", "layer3.1"]))
+    model.after_step(3, 10)
+    assert shared.told == [(3, 10)]
+
+
+def test_a_mask_that_is_a_module_sees_images_and_keeps_its_state(forget):
+    class Growing(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("ratio", torch.tensor(0.5))
+
+        def forward(self, batch_size, height, width, generator=None, device=None, images=None):
+            assert images is not None and len(images) == batch_size
+            return BlockMask(16, float(self.ratio))(batch_size, height, width, generator, device)
+
+        def after_step(self, encoder, step, steps):
+            self.ratio.fill_(0.75)
+
+    model, other = build(masking=Growing()), build(masking=Growing())
+    model.after_step(1, 2)
+    other.load_state_dict(model.state_dict())
+    assert other.draw_mask(torch.zeros(2, 3, 64, 64)).sum() == 24
+
+
+class NoPrefix(nn.Module):
+    """A decoder of all maps that has no use for class tokens."""
+
+    def __init__(self, channels, strides, out_channels, out_stride):
+        super().__init__()
+        self.linear = LinearDecoder(channels[-1], int(strides[-1] // out_stride), out_channels)
+
+    def forward(self, maps, mask):
+        return self.linear(maps[-1])
+
+
+class NoModule:
+    def __init__(self, channels, strides, out_channels, out_stride):
+        pass
+
+
+def test_a_decoder_may_leave_the_class_token_out_and_must_be_a_module(forget):
+    assert build(decoder=registered(NoPrefix))(images())
+    with pytest.raises(ValueError, match="the decoder NoModule is no torch"):
+        build(decoder=registered(NoModule))
+
+
+def test_a_decoder_given_as_an_object_has_a_mask_token_where_cells_are_left_out():
+    encoder = MaskedEncoder("test_vit", img_size=64, hide="drop", mask_patch_size=16)
+    model = build(encoder=encoder, decoder=LinearDecoder(64, 16), fill="none")
+    assert "token_0" in dict(model.decoders.named_parameters())
+
+
+def test_images_with_unequally_many_hidden_cells_are_refused_at_any_step():
+    class Later:
+        """Uneven from its second call on."""
+
+        calls = 0
+
+        def __call__(self, batch_size, height, width, generator=None, device=None):
+            mask = torch.zeros(batch_size, 4, 4, dtype=torch.bool)
+            for i in range(batch_size):
+                mask[i].view(-1)[: 8 + (i if self.calls else 0)] = True
+            self.calls += 1
+            return mask
+
+    encoder = MaskedEncoder("test_vit", img_size=64, hide="drop", mask_patch_size=16)
+    model = build(encoder=encoder, masking=Later(), decoder="transformer", fill="none")
+    with pytest.raises(ValueError, match=r"the mask part Later hides \[8, 9\] cells of 2 images; with hide='drop'"):
+        model.draw(images(), torch.Generator())
+
+
+@pytest.mark.parametrize(("network", "hide", "cell"), [("test_resnet", "sparse", 16), ("test_vit", "drop", 8)])
+def test_cells_smaller_than_those_of_a_map_are_refused_where_hidden_cells_are_left_out(network, hide, cell):
+    encoder = MaskedEncoder(network, img_size=64, hide=hide, mask_patch_size=32)
+    with pytest.raises(ValueError, match=f"with hide='{hide}' a mask cell must hold whole cells of every map"):
+        build(encoder=encoder, masking=BlockMask(cell, 0.5), decoder="light" if hide == "sparse" else "transformer")
