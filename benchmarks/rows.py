@@ -90,6 +90,8 @@ def run_cell(row: str, network: str, seed: int, chosen) -> dict:
     summary = a2mim.pretrain(
         recipe, chosen.data, folder, test_data=chosen.test_data, laptop=True, num_workers=0, device="cpu", **options
     )
+    if "judged" not in summary:
+        raise SystemExit(f"{folder} was stopped; the same command trains this cell anew")
     judged = summary["judged"]
     line = {"row": row, "network": network, "seed": seed, "recipe": recipe, "epochs": epochs}
     line |= {"minutes": chosen.minutes, "seconds": round(time.process_time() - started, 1), "data": str(chosen.data)}
