@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import timm
 import torch
-from test_resume import assert_same_run, kill_after, log_of
+from resumed_runs import assert_same_run, kill_after, log_of
 
 from a2mim.batchnorm import calibrate_batchnorm
 from a2mim.checkpoints import list_checkpoints

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import timm
 import torch
-from test_resume import assert_same_run, kill_after
+from resumed_runs import assert_same_run, kill_after
 
 from a2mim.data import EvalLoader, open_dataset, open_stream
 from a2mim.engine.classifier import Classifier

@@ -5,7 +5,7 @@ import shutil
 import pytest
 import timm
 import torch
-from test_resume import assert_same_run, assert_same_state, kill_after, log_of, states_after_a_kill
+from resumed_runs import assert_same_run, assert_same_state, kill_after, log_of, states_after_a_kill
 
 import a2mim
 from a2mim.checkpoints import list_checkpoints
