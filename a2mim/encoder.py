@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from a2mim.masking import expand_mask
 from a2mim.registry import MODELS
-from a2mim.wiring.hiding import HIDING, Dropping, Sparse, hiding_faults
+from a2mim.wiring.hiding import HIDING, Dropping, Sparse, check_cells, check_counts, check_shape, hiding_faults
 from a2mim.wiring.layout import Layout, leaves, replace_leaves
 from a2mim.wiring.networks import build_model, can_rebuild
 from a2mim.wiring.sites import FeatureMaps, study
@@ -242,12 +242,18 @@ class MaskedEncoder(nn.Module):
 
         hidden_cells: how many cells of `mask` are True; with hide="drop" and "sparse" the host need not wait for the
         device to learn it.
+
+        Raises:
+            ValueError: images or mask do not fit the encoder. Unequal counts of hidden cells are found on the CPU
+                alone, where looking makes nobody wait.
         """
         if tuple(images.shape[2:]) != self.img_size:
             given, built = (" x ".join(str(side) for side in size) for size in (images.shape[2:], self.img_size))
             raise ValueError(
                 f"images of {given} px given to an encoder built for {built} px; build it with that img_size."
             )
+        if mask is not None and not torch.compiler.is_compiling():
+            self._check_mask(mask, len(images), hidden_cells)
         if self.sparse is not None and mask is not None:
             if not torch.compiler.is_compiling():  # a compiled step has them: see `install_hooks`
                 self.install_hooks()
@@ -267,6 +273,15 @@ class MaskedEncoder(nn.Module):
         last = self.outputs[-1]
         return (maps, last.layout.prefix(tensors[last.path])) if with_prefix else maps
 
+    def _check_mask(self, mask: Tensor, batch: int, hidden_cells: int | None) -> None:
+        """Raises ValueError for a mask that does not fit this encoder."""
+        check_shape(self.name, mask, batch)
+        if self.sparse is not None:
+            check_cells(self.name, mask, self.img_size, [output.layout.grid for output in self.outputs])
+        if self.hide != "token":
+            equal = self.sparse is None or self.sparse.by_image(self.model)
+            check_counts(self.name, self.hide, mask, hidden_cells, equal)
+
     def _to_map(self, tensor: Tensor, layout: Layout, mask: Tensor | None) -> Tensor:
         """(B, D, h, w); hidden cells are 0 where they were dropped or run sparse."""
         if self.dropping is not None and mask is not None:
@@ -274,7 +289,7 @@ class MaskedEncoder(nn.Module):
         features = layout.to_map(tensor)
         if self.sparse is not None and mask is not None:
             visible = self.sparse.visible(layout.grid, mask)
-            assert visible is not None  # `hiding_faults` refuses maps whose grid does not fit the mask's
+            assert visible is not None  # `check_cells` refuses masks that do not fit the map's grid
             features = features.masked_fill(~visible[:, None], 0.0)
         return features
 

@@ -4,9 +4,19 @@ Invariant: the network keeps its own keys, and without a mask it computes what i
 """
 
 from a2mim.wiring.hiding.drop import Dropping
+from a2mim.wiring.hiding.mask_check import check_cells, check_counts, check_shape
 from a2mim.wiring.hiding.proof import hiding_faults, leak_of
 from a2mim.wiring.hiding.sparse import Sparse
 
 HIDING = ("token", "drop", "sparse")
 
-__all__ = ["HIDING", "Dropping", "Sparse", "hiding_faults", "leak_of"]
+__all__ = [
+    "HIDING",
+    "Dropping",
+    "Sparse",
+    "check_cells",
+    "check_counts",
+    "check_shape",
+    "hiding_faults",
+    "leak_of",
+]

@@ -1,7 +1,7 @@
 """A CNN that sees visible cells alone: hidden cells are 0 in every feature map, and statistics pass over them.
 
 Hooks on the network's own layers multiply what each hands on by the mask, gather the visible cells for each
-BatchNorm and GroupNorm, and correct what channel attention averages. The network itself is not changed.
+BatchNorm, GroupNorm and InstanceNorm, and correct what channel attention averages. The network itself is not changed.
 """
 
 import copy
@@ -26,7 +26,8 @@ UNKNOWN = tuple(
     )
     if hasattr(layers, kind)
 )  # fmt: skip
-GATHERED = (nn.modules.batchnorm._BatchNorm, nn.GroupNorm)
+BY_IMAGE = (nn.GroupNorm, nn.modules.instancenorm._InstanceNorm)  # statistics of one image
+GATHERED = (nn.modules.batchnorm._BatchNorm, *BY_IMAGE)
 POOLING = (
     nn.MaxPool2d, nn.AvgPool2d, nn.LPPool2d, nn.Upsample, nn.PixelShuffle, nn.PixelUnshuffle, nn.ZeroPad2d,
     layers.BlurPool2d,
@@ -80,6 +81,11 @@ class Sparse:
                     module.register_forward_hook(self._hide, prepend=True)
             elif hands_on_cells(module) and not hooked:
                 module.register_forward_hook(self._hide, prepend=True)
+
+    @staticmethod
+    def by_image(model: nn.Module) -> bool:
+        """Whether a norm takes the statistics of one image: then every image must show as many cells."""
+        return any(isinstance(module, BY_IMAGE) for module in model.modules())
 
     def visible(self, shape: tuple[int, int], mask: Tensor | None = None) -> Tensor | None:
         """(B, h, w) bool on a grid that is a whole multiple of the mask's; None for any other, and for single cells.
@@ -146,14 +152,14 @@ class Sparse:
 
     def _gather(self, module: nn.Module, inputs: tuple):
         """Forward pre-hook of a norm: the visible cells, as (cells, C, 1, 1) for BatchNorm and as (B, C, cells, 1) for
-        GroupNorm.
+        norms of one image, which need as many of each image.
         """
         features, *others = inputs
         visible = self.visible((features.shape[2], features.shape[3])) if features.ndim == 4 else None
         if visible is None or len(visible) != len(features):
             return None
         cells = features.movedim(1, -1).flatten(0, 2)[self.index(visible)]
-        if isinstance(module, nn.GroupNorm):
+        if isinstance(module, BY_IMAGE):
             cells = cells.view(len(features), -1, features.shape[1]).transpose(1, 2)[..., None]
         else:
             cells = cells[:, :, None, None]
@@ -165,7 +171,7 @@ class Sparse:
         shape = self._shapes.pop(id(module), None)
         if shape is None:
             return None
-        by_image = isinstance(module, nn.GroupNorm)
+        by_image = isinstance(module, BY_IMAGE)
         cells = output.squeeze(-1).transpose(1, 2).flatten(0, 1) if by_image else output.flatten(1)
         visible = self.visible((shape[2], shape[3]))
         assert visible is not None  # the cells were gathered on this grid
