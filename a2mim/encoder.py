@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from a2mim.masking import expand_mask
 from a2mim.registry import MODELS
+from a2mim.wiring.final_norm import NAME, lack_norm, normed
 from a2mim.wiring.hiding import HIDING, Dropping, Sparse, check_cells, check_counts, check_shape, hiding_faults
 from a2mim.wiring.layout import Layout, leaves, replace_leaves
 from a2mim.wiring.networks import build_model, can_rebuild
@@ -126,6 +127,8 @@ class MaskedEncoder(nn.Module):
         img_size: (H, W) in pixels.
         frozen: parameters of `model` that no loss on the maps reaches (class attention, the norm of a head). They
             require no gradient: weight decay does not shrink them and DistributedDataParallel does not wait for them.
+        lacking: of each module whose output is decoded, whether the tokens of a masked image pass through the norm that
+            timm puts behind average pooling (`fc_norm`), see `a2mim.wiring.final_norm`. So pre-training trains it.
         study: what was measured on the network, see `a2mim.wiring.sites.Study`.
         sites, outputs: the map tensors that take a token, and those that forward returns.
         tokens, gammas: one vector (D,) for each of `sites`.
@@ -192,7 +195,8 @@ class MaskedEncoder(nn.Module):
             if token == "scaled":
                 self.gammas.append(nn.Parameter(torch.full((width,), 1e-6)))
 
-        self.frozen = wired.frozen
+        self.lacking = lack_norm(self.model, wired.finals)
+        self.frozen = [key for key in wired.frozen if not (any(self.lacking) and key.startswith(f"{NAME}."))]
         for parameter in self.frozen:
             self.model.get_parameter(parameter).requires_grad_(False)
         if wired.pool and can_rebuild(self.name, self.model, {**self.model_args, "global_pool": wired.pool}):
@@ -268,10 +272,18 @@ class MaskedEncoder(nn.Module):
         finally:
             self._images, self._inserting = None, False
         outputs, self._tapped = (self._tapped if self.tapping else {0: output}), {}
+        if mask is not None:
+            outputs = {i: self._norm(i, one) for i, one in outputs.items()}
         tensors = {path: tensor for i, one in outputs.items() for path, tensor in leaves(one, (i,))}
         maps = [self._to_map(tensors[output_map.path], output_map.layout, mask) for output_map in self.outputs]
         last = self.outputs[-1]
         return (maps, last.layout.prefix(tensors[last.path])) if with_prefix else maps
+
+    def _norm(self, number: int, output):
+        """The output of a module that is decoded, normed where it lacks the norm that the network has."""
+        if not self.lacking[number]:
+            return output
+        return normed(output, self.model.get_submodule(NAME), self.study.finals[number])
 
     def _check_mask(self, mask: Tensor, batch: int, hidden_cells: int | None) -> None:
         """Raises ValueError for a mask that does not fit this encoder."""

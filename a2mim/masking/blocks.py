@@ -6,7 +6,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from a2mim.masking.cells import CellMask, check_ratio, keep_lowest, random_corner, rectangle, true_everywhere
+from a2mim.masking.cells import (
+    CellMask,
+    check_ratio,
+    check_whole,
+    is_number,
+    keep_lowest,
+    random_corner,
+    rectangle,
+    some_hidden,
+    true_everywhere,
+)
 from a2mim.registry import MODELS
 
 TRIES = 10  # proposals in a row that may fail before an image counts as stuck
@@ -42,14 +52,15 @@ class BEiTBlocks(CellMask):
     ):
         super().__init__(mask_patch_size)
         check_ratio(mask_ratio)
-        if min_cells < 1 or not 0 < min_aspect <= 1:
-            raise ValueError(f"BEiTBlocks: min_cells={min_cells} must be at least 1, min_aspect={min_aspect} in (0, 1]")
+        check_whole(min_cells=min_cells)
+        if not is_number(min_aspect) or not 0 < min_aspect <= 1:
+            raise ValueError(f"min_aspect={min_aspect!r} must be a number above 0 and at most 1")
         self.mask_ratio, self.min_cells, self.min_aspect = mask_ratio, min_cells, min_aspect
 
     def __call__(self, batch_size: int, height: int, width: int, generator=None, device=None, images=None) -> Tensor:
         """Returns (batch_size, rows, cols) bool. `generator` must live on `device`; None draws from torch's own."""
         rows, cols = self.grid(height, width)
-        count = min(max(1, round(self.mask_ratio * rows * cols)), rows * cols - 1)
+        count = some_hidden(round(self.mask_ratio * rows * cols), rows * cols)
         mask = torch.zeros(batch_size, rows, cols, dtype=torch.bool, device=device)
         failures = torch.zeros(batch_size, dtype=torch.long, device=device)
         done = rounds = 0
@@ -100,14 +111,18 @@ class InverseBlock(CellMask):
     def __init__(self, mask_patch_size: int = 16, mask_ratio: float = 0.65, roll: bool = True):
         super().__init__(mask_patch_size)
         check_ratio(mask_ratio)
+        if not isinstance(roll, bool):
+            raise ValueError(f"roll={roll!r} must be True or False")
         self.mask_ratio, self.roll = mask_ratio, roll
 
     def __call__(self, batch_size: int, height: int, width: int, generator=None, device=None, images=None) -> Tensor:
         """Returns (batch_size, rows, cols) bool. `generator` must live on `device`; None draws from torch's own."""
         rows, cols = self.grid(height, width)
         cells = rows * cols
-        visible = min(cells - int(cells * self.mask_ratio), cells - 1)
+        visible = cells - some_hidden(int(cells * self.mask_ratio), cells)
         uniform = torch.rand(batch_size, 3, generator=generator, device=device)
+        if not visible:  # an image of one cell
+            return torch.ones(batch_size, rows, cols, dtype=torch.bool, device=device)
         narrowest, widest = math.log(visible / cols / cols), math.log(rows * rows / visible)  # that fit
         least, most = (min(max(math.log(aspect), narrowest), widest) for aspect in (0.5, 2))
         aspect = torch.exp(least + uniform[:, 0] * (most - least))
@@ -151,18 +166,18 @@ class InverseSquares(CellMask):
     ):
         super().__init__(mask_patch_size)
         check_ratio(mask_ratio)
-        if side < 1 or side % 2 == 0 or masks < 1 or not 0 <= adjust < mask_ratio:
-            raise ValueError(
-                f"InverseSquares: side={side} must be odd, masks={masks} at least 1, adjust={adjust} at least 0 and"
-                f" below mask_ratio={mask_ratio}"
-            )
+        check_whole(side=side, masks=masks)
+        if side % 2 == 0:
+            raise ValueError(f"side={side} must be odd: a square has a cell as its centre")
+        if not is_number(adjust) or not 0 <= adjust < mask_ratio:
+            raise ValueError(f"adjust={adjust!r} must be a number of at least 0 and below mask_ratio={mask_ratio}")
         self.mask_ratio, self.side, self.adjust, self.masks = mask_ratio, side, adjust, masks
 
     def __call__(self, batch_size: int, height: int, width: int, generator=None, device=None, images=None) -> Tensor:
         """Returns (batch_size, rows, cols) bool. `generator` must live on `device`; None draws from torch's own."""
         rows, cols = self.grid(height, width)
         cells, number, half = rows * cols, batch_size * self.masks, self.side // 2
-        count = min(max(1, int(cells * (1 - self.mask_ratio))), cells - 1)
+        count = cells - some_hidden(cells - int(cells * (1 - self.mask_ratio)), cells)
         centres = max(1, int(cells * (1 - self.mask_ratio + self.adjust) / self.side**2))
         drawn = torch.rand(number, centres, 2, generator=generator, device=device)
         y, x = (random_corner(n - 1, drawn[..., i]) for i, n in ((0, rows), (1, cols)))

@@ -1,5 +1,8 @@
 """The grid of mask cells, and sets of cells as (B, rows, cols) bool tensors."""
 
+import math
+from typing import Any
+
 import torch
 from einops import repeat
 from torch import Tensor
@@ -13,8 +16,7 @@ class CellMask:
     """
 
     def __init__(self, mask_patch_size: int):
-        if mask_patch_size < 1:
-            raise ValueError(f"mask_patch_size={mask_patch_size} must be at least 1 pixel")
+        check_whole(mask_patch_size=mask_patch_size)
         self.mask_patch_size = mask_patch_size
 
     def grid(self, height: int, width: int) -> tuple[int, int]:
@@ -30,10 +32,36 @@ class CellMask:
         return height // cell, width // cell
 
 
-def check_ratio(mask_ratio: float) -> None:
+def is_number(value: Any) -> bool:
+    """Whether a value is a finite int or float; True and False are none."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def check_whole(**named: Any) -> None:
+    """Raises ValueError for a named value that is not a whole number of at least 1."""
+    for name, value in named.items():
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise ValueError(f"{name}={value!r} must be a whole number of at least 1")
+
+
+def check_ratio(mask_ratio: Any) -> None:
     """Raises ValueError for a ratio that is not a fraction."""
-    if not 0 < mask_ratio < 1:
-        raise ValueError(f"mask_ratio={mask_ratio} must lie between 0 and 1 (0.6 hides 60 %)")
+    if not is_number(mask_ratio) or not 0 < mask_ratio < 1:
+        raise ValueError(f"mask_ratio={mask_ratio!r} must be a number between 0 and 1 (0.6 hides 60 %)")
+
+
+def check_pair(name: str, pair: Any, most: float = math.inf) -> tuple[float, float]:
+    """(least, greatest) as two numbers above 0 and at most `most`; ValueError for anything else."""
+    told = list(pair) if isinstance(pair, list | tuple) else []
+    if len(told) != 2 or not all(map(is_number, told)) or not 0 < told[0] <= told[1] <= most:
+        limit = f" and at most {most:g}" if most < math.inf else ""
+        raise ValueError(f"{name}={pair!r} must be two numbers above 0{limit}, the smaller one first")
+    return told[0], told[1]
+
+
+def some_hidden(count: int, cells: int) -> int:
+    """The count, within 1 and cells - 1, so that every image shows a cell; an image of one cell is hidden whole."""
+    return max(1, min(count, cells - 1))
 
 
 def expand_mask(mask: Tensor, height: int, width: int) -> Tensor:

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from a2mim.masking.cells import CellMask, keep_lowest, random_corner, rectangle, true_everywhere
+from a2mim.masking.cells import CellMask, check_pair, keep_lowest, random_corner, rectangle, true_everywhere
 from a2mim.registry import MODELS
 
 TARGETS = 4  # blocks an image
@@ -21,9 +21,9 @@ class MultiBlock(CellMask):
 
     Args:
         mask_patch_size: side of a cell, pixels; must divide the image's height and width.
-        target_scale: least and greatest share of the cells in a target block.
-        target_aspect: least and greatest height / width of a target block.
-        context_scale: least and greatest share of the cells in the context block.
+        target_scale: least and greatest share of the cells in a target block, in (0, 1].
+        target_aspect: least and greatest height / width of a target block, above 0.
+        context_scale: least and greatest share of the cells in the context block, in (0, 1].
 
     Attributes:
         on_host: the number of tries depends on what was drawn, so masks are best made on the CPU.
@@ -43,8 +43,9 @@ class MultiBlock(CellMask):
         context_scale: tuple[float, float] = (0.85, 1.0),
     ):
         super().__init__(mask_patch_size)
-        self.target_scale, self.target_aspect = tuple(target_scale), tuple(target_aspect)
-        self.context_scale = tuple(context_scale)
+        self.target_scale = check_pair("target_scale", target_scale, most=1)
+        self.target_aspect = check_pair("target_aspect", target_aspect)
+        self.context_scale = check_pair("context_scale", context_scale, most=1)
 
     def __call__(self, batch_size: int, height: int, width: int, generator=None, device=None, images=None) -> Tensor:
         """Returns (batch_size, rows, cols) bool, True outside the context."""

@@ -6,13 +6,15 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from a2mim.masking.cells import CellMask, check_ratio
+from a2mim.masking.cells import CellMask, check_ratio, some_hidden
 from a2mim.registry import MODELS
 
 
 @MODELS.register_module()
 class BlockMask(CellMask):
     """Hides ceil(mask_ratio * cells) square cells of every image, uniformly without replacement.
+
+    Where that would be all of several cells, one stays visible.
 
     Args:
         mask_patch_size: side of a cell, pixels; must divide the image's height and width.
@@ -32,7 +34,7 @@ class BlockMask(CellMask):
     def __call__(self, batch_size: int, height: int, width: int, generator=None, device=None, images=None) -> Tensor:
         """Returns (batch_size, rows, cols) bool. `generator` must live on `device`; None draws from torch's own."""
         rows, cols = self.grid(height, width)
-        hidden = math.ceil(self.mask_ratio * rows * cols)
+        hidden = some_hidden(math.ceil(self.mask_ratio * rows * cols), rows * cols)
         permutation = torch.rand(batch_size, rows * cols, generator=generator, device=device).argsort(dim=1)
         return rearrange(permutation < hidden, "b (rows cols) -> b rows cols", rows=rows)
 

@@ -5,7 +5,18 @@ import math
 import pytest
 import torch
 
-from a2mim.masking import BlockMask, expand_mask, fill_mean, fill_none, mean_colour
+from a2mim.masking import (
+    BEiTBlocks,
+    BlockMask,
+    InverseBlock,
+    InverseSquares,
+    MultiBlock,
+    UniformGrid,
+    expand_mask,
+    fill_mean,
+    fill_none,
+    mean_colour,
+)
 
 
 @pytest.mark.parametrize(
@@ -43,10 +54,25 @@ def test_a_cell_that_does_not_divide_the_image_is_refused_with_cells_that_do():
         BlockMask(32)(1, 100, 100)
 
 
-@pytest.mark.parametrize("ratio", [0, 1, 60, -0.1])
+@pytest.mark.parametrize(("side", "hidden"), [(64, 15), ((16, 48), 2), (16, 1)])
+def test_one_of_several_cells_stays_visible_whatever_the_ratio(side, hidden):
+    height, width = (side, side) if isinstance(side, int) else side
+    for part in (BlockMask(16, 0.97), BEiTBlocks(16, 0.99), InverseBlock(16, 0.97), InverseSquares(16, 0.97)):
+        assert part(3, height, width).flatten(1).sum(1).tolist() == [hidden] * 3
+
+
+@pytest.mark.parametrize("ratio", [0, 1, 60, -0.1, "x", "0.5", None, True, float("nan"), [0.5]])
 def test_a_ratio_outside_0_and_1_is_refused(ratio):
-    with pytest.raises(ValueError, match="mask_ratio"):
-        BlockMask(32, ratio)
+    for part in (BlockMask, BEiTBlocks, InverseBlock, InverseSquares):
+        with pytest.raises(ValueError, match=r"mask_ratio=.* must be a number between 0 and 1"):
+            part(32, ratio)
+
+
+@pytest.mark.parametrize("cell", [0, -16, 16.5, "16", None, True])
+def test_a_cell_that_is_no_whole_number_of_pixels_is_refused(cell):
+    for part in (BlockMask, UniformGrid, BEiTBlocks, InverseBlock, InverseSquares, MultiBlock):
+        with pytest.raises(ValueError, match=r"mask_patch_size=.* must be a whole number of at least 1"):
+            part(cell)
 
 
 def test_expanding_repeats_each_cell_and_asks_for_whole_multiples():

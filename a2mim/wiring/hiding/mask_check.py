@@ -1,4 +1,4 @@
-"""What an encoder asks of a mask that it is given: shape, cells that fit its maps, and equal counts where it needs them.
+"""What an encoder asks of a mask: its shape, cells that fit the maps, and equal counts where the network needs them.
 
 Invariant: the host never waits for a device here. Counts are looked at on the CPU alone; masks that a run makes are
 counted where they are drawn, see `a2mim.mim.MIM.draw`.
@@ -44,7 +44,8 @@ def check_cells(name: str, mask: Tensor, img_size: tuple[int, int], grids: Seque
 
 
 def check_counts(name: str, hide: str, mask: Tensor, hidden_cells: int | None, equal: bool) -> None:
-    """Raises ValueError where the images of a mask on the CPU hide unequal counts, or other than `hidden_cells`.
+    """Raises ValueError where a mask on the CPU hides unequal counts, all that could be kept, or other than
+    `hidden_cells`.
 
     Args:
         name: of the network, for the error.
@@ -61,6 +62,11 @@ def check_counts(name: str, hide: str, mask: Tensor, hidden_cells: int | None, e
         raise ValueError(
             f"{name} is given a mask that hides {least} to {most} cells of its {len(mask)} images; with hide={hide!r}"
             f" every image must have as many hidden cells as the others{why}"
+        )
+    if hide == "drop" and most == mask[0].numel():
+        raise ValueError(
+            f"{name} is given a mask that hides all {most} cells of an image; with hide='drop' at least one must stay"
+            " visible: choose a lower mask_ratio or a smaller mask_patch_size"
         )
     if hidden_cells is not None and hidden_cells != int(counts.sum()):
         raise ValueError(

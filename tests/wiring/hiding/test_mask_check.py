@@ -96,3 +96,8 @@ def test_a_mask_of_another_form_is_one_sentence(hide, wrong):
     encoder = build("test_resnet" if hide == "sparse" else "test_vit", hide, 32)
     with pytest.raises(ValueError, match=r"for 2 images; expected is \(2, rows, cols\) torch.bool"):
         encoder(torch.randn(2, 3, 64, 64), wrong)
+
+
+def test_a_mask_that_leaves_nothing_to_see_is_refused_where_hidden_patches_are_left_out():
+    with pytest.raises(ValueError, match=r"hides all 4 cells of an image; with hide='drop' at least one must stay"):
+        build("test_vit", "drop", 32)(torch.randn(2, 3, 64, 64), uneven(counts=(4, 4)))
