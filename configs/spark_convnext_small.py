@@ -22,6 +22,7 @@ data = dict(img_size=224, scale=(0.67, 1.0), interpolation="bicubic")
 optimizer = dict(type="lamb", base_lr=2e-4, betas=(0.9, 0.999), weight_decay=0.04)
 schedule = dict(epochs=1600)
 clip_grad = 5.0
+sync_batchnorm = True  # of the decoder: the network has no BatchNorm
 laptop = {
     "model.encoder.name": "convnext_atto",
     "model.decoder.width": 128,

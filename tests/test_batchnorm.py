@@ -1,12 +1,19 @@
 import copy
+from types import SimpleNamespace
 
 import pytest
 import timm
 import torch
 from torch import nn
 
+from a2mim import MIM
 from a2mim.batchnorm import calibrate_batchnorm, synchronise, unsynchronise
 from a2mim.encoder import MaskedEncoder
+from a2mim.engine.assembly import synchronise_norms
+from a2mim.engine.config import load_config
+from a2mim.engine.rows import shipped_rows
+from a2mim.losses import MaskedL2
+from a2mim.masking import BlockMask
 
 
 def small_network() -> nn.Module:
@@ -155,3 +162,31 @@ def test_hooks_go_with_a_synchronised_layer():
         torch.testing.assert_close(encoder(images, cells)[0], expected)
         torch.testing.assert_close(unsynchronise(encoder)(images, cells)[0], expected)
         assert not torch.allclose(encoder(images)[0], expected)
+
+
+def test_synchronising_a_method_reaches_the_norms_of_spark_s_decoder_and_changes_no_number_of_one_process():
+    torch.manual_seed(0)
+    encoder = MaskedEncoder("test_resnet", img_size=64, hide="sparse", maps=["layer2", "layer3", "layer4"])
+    method = MIM(encoder, BlockMask(32, 0.5), [MaskedL2()], {"type": "LightDecoder", "width": 32}, fill="none").train()
+    twin, keys = copy.deepcopy(method), list(method.state_dict())
+    synchronise_norms(SimpleNamespace(model=twin, network=twin.encoder))
+    plain = [name for name, m in twin.named_modules() if isinstance(m, nn.BatchNorm2d)]
+    assert not plain and list(twin.state_dict()) == keys
+    for level in twin.decoders.densify.values():
+        assert isinstance(level.norm, nn.SyncBatchNorm)
+    images, mask = torch.randn(2, 3, 64, 64), BlockMask(32, 0.5)(2, 64, 64)
+    expected, found = (sum(one(images, mask=mask).values()) for one in (method, twin))
+    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(twin.state_dict(), method.state_dict())  # running statistics, of visible cells alone
+
+
+def test_without_a_method_only_the_network_is_synchronised():
+    task = SimpleNamespace(model=nn.Sequential(small_network(), nn.BatchNorm2d(5)))
+    task.network = task.model[0]
+    synchronise_norms(task)
+    assert isinstance(task.network[0], nn.SyncBatchNorm) and type(task.model[1]) is nn.BatchNorm2d
+
+
+@pytest.mark.parametrize("name", [n for n, row in shipped_rows().items() if "LightDecoder" in str(row["decoder"])])
+def test_spark_s_recipes_synchronise(name):
+    assert load_config(name).sync_batchnorm

@@ -10,29 +10,24 @@ from a2mim.decoders.tokens import insert_mask_token, make_token, shown_cells
 from a2mim.registry import MODELS
 
 
-class VisibleBatchNorm(nn.BatchNorm2d):
-    """BatchNorm over the visible cells alone; hidden cells become 0."""
+def norm_visible(norm: nn.Module, features: Tensor, mask: Tensor, hidden_cells: int | None = None) -> Tensor:
+    """A norm over the visible cells alone, as (cells, D, 1, 1); hidden cells become 0.
 
-    def forward(self, features: Tensor, mask: Tensor, hidden_cells: int | None = None) -> Tensor:  # type: ignore[override]
-        """features: (B, D, h, w); mask: (B, rows, cols) bool; hidden_cells: how many of it are True. Returns (B, D, h,
-        w).
-        """
-        if features.is_meta:  # where nothing can be counted
-            return super().forward(features)
-        grid = features.shape[2], features.shape[3]
-        known = hidden_cells if len(mask) == len(features) else None
-        visible, places = shown_cells(mask.expand(len(features), -1, -1), grid, known)
-        cells = features.movedim(1, -1)
-        normal = super().forward(cells.flatten(0, 2)[places][:, :, None, None])[:, :, 0, 0]
-        return torch.zeros_like(cells, dtype=normal.dtype).masked_scatter_(visible[..., None], normal).movedim(-1, 1)
+    The norm is a module of its own, so that `a2mim.batchnorm.synchronise` replaces it like any other.
 
-
-class CellNorm(LayerNorm2d):
-    """LayerNorm over the channels of each cell; takes a mask as `VisibleBatchNorm` does and has no need of it."""
-
-    def forward(self, features: Tensor, mask: Tensor, hidden_cells: int | None = None) -> Tensor:  # type: ignore[override]
-        """features: (B, D, h, w). Returns the same shape."""
-        return super().forward(features)
+    Args:
+        features: (B, D, h, w).
+        mask: (B, rows, cols) bool.
+        hidden_cells: how many cells of `mask` are True; None: they are counted, for which the host waits.
+    """
+    if features.is_meta:  # where nothing can be counted
+        return norm(features)
+    grid = features.shape[2], features.shape[3]
+    known = hidden_cells if len(mask) == len(features) else None
+    visible, places = shown_cells(mask.expand(len(features), -1, -1), grid, known)
+    cells = features.movedim(1, -1)
+    normal = norm(cells.flatten(0, 2)[places][:, :, None, None])[:, :, 0, 0]
+    return torch.zeros_like(cells, dtype=normal.dtype).masked_scatter_(visible[..., None], normal).movedim(-1, 1)
 
 
 class Densify(nn.Module):
@@ -42,11 +37,13 @@ class Densify(nn.Module):
         channels: of the map. width: of the decoder where the map enters.
         coarsest: the map that the decoder starts from has a 1x1 convolution, or none where the width is the same; the
             others have 3x3.
+        norm: "batch", over visible cells, or "layer", over the channels of each cell.
     """
 
     def __init__(self, channels: int, width: int, coarsest: bool, norm: str, mask_token: bool):
         super().__init__()
-        self.norm = {"batch": VisibleBatchNorm, "layer": CellNorm}[norm](channels)
+        self.by_cell = norm == "layer"
+        self.norm = LayerNorm2d(channels) if self.by_cell else nn.BatchNorm2d(channels)
         self.token = make_token(channels) if mask_token else None
         kernel = 1 if coarsest else 3
         same = coarsest and channels == width
@@ -55,8 +52,9 @@ class Densify(nn.Module):
     def forward(self, features: Tensor, mask: Tensor, hidden_cells: int | None = None) -> Tensor:
         """(B, channels, h, w) -> (B, width, h, w). hidden_cells: how many cells of `mask` are True, if known."""
         if self.token is None:
-            return self.proj(self.norm(features, torch.zeros_like(mask), 0))
-        return self.proj(insert_mask_token(self.norm(features, mask, hidden_cells), self.token, mask))
+            mask, hidden_cells = torch.zeros_like(mask), 0
+        normal = self.norm(features) if self.by_cell else norm_visible(self.norm, features, mask, hidden_cells)
+        return self.proj(normal if self.token is None else insert_mask_token(normal, self.token, mask))
 
 
 class UpBlock(nn.Sequential):

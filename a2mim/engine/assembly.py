@@ -167,7 +167,7 @@ def build_runner(run: Run, resume_from: ResumePoint | None) -> TrainRunner:
     if not divided:
         task.model.to(device)
     if settings.sync_batchnorm and torch.distributed.is_initialized() and device.type == "cuda":
-        synchronise(task.network)
+        synchronise_norms(task)
     prepare_model(task, settings)
     compile_parts(task, settings)
     division = divide_model(task.model, settings, device) if divided else None
@@ -197,6 +197,14 @@ def build_runner(run: Run, resume_from: ResumePoint | None) -> TrainRunner:
         memory_format=torch.channels_last if settings.channels_last else torch.contiguous_format,
     )
     return TrainRunner(run, context, wrapper, named, resume_from, division)
+
+
+def synchronise_norms(task: Task) -> None:
+    """Every BatchNorm takes its statistics over all processes: the network's, and in pre-training also the decoder's.
+
+    Refinement's heads see the views of all processes anyway.
+    """
+    synchronise(task.model if isinstance(task.model, MIM) else task.network)
 
 
 def prepare_model(task: Task, settings: RecipeSettings) -> None:

@@ -45,8 +45,8 @@ class Heads(Group):
     )
     k: Count = Field(
         20,
-        description="Nearest neighbours of which one is drawn; never more than half the images of a class, where there"
-        " are labels. While the heads train alone it is 1.",
+        description="Nearest neighbours of which one is drawn; never more than half the images of the smallest class,"
+        " where there are labels. While the heads train alone it is 1.",
     )
     temperature: Positive = Field(0.15, description="Of the softmax over the images of a batch.")
     momentum: ShareBelowOne = Field(

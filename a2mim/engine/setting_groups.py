@@ -208,7 +208,7 @@ class Settings(Group):
         description="Give the same numbers in each run, also on a GPU, by kernels that add in a fixed order. Slower.",
     )
     channels_last: Flag = Field(False, description="Keep images and weights in the channels-last memory format.")
-    sync_batchnorm: Flag = Field(False, description="BatchNorm over the images of all GPUs.")
+    sync_batchnorm: Flag = Field(False, description="BatchNorm over the images of all GPUs, also in the decoder.")
     checkpoint: Checkpoint = Field(Checkpoint(), description="When the run is saved.")
     seed: Annotated[Integer, Ge(0)] = Field(0, description="Seed of every random number.")
     laptop: Options = Field({}, description="Dotted key -> value: what changes when the recipe runs at laptop scale.")

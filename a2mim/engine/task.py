@@ -41,7 +41,7 @@ class Task(Protocol):
 
     @property
     def network(self) -> nn.Module:
-        """The part of the model that is compiled, and whose BatchNorm is synchronised."""
+        """The part of the model that is compiled."""
 
     @property
     def settings_class(self) -> type[Settings]:

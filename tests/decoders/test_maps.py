@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from a2mim.decoders import ConvNeck, EachMap, EachScale, FusedLinear, LightDecoder, LinearDecoder, TransformerDecoder
+from a2mim.decoders.light import norm_visible
 from a2mim.decoders.positions import sincos_positions
 from a2mim.masking import BlockMask, expand_mask
 
@@ -125,7 +126,7 @@ def test_maps_of_one_grid_are_fused_in_the_shown_cells_alone(number):
 def test_batchnorm_of_a_masked_map_is_over_visible_cells():
     decoder = small(LightDecoder).train()
     norm, features = decoder.densify["0"].norm, maps_of()[3]
-    out = norm(features, MASK)
+    out = norm_visible(norm, features, MASK)
     visible = ~MASK
     picked = features.movedim(1, -1)[visible]  # (cells, 32)
     expected = (picked - picked.mean(0)) / (picked.var(0, correction=0) + 1e-5).sqrt()

@@ -2,6 +2,7 @@
 
 import shutil
 
+import numpy as np
 import pytest
 import timm
 import torch
@@ -176,6 +177,18 @@ def test_a_pipeline_of_the_user_s_own_gives_two_crops_of_each_image(labelled):
 def test_the_queue_holds_a_quarter_of_the_images_and_k_is_half_a_class_at_most(labelled):
     assert sizes_for(open_dataset(labelled, "train"), Heads()) == (6, 4)
     assert sizes_for(open_dataset(labelled, "train"), Heads(queue=3, k=2)) == (3, 2)
+
+
+@pytest.mark.parametrize(("counts", "k"), [((4, 100, 100), 2), ((100, 0, 30), 15), ((1, 50), 1), ((60, 60), 20)])
+def test_k_follows_the_smallest_class_that_has_images(counts, k):
+    labels = np.concatenate([np.repeat(np.arange(len(counts)), counts), [-1] * 40])
+
+    class Images(list):
+        stream = None
+
+    dataset = Images(labels)
+    dataset.labels = labels
+    assert sizes_for(dataset, Heads()) == (len(labels) // 4, k)
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from a2mim.weights.loading import Source, read_source
 from a2mim.wiring.timm_models import is_registered
 
 QUEUE_SHARE = 4  # the queue holds at most one of so many images
-CLASS_SHARE = 2  # at most one of so many images of a class is a neighbour to choose from
+CLASS_SHARE = 2  # at most one of so many images of the smallest class is a neighbour to choose from
 
 
 @dataclass(frozen=True)
@@ -83,12 +83,15 @@ def known_pixels(source: Source) -> Preprocessing:
 
 
 def sizes_for(dataset: ImageDataset, heads: Heads) -> tuple[int, int]:
-    """(places of the queue, neighbours) for so many images, and so many of a class."""
+    """(places of the queue, neighbours): at most a quarter of the images, and half of the smallest class that has any.
+
+    Streams do not know their labels beforehand; there k follows from the recipe and the queue.
+    """
     images = dataset.stream.images_per_epoch if dataset.stream else len(dataset)
     queue = max(1, min(heads.queue, images // QUEUE_SHARE))
     k = min(heads.k, queue)
     labels = dataset.labels[dataset.labels >= 0]
     if len(labels) and not dataset.stream:
         counts = np.bincount(labels)
-        k = min(k, max(1, int(np.median(counts[counts > 0])) // CLASS_SHARE))
+        k = min(k, max(1, int(counts[counts > 0].min()) // CLASS_SHARE))
     return queue, k
