@@ -19,6 +19,7 @@ from a2mim.data import Access, EvalLoader
 from a2mim.engine import judging
 from a2mim.engine.activations import keep_activations
 from a2mim.engine.assembly import build_mim, open_sets
+from a2mim.engine.collapse import CollapseHook, Deviations, follows_the_encoder
 from a2mim.engine.health_hook import PretrainHealthHook, fixed_images
 from a2mim.engine.hooks import PartsHook, PictureHook
 from a2mim.engine.online import online_knn
@@ -48,6 +49,7 @@ class Pretraining:
         check_judged_size(self.settings)
         self.model = build_mim(self.settings)
         self.network = self.model.encoder
+        self.deviations = Deviations(self.model)
         self.start = self._initialise(saved)
         self.model.attach_target()  # a teacher that follows the student starts from the weights just loaded
         self.untrained = copy.deepcopy(self.model.encoder)  # judged at the end, so that training starts at once
@@ -86,6 +88,8 @@ class Pretraining:
         hooks["health"] = PretrainHealthHook(
             self._advice(), lambda: fixed_images(*sets, settings.data.img_size, settings.seed)
         )
+        if follows_the_encoder(self.model):
+            hooks["collapse"] = CollapseHook()
         if self.online:
             hooks["online"] = self.online
         return hooks
@@ -107,6 +111,7 @@ class Pretraining:
         counted = not compiled or getattr(self.model.encoder, "hide", "token") != "token"
         generator = torch.Generator(self.model.mask_device(context.device))
         generator.manual_seed(context.step_seed(step, "mask"))
+        self.deviations.clear()
         for part in batch["images"].chunk(context.accumulate):
             images = context.to_device(part)
             mask, hidden_cells = self.model.draw(images, generator)
@@ -119,9 +124,13 @@ class Pretraining:
 
     @torch.no_grad()
     def measure(self, context: StepContext, batch: dict, step: int) -> dict[str, Tensor]:
-        """The losses of the step just taken, had every image been answered by its mean or by its median colour."""
+        """The losses of the step just taken, had every image been answered by its mean or by its median colour; and how
+        much features differ, see `Deviations`.
+        """
+        deviations = self.deviations.values()
         parts = [self.model.baselines(**part) for part in self.micro_batches(context, batch, step, epoch=0)]
-        return {f"{name}_colour": torch.stack([part[name] for part in parts]).mean() for name in parts[0]}
+        colours = {f"{name}_colour": torch.stack([part[name] for part in parts]).mean() for name in parts[0]}
+        return colours | deviations
 
     def derive(self, values: dict[str, float]) -> dict[str, float]:
         """The better of the two colours: what a network that has learned anything is below."""

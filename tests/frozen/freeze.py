@@ -41,7 +41,7 @@ ROOT = HERE.parents[1]
 RECORDS = HERE / "records.json"
 OLD = HERE / "old"
 NEAR = 1e-3  # relative, for numbers that rounding moves
-_NOT_FROZEN = ("images_per_second", "data_share", "memory_gb", "test_top1", "test_top5")  # of the log
+_NOT_FROZEN = ("images_per_second", "data_share", "memory_gb", "test_top1", "test_top5", "target_std", "prediction_std")
 
 # Steps, and images a step where they are fewer than the laptop scale has: what a test can pay.
 LIGHT, HEAVY, BRIEF = (20, 16), (6, 8), (4, 4)
