@@ -13,25 +13,23 @@ from torch import Tensor, nn
 
 from a2mim.engine.health import PLATEAU
 from a2mim.engine.hooks import LogHook
-from a2mim.losses import MaskedCosine, PatchDiscrimination
 from a2mim.mim import MIM
 from a2mim.targets import Held, MovingAverage
 
 LEAST = 0.01  # deviation below which predictions have collapsed; MovingAverage has the same for its target
-SCALE_FREE = (MaskedCosine, PatchDiscrimination)  # losses that know the direction of a cell's features alone
 
 
 class Deviations:
     """Watches what the losses of a method are given in training: target and prediction in hidden cells.
 
     Nothing is watched where the target is no network's features, nor in a step that is compiled as a whole. Where all
-    losses know directions alone, each cell is first scaled to a mean square of 1.
+    losses know directions alone (`scale_free`), each cell is first scaled to a mean square of 1.
     """
 
     def __init__(self, model: MIM):
         losses: list[nn.Module] = list(model.losses)
         self.seen: list[Tensor] = []  # (2,) of each micro-batch of this step
-        self.scale_free = all(isinstance(loss, SCALE_FREE) for loss in losses)
+        self.scale_free = all(getattr(loss, "scale_free", False) for loss in losses)
         if isinstance(model.target, Held) and losses:
             losses[0].register_forward_pre_hook(self._watch)
 

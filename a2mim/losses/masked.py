@@ -132,6 +132,7 @@ class MaskedCosine(FloatLoss):
     """
 
     name = "cosine"
+    scale_free = True  # the length of a cell's features does not count
 
     def __init__(self, visible_weight: float = 0.0):
         super().__init__()

@@ -25,6 +25,7 @@ class PatchDiscrimination(FloatLoss):
     """
 
     name = "patches"
+    scale_free = True  # the length of a cell's features does not count
 
     def __init__(self, tau: float = 0.1):
         super().__init__()

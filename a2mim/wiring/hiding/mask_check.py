@@ -55,7 +55,7 @@ def check_counts(name: str, hide: str, mask: Tensor, hidden_cells: int | None, e
     """
     if mask.device.type != "cpu":
         return
-    counts = mask.flatten(1).sum(1)
+    counts = mask.flatten(1).numpy().sum(1)  # the host's own numbers: no operation that a device would run
     least, most = int(counts.min()), int(counts.max())
     if equal and least != most:
         why = "" if hide == "drop" else ", because norms of this network take their statistics image by image"
