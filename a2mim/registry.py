@@ -3,6 +3,7 @@
 import importlib
 import inspect
 from collections.abc import Callable
+from numbers import Integral
 from typing import Any
 
 from mmengine import registry as roots
@@ -44,6 +45,18 @@ def takes(function: Callable, name: str) -> bool:
     if not inspect.isclass(function):
         function = getattr(function, "forward", function)  # a module's own call tells nothing
     return name in inspect.signature(function).parameters
+
+
+def is_whole(value: object, least: int = 1) -> bool:
+    """Whether a value is a whole number of at least `least`; True and False are none."""
+    return isinstance(value, Integral) and not isinstance(value, bool) and int(value) >= least
+
+
+def check_whole(part: str, least: int = 1, **given: object) -> None:
+    """Raises ValueError for an argument of a part that is no whole number of at least `least`."""
+    for name, value in given.items():
+        if not is_whole(value, least):
+            raise ValueError(f"{part}: {name}={value!r} must be a whole number of at least {least}")
 
 
 def lookup(name: str, table: dict, what: str):

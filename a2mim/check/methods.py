@@ -233,7 +233,7 @@ def fit_parts(parts: dict, encoder: MaskedEncoder, cell: int) -> dict:
         row["masking"] |= FEW
     decoder = row.get("decoder")
     inner = decoder.get("decoder") if isinstance(decoder, dict) else None
-    for part in (decoder, inner, row.get("target"), row.get("fill")):
+    for part in (decoder, inner, row.get("target")):
         if not isinstance(part, dict):
             continue
         if kind_of(part) in ("TransformerDecoder", "LightDecoder"):
@@ -247,8 +247,6 @@ def fit_parts(parts: dict, encoder: MaskedEncoder, cell: int) -> dict:
             part.update(maps=last_maps(encoder), momentum="auto")
         if kind_of(part) == "HOG" and "cells" in part:
             part["cells"] = part["cells"][: len(encoder.channels)]
-        if kind_of(part) == "LearnedFill":
-            part["in_chans"] = encoder.in_chans
     return row
 
 

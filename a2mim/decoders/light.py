@@ -7,7 +7,7 @@ from timm.layers import LayerNorm2d
 from torch import Tensor, nn
 
 from a2mim.decoders.tokens import insert_mask_token, make_token, shown_cells
-from a2mim.registry import MODELS
+from a2mim.registry import MODELS, check_whole
 
 
 def norm_visible(norm: nn.Module, features: Tensor, mask: Tensor, hidden_cells: int | None = None) -> Tensor:
@@ -100,6 +100,7 @@ class LightDecoder(nn.Module):
         super().__init__()
         if norm not in ("batch", "layer"):
             raise ValueError(f"LightDecoder: norm={norm!r} is neither 'batch' nor 'layer'")
+        check_whole("LightDecoder", width=width)
         coarsest = max(strides)
         steps = math.log2(coarsest / out_stride)
         levels = [math.log2(coarsest / stride) for stride in strides]

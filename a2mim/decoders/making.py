@@ -42,6 +42,11 @@ def make_decoder(
     Raises:
         ValueError: a name or an argument is not known, or the shapes do not fit.
     """
+    if not isinstance(decoder, str | dict):
+        raise ValueError(
+            f"a decoder is made to fit the maps, from a name ({', '.join(DECODERS)}) or a config such as"
+            f" dict(type='LightDecoder'), not from a {type(decoder).__name__}"
+        )
     config = {} if isinstance(decoder, str) else dict(decoder)
     kind = lookup(decoder, DECODERS, "decoder") if isinstance(decoder, str) else find_part(config.get("type"), MODELS)
 

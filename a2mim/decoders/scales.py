@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from a2mim.decoders.each_map import tell
 from a2mim.decoders.making import make_decoder
 from a2mim.decoders.tokens import fit_grid
-from a2mim.registry import MODELS
+from a2mim.registry import MODELS, is_whole, takes
 
 
 @MODELS.register_module()
@@ -41,6 +41,8 @@ class EachScale(nn.Module):
     ):
         super().__init__()
         number = len(channels)
+        if not isinstance(target_cells, list | tuple | type(None)) or not all(map(is_whole, target_cells or [])):
+            raise ValueError(f"EachScale: target_cells={target_cells!r} must be a list of whole numbers of pixels")
         self.cells = list(target_cells or [])
         if len(self.cells) != number or out_channels % number:
             raise ValueError(
@@ -58,12 +60,19 @@ class EachScale(nn.Module):
             side = int(stride) if stride < cell and cell % stride == 0 else cell
             self.shares.append(side / cell)
             self.decoders.append(make_decoder(decoder, [width], [stride], out_channels // number, side, mask_token))
+        self.take_cells = [takes(one.forward, "hidden_cells") for one in self.decoders]
 
     def forward(
-        self, maps: list[Tensor], mask: Tensor, prefix: Tensor | None = None, grid: tuple[int, int] | None = None
+        self,
+        maps: list[Tensor],
+        mask: Tensor,
+        prefix: Tensor | None = None,
+        grid: tuple[int, int] | None = None,
+        hidden_cells: int | None = None,
     ) -> Tensor:
         """maps: each (B, D, h, w); mask: (B, rows, cols) bool; prefix: (B, P, D) or None; grid: (h, w) of the target,
-        by default as many cells as the first map covers. Returns (B, out_channels, h, w).
+        by default as many cells as the first map covers; hidden_cells: how many cells of `mask` are True, so that a
+        decoder inside need not count them. Returns (B, out_channels, h, w).
         """
         if grid is None:
             grid = int(maps[0].shape[2] * self.ratio), int(maps[0].shape[3] * self.ratio)
@@ -72,7 +81,8 @@ class EachScale(nn.Module):
             tokens[-1] = self.norms[-1](prefix.mT[..., None])[..., 0].mT
         answers = []
         for i, (norm, decoder) in enumerate(zip(self.norms, self.decoders, strict=True)):
-            answer = decoder([norm(maps[i])], mask, prefix=tokens[i])
+            known = {"hidden_cells": hidden_cells} if self.take_cells[i] else {}
+            answer = decoder([norm(maps[i])], mask, prefix=tokens[i], **known)
             times = self.repeats[i]
             answer = fit_grid(answer, (grid[0] // times, grid[1] // times), self.shares[i])
             answers.append(answer.repeat_interleave(times, dim=2).repeat_interleave(times, dim=3))

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from a2mim.decoders.fusion import FuseMaps
 from a2mim.decoders.positions import sincos_positions
 from a2mim.decoders.tokens import shown_cells, spread_mask, whole_ratio
-from a2mim.registry import MODELS
+from a2mim.registry import MODELS, check_whole
 
 
 @MODELS.register_module()
@@ -19,7 +19,8 @@ class TransformerDecoder(nn.Module):
     """Embeds each cell, puts a learned token on hidden ones, adds fixed positions and runs transformer blocks.
 
     The encoder's class and register tokens take part and their outputs are dropped; they have position 0. Several maps
-    are fused first (`FuseMaps`, with a LayerNorm behind it).
+    are fused first (`FuseMaps`), and a LayerNorm follows. Of the class and register tokens only those of the last map
+    are known, so they are not fused; they pass the same LayerNorm.
 
     Args:
         channels, strides, out_channels, out_stride, mask_token: see `a2mim.decoders`.
@@ -44,11 +45,13 @@ class TransformerDecoder(nn.Module):
     ):
         super().__init__()
         ratio = whole_ratio("TransformerDecoder", strides[-1], out_stride)
+        check_whole("TransformerDecoder", embed_dim=embed_dim, num_heads=num_heads)
+        check_whole("TransformerDecoder", 0, depth=depth)
         if embed_dim % num_heads or embed_dim % 4:
             raise ValueError(
                 f"TransformerDecoder: embed_dim={embed_dim} must be a multiple of 4 and of num_heads={num_heads}"
             )
-        self.fuse = FuseMaps(channels) if len(channels) > 1 else None
+        self.fuse = FuseMaps(channels, repeat=mask_token) if len(channels) > 1 else None
         self.fuse_norm = nn.LayerNorm(channels[-1], eps=1e-6) if len(channels) > 1 else nn.Identity()
         self.embed = nn.Linear(channels[-1], embed_dim)
         self.mask_token = nn.Parameter(torch.zeros(1, 1, embed_dim)) if mask_token else None
@@ -81,7 +84,7 @@ class TransformerDecoder(nn.Module):
         number = 0
         if prefix is not None:
             number = prefix.shape[1]
-            tokens = torch.cat([self.embed(prefix.to(maps[-1].dtype)).to(tokens.dtype), tokens], dim=1)
+            tokens = torch.cat([self.embed(self.fuse_norm(prefix.to(maps[-1].dtype))).to(tokens.dtype), tokens], dim=1)
         answer = self.pred(self.norm(self.blocks(tokens)))[:, number:]
         return self.shuffle(rearrange(answer, "b (h w) c -> b c h w", h=grid[0]))
 

@@ -8,7 +8,7 @@ leave the argument out.
 
 from a2mim.masking.blocks import BEiTBlocks, InverseBlock, InverseSquares
 from a2mim.masking.cells import CellMask, expand_mask
-from a2mim.masking.fill import FILLS, fill_mean, fill_none, mean_colour, median_colour
+from a2mim.masking.fill import FILLS, fill_mean, fill_none, make_fill, mean_colour, median_colour
 from a2mim.masking.multiblock import MultiBlock
 from a2mim.masking.uniform import BlockMask, UniformGrid
 
@@ -24,6 +24,7 @@ __all__ = [
     "expand_mask",
     "fill_mean",
     "fill_none",
+    "make_fill",
     "mean_colour",
     "median_colour",
 ]

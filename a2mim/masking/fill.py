@@ -4,11 +4,13 @@ A fill is called as fill(images, hidden) with images (B, C, H, W) normalised flo
 be an nn.Module with parameters of its own (`LearnedFill`).
 """
 
+from collections.abc import Callable
+
 import torch
 from einops import reduce
 from torch import Tensor, nn
 
-from a2mim.registry import MODELS
+from a2mim.registry import MODELS, check_whole, find_part, lookup, takes
 
 
 def fill_mean(images: Tensor, hidden: Tensor) -> Tensor:
@@ -40,18 +42,46 @@ class LearnedFill(nn.Module):
     """Hidden pixels take one learned colour.
 
     Args:
-        in_chans: channels of the images.
+        in_chans: channels of the images; `MIM` fills in its own.
+
+    Raises:
+        ValueError: the images have another number of channels.
 
     Source: FastMIM, https://arxiv.org/abs/2212.06593; the colour starts from N(0, 0.02).
     """
 
     def __init__(self, in_chans: int = 3):
+        check_whole("LearnedFill", in_chans=in_chans)
         super().__init__()
         self.colour = nn.Parameter(torch.randn(in_chans) * 0.02)
 
     def forward(self, images: Tensor, hidden: Tensor) -> Tensor:
         """images: (B, C, H, W); hidden: (B, 1, H, W) bool. Returns (B, C, H, W)."""
+        if images.shape[1] != len(self.colour):
+            raise ValueError(
+                f"LearnedFill holds a colour of {len(self.colour)} channels and the images have {images.shape[1]};"
+                f" give it in_chans={images.shape[1]}, or leave in_chans out of its config"
+            )
         return torch.where(hidden, self.colour.to(images.dtype).view(1, -1, 1, 1), images)
 
 
 FILLS = {"mean": fill_mean, "none": fill_none}
+
+
+def make_fill(fill: str | dict | Callable, in_chans: int) -> Callable:
+    """A name of `FILLS`, a config or a fill -> a fill.
+
+    Args:
+        in_chans: channels of the images. A config whose class takes `in_chans` need not say it.
+
+    Raises:
+        ValueError: a name or an argument is not known.
+    """
+    if isinstance(fill, str):
+        return lookup(fill, FILLS, "fill")
+    if not isinstance(fill, dict):
+        return fill
+    kind = fill.get("type")
+    part = kind if callable(kind) else find_part(kind, MODELS)
+    derived = {"in_chans": in_chans} if part is not None and takes(part, "in_chans") else {}
+    return MODELS.build({**derived, **fill})

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from a2mim.decoders.each_map import EachMap, check_answer
 from a2mim.decoders.tokens import fit_grid
 from a2mim.encoder import MaskedEncoder
-from a2mim.masking import FILLS, expand_mask, mean_colour, median_colour
+from a2mim.masking import expand_mask, make_fill, mean_colour, median_colour
 from a2mim.mim.contract import as_loss, build_decoder, check_counts, check_parts
 from a2mim.pixels import IMAGENET_MEAN, IMAGENET_STD, normalize
 from a2mim.registry import MODELS, lookup, takes
@@ -29,7 +29,8 @@ class MIM(BaseModel):
         decoder: a name of `a2mim.decoders.DECODERS`, or a config; what follows from the encoder and the target
             (channels, strides) is filled in. A decoder of one map is made once for each map of the encoder.
         target: a name of `a2mim.targets.TARGETS`, a target or its config.
-        fill: what stands in hidden pixels: "mean", "none", a function (images, hidden), or a config.
+        fill: what stands in hidden pixels: "mean", "none", a function (images, hidden), or a config; the images'
+            channels are filled in.
         mean, std: normalisation of uint8 images, per channel, in units of 0..1.
 
     Raises:
@@ -59,7 +60,7 @@ class MIM(BaseModel):
         self.masking = _part(masking)
         self.encoder: MaskedEncoder = _part(encoder)
         self.target = _named(target, TARGETS, "target")
-        self.fill = _named(fill, FILLS, "fill")
+        self.fill = make_fill(fill, len(mean))
         self.losses = nn.ModuleList()
         self.weights: list[float] = []
         self.loss_names: list[str] = []

@@ -1,8 +1,12 @@
 """A teacher's feature maps as one target on the student's cells."""
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from a2mim.registry import is_whole
 
 NORMS = ("layer", "instance", "none")
 
@@ -37,6 +41,33 @@ def blend(maps: list[Tensor], grid: tuple[int, int], norm: str) -> Tensor:
     brought = [on_grid(normalise(one, norm), grid) for one in maps]
     mean = torch.stack(brought).mean(dim=0) if len(brought) > 1 else brought[0]
     return normalise(mean, norm) if moved else mean
+
+
+def check_size(img_size: object) -> int | tuple[int, int] | None:
+    """A side, or (height, width), in pixels; None stays. Raises ValueError for anything else."""
+    if img_size is None:
+        return None
+    if is_whole(img_size):
+        return int(img_size)  # type: ignore[call-overload]
+    if isinstance(img_size, list | tuple) and len(img_size) == 2 and all(map(is_whole, img_size)):
+        return int(img_size[0]), int(img_size[1])
+    raise ValueError(f"img_size={img_size!r} of a teacher must be a number of pixels, or (height, width)")
+
+
+def unsquashed(img_size: int | tuple[int, int], image: tuple[int, int]) -> tuple[int, int]:
+    """(H, W) at which a teacher sees an image of (H, W) pixels: img_size itself, or of that shorter side.
+
+    Raises:
+        ValueError: the image would not keep its shape.
+    """
+    short = min(image)
+    size = img_size if isinstance(img_size, tuple) else (img_size * image[0] // short, img_size * image[1] // short)
+    if size[0] * image[1] != size[1] * image[0] or (not isinstance(img_size, tuple) and min(size) != img_size):
+        raise ValueError(
+            f"img_size={img_size} of a teacher does not keep the shape of the student's image of {image[0]}x{image[1]}"
+            f" pixels; give a shorter side that is a multiple of {short // math.gcd(*image)}"
+        )
+    return size
 
 
 def target_grid(size: tuple[int, int], teacher: float, student: float) -> tuple[int, tuple[int, int]]:

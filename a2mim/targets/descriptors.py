@@ -13,7 +13,7 @@ from einops import reduce
 from torch import Tensor
 
 from a2mim.pixels import IMAGENET_MEAN, IMAGENET_STD
-from a2mim.registry import MODELS
+from a2mim.registry import MODELS, is_whole
 from a2mim.targets.precision import full_precision
 
 CELL = 8  # pixels, side of a cell, unless told
@@ -86,13 +86,13 @@ class HOG(_Descriptor):
 
     def __init__(self, mean=IMAGENET_MEAN, std=IMAGENET_STD, cells: int | Sequence[int] = CELL):
         super().__init__(mean, std)
-        self.cells = [cells] if isinstance(cells, int) else list(cells)
-        whole = all(isinstance(cell, int) and cell > 0 for cell in self.cells)
-        if not self.cells or not whole or any(cell % self.cells[0] for cell in self.cells):
+        sides = list(cells) if isinstance(cells, Sequence) else [cells]
+        if not sides or not all(map(is_whole, sides)) or any(side % sides[0] for side in sides):
             raise ValueError(
                 f"HOG: cells={cells!r} must be whole numbers of pixels above 0, each a multiple of the first, such as"
                 " 8 or [4, 8, 16, 32]"
             )
+        self.cells = sides
         self.stride, self.largest = self.cells[0], math.lcm(*self.cells)
 
     @property

@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -11,6 +11,7 @@ from a2mim.encoder import MaskedEncoder
 from a2mim.registry import MODELS
 from a2mim.targets.cells import NORMS, blend
 from a2mim.targets.held import Held, spread_of
+from a2mim.targets.precision import run_teacher
 from a2mim.wiring.timm_models import is_registered
 
 HALVINGS = 30  # c of the automatic momentum 1 - c / steps
@@ -24,8 +25,9 @@ LEAST = 0.01  # deviation of a target below which it has collapsed
 class MovingAverage(Held):
     """Feature maps of a teacher whose weights are the exponential moving average of the student's.
 
-    The teacher sees the whole image, in evaluation mode. Each map is normalised, maps are averaged, and the average is
-    normalised again. After each step t = m t + (1 - m) s for each parameter in float32; buffers are copied.
+    The teacher sees the whole image, in evaluation mode and in float32, whatever the run's amp. Each map is normalised,
+    maps are averaged, and the average is normalised again. After each step t = m t + (1 - m) s for each parameter in
+    float32; buffers are copied.
 
     Args:
         maps: modules whose outputs are averaged, see `MaskedEncoder`; "auto" takes the student's maps.
@@ -50,12 +52,7 @@ class MovingAverage(Held):
         super().__init__()
         if norm not in NORMS:
             raise ValueError(f"MovingAverage: norm={norm!r} is not one of {', '.join(map(repr, NORMS))}")
-        ends: list[Any] = []
-        if momentum != "auto":
-            ends = [momentum] if isinstance(momentum, int | float) else list(momentum)
-        if (isinstance(momentum, str) and momentum != "auto") or len(ends) > 2 or not all(0 <= m <= 1 for m in ends):
-            raise ValueError(f'MovingAverage: momentum={momentum!r} must be "auto", or one or two numbers from 0 to 1')
-        self.maps, self.norm, self.ends = maps, norm, ends
+        self.maps, self.norm, self.ends = maps, norm, _ends_of(momentum)
         self.step = 0  # updates so far
         self.spread: Tensor | None = None  # deviation of the last target over places and images
         self.looked: tuple[int, Tensor] | None = None  # a step and its spread, on its way to the host
@@ -79,15 +76,25 @@ class MovingAverage(Held):
         return int(self.teacher.strides[-1])
 
     def attach(self, encoder, mean, std) -> None:
-        """Builds the teacher as a copy of the student; until the first step, again each time."""
-        if self.step:
-            return
-        if self.held("teacher") is None:
+        """Builds the teacher as a copy of the student; until the first step, again each time. A student of other shapes
+        gets a teacher of its own.
+        """
+        if self.held("teacher") is None or not self._fits(encoder):
+            self.step = 0
             self.hold("teacher", self._copy(encoder))
             widths = set(self.teacher.channels)
             if len(widths) > 1:
                 raise ValueError(f"MovingAverage: maps of {sorted(widths)} channels cannot be averaged; name one width")
-        self._move(encoder, momentum=0.0)
+        if not self.step:
+            self._move(encoder, momentum=0.0)
+
+    def _fits(self, encoder) -> bool:
+        """Whether the student has every tensor of the teacher, in the same shape."""
+        shapes, own = (
+            {name: tensor.shape for name, tensor in (*model.named_parameters(), *model.named_buffers())}
+            for model in (encoder.model, self.teacher.model)
+        )
+        return own.items() <= shapes.items() and tuple(self.teacher.img_size) == tuple(encoder.img_size)
 
     def _copy(self, encoder) -> MaskedEncoder:
         """The student's network, with maps of its own where they were asked for."""
@@ -106,7 +113,7 @@ class MovingAverage(Held):
     @torch.no_grad()
     def forward(self, images: Tensor) -> Tensor:
         """(B, C, H, W) normalised -> (B, channels, H / stride, W / stride) float32."""
-        maps = self.teacher(images)
+        maps = run_teacher(self.teacher, images)
         target = blend(maps, (maps[-1].shape[2], maps[-1].shape[3]), self.norm)
         self.spread = spread_of(target)[1]
         return target
@@ -155,3 +162,14 @@ class MovingAverage(Held):
     def remember(self, memory: dict) -> None:
         """The inverse of `memory`."""
         self.step = memory["step"]
+
+
+def _ends_of(momentum: object) -> list[float]:
+    """The first and the last momentum of a run, or the one of all steps; [] for "auto"."""
+    if isinstance(momentum, str) and momentum == "auto":
+        return []
+    ends: list = list(momentum) if isinstance(momentum, list | tuple) else [momentum]
+    numbers = all(isinstance(one, int | float) and not isinstance(one, bool) and 0 <= one <= 1 for one in ends)
+    if not 1 <= len(ends) <= 2 or not numbers:
+        raise ValueError(f'MovingAverage: momentum={momentum!r} must be "auto", or one or two numbers from 0 to 1')
+    return ends

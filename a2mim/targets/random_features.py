@@ -1,14 +1,14 @@
 """Features of a random network that stays as it is: a target that cannot collapse and needs no download."""
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from a2mim.registry import MODELS
+from a2mim.registry import MODELS, check_whole, is_whole
 from a2mim.targets.cells import normalise
 from a2mim.targets.held import Held, spread_of
-from a2mim.targets.precision import full_precision
+from a2mim.targets.precision import run_teacher
 
 LEAST_SPREAD = 0.1  # share of a target's deviation that must lie within images
 
@@ -18,8 +18,9 @@ class RandomFeatures(Held):
     """What a random CNN with ReLU makes of the whole image, each cell normalised over its channels.
 
     The first layer sees one cell each, further layers of 3 x 3 the neighbours. A single layer without ReLU would be the
-    pixels in another basis; a deep random network smooths until all cells of an image look alike. So the first batch is
-    looked at: at least a tenth of the target's deviation must lie within images.
+    pixels in another basis; a deep random network smooths until all cells of an image look alike. So every batch before
+    `after_step` is first called is looked at, the noise by which `MIM` tries its parts and the first images of
+    training: at least a tenth of the target's deviation must lie within images.
 
     Args:
         channels: width of the target.
@@ -28,7 +29,8 @@ class RandomFeatures(Held):
         seed: of the weights, which do not depend on the run's seed.
 
     Raises:
-        ValueError: from the first batch, when the target hardly differs within an image.
+        ValueError: from the first batch, or after the first step where the step is compiled, when the target hardly
+            differs within an image.
 
     Source: the rule and the network are ours; the idea is that of latent targets from an untrained encoder (OlmoEarth,
         https://arxiv.org/abs/2511.13655).
@@ -36,21 +38,28 @@ class RandomFeatures(Held):
 
     def __init__(self, channels: int = 256, depth: int = 3, stride: int | None = None, seed: int = 0):
         super().__init__()
-        if not 1 <= depth <= 8 or channels < 2:
-            raise ValueError(f"RandomFeatures: depth={depth} must be from 1 to 8, channels={channels} at least 2")
+        if not is_whole(depth) or depth > 8:
+            raise ValueError(f"RandomFeatures: depth={depth!r} must be a whole number from 1 to 8")
+        check_whole("RandomFeatures", 2, channels=channels)
+        if stride is not None:
+            check_whole("RandomFeatures", stride=stride)
         self.channels, self.depth, self.seed = channels, depth, seed
-        self.asked_stride, self.in_chans, self.checked = stride, 3, False
+        self.asked_stride, self.in_chans = stride, 3
+        self.checked = False  # whether a step was taken on targets that differ within images
+        self.spread: tuple[Tensor, Tensor] | None = None  # of the last target in a compiled step
         self.stride = stride or 16
         self._build()
 
     def attach(self, encoder, mean, std) -> None:
-        """Takes the student's stride and number of channels."""
+        """Takes the student's stride and number of channels; the next batch is looked at."""
+        self.checked, self.spread = False, None
         stride = self.asked_stride or int(max(encoder.strides))
         if (stride, len(mean)) != (self.stride, self.in_chans):
             self.stride, self.in_chans = stride, len(mean)
-            self._build()
+            device = next(cast(nn.Module, self.held("teacher")).parameters()).device
+            self._build().to(device)
 
-    def _build(self) -> None:
+    def _build(self) -> nn.Module:
         generator = torch.Generator("cpu").manual_seed(self.seed)
         layers = []
         for i in range(self.depth):
@@ -62,24 +71,30 @@ class RandomFeatures(Held):
             weight = torch.randn(conv.weight.shape, generator=generator, device="cpu") * gain
             conv.weight = nn.Parameter(weight.to(torch.get_default_device()))
             layers += [conv, nn.ReLU()]
-        self.hold("teacher", nn.Sequential(*layers))
+        return self.hold("teacher", nn.Sequential(*layers))
 
     @torch.no_grad()
     def forward(self, images: Tensor) -> Tensor:
         """(B, C, H, W) normalised -> (B, channels, H / stride, W / stride) float32."""
         teacher = self.held("teacher")
         assert teacher is not None  # built with the target
-        with full_precision(images):
-            target = normalise(teacher(images.float()), "layer")
-        if not self.checked and not target.is_meta:
-            self.checked = True
-            check_spread(target, type(self).__name__)
+        target = normalise(run_teacher(teacher, images), "layer")
+        if torch.compiler.is_compiling():  # a graph raises nothing: `after_step` looks
+            self.spread = spread_of(target)
+        elif not self.checked and not target.is_meta:
+            check_spread(spread_of(target), type(self).__name__)
         return target
 
+    def after_step(self, encoder, step: int, steps: int) -> None:
+        """Looks at the target of a first step that was compiled; later ones are not looked at."""
+        if not self.checked and self.spread is not None:
+            check_spread(self.spread, type(self).__name__)
+        self.checked, self.spread = True, None
 
-def check_spread(target: Tensor, name: str) -> None:
-    """Raises ValueError for a target (B, C, h, w) that hardly differs between the cells of an image."""
-    within, total = (float(value) for value in spread_of(target))
+
+def check_spread(spread: tuple[Tensor, Tensor], name: str) -> None:
+    """Raises ValueError for a target of this `spread_of` that hardly differs between the cells of an image."""
+    within, total = (float(value) for value in spread)
     if not within > LEAST_SPREAD * total:
         share = within / total if total else 0.0
         raise ValueError(

@@ -1,5 +1,6 @@
 """The decoder's weights, order of pixels and size."""
 
+import pytest
 import timm
 import torch
 
@@ -44,6 +45,24 @@ def test_pixels_are_the_images_and_normalised_patches_have_mean_0_and_variance_1
         patch = patches[b, c, y : y + 4, x : x + 4]
         assert abs(patch.mean()) < 1e-5
         assert abs(patch.var(unbiased=False) - 1) < 1e-3
+
+
+@pytest.mark.parametrize("patch_size", [0, -4, True, "16", 2.0, None])
+def test_a_patch_that_is_no_number_of_pixels_is_one_sentence(patch_size):
+    with pytest.raises(ValueError, match=r"NormalizedPatches: patch_size=.* must be a whole number of at least 1"):
+        NormalizedPatches(patch_size)
+
+
+def test_a_patch_of_one_number_is_refused_and_one_of_several_channels_is_not():
+    message = "patch_size=1 is one number, which has no contrast"
+    with pytest.raises(ValueError, match=message):
+        NormalizedPatches(1)
+    target = NormalizedPatches(1, channels="together")
+    with pytest.raises(ValueError, match=message):
+        target.attach(None, (0.5,), (0.5,))
+    with pytest.raises(ValueError, match=message):
+        target(torch.randn(1, 1, 8, 8))
+    assert target(torch.randn(1, 3, 8, 8)).isfinite().all()
 
 
 def test_a_wide_decoder_computes_what_its_convolution_computes(monkeypatch):

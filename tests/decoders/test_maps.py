@@ -5,7 +5,17 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from a2mim.decoders import ConvNeck, EachMap, EachScale, FusedLinear, LightDecoder, LinearDecoder, TransformerDecoder
+from a2mim.decoders import (
+    ConvNeck,
+    EachMap,
+    EachScale,
+    FusedLinear,
+    LightDecoder,
+    LinearDecoder,
+    TransformerDecoder,
+    light,
+    make_decoder,
+)
 from a2mim.decoders.light import norm_visible
 from a2mim.decoders.positions import sincos_positions
 from a2mim.masking import BlockMask, expand_mask
@@ -35,12 +45,31 @@ def test_with_a_token_of_its_own_hidden_cells_of_the_maps_do_not_matter(kind, tr
     decoder = small(kind).train(training)
     maps = maps_of()
     noise = [torch.where(expand_mask(MASK, *m.shape[-2:]), 100 * torch.randn_like(m), m) for m in maps]
-    if kind in (FusedLinear, TransformerDecoder):  # resizing mixes cells: a map is fused on the last grid
-        noise[:-1] = maps[:-1]
     assert torch.equal(decoder(maps, MASK), decoder(noise, MASK))
     with_token = small(kind, mask_token=False).train(training)
     assert not torch.equal(with_token(maps, MASK), with_token(noise, MASK))
     assert len(list(decoder.parameters())) > len(list(with_token.parameters()))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("strides", [(32, 16), (16, 8), (32, 8), (8, 32, 16)])
+def test_hidden_cells_of_an_earlier_coarser_map_do_not_matter(kind, strides):
+    sizes = {TransformerDecoder: dict(embed_dim=32, depth=1, num_heads=4), LightDecoder: dict(width=32)}
+    channels = (8,) * len(strides)
+    decoder = kind(list(channels), list(strides), 3, 8, **sizes.get(kind, {})).eval()
+    maps = maps_of(strides, channels)
+    for mask in (MASK, BlockMask(32, 0.25)(2, 64, 64, generator=torch.Generator().manual_seed(1))):
+        noise = [torch.where(expand_mask(mask, *m.shape[-2:]), torch.nan, m) for m in maps]
+        assert torch.equal(decoder(maps, mask), decoder(noise, mask))
+
+
+def test_a_coarser_map_is_interpolated_where_nothing_is_hidden_by_zeros():
+    for mask_token in (False, True):
+        decoder = FusedLinear([8, 8], [16, 8], 3, 8, mask_token=mask_token)
+        maps = maps_of((16, 8), (8, 8))
+        coarse = F.conv2d(maps[0], decoder.fuse.projections[0].weight, decoder.fuse.projections[0].bias)
+        finer = F.interpolate(coarse, (8, 8), mode="nearest-exact" if mask_token else "bilinear")
+        assert torch.allclose(decoder.fuse(maps), (finer + maps[1]) / 2, atol=1e-6)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -82,6 +111,16 @@ def test_the_transformer_reads_the_class_token_and_gives_it_position_0():
         y, z = divmod(i, 4)
         expected[:, :, 16 * y : 16 * y + 16, 16 * z : 16 * z + 16] = patches[:, i].view(2, 3, 16, 16)
     assert torch.allclose(with_it, expected, atol=1e-5)
+
+
+def test_class_tokens_pass_the_norm_behind_the_fusion():
+    decoder = TransformerDecoder([8, 8], [16, 16], embed_dim=32, depth=1, num_heads=4).eval()
+    maps, prefix, seen = maps_of([16, 16], [8, 8]), 30 * torch.randn(2, 2, 8) + 5, []
+    decoder.embed.register_forward_hook(lambda module, inputs, output: seen.append(inputs[0]))
+    answer = decoder(maps, MASK, prefix=prefix)
+    tokens = next(one for one in seen if one.shape == prefix.shape)
+    assert torch.allclose(tokens, F.layer_norm(prefix, (8,)), atol=1e-4)
+    assert torch.allclose(decoder(maps, MASK, prefix=3 * prefix), answer, atol=1e-4)
 
 
 def test_positions_are_mae_s_x_first():
@@ -170,6 +209,31 @@ def test_maps_that_do_not_lead_to_the_target_are_one_sentence():
         TransformerDecoder([8], [16], num_heads=5)
 
 
+@pytest.mark.parametrize(
+    ("kind", "given"),
+    [
+        (TransformerDecoder, dict(num_heads=0)),
+        (TransformerDecoder, dict(embed_dim="32")),
+        (TransformerDecoder, dict(depth=-1)),
+        (TransformerDecoder, dict(depth=True)),
+        (LightDecoder, dict(width=0)),
+        (LightDecoder, dict(width=768.0)),
+    ],
+)
+def test_sizes_of_a_decoder_that_are_no_whole_numbers_are_one_sentence(kind, given):
+    with pytest.raises(ValueError, match=rf"{kind.__name__}: {next(iter(given))}=.* must be a whole number"):
+        kind([8], [16], **given)
+
+
+@pytest.mark.parametrize("decoder", [LinearDecoder(8, 16), LinearDecoder, None, 3, ["linear"]])
+def test_a_decoder_is_made_from_a_name_or_a_config(decoder):
+    message = r"from a name \(linear, .*\) or a config .*, not from a [A-Za-z]+$"
+    with pytest.raises(ValueError, match=message):
+        make_decoder(decoder, [8], [16], 3, 1)
+    with pytest.raises(ValueError, match=message):
+        scales(decoder)
+
+
 def test_decoders_of_one_map_get_a_token_from_the_adapter():
     decoder = EachMap(LinearDecoder, [8, 16], [8, 16], 3, 1, mask_token=True)
     assert len(decoder) == 2
@@ -245,3 +309,14 @@ def test_scales_that_do_not_go_with_the_maps_are_one_sentence():
         scales("linear", [8], [16], target_cells=[6])
     with pytest.raises(ValueError, match="decoder='linaer' is not known"):
         scales("linaer")
+    for cells in (8, True, [], "auto", [4, 8, 0, 32], [4, 8, True, 32], [4.0, 8, 16, 32]):
+        with pytest.raises(ValueError, match=r"EachScale: (target_cells=|4 maps do not go)"):
+            scales("linear", target_cells=cells)
+
+
+def test_decoders_inside_the_scales_are_told_how_many_cells_are_hidden(monkeypatch):
+    told, shown = [], light.shown_cells
+    monkeypatch.setattr(light, "shown_cells", lambda mask, grid, known: told.append(known) or shown(mask, grid))
+    scales({"type": "LightDecoder", "width": 32})(maps_of((16,) * 4, (8,) * 4), MASK, hidden_cells=4)
+    assert told == [4] * 4
+    scales("linear")(maps_of((16,) * 4, (8,) * 4), MASK, hidden_cells=4)

@@ -13,6 +13,7 @@ from a2mim.cli import build_parser, main
 from a2mim.commands.arguments import reading_of
 from a2mim.data import EvalLoader, open_dataset
 from a2mim.data.reading import Reading
+from a2mim.engine.assembly import build_mim
 from a2mim.engine.config import load_config
 from a2mim.evaluation import extract_features
 
@@ -32,6 +33,17 @@ def bands(tmp_path_factory):
             place.parent.mkdir(parents=True, exist_ok=True)
             np.save(place, values)
     return root
+
+
+@pytest.mark.parametrize("channels", [1, 4])
+@pytest.mark.parametrize("row", ["fastmim_xcit_small", "fastmim_resnet50"])
+def test_a_learned_fill_has_the_channels_of_the_data(row, channels):
+    pixels = {"data.in_chans": channels, "data.mean": (0.5,) * channels, "data.std": (0.5,) * channels}
+    network = {"model.encoder.name": "test_resnet" if "resnet" in row else "test_vit"}
+    model = build_mim(load_config(RECIPES / f"{row}.py", pixels | network, laptop=True))
+    images = torch.randint(0, 256, (2, channels, *model.encoder.img_size), dtype=torch.uint8)
+    sum(model(images).values()).backward()
+    assert model.fill.colour.shape == (channels,) and model.fill.colour.grad.abs().max() > 0
 
 
 def test_five_channels_of_sixteen_bits_pre_train_and_are_judged(recipe, bands, tmp_path):

@@ -71,6 +71,13 @@ ROWS = {
     "dropped": {"model.encoder": VIT | {"hide": "drop"}, "model.decoder": TRANSFORMER},
     "masks that hide a varying number": {"model.encoder": VIT, "model.masking": VARYING},
     "a frozen teacher": {"model.encoder": VIT, "model.target": {"type": "FrozenFeatures", "source": "test_vit"}},
+    "a random teacher": {"model.encoder": VIT, "model.target": "random"},
+    "scales": {
+        "model.encoder": {"name": "test_resnet", "hide": "sparse", "maps": ["layer3", "layer4"]},
+        "model.masking.mask_patch_size": 32,
+        "model.decoder": {"type": "EachScale", "decoder": {"type": "LightDecoder", "width": 32}},
+        "model.target": {"type": "HOG", "cells": [8, 16]},
+    },
     "a moving teacher": {"model.encoder": VIT, "model.target": {"type": "MovingAverage", "momentum": 0.5}},
 }
 

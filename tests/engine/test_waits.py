@@ -68,9 +68,17 @@ RECIPES = {
     "xcit": {"model.encoder": {"name": "xcit_nano_12_p16_224", "visible_stats": True, "drop_path_rate": 0.1}},
     "dropped": {"model.encoder": VIT | {"hide": "drop"}, "model.masking": {"type": "MultiBlock"}},
     "sparse": SPARSE | {"model.decoder": {"type": "LightDecoder", "width": 32}},
+    "scales": SPARSE
+    | {
+        "model.encoder": {"name": "resnet10t", "hide": "sparse", "maps": ["layer3", "layer4"]},
+        "model.decoder": {"type": "EachScale", "decoder": {"type": "LightDecoder", "width": 32}},
+        "model.target": {"type": "HOG", "cells": [8, 16]},
+    },
     "blocks": {"model.masking": {"type": "BEiTBlocks", "min_cells": 2}, "model.target": "hog"},
     "grid": {"model.masking": {"type": "UniformGrid"}, "model.target": {"type": "NormalizedPatches"}},
     "inverse": {"model.masking": {"type": "InverseBlock"}, "model.target": "lbp"},
+    "frozen teacher": {"model.target": {"type": "FrozenFeatures", "source": "test_vit2"}, "data.mean": [0.1] * 3},
+    "random teacher": {"model.target": "random"},
     "teacher": {"model.target": {"type": "MovingAverage"}, "model.losses": [{"type": "PatchDiscrimination"}]},
 }
 

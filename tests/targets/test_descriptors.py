@@ -63,7 +63,9 @@ def test_scales_stand_behind_each_other_and_coarse_cells_are_repeated():
         assert (found[0, 9 * i : 9 * i + 9] - expected).abs().max() < 5e-7
 
 
-@pytest.mark.parametrize("cells", [0, [], [8, 4], [4, 6], [4.0, 8], "8"])
+@pytest.mark.parametrize(
+    "cells", [0, [], [8, 4], [4, 6], [4.0, 8], "8", None, True, [True], [4, True], 8.0, [4, None], [[8]], {8: 1}]
+)
 def test_scales_that_do_not_fit_into_each_other_are_one_sentence(cells):
     with pytest.raises(ValueError, match=r"cells=.* each a multiple of the first"):
         HOG(cells=cells)

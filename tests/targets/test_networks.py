@@ -123,6 +123,108 @@ def test_a_random_teacher_is_in_the_state_and_does_not_touch_the_run_s_random_nu
     assert torch.equal(target(batch()), other(batch()))
 
 
+def test_a_teacher_used_again_follows_the_new_student():
+    target = FrozenFeatures("test_resnet")
+    for name, mean in (("test_vit", (0.5,)), ("test_vit", (0.1, 0.2, 0.3)), ("test_resnet", (0.1, 0.2, 0.3))):
+        student = MaskedEncoder(name, img_size=64, in_chans=len(mean)), mean, (0.25,) * len(mean)
+        target.attach(*student)
+        fresh = FrozenFeatures("test_resnet")
+        fresh.attach(*student)
+        fresh.teacher.load_state_dict(target.teacher.state_dict())
+        images = torch.randn(2, len(mean), 64, 64)
+        assert torch.equal(target(images), fresh(images)) and target.stride == fresh.stride
+    before = target.teacher
+    target.attach(*student)
+    assert target.teacher is before  # the same student: nothing is built again
+
+
+def test_an_average_used_again_follows_the_new_student():
+    target = MovingAverage(momentum=0.5)
+    train(mim(target, name="test_vit"), 1)
+    other = mim(target, name="test_resnet")
+    assert torch.equal(other.target(batch()), mim(MovingAverage(), name="test_resnet").target(batch()))
+    assert target.step == 0
+
+
+def test_a_teacher_sees_a_rectangle_unsquashed():
+    encoder = MaskedEncoder("test_vit", img_size=(64, 128), mask_patch_size=16)
+    for img_size, seen in ((64, (64, 128)), (32, (32, 64)), ([32, 64], (32, 64))):
+        target = FrozenFeatures("test_vit2", img_size=img_size)
+        target.attach(encoder, (0.5,) * 3, (0.5,) * 3)
+        assert target.teacher.img_size == seen and target.stride == 16
+        assert target.teacher.outputs[0].layout.grid == (seen[0] // 16, seen[1] // 16)
+        assert target(torch.randn(2, 3, 64, 128)).shape[2:] == (4, 8)
+
+
+@pytest.mark.parametrize(
+    ("given", "size", "message"),
+    [
+        (dict(img_size=(64, 64)), (64, 128), r"img_size=\(64, 64\) .* does not keep the shape .* 64x128 pixels"),
+        (dict(img_size=25), (64, 80), r"img_size=25 .*shorter side that is a multiple of 4"),
+        (dict(img_size=80), (64, 64), "no common grid"),
+        (
+            dict(img_size=48, stride=16),
+            (64, 64),
+            "has 3x3 cells at 48x48 pixels, and the target 4x4 of 16 px",
+        ),
+        (dict(img_size=0), None, "img_size=0 of a teacher must be a number of pixels"),
+        (dict(img_size=True), None, "img_size=True of a teacher"),
+        (dict(img_size="64"), None, "img_size='64' of a teacher"),
+        (dict(img_size=(64, 64, 64)), None, "or .height, width."),
+        (dict(stride=0), None, "FrozenFeatures: stride=0 must be a whole number of at least 1"),
+    ],
+)
+def test_a_size_of_the_teacher_that_does_not_fit_is_one_sentence(given, size, message):
+    with pytest.raises(ValueError, match=message):
+        target = FrozenFeatures("test_vit2", **given)
+        target.attach(MaskedEncoder("test_vit", img_size=size), (0.5,) * 3, (0.5,) * 3)
+
+
+@pytest.mark.parametrize("target", [FrozenFeatures("test_resnet"), MovingAverage(), RandomFeatures(channels=32)])
+def test_targets_are_in_float32_where_the_run_is_in_bf16(target):
+    model = mim(target, name="test_vit", mean=(0.5,) * 3, std=(0.5,) * 3)
+    pixels = torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8)
+    plain = model.prepare(pixels, None)[1]
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(model.prepare(pixels, None)[1], plain)
+    assert plain.dtype == torch.float32
+
+
+@pytest.mark.parametrize("momentum", [[], True, None, [0.9, True], "0.9", ["0.9"], [0.9] * 3, {}, float("nan")])
+def test_a_momentum_that_is_none_is_one_sentence(momentum):
+    with pytest.raises(ValueError, match=r"MovingAverage: momentum=.* must be \"auto\", or one or two numbers"):
+        MovingAverage(momentum=momentum)
+
+
+@pytest.mark.parametrize("given", [dict(depth=0), dict(depth="3"), dict(depth=9), dict(channels=1), dict(stride=0)])
+def test_a_random_network_that_cannot_be_is_one_sentence(given):
+    with pytest.raises(ValueError, match=rf"RandomFeatures: {next(iter(given))}=.* must be a whole number"):
+        RandomFeatures(**given)
+
+
+def smooth():
+    return torch.randn(4, 3, 1, 1, generator=torch.Generator().manual_seed(0)).expand(-1, -1, 64, 64).contiguous()
+
+
+def test_a_smooth_target_is_refused_inside_a_model_at_the_first_batch_and_not_later():
+    model = mim(RandomFeatures(channels=32), name="test_vit")
+    with pytest.raises(ValueError, match=r"only 0\.0% of the target's deviation lies within images"):
+        model(smooth())
+    train(model, 1)
+    model(smooth())  # a blank batch in the middle of a run is no fault
+    model.attach_target()
+    with pytest.raises(ValueError, match="lies within images"):
+        model(smooth())
+
+
+def test_a_compiled_step_on_a_smooth_target_is_refused_behind_it(monkeypatch):
+    model = mim(RandomFeatures(channels=32), name="test_vit")
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    model(smooth(), mode="baseline")  # a graph cannot raise
+    with pytest.raises(ValueError, match="lies within images"):
+        model.after_step(1, 10)
+
+
 def test_a_random_target_that_is_smooth_is_refused_at_the_first_batch():
     flat = torch.randn(4, 3, 1, 1).expand(-1, -1, 64, 64).contiguous()
     with pytest.raises(ValueError, match=r"only 0\.\d% of the target's deviation lies within images"):
