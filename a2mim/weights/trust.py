@@ -98,15 +98,18 @@ def check_channels(channels: object, path: Path) -> int:
     return channels
 
 
-def check_tensors(state: object, path: Path) -> dict[str, Tensor]:
-    """A state dictionary in a file: names, and ordinary tensors in memory, neither sparse nor quantised."""
+def check_tensors(state: object, path: Path, prefix: str = "") -> dict[str, Tensor]:
+    """The entries of a state dictionary in a file whose names begin with `prefix`: ordinary tensors in memory, neither
+    sparse nor quantised. What else the file holds, such as the networks of a target, is left out.
+    """
     if not isinstance(state, Mapping):
         raise ValueError(f"{path} has {shorten(state)} instead of a state dictionary.")
-    for key, value in state.items():
+    chosen = {key: value for key, value in state.items() if not isinstance(key, str) or key.startswith(prefix)}
+    for key, value in chosen.items():
         plain = isinstance(value, Tensor) and value.layout is torch.strided and value.device.type == "cpu"
         if not isinstance(key, str) or not plain or value.is_quantized:
             raise ValueError(f"{path} has {shorten(value)} under {shorten(key)} instead of a tensor.")
-    return dict(state)
+    return chosen
 
 
 def check_names(names: object, path: Path) -> list[str]:

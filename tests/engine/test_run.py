@@ -22,6 +22,7 @@ from a2mim.engine.folder import claim, find_run, release
 from a2mim.engine.records import step_seed
 from a2mim.engine.report import _too_short, command_line, judging_lines
 from a2mim.engine.resized import at_judged_size
+from a2mim.weights.sources import read_source
 
 
 def test_a_run_leaves_the_folder_that_the_documentation_names(run):
@@ -56,6 +57,16 @@ def test_the_written_config_runs_again_and_gives_the_same(run, images, tmp_path)
     folder, first = run("whole")
     second = a2mim.pretrain(folder / "config.py", images, tmp_path / "again", device="cpu", num_workers=0)
     assert second["loss"] == first["loss"]
+
+
+def test_a_run_whose_target_holds_a_network_is_a_source_without_it(run):
+    target = {"type": "RandomFeatures", "channels": 16, "depth": 2}
+    folder, _ = run("taught", **{"model.target": target, "model.losses": [{"type": "MaskedSmoothL1"}], "export": []})
+    state = torch.load(list_checkpoints(folder / "checkpoints")[-1], weights_only=True)["state_dict"]
+    assert "target._extra_state" in state
+    tensors = read_source(folder).tensors
+    assert {f"encoder.model.{key}" for key in tensors} == {key for key in state if key.startswith("encoder.model.")}
+    assert all(torch.equal(value, state[f"encoder.model.{key}"]) for key, value in tensors.items())
 
 
 def test_tensorboard_gets_what_the_log_gets(run):
