@@ -2,6 +2,7 @@
 
 import importlib
 import inspect
+import math
 from collections.abc import Callable
 from numbers import Integral
 from typing import Any
@@ -26,7 +27,7 @@ def build_part(cfg: dict, registry: Registry, default_args: dict | None = None):
     """
     arguments = {**(default_args or {}), **cfg}
     name = arguments.pop("type", None)
-    part = name if callable(name) else find_part(name, registry)
+    part = find_part(name, registry)
     if part is None:
         raise ValueError(f"type={name!r} is not a part of a2mim{nearest(name, registry.module_dict)}")
     signature = inspect.signature(part)
@@ -45,6 +46,11 @@ def takes(function: Callable, name: str) -> bool:
     if not inspect.isclass(function):
         function = getattr(function, "forward", function)  # a module's own call tells nothing
     return name in inspect.signature(function).parameters
+
+
+def is_number(value: object) -> bool:
+    """Whether a value is a finite int or float; True and False are none."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def is_whole(value: object, least: int = 1) -> bool:
@@ -78,11 +84,12 @@ def find_registered(name: object, registry: Registry) -> Any:
 
 
 def find_part(name: object, registry: Registry) -> Any:
-    """The part of that name: a registered one, or else what a dotted path names, which is imported.
+    """The part of that name: a registered one, or else what a dotted path names, which is imported. A class or function
+    in place of a name is the part itself.
 
     mmengine's own look-up imports any name, with or without a dot, and for "a.b" the module "a.registry".
     """
-    found = find_registered(name, registry)
+    found = name if callable(name) else find_registered(name, registry)
     if found is not None or not (isinstance(name, str) and "." in name):
         return found
     parts = name.split(".")

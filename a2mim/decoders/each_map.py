@@ -66,10 +66,10 @@ class EachMap(nn.ModuleList):
         tell(self, encoder, step, steps)
 
 
-def tell(decoders: Iterable[nn.Module], encoder: nn.Module, step: int, steps: int) -> None:
-    """after_step of each decoder that has one. step: 1..steps."""
-    for decoder in {id(one): one for one in decoders}.values():
-        act = getattr(decoder, "after_step", None)
+def tell(parts: Iterable, encoder: nn.Module, step: int, steps: int) -> None:
+    """after_step of each part that has one, once. step: 1..steps."""
+    for part in {id(one): one for one in parts}.values():
+        act = getattr(part, "after_step", None)
         if callable(act):
             act(encoder, step, steps)
 

@@ -15,8 +15,7 @@ from a2mim.engine.health import PLATEAU
 from a2mim.engine.hooks import LogHook
 from a2mim.mim import MIM
 from a2mim.targets import Held, MovingAverage
-
-LEAST = 0.01  # deviation below which predictions have collapsed; MovingAverage has the same for its target
+from a2mim.targets.moving import LEAST
 
 
 class Deviations:

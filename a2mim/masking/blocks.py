@@ -9,15 +9,13 @@ from torch import Tensor
 from a2mim.masking.cells import (
     CellMask,
     check_ratio,
-    check_whole,
-    is_number,
     keep_lowest,
     random_corner,
     rectangle,
     some_hidden,
     true_everywhere,
 )
-from a2mim.registry import MODELS
+from a2mim.registry import MODELS, check_whole, is_number
 
 TRIES = 10  # proposals in a row that may fail before an image counts as stuck
 ROUNDS = 16  # proposals between two looks at whether any image still needs one
@@ -52,7 +50,7 @@ class BEiTBlocks(CellMask):
     ):
         super().__init__(mask_patch_size)
         check_ratio(mask_ratio)
-        check_whole(min_cells=min_cells)
+        check_whole("BEiTBlocks", min_cells=min_cells)
         if not is_number(min_aspect) or not 0 < min_aspect <= 1:
             raise ValueError(f"min_aspect={min_aspect!r} must be a number above 0 and at most 1")
         self.mask_ratio, self.min_cells, self.min_aspect = mask_ratio, min_cells, min_aspect
@@ -166,7 +164,7 @@ class InverseSquares(CellMask):
     ):
         super().__init__(mask_patch_size)
         check_ratio(mask_ratio)
-        check_whole(side=side, masks=masks)
+        check_whole("InverseSquares", side=side, masks=masks)
         if side % 2 == 0:
             raise ValueError(f"side={side} must be odd: a square has a cell as its centre")
         if not is_number(adjust) or not 0 <= adjust < mask_ratio:

@@ -7,6 +7,8 @@ import torch
 from einops import repeat
 from torch import Tensor
 
+from a2mim.registry import check_whole, is_number
+
 
 class CellMask:
     """The size of a mask's cells; every mask part of ours has one.
@@ -16,7 +18,7 @@ class CellMask:
     """
 
     def __init__(self, mask_patch_size: int):
-        check_whole(mask_patch_size=mask_patch_size)
+        check_whole(type(self).__name__, mask_patch_size=mask_patch_size)
         self.mask_patch_size = mask_patch_size
 
     def grid(self, height: int, width: int) -> tuple[int, int]:
@@ -30,18 +32,6 @@ class CellMask:
                 f" set mask_patch_size to {' or '.join(map(str, close))}, or the image size to a multiple of {cell}"
             )
         return height // cell, width // cell
-
-
-def is_number(value: Any) -> bool:
-    """Whether a value is a finite int or float; True and False are none."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def check_whole(**named: Any) -> None:
-    """Raises ValueError for a named value that is not a whole number of at least 1."""
-    for name, value in named.items():
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise ValueError(f"{name}={value!r} must be a whole number of at least 1")
 
 
 def check_ratio(mask_ratio: Any) -> None:

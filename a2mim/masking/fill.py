@@ -81,7 +81,6 @@ def make_fill(fill: str | dict | Callable, in_chans: int) -> Callable:
         return lookup(fill, FILLS, "fill")
     if not isinstance(fill, dict):
         return fill
-    kind = fill.get("type")
-    part = kind if callable(kind) else find_part(kind, MODELS)
+    part = find_part(fill.get("type"), MODELS)
     derived = {"in_chans": in_chans} if part is not None and takes(part, "in_chans") else {}
     return MODELS.build({**derived, **fill})

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from a2mim.decoders import EachMap, make_decoder
+from a2mim.decoders.each_map import tell
 from a2mim.masking import expand_mask
 
 
@@ -49,8 +50,7 @@ class PlainLoss(nn.Module):
 
     def after_step(self, encoder: nn.Module, step: int, steps: int) -> None:
         """The loss's own, where it has one."""
-        if hasattr(self.loss, "after_step"):
-            self.loss.after_step(encoder, step, steps)
+        tell([self.loss], encoder, step, steps)
 
 
 def as_loss(loss) -> nn.Module:

@@ -8,11 +8,11 @@ import torch
 from mmengine.model import BaseModel
 from torch import Tensor, nn
 
-from a2mim.decoders.each_map import EachMap, check_answer
+from a2mim.decoders.each_map import EachMap, check_answer, tell
 from a2mim.decoders.tokens import fit_grid
 from a2mim.encoder import MaskedEncoder
 from a2mim.masking import expand_mask, make_fill, mean_colour, median_colour
-from a2mim.mim.contract import as_loss, build_decoder, check_counts, check_parts
+from a2mim.mim.contract import as_loss, build_decoder, check_counts, check_parts, left_out
 from a2mim.pixels import IMAGENET_MEAN, IMAGENET_STD, normalize
 from a2mim.registry import MODELS, lookup, takes
 from a2mim.targets import TARGETS
@@ -195,7 +195,7 @@ class MIM(BaseModel):
         """Where masks are best made for a model on `device`: on the CPU where the host must know how many cells are
         hidden, or must look at what was drawn; it would wait for the device otherwise.
         """
-        seen = getattr(self.encoder, "hide", "token") != "token" or getattr(self.masking, "on_host", False)
+        seen = left_out(self.encoder) or getattr(self.masking, "on_host", False)
         return torch.device("cpu") if seen and not self._mask_needs_images() else device
 
     def _mask_needs_images(self) -> bool:
@@ -257,9 +257,7 @@ class MIM(BaseModel):
 
     def after_step(self, step: int, steps: int) -> None:
         """Lets every part act after an optimiser step that has one to do. step: 1..steps."""
-        for part in (self.masking, self.fill, self.target, self.decoders, *self.losses):
-            if hasattr(part, "after_step"):
-                part.after_step(self.encoder, step, steps)
+        tell((self.masking, self.fill, self.target, self.decoders, *self.losses), self.encoder, step, steps)
 
 
 def _part(part):

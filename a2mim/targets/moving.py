@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from a2mim.encoder import MaskedEncoder
-from a2mim.registry import MODELS
+from a2mim.registry import MODELS, is_number
 from a2mim.targets.cells import NORMS, blend
 from a2mim.targets.held import Held, spread_of
 from a2mim.targets.precision import run_teacher
@@ -18,7 +18,7 @@ HALVINGS = 30  # c of the automatic momentum 1 - c / steps
 SLOWEST = 0.9998  # data2vec's momentum
 LOOK_EVERY = 50  # steps between two looks at a GPU's deviation
 READ_AFTER = 10  # steps until it is read, when the device has long sent it
-LEAST = 0.01  # deviation of a target below which it has collapsed
+LEAST = 0.01  # deviation of targets, or of predictions, below which they have collapsed
 
 
 @MODELS.register_module()
@@ -169,7 +169,6 @@ def _ends_of(momentum: object) -> list[float]:
     if isinstance(momentum, str) and momentum == "auto":
         return []
     ends: list = list(momentum) if isinstance(momentum, list | tuple) else [momentum]
-    numbers = all(isinstance(one, int | float) and not isinstance(one, bool) and 0 <= one <= 1 for one in ends)
-    if not 1 <= len(ends) <= 2 or not numbers:
+    if not 1 <= len(ends) <= 2 or not all(is_number(one) and 0 <= one <= 1 for one in ends):
         raise ValueError(f'MovingAverage: momentum={momentum!r} must be "auto", or one or two numbers from 0 to 1')
     return ends
