@@ -5,6 +5,7 @@ import json
 import mmcv
 import numpy as np
 import pytest
+from tiny_project import TINY
 
 import a2mim
 from a2mim.cli import main
@@ -102,18 +103,7 @@ def test_numbers_without_single_answers_do_not_stop_the_others():
         compare_all([rank, rank])
 
 
-RECIPE = """
-model = dict(
-    encoder=dict(name="test_vit"),
-    masking=dict(type="BlockMask", mask_patch_size=16, mask_ratio=0.5),
-    losses=[dict(type="MaskedL1")],
-)
-data = dict(img_size=32)
-global_batch_size = 6
-schedule = dict(epochs=1, warmup_epochs=0)
-log = dict(rows=1, pictures=2)
-export = []
-"""
+RECIPE = TINY + "global_batch_size = 6\nexport = []\n"
 
 
 def test_two_real_runs_are_judged_and_compared_by_the_commands(tmp_path, capsys):
