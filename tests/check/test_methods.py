@@ -3,6 +3,7 @@
 import json
 
 import pytest
+import torch
 
 from a2mim.check.matrix import Cell, general, read_cells, survey_methods, write_matrix
 from a2mim.check.matrix import Member as MatrixMember
@@ -10,6 +11,7 @@ from a2mim.check.methods import Bench, Method, Tried, group
 from a2mim.check.survey import families
 from a2mim.cli import main
 from a2mim.engine.rows import shipped_rows
+from a2mim.targets import MovingAverage
 
 METHODS = group(shipped_rows())
 BY_ROW = {row: method for method in METHODS for row in method.rows}
@@ -61,6 +63,16 @@ def test_a_parameter_without_gradient_and_an_error_are_faults(monkeypatch):
     monkeypatch.setattr("a2mim.check.methods.faults_of_training", lambda *_: 1 / 0)
     broken = Bench("test_resnet", 64).try_method(row())
     assert (broken.verdict, broken.reason) == ("failed", "ZeroDivisionError: division by zero")
+
+
+def test_a_network_whose_moving_average_answers_a_constant_is_refused_by_the_target(monkeypatch):
+    def constant(self, images):
+        self.spread = torch.tensor(1e-8)
+        return torch.zeros(len(images), self.channels, images.shape[2] // self.stride, images.shape[3] // self.stride)
+
+    monkeypatch.setattr(MovingAverage, "forward", constant)
+    found = Bench("test_vit", 64).try_method(BY_ROW["data2vec_vit_base"])
+    assert found.verdict == "refused" and "differ by 1e-08 over the batch" in found.reason
 
 
 def test_a_survey_goes_on_and_its_page_has_no_silent_cell(tmp_path, monkeypatch):
