@@ -1,6 +1,6 @@
 """Tries every method on every family of networks: python tools/check_methods.py --write docs/methods_matrix.md
 
-About two hours of one core; what --records holds is not tried again.
+About two hours of one core and 14 GiB; what --records holds is not tried again.
 """
 
 import argparse

@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import re
 import time
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
@@ -135,33 +134,35 @@ def read_cells(path: Path) -> list[Cell]:
 
 def write_matrix(methods: list[Method], cells: list[Cell]) -> str:
     """The page: a row a family, a column a method, and every reason once."""
-    from_family: dict[str, dict[str, Cell]] = {}
-    for cell in cells:
-        from_family.setdefault(cell.family, {})[cell.tried.method] = cell
     every = families()
-    verdicts = [cell.tried.verdict for cell in cells]
-    counts = {key: verdicts.count(key) for key in SIGNS}
-    number = len(every) * len(methods)
-    head = HEAD.format(cells=number, missing=number - len(cells), version=timm.__version__, teacher=TEACHER, **counts)
+    network = {cell.family: cell.tried.network for cell in cells}  # the last one tried stands for its family
+    shown = {
+        (cell.family, cell.tried.method): cell
+        for cell in cells
+        if cell.family in every and cell.tried.network == network[cell.family]
+    }
+    table = {family: [shown.get((family, method.name)) for method in methods] for family in every}
+    verdicts = [cell.tried.verdict if cell else "missing" for row in table.values() for cell in row]
+    counts = {key: verdicts.count(key) for key in (*SIGNS, "missing")}
+    head = HEAD.format(cells=len(verdicts), version=timm.__version__, teacher=TEACHER, **counts)
     reasons: dict[str, int] = {}
-    rows = [_row(family, from_family.get(family, {}), methods, reasons) for family in every]
+    rows = [_row(family, row, reasons) for family, row in table.items()]
     columns = [f"{i + 1}. {', '.join(f'`{row}`' for row in method.rows)}" for i, method in enumerate(methods)]
     numbers = " | ".join(str(i + 1) for i in range(len(methods)))
-    table = [f"| family | network, pixels | {numbers} |", "|---|---|" + "---|" * len(methods), *rows]
+    lines = [f"| family | network, pixels | {numbers} |", "|---|---|" + "---|" * len(methods), *rows]
     told = [f"{number}. {reason}" for reason, number in reasons.items()]
-    return head + "\n".join([*columns, "", *table, "", "## Reasons", "", *told]) + "\n"
+    return head + "\n".join([*columns, "", *lines, "", "## Reasons", "", *told]) + "\n"
 
 
-def _row(family: str, cells: Mapping[str, Cell], methods: list[Method], reasons: dict[str, int]) -> str:
-    if not cells:
-        return f"| `{family}` | not tried | " + " | ".join("–" for _ in methods) + " |"
-    first = next(iter(cells.values()))
-    size = next(
-        (" × ".join(map(str, dict.fromkeys(c.tried.img_size))) for c in cells.values() if c.tried.img_size), "?"
-    )
-    network = f"`{first.tried.network}`" + (f" with {first.depth} blocks" if first.depth else "")
-    signs = [_sign(cells.get(method.name), reasons) for method in methods]
-    return f"| `{family}` | {network}, {size} | {' | '.join(signs)} |"
+def _row(family: str, cells: list[Cell | None], reasons: dict[str, int]) -> str:
+    signs = " | ".join(_sign(cell, reasons) for cell in cells)
+    there = [cell for cell in cells if cell]
+    if not there:
+        return f"| `{family}` | not tried | {signs} |"
+    depth, network = there[0].depth, there[0].tried.network
+    named = f"`{network}`" + (f" with {depth} blocks" if depth else "")
+    size = next((" × ".join(map(str, dict.fromkeys(c.tried.img_size))) for c in there if c.tried.img_size), "?")
+    return f"| `{family}` | {named}, {size} | {signs} |"
 
 
 def _sign(cell: Cell | None, reasons: dict[str, int]) -> str:

@@ -1,6 +1,7 @@
 """Which method suits which network: a sample of the matrix, and what its examination sees."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -89,6 +90,10 @@ def test_a_survey_goes_on_and_its_page_has_no_silent_cell(tmp_path, monkeypatch)
     assert "2. `other`, `more`" in page and "| `volo` | not tried | – | – |" in page
     (reason,) = page.split("## Reasons")[1].strip().splitlines()
     assert reason.startswith("1. Hidden pixels change its maps") and "test_resnet" not in reason
+    stale = [replace(cell, tried=replace(cell.tried, network="resnet10t")) for cell in cells]
+    gone = replace(cells[0], family="no_family")
+    other = replace(cells[0], tried=replace(cells[0].tried, method="no method"))
+    assert write_matrix(methods, [*stale, gone, other, *cells]) == page  # the page counts what it shows
 
 
 def test_reasons_that_differ_in_a_network_s_own_names_are_one():
