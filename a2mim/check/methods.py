@@ -273,7 +273,9 @@ def last_maps(encoder: MaskedEncoder) -> list[str] | str:
     info = getattr(encoder.model, "feature_info", None) or []
     told = [item for item in info if isinstance(item, dict) and {"module", "num_chs", "reduction"} <= set(item)]
     shapes = [(item["num_chs"], item["reduction"]) for item in told]
+    modules = dict(encoder.model.named_modules())  # timm names what is none, of some networks
     alike = [item["module"] for item, shape in zip(told, shapes, strict=True) if shape == shapes[-1]]
+    alike = [name for name in alike if name in modules]
     return alike[len(alike) // 2 :] if len(alike) > 1 else "auto"
 
 
