@@ -1,11 +1,7 @@
 """Fine-tuning end to end: on the loop of pre-training, from its own source, judged as it says."""
 
 import json
-import os
 import shutil
-import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +9,7 @@ import pytest
 import timm
 import torch
 from resumed_runs import assert_same_run, kill_after, log_of
+from two_processes import run_pair
 
 from a2mim.batchnorm import calibrate_batchnorm
 from a2mim.checkpoints import list_checkpoints
@@ -211,17 +208,10 @@ def test_a_recipe_of_the_other_command_is_recognised(recipe):
 @pytest.mark.slow
 def test_two_processes_train_one_classifier_judge_it_together_and_resume_exactly(run, recipe, labelled, tmp_path):
     def start(*more):
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        command = [
-            *(sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", str(port)),
-            *("-m", "a2mim.cli", "finetune", str(recipe), "test_resnet", "--data", str(labelled)),
-            *("--work-dir", str(tmp_path / "pair"), "--device", "cpu", "--num-workers", "0", *more),
-        ]
-        environment = os.environ | {"OMP_NUM_THREADS": "1"}
-        done = subprocess.run(command, check=False, capture_output=True, text=True, env=environment)
-        assert done.returncode == 0, done.stderr
+        run_pair(
+            *("-m", "a2mim.cli", "finetune", recipe, "test_resnet", "--data", labelled),
+            *("--work-dir", tmp_path / "pair", "--device", "cpu", "--num-workers", "0", *more),
+        )
         saved = torch.load(list_checkpoints(tmp_path / "pair" / "checkpoints")[-1], weights_only=True)
         return saved, results_of(tmp_path / "pair")
 

@@ -2,16 +2,13 @@
 
 import json
 import math
-import os
 import shutil
-import socket
-import subprocess
-import sys
 from types import SimpleNamespace
 from typing import ClassVar
 
 import pytest
 import torch
+from two_processes import run_pair
 
 import a2mim
 from a2mim.checkpoints import list_checkpoints
@@ -216,18 +213,7 @@ a2mim.pretrain(config, data, folder, device="cpu", num_workers=0, resume="resume
 def start_pair(tmp_path, recipe, images, folder, *more):
     script = tmp_path / "pair.py"
     script.write_text(PAIR)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", str(port)]
-    done = subprocess.run(
-        [*command, str(script), str(recipe), str(images), str(folder), *more],
-        check=False,
-        capture_output=True,
-        text=True,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-    )
-    assert done.returncode == 0, done.stderr
+    run_pair(script, recipe, images, folder, *more)
     return torch.load(list_checkpoints(folder / "checkpoints")[-1], weights_only=True)
 
 

@@ -1,13 +1,10 @@
 """Probes on the way cost little, say what they measure, and leave training as it is."""
 
 import json
-import os
-import socket
-import subprocess
-import sys
 
 import pytest
 import torch
+from two_processes import run_pair
 
 from a2mim.batchnorm import calibrate_batchnorm
 from a2mim.checkpoints import list_checkpoints, read_newest
@@ -143,21 +140,14 @@ sys.exit(main(sys.argv[1:]))
 
 @pytest.mark.slow
 def test_several_processes_judge_together_with_the_numbers_of_one(recipe, run, labelled, tmp_path):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
     (tmp_path / "start.py").write_text(JUDGED_BY_ALL)
-    command = [
-        *(sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", str(port)),
-        *(str(tmp_path / "start.py"), "pretrain", str(recipe), "--data", str(labelled)),
-        *("--work-dir", str(tmp_path / "pair"), "--device", "cpu", "--num-workers", "0"),
+    told = run_pair(
+        *(tmp_path / "start.py", "pretrain", recipe, "--data", labelled),
+        *("--work-dir", tmp_path / "pair", "--device", "cpu", "--num-workers", "0"),
         *("--cfg-options", "schedule.epochs=2"),
-    ]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, check=False, capture_output=True, text=True, env=environment)
-    assert done.returncode == 0, done.stderr
-    assert done.stderr.count("share of 2") == 2 + 2 * 2  # on the way, kept from then on; before and after
-    assert done.stderr.count("equal") == 2
+    )
+    assert told.count("share of 2") == 2 + 2 * 2  # on the way, kept from then on; before and after
+    assert told.count("equal") == 2
     assert [line["step"] for line in lines(tmp_path / "pair") if "knn_top1" in line] == [3, 6]
     assert weights(tmp_path / "pair")["meta"]["step"] == 6
 

@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -11,7 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from two_processes import start_two
+from two_processes import ONE_THREAD, pair_of, start_two
 
 from a2mim.checkpoints import list_checkpoints
 from a2mim.cli import main
@@ -272,18 +271,15 @@ def test_one_of_two_processes_is_killed_and_torchrun_s_restart_ends_with_the_sam
     """The command line says nothing of resuming: the restarted processes find the folder of their own run."""
 
     def start(name):
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = str(free.getsockname()[1])
-        torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--max-restarts", "2"]
-        words = ["-m", "a2mim.cli", "pretrain", str(recipe), "--data", str(images), "--device", "cpu"]
-        words += ["--num-workers", "0", "--cfg-options", "schedule.epochs=8"]
+        command = pair_of(
+            *("-m", "a2mim.cli", "pretrain", recipe, "--data", images, "--device", "cpu"),
+            *("--num-workers", "0", "--cfg-options", "schedule.epochs=8"),
+            options=("--max-restarts", "2"),
+        )
         here = tmp_path / name
         here.mkdir()
-        environ = os.environ | {"OMP_NUM_THREADS": "1"}
-        command = [*torchrun, "--master-port", port, *words]
         return here / "runs" / "tiny", subprocess.Popen(
-            command, cwd=here, env=environ, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+            command, cwd=here, env=ONE_THREAD, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
         )
 
     whole, process = start("whole")

@@ -1,9 +1,7 @@
 """A run end to end on a tiny recipe: its folder, its errors, its options, its processes."""
 
 import json
-import os
 import signal
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +10,7 @@ from types import SimpleNamespace
 import pytest
 import timm
 import torch
+from two_processes import run_pair
 
 import a2mim
 from a2mim.checkpoints import list_checkpoints
@@ -239,18 +238,10 @@ def test_help_answers_without_importing_torch():
 @pytest.mark.slow
 def test_two_processes_take_the_same_steps_over_the_same_data_and_one_goes_on(run, recipe, images, tmp_path):
     alone, summary = run("alone", **{"schedule.epochs": 2})
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [
-        *(sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", str(port)),
-        *("-m", "a2mim.cli", "pretrain", str(recipe), "--data", str(images), "--work-dir", str(tmp_path / "pair")),
+    run_pair(
+        *("-m", "a2mim.cli", "pretrain", recipe, "--data", images, "--work-dir", tmp_path / "pair"),
         *("--device", "cpu", "--num-workers", "0", "--cfg-options", "schedule.epochs=2"),
-    ]
-    done = subprocess.run(
-        command, check=False, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}
     )
-    assert done.returncode == 0, done.stderr
     pair = json.loads((tmp_path / "pair" / "summary.json").read_text())
     assert (pair["processes"], pair["steps"]) == (2, summary["steps"])
     saved = [torch.load(list_checkpoints(f / "checkpoints")[-1], weights_only=True) for f in (alone, tmp_path / "pair")]
