@@ -7,6 +7,8 @@ from a2mim.engine.memory import OutOfMemory, first_line, is_out_of_memory
 from a2mim.engine.report import again
 from a2mim.processes.group import is_lost_peer
 
+UNGATHERED = ("DTensor", "its data is not allocated yet")  # torch, of a divided weight that was not gathered
+
 
 def explained(error: BaseException, run: Run, step: int) -> Exception | None:
     """The error to raise in place of one that ended the training; None where that one says enough.
@@ -16,7 +18,7 @@ def explained(error: BaseException, run: Run, step: int) -> Exception | None:
     """
     if is_out_of_memory(error):
         return OutOfMemory(f"step {step}: {out_of_memory(run)}; {run.last_good()}")
-    if "DTensor" in str(error) and run.settings.processes.strategy == "fsdp":
+    if any(sign in str(error) for sign in UNGATHERED) and run.settings.processes.strategy == "fsdp":
         return ValueError(
             f"processes.strategy='fsdp' does not fit this network, which uses weights of a block outside of it"
             f" ({first_line(error)}): leave the strategy out"

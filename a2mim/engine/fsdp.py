@@ -87,7 +87,11 @@ def divide_model(model: nn.Module, settings: RecipeSettings, device: torch.devic
 
 
 def blocks_of(model: nn.Module) -> list[nn.Module]:
-    """Repeated blocks, inner ones first: a stage that consists of blocks comes after them. None shares a weight."""
+    """Repeated blocks, inner ones first: a stage that consists of blocks comes after them. None shares a weight.
+
+    A single layer is none: it holds too little to be worth a message of its own. And where sparse hiding makes a norm's
+    output a view, an activation in place would hide the backward pass from torch.
+    """
     found: list[nn.Module] = []
     for block in repeated_blocks(model):
         members = repeated_blocks(nn.ModuleList([block]))  # in a list, so that a stage may be a list itself
@@ -99,7 +103,8 @@ def blocks_of(model: nn.Module) -> list[nn.Module]:
     return [
         block
         for block in found
-        if type(block).forward is not nn.Module.forward  # a bare list is never called
+        if any(True for _ in block.children())
+        and type(block).forward is not nn.Module.forward  # a bare list is never called
         and all(times[parameter] == 1 for parameter in block.parameters())  # torch divides a shared one in the root
     ]
 

@@ -97,7 +97,9 @@ class PretrainSettings(Settings):
         PretrainJudging(), description="How the encoder is judged; needs labels and a test set."
     )
     export: Annotated[list[Text], Must("a list of targets, e.g. ['timm'] or []")] = Field(
-        ["timm"], description="What the encoder is written for at the end, with a receipt each."
+        ["timm"],
+        description="What the encoder is written for at the end, with a receipt each: encoder/ for timm, and"
+        " export/TARGET for each further one. []: nothing.",
     )
 
     @model_validator(mode="after")

@@ -20,6 +20,7 @@ from a2mim.engine import judging
 from a2mim.engine.activations import keep_activations
 from a2mim.engine.assembly import build_mim, open_sets
 from a2mim.engine.collapse import CollapseHook, Deviations, follows_the_encoder
+from a2mim.engine.further_exports import check_further, further_lines, write_further
 from a2mim.engine.health_hook import PretrainHealthHook, fixed_images
 from a2mim.engine.hooks import PartsHook, PictureHook
 from a2mim.engine.online import online_knn
@@ -49,6 +50,7 @@ class Pretraining:
         check_judged_size(self.settings)
         self.model = build_mim(self.settings)
         self.network = self.model.encoder
+        check_further(self.model.encoder, self.settings)
         self.deviations = Deviations(self.model)
         self.start = self._initialise(saved)
         self.model.attach_target()  # a teacher that follows the student starts from the weights just loaded
@@ -206,7 +208,8 @@ class Pretraining:
             encoders = {"before": judge.calibrated(untrained), "after": judge.calibrated(trained)}
             draw_portrait(judge, encoders, averaged, folder)
         judged = judging.compare(before, after)
-        return {"export": receipt, "judged": judged}
+        further = write_further(trained, self.settings, receipt, folder) if receipt else []
+        return {"export": receipt, "judged": judged, **({"exports": further} if further else {})}
 
     def closing(self, summary: dict, folder: Path) -> list[str]:
         loss = summary["loss"]
@@ -230,6 +233,7 @@ class Pretraining:
         return [
             *lines,
             f"  encoder  {encoder}",
+            *further_lines(summary),
             "next:",
             *([f"  how to load it stands in {encoder / 'README.md'}"] if own else timm_lines(encoder, classes=0)),
             *judging_lines(summary, source, ["linear-probe", "knn"]),

@@ -110,6 +110,12 @@ class RefineSettings(Settings):
                 f"heads.alone_epochs={self.heads.alone_epochs} must be less than schedule.epochs="
                 f"{self.schedule.epochs}; otherwise the encoder is never trained"
             )
+        if self.global_batch_size // self.micro_batches < 2:
+            raise ValueError(
+                f"global_batch_size={self.global_batch_size} in accumulate={self.micro_batches} parts is one image at a"
+                " time, with no other to be told from, so nothing would be learned: raise global_batch_size, or lower"
+                " accumulate"
+            )
         if set(self.export) - {"timm"}:
             raise ValueError(
                 f"export={self.export!r}: refinement hands over ['timm'] or []; a2mim export does the rest"

@@ -37,7 +37,7 @@ def restore(runner, checkpoint: dict) -> None:
         if runner.division is not None:
             checkpoint = own_checkpoint(checkpoint, runner.inner_model, optimizer)
         runner.call_hook("after_load_checkpoint", checkpoint=checkpoint)
-        runner.inner_model.load_state_dict(checkpoint["state_dict"])
+        runner.inner_model.load_state_dict(trained_weights(checkpoint, averaging="ema" in runner.named_hooks))
         runner.optim_wrapper.load_state_dict(checkpoint["optimizer"])
     except torch.OutOfMemoryError:
         raise
@@ -46,6 +46,18 @@ def restore(runner, checkpoint: dict) -> None:
     for group, own in zip(optimizer.param_groups, settings, strict=True):
         group.update(own)
     runner.train_loop.seek(checkpoint["meta"]["step"])
+
+
+def trained_weights(checkpoint: dict, averaging: bool) -> dict:
+    """The weights that training goes on from. In a file, "state_dict" has the averaged ones where there are any.
+
+    Args:
+        averaging: the run keeps averages, whose hook has exchanged the two already.
+    """
+    if averaging or "ema_state_dict" not in checkpoint:
+        return checkpoint["state_dict"]
+    other = checkpoint["ema_state_dict"].items()
+    return {key.removeprefix("module."): value for key, value in other if key.startswith("module.")}
 
 
 def with_own_faults(loader: dict, rank: int, processes: int) -> dict:

@@ -52,10 +52,13 @@ class Found:
 
 
 def numbers_of_parts(settings: RecipeSettings, share: int) -> list[int]:
-    """The numbers of equal parts that `share` images can be divided into, ascending; mixup needs even parts."""
+    """The numbers of equal parts that `share` images can be divided into, ascending; mixup needs even parts, and
+    refinement tells an image from another one.
+    """
     pairs = isinstance(settings, FinetuneSettings) and bool(settings.mix.mixup or settings.mix.cutmix)
     numbers = [number for number in range(1, share + 1) if share % number == 0]
-    return [number for number in numbers if not pairs or share // number % 2 == 0] or [1]
+    least = 2 if settings.command == "refine" else 1
+    return [n for n in numbers if share // n >= least and not (pairs and share // n % 2)] or [1]
 
 
 def find_accumulate(task: Task, device: torch.device, rank: int, world_size: int) -> Found:

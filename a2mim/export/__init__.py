@@ -3,11 +3,19 @@
 import sys
 from types import ModuleType
 
-from a2mim.export.exporting import export, export_timm_folder
+from a2mim.export.exporting import check_possible, export, export_timm_folder, prove_further
 from a2mim.export.target import ExportError
 from a2mim.export.targets import TARGETS, check_targets
 
-__all__ = ["TARGETS", "ExportError", "check_targets", "export", "export_timm_folder"]
+__all__ = [
+    "TARGETS",
+    "ExportError",
+    "check_possible",
+    "check_targets",
+    "export",
+    "export_timm_folder",
+    "prove_further",
+]
 
 
 class _CallableRoom(ModuleType):

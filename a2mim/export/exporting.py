@@ -1,5 +1,6 @@
 """From a source to folders that other libraries load. No folder without a receipt, no receipt without the proof."""
 
+import copy
 import os
 import shutil
 import sys
@@ -114,6 +115,38 @@ def export_timm_folder(
     subject = Subject(model, arguments["model_args"], preprocessing, frozen, source, trained, license)
     target = TARGETS["network" if isinstance(model, OwnNetwork) else "timm"]
     return prove(target, subject, Path(out_dir), batchnorm)
+
+
+def check_possible(model: nn.Module, arguments: dict, preprocessing: Preprocessing, names: list[str]) -> None:
+    """Raises ValueError, with every reason, where one of the targets cannot take this model. Arguments as in
+    `export_timm_folder`.
+    """
+    possible(Subject(model, arguments["model_args"], preprocessing, list(arguments.get("frozen", []))), names)
+
+
+def prove_further(
+    model: nn.Module, arguments: dict, preprocessing: Preprocessing, names: list[str], out_dir: Path
+) -> list[dict]:
+    """Writes a model for each target, as it is, into folders below `out_dir`; returns their receipts, or {"target",
+    "problem"} for one that failed.
+
+    Args:
+        arguments: as in `export_timm_folder`, with its "source" and what its receipt says of "batchnorm".
+        names: of targets; "all" for every one but timm's that can take the model.
+    """
+    if not names:
+        return []
+    source = arguments["source"]
+    frozen, trained = list(arguments.get("frozen", [])), tell_training(source)
+    still = copy.deepcopy(model).cpu().eval()  # a target may run it, and running statistics must stay
+    subject = Subject(still, arguments["model_args"], preprocessing, frozen, source, trained)
+    done: list[dict] = []
+    for name in [name for name in possible(subject, names) if name not in ("timm", "network")]:
+        try:
+            done.append(prove(TARGETS[name], subject, out_dir / name, arguments["batchnorm"]))
+        except (ExportError, ValueError, ImportError) as error:
+            done.append({"target": name, "problem": str(error)})
+    return done
 
 
 def prove(target: Target, subject: Subject, out_dir: Path, batchnorm: dict, python: str = sys.executable) -> dict:

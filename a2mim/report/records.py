@@ -170,7 +170,12 @@ def read_run(folder: str | Path, running: bool = False) -> RunRecord:
         bad_lines=bad,
         differences=list(_differences(summary.get("judged"))),
         pictures=_pictures(folder / "reconstructions"),
-        receipts=[found for path in sorted(folder.glob("*/receipt.json")) if (found := read_json(path))],
+        receipts=[
+            found
+            for pattern in ("*/receipt.json", "export/*/receipt.json")
+            for path in sorted(folder.glob(pattern))
+            if (found := read_json(path))
+        ],
         analyses={path.stem: found for path in sorted(folder.glob("analysis/*.json")) if (found := read_json(path))},
         representation=read_json(folder / "representation" / "representation.json"),
         results=[one for one in results if _has_answers(one)],

@@ -5,7 +5,8 @@ from collections.abc import Sequence
 from typing import cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, distributed, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from a2mim.encoder import MaskedEncoder
 from a2mim.registry import MODELS, is_number
@@ -27,7 +28,8 @@ class MovingAverage(Held):
 
     The teacher sees the whole image, in evaluation mode and in float32, whatever the run's amp. Each map is normalised,
     maps are averaged, and the average is normalised again. After each step t = m t + (1 - m) s for each parameter in
-    float32; buffers are copied.
+    float32; buffers are copied. Each process of a run gathers BatchNorm's statistics for itself; the teachers of all
+    have those of the first process, which are in the checkpoint.
 
     Args:
         maps: modules whose outputs are averaged, see `MaskedEncoder`; "auto" takes the student's maps.
@@ -139,6 +141,7 @@ class MovingAverage(Held):
                     " larger share of hidden cells"
                 )
         self._move(encoder, self.momentum(step, steps))
+        share_statistics(self.teacher)
         self.step = step
 
     @torch.no_grad()
@@ -162,6 +165,21 @@ class MovingAverage(Held):
     def remember(self, memory: dict) -> None:
         """The inverse of `memory`."""
         self.step = memory["step"]
+
+
+@torch.no_grad()
+def share_statistics(model: nn.Module) -> None:
+    """Gives the running statistics of the first process to all of them, where there are several."""
+    if not distributed.is_initialized() or distributed.get_world_size() == 1:
+        return
+    layers = [layer for layer in model.modules() if isinstance(layer, _BatchNorm)]
+    found = [b for layer in layers for b in (layer.running_mean, layer.running_var) if b is not None]
+    if not found:
+        return
+    joined = torch.cat([buffer.float() for buffer in found])
+    distributed.broadcast(joined, 0)
+    for buffer, value in zip(found, joined.split([len(buffer) for buffer in found]), strict=True):
+        buffer.copy_(value)
 
 
 def _ends_of(momentum: object) -> list[float]:

@@ -22,6 +22,12 @@ TEACHER = {
     "model.target": {"type": "MovingAverage", "momentum": "auto"},  # the teacher is a copy for the first 30 steps
     "model.losses": [{"type": "MaskedSmoothL1"}],
 }
+SPARSE = {
+    "model.encoder": {"name": "test_resnet", "hide": "sparse"},
+    "model.masking.mask_patch_size": 32,
+    "model.decoder": {"type": "LightDecoder", "width": 32},
+    "data.img_size": 64,
+}
 TUNING = "data = dict(img_size=32)\nglobal_batch_size = 8\noptimizer = dict(base_lr=0.05)\nexport = []\n"
 OUT = Path(os.environ.get("OUT", "."))
 

@@ -16,6 +16,11 @@ ENCODERS = {
     "xcit": {"name": "xcit_nano_12_p16_224", "model_args": {"depth": 3, "embed_dim": 64, "num_heads": 2}},
     "resnet": {"name": "resnet10t"},
     "dropped": {"name": "vit_tiny_patch16_224", **SMALL, "hide": "drop"},
+    "dropped, with offsets": {
+        "name": "convit_tiny",
+        "hide": "drop",
+        "model_args": {"depth": 3, "embed_dim": 16, "num_heads": 2},
+    },
     "sparse": {"name": "resnet10t", "hide": "sparse"},
     "own": {"name": "torchvision.models.resnet18"},  # without a switch: block by block
 }

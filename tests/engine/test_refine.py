@@ -196,6 +196,7 @@ def test_k_follows_the_smallest_class_that_has_images(counts, k):
     [
         ({"heads.alone_epochs": 3}, "heads.alone_epochs=3 must be less than schedule.epochs=3"),
         ({"export": ["onnx"]}, "a2mim export does the rest"),
+        ({"accumulate": 8}, "global_batch_size=8 in accumulate=8 parts is one image at a time"),
         ({"heads.maps": ["layer5"]}, "layer5"),
         ({"heads.temperature": 0}, "heads.temperature=0 must be a number above 0"),
         ({"data.in_chans": 2, "data.mean": (0.5,)}, "data.mean has 1 values, data.in_chans=2"),

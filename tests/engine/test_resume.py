@@ -200,3 +200,13 @@ def test_other_data_begin_the_next_epoch_when_that_is_asked_for(run, tmp_path, i
 def test_beginning_the_next_epoch_without_resuming_is_refused(run):
     with pytest.raises(ValueError, match="--next-epoch says how to go on"):
         run("whole", next_epoch=True)
+
+
+def test_a_run_that_gives_up_its_averages_goes_on_from_the_weights_that_were_trained(run, tmp_path):
+    without, _ = run("without", **{"schedule.epochs": 1, "schedule.warmup_epochs": 0})
+    average, _ = run("average", **{"schedule.epochs": 1, "schedule.warmup_epochs": 0}, ema=0.1)
+    kill_after(average, 2, tmp_path / "again")  # after the first step both are the same
+    run("again", resume=True, ema=None)
+    first, second = weights_of(without), weights_of(tmp_path / "again")
+    assert "ema_state_dict" not in second
+    assert all(torch.equal(value, second["state_dict"][key]) for key, value in first["state_dict"].items())

@@ -4,6 +4,7 @@ import json
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -21,6 +22,8 @@ from a2mim.engine.folder import claim, find_run, release
 from a2mim.engine.records import step_seed
 from a2mim.engine.report import _too_short, command_line, judging_lines
 from a2mim.engine.resized import at_judged_size
+from a2mim.export import TARGETS
+from a2mim.report.records import read_run
 from a2mim.weights.sources import read_source
 
 
@@ -309,3 +312,28 @@ def test_a_size_to_be_judged_at_that_does_not_suit_is_refused_before_the_trainin
     with pytest.raises(ValueError, match=r"judge\.img_size=40 does not suit this recipe: .*mask_patch_size=16"):
         run("odd", **{"judge.img_size": 40})
     assert not (tmp_path / "odd").exists()
+
+
+def test_every_target_of_the_recipe_is_written_and_an_impossible_one_is_refused_before_the_first_step(run, tmp_path):
+    short = {"schedule.epochs": 1, "schedule.warmup_epochs": 0, "log.report": False, "judge.every_epochs": None}
+    network = {"model.encoder": {"name": "test_resnet"}, "model.masking.mask_patch_size": 32, **short}
+    with pytest.raises(ValueError, match="test_resnet cannot be exported to torchvision"):
+        run("refused", export=["timm", "torchvision"], **network)
+    assert not (tmp_path / "refused").exists()
+    folder, summary = run("written", export=["safetensors", "timm"], **network)
+    assert [receipt["target"] for receipt in summary["exports"]] == ["safetensors"]
+    assert json.loads((folder / "export" / "safetensors" / "receipt.json").read_text())["mode"] == "loaded"
+    assert sorted(receipt["target"] for receipt in read_run(folder).receipts) == ["safetensors", "timm"]
+
+
+def test_a_target_that_fails_at_the_end_stops_nothing(run, monkeypatch, capsys):
+    def fail(subject, folder):
+        raise ValueError("its library is not there")
+
+    target = replace(TARGETS["safetensors"], write=fail)
+    monkeypatch.setitem(TARGETS, "safetensors", target)
+    short = {"schedule.epochs": 1, "schedule.warmup_epochs": 0, "log.report": False}
+    folder, summary = run("failed", export=["safetensors"], **short)
+    assert summary["status"] == "finished" and (folder / "encoder" / "receipt.json").exists()
+    assert summary["exports"] == [{"target": "safetensors", "problem": "its library is not there"}]
+    assert "not exported to safetensors: its library is not there" in capsys.readouterr().out

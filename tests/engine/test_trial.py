@@ -13,6 +13,7 @@ from a2mim.engine.config import load_config
 from a2mim.engine.finetune_settings import FinetuneSettings
 from a2mim.engine.memory import OutOfMemory, free_memory
 from a2mim.engine.refine.refiner import Refiner
+from a2mim.engine.refine_settings import RefineSettings
 from a2mim.engine.trial import numbers_of_parts
 from a2mim.mim import MIM
 
@@ -133,6 +134,10 @@ def test_mixup_is_given_even_parts(recipe):
     settings = load_config("finetune/rsb_a2", kind=FinetuneSettings)
     assert settings.mix.mixup and numbers_of_parts(settings, 12) == [1, 2, 3, 6]
     assert numbers_of_parts(load_config(recipe), 12) == [1, 2, 3, 4, 6, 12]
+
+
+def test_refinement_is_never_given_one_image_alone():
+    assert numbers_of_parts(load_config("refine/last_third", kind=RefineSettings), 12) == [1, 2, 3, 4, 6]
 
 
 @pytest.mark.filterwarnings("ignore:.* is a name with random weights")

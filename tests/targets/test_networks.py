@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import nn
+from two_processes import start_two
 
 from a2mim.encoder import MaskedEncoder
 from a2mim.losses import MaskedSmoothL1
@@ -249,6 +250,33 @@ def test_the_average_follows_its_closed_form_and_its_buffers_are_copies():
     buffers = dict(model.encoder.model.named_buffers())
     for key, buffer in model.target.teacher.model.named_buffers():
         assert torch.equal(buffer, buffers[key])
+
+
+OWN_STATISTICS = """
+import torch
+from a2mim.encoder import MaskedEncoder
+from a2mim.processes.group import joined
+from a2mim.targets import MovingAverage
+
+with joined("cpu"):
+    rank = torch.distributed.get_rank()
+    torch.manual_seed(0)
+    encoder = MaskedEncoder("test_resnet", img_size=64)
+    target = MovingAverage(momentum=0.5)
+    target.attach(encoder, (0.5,) * 3, (0.5,) * 3)
+    encoder.train()
+    encoder(torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(rank)))
+    target.after_step(encoder, 1, 10)
+    torch.save([dict(model.named_buffers()) for model in (encoder.model, target.teacher.model)], f"{out}/{{rank}}.pth")
+"""
+
+
+def test_the_teachers_of_all_processes_have_the_statistics_of_the_first(tmp_path):
+    said = start_two(tmp_path, OWN_STATISTICS.format(out=tmp_path), OMP_NUM_THREADS="1")
+    (student, teacher), (other, twin) = (torch.load(tmp_path / f"{rank}.pth", weights_only=True) for rank in (0, 1))
+    key = "bn1.running_mean"
+    assert not torch.equal(student[key], other[key]), said
+    assert all(torch.equal(value, teacher[name]) and torch.equal(value, twin[name]) for name, value in student.items())
 
 
 def test_the_teacher_starts_from_weights_that_were_loaded_later():

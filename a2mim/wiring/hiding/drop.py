@@ -72,6 +72,10 @@ class Dropping:
             self.prefix = model.num_prefix_tokens
         if kind in HOOKED:
             model.get_submodule(HOOKED[kind]).register_forward_hook(self._gather_output)
+        self._offsets: dict[int, Tensor] = {}  # of a layer's whole grid, between its two hooks
+        for layer in (module for module in model.modules() if isinstance(module, GPSA)):
+            layer.register_forward_pre_hook(self._take_offsets)  # also where a backward pass runs the layer again
+            layer.register_forward_hook(self._give_offsets_back, always_call=True)
 
     def visible(self) -> Tensor:
         """(B, N) bool: which units of the network's grid are shown."""
@@ -114,8 +118,6 @@ class Dropping:
         """forward_features with the current mask."""
         if isinstance(model, Hiera):
             return model.forward_features(images, mask=self.visible())
-        if isinstance(model, ConVit):
-            return self._run_convit(model, images)
         if not isinstance(model, CALLED):
             return model.forward_features(images)
         training, own = model.training, "patch_drop" in model.__dict__
@@ -131,22 +133,23 @@ class Dropping:
             if own:
                 model.__dict__["patch_drop"] = given
 
-    def _run_convit(self, model: ConVit, images: Tensor):
-        """ConViT's positional attention reads the offsets between all tokens; here those between the kept ones."""
-        kept = self.kept()
-        layers = [module for module in model.modules() if isinstance(module, GPSA)]
-        before = [layer.rel_indices for layer in layers]
-        number = self.grid[0] * self.grid[1]
+    def _take_offsets(self, layer: GPSA, inputs: tuple) -> None:
+        """Forward pre-hook: ConViT's positional attention reads the offsets between all tokens; here those between the
+        kept ones.
+        """
+        if self.mask() is None:
+            return
         if self.grid[0] != self.grid[1]:
             raise ValueError(f"{self.name} knows square grids of tokens alone, not {self.grid[0]}x{self.grid[1]}")
-        try:
-            for layer in layers:
-                offsets = layer.get_rel_indices(number)[0].to(images.device)  # (N, N, 3)
-                layer.rel_indices = offsets[kept[:, :, None], kept[:, None, :]]
-            return model.forward_features(images)
-        finally:
-            for layer, offsets in zip(layers, before, strict=True):
-                layer.rel_indices = offsets
+        kept = self.kept()
+        offsets = layer.get_rel_indices(self.grid[0] * self.grid[1])[0].to(kept.device)  # (N, N, 3)
+        self._offsets[id(layer)] = layer.rel_indices
+        layer.rel_indices = offsets[kept[:, :, None], kept[:, None, :]]
+
+    def _give_offsets_back(self, layer: GPSA, inputs: tuple, output: Tensor) -> None:
+        """Forward hook."""
+        if id(layer) in self._offsets:
+            layer.rel_indices = self._offsets.pop(id(layer))
 
     def restore(self, tokens: Tensor, layout: Layout, mask: Tensor) -> Tensor:
         """Kept tokens (B, P + K, D) -> (B, P + N, D) in the layout of the full grid, 0 at hidden cells."""
