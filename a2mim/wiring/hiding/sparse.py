@@ -1,7 +1,8 @@
 """A CNN that sees visible cells alone: hidden cells are 0 in every feature map, and statistics pass over them.
 
-Hooks on the network's own layers multiply what each hands on by the mask, gather the visible cells for each
-BatchNorm, GroupNorm and InstanceNorm, and correct what channel attention averages. The network itself is not changed.
+Hooks on the network's own layers multiply what each hands on by the mask, gather the visible cells for each norm that
+takes statistics over cells (BatchNorm, GroupNorm, InstanceNorm, EvoNorm, filter response norm), and correct what
+channel attention and `nn.AdaptiveAvgPool2d(1)` average. The network itself is not changed.
 """
 
 import copy
@@ -10,23 +11,33 @@ from collections.abc import Callable
 import torch
 from timm import layers
 from timm.models._efficientnet_blocks import SqueezeExcite
+from timm.models.hgnet import EseModule
+from timm.models.senet import SEModule
 from torch import Tensor, nn
 
 from a2mim.wiring.layout import leaves
 from a2mim.wiring.model_type import TimmModel
 
 # gate(mean of the map) times the map: the mean is over visible cells
-AVERAGING = (layers.SEModule, layers.EffectiveSEModule, layers.EcaModule, layers.CecaModule, SqueezeExcite)
-# channel attention of other kinds, whose statistics over zeros nobody corrects here
+AVERAGING = (
+    layers.SEModule, layers.EffectiveSEModule, layers.EcaModule, layers.CecaModule, SqueezeExcite, SEModule, EseModule,
+)  # fmt: skip
+# channel attention and routing of other kinds, whose statistics over zeros nobody corrects here
 UNKNOWN = tuple(
     getattr(layers, kind)
     for kind in (
         "GatherExcite", "CbamModule", "LightCbamModule", "SelectiveKernel", "SplitAttn", "LambdaLayer",
         "BottleneckAttn", "HaloAttn", "NonLocalAttn", "BatNonLocalAttn", "CoordAttn", "StripAttn",
+        "CondConv2d",
     )
     if hasattr(layers, kind)
 )  # fmt: skip
-BY_IMAGE = (nn.GroupNorm, nn.modules.instancenorm._InstanceNorm)  # statistics of one image
+BY_IMAGE = (  # statistics of one image; EvoNorm-B's are of the batch, too
+    nn.GroupNorm, nn.modules.instancenorm._InstanceNorm,
+    layers.EvoNorm2dB0, layers.EvoNorm2dB1, layers.EvoNorm2dB2,
+    layers.EvoNorm2dS0, layers.EvoNorm2dS1, layers.EvoNorm2dS2,
+    layers.FilterResponseNormTlu2d, layers.FilterResponseNormAct2d,
+)  # fmt: skip
 GATHERED = (nn.modules.batchnorm._BatchNorm, *BY_IMAGE)
 POOLING = (
     nn.MaxPool2d, nn.AvgPool2d, nn.LPPool2d, nn.Upsample, nn.PixelShuffle, nn.PixelUnshuffle, nn.ZeroPad2d,
@@ -79,6 +90,8 @@ class Sparse:
                 if not hooked:
                     module.conv_attn.register_forward_hook(self._leave_out, prepend=True)
                     module.register_forward_hook(self._hide, prepend=True)
+            elif isinstance(module, nn.AdaptiveAvgPool2d) and not hooked:
+                module.register_forward_hook(self._mean_of_visible, prepend=True)
             elif hands_on_cells(module) and not hooked:
                 module.register_forward_hook(self._hide, prepend=True)
 
@@ -188,6 +201,13 @@ class Sparse:
         """Forward hook: undoes `_raise_mean` in what was multiplied by the gate."""
         share = self._share(output)
         return None if share is None else output * share
+
+    def _mean_of_visible(self, module: nn.Module, inputs: tuple, output: Tensor) -> Tensor | None:
+        """Forward hook of an average pooling: a mean over the whole map becomes that over its visible cells."""
+        if output.shape[-2:] != (1, 1):
+            return self._hide(module, inputs, output)
+        share = self._share(inputs[0])
+        return None if share is None else output / share
 
     def _share(self, features: Tensor) -> Tensor | None:
         """(B, 1, 1, 1) visible share of the cells."""

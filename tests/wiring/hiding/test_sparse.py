@@ -6,6 +6,9 @@ import pytest
 import timm
 import torch
 import torch.nn.functional as F
+from timm import layers
+from timm.models import hgnet, senet
+from timm.models._efficientnet_blocks import SqueezeExcite
 from torch import nn
 
 from a2mim.encoder import MaskedEncoder
@@ -130,6 +133,36 @@ def test_groupnorm_and_global_context_leave_hidden_cells_out():
     assert weights.masked_select(expand_mask(mask, *weights.shape[-2:])).max() == 0
 
 
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize(
+    "make",
+    [
+        *(nn.BatchNorm2d, layers.BatchNormAct2d, nn.InstanceNorm2d, layers.LayerNorm2d, layers.GroupNorm1),
+        *(layers.EvoNorm2dB0, layers.EvoNorm2dB1, layers.EvoNorm2dB2, layers.EvoNorm2dS0, layers.EvoNorm2dS0a),
+        *(layers.EvoNorm2dS1, layers.EvoNorm2dS1a, layers.EvoNorm2dS2, layers.EvoNorm2dS2a),
+        *(layers.FilterResponseNormTlu2d, layers.FilterResponseNormAct2d),
+        *(layers.SEModule, layers.EffectiveSEModule, layers.EcaModule, layers.CecaModule, SqueezeExcite),
+        *(layers.GlobalContext, hgnet.EseModule, lambda width: senet.SEModule(width, 4)),
+        *(lambda width: layers.grn.GlobalResponseNorm(width, channels_last=False), lambda width: nn.AdaptiveAvgPool2d(1)),
+    ],
+)
+def test_what_takes_statistics_answers_as_for_the_visible_part_alone(make, training):
+    """The lower half is hidden: what is made of the upper half must be what a layer makes of it alone."""
+    torch.manual_seed(0)
+    module = make(64).train(training)
+    for parameter in module.parameters():
+        nn.init.normal_(parameter, 0, 0.2)
+    alone, mask = copy.deepcopy(module), torch.tensor([[False, False], [True, True]]).expand(2, 2, 2)
+    Sparse(lambda: mask).install(module)
+    x = torch.randn(2, 64, 8, 8) + 1
+    x[:, :, 4:] = 0
+    made, expected = module(x.clone()), alone(x[:, :, :4].clone())
+    assert torch.allclose(made[:, :, : expected.shape[2]], expected, atol=1e-5)
+    assert not made[:, :, 4:].any()
+    for own, other in zip(module.buffers(), alone.buffers(), strict=True):
+        assert torch.allclose(own, other, atol=1e-6)  # running statistics
+
+
 def test_layers_that_replace_others_are_hooked_and_none_is_hooked_twice():
     encoder = build().train()
     images, mask = draw()
@@ -153,6 +186,7 @@ def test_layers_that_replace_others_are_hooked_and_none_is_hooked_twice():
         ("xcit_nano_12_p16_224", 128, "sequence of tokens"),
         ("vit_tiny_patch16_224", 128, "sequence of tokens"),
         ("skresnet18", 128, "statistics over the whole map"),
+        ("tf_efficientnet_cc_b0_4e", 128, "CondConv2d. takes statistics over the whole map"),
     ],
 )
 def test_what_cannot_be_sparse_is_refused_by_name_and_reason(name, size, reason):
