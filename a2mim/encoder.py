@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from a2mim.masking import expand_mask
-from a2mim.registry import MODELS
+from a2mim.registry import MODELS, check_names, check_number, check_size, check_whole
 from a2mim.wiring.final_norm import NAME, lack_norm, normed
 from a2mim.wiring.hiding import HIDING, Dropping, Sparse, check_cells, check_counts, check_shape, hiding_faults
 from a2mim.wiring.layout import Layout, leaves, replace_leaves
@@ -164,6 +164,14 @@ class MaskedEncoder(nn.Module):
         hide: str = "token",
     ):
         super().__init__()
+        kind = type(self).__name__
+        check_size(kind, img_size)
+        check_names(kind, site=site, maps=maps)
+        check_whole(kind, in_chans=in_chans, mask_patch_size=mask_patch_size)
+        check_number(kind, token_std=token_std)
+        check_number(kind, most=1, drop_path_rate=drop_path_rate)
+        if not isinstance(name, str | nn.Module) or not isinstance(model_args, dict | None):
+            raise ValueError(f"{kind}: name={name!r} must be a name or a network, and model_args={model_args!r} a dict")
         if token != "none":
             check_mode(token)
         if hide not in HIDING:

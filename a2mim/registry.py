@@ -65,6 +65,34 @@ def check_whole(part: str, least: int = 1, **given: object) -> None:
             raise ValueError(f"{part}: {name}={value!r} must be a whole number of at least {least}")
 
 
+def check_number(part: str, least: float = 0, most: float = math.inf, above: bool = False, **given: object) -> None:
+    """Raises ValueError for an argument of a part that is no number from `least` to `most`.
+
+    Args:
+        above: whether `least` itself is refused.
+    """
+    for name, value in given.items():
+        if not is_number(value) or not least <= value <= most or (above and value == least):  # type: ignore[operator]
+            bound = f"above {least:g}" if above else f"of at least {least:g}"
+            limit = f" and at most {most:g}" if most < math.inf else ""
+            raise ValueError(f"{part}: {name}={value!r} must be a number {bound}{limit}")
+
+
+def check_size(part: str, img_size: object) -> None:
+    """Raises ValueError for an image's size that is neither None, a whole number of pixels, nor (height, width)."""
+    pair = isinstance(img_size, list | tuple) and len(img_size) == 2 and all(map(is_whole, img_size))
+    if not (img_size is None or is_whole(img_size) or pair):
+        raise ValueError(f"{part}: img_size={img_size!r} must be a number of pixels, or (height, width)")
+
+
+def check_names(part: str, **given: object) -> None:
+    """Raises ValueError for an argument of a part that is neither a name nor a list of names."""
+    for name, value in given.items():
+        names = [value] if isinstance(value, str) else value
+        if not isinstance(names, list | tuple) or not all(isinstance(one, str) for one in names):
+            raise ValueError(f"{part}: {name}={value!r} must be the name of a module, several of them, or 'auto'")
+
+
 def lookup(name: str, table: dict, what: str):
     """table[name], or ValueError with the nearest names. what: the argument that held the name."""
     if name not in table:

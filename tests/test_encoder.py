@@ -294,6 +294,26 @@ def test_errors_name_what_was_given_and_what_is_allowed(arguments, words):
     assert all(word in str(error.value) for word in words) and "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"img_size": "64"}, "img_size='64' must be a number of pixels, or"),
+        ({"img_size": (64,)}, r"img_size=\(64,\) must be a number of pixels, or \(height, width\)"),
+        ({"site": 3}, "site=3 must be the name of a module"),
+        ({"maps": ["layer4", 3]}, "maps=.* must be the name of a module, several of them, or 'auto'"),
+        ({"in_chans": 0}, "in_chans=0 must be a whole number of at least 1"),
+        ({"mask_patch_size": "16"}, "mask_patch_size='16' must be a whole number"),
+        ({"token_std": "0.02"}, "token_std='0.02' must be a number of at least 0"),
+        ({"drop_path_rate": 2.0}, "drop_path_rate=2.0 must be a number of at least 0 and at most 1"),
+        ({"model_args": 3}, "model_args=3 a dict"),
+        ({"name": None}, "name=None must be a name or a network"),
+    ],
+)
+def test_an_argument_of_the_wrong_kind_is_one_sentence(arguments, message):
+    with pytest.raises(ValueError, match=f"MaskedEncoder: .*{message}"):
+        MaskedEncoder(**{"name": "resnet18", "img_size": 64} | arguments)
+
+
 def test_images_of_another_size_are_refused():
     with pytest.raises(ValueError, match=r"32 x 32 px .* 64 x 64 px"):
         built("resnet18")(some_images(side=32))

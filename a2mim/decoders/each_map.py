@@ -84,10 +84,11 @@ def check_answer(
     """
     sides = [max(1, math.ceil(ratio)) for ratio in ratios]
     grids = [(one.shape[2] * side, one.shape[3] * side) for one, side in zip(maps, sides, strict=True)]
-    if recon.ndim == 4 and recon.shape[:2] == (len(maps[0]), channels) and tuple(recon.shape[2:]) in (grid, *grids):
+    answer = tuple(recon.shape) if isinstance(recon, Tensor) else type(recon).__name__
+    if answer in [(len(maps[0]), channels, *one) for one in (grid, *grids)]:
         return
     told = " and ".join(str(tuple(one.shape)) for one in maps)
     raise ValueError(
-        f"the decoder {type(decoder).__name__} answers {tuple(recon.shape)} for maps of {told};"
+        f"the decoder {type(decoder).__name__} answers {answer} for maps of {told};"
         f" {(len(maps[0]), channels, *grids[-1])} is expected"
     )

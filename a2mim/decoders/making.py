@@ -51,6 +51,12 @@ def make_decoder(
     kind = lookup(decoder, DECODERS, "decoder") if isinstance(decoder, str) else find_part(config.get("type"), MODELS)
 
     def make(**extra: Any) -> nn.Module:
+        twice = sorted(extra.keys() & config.keys())
+        if twice:
+            raise ValueError(
+                f"{config.get('type')}: {' and '.join(twice)} cannot be chosen, they follow from the encoder's maps and"
+                " the target; leave them out of the decoder's config"
+            )
         return kind(**extra) if isinstance(decoder, str) else MODELS.build({**config, **extra})
 
     shapes: dict[str, Any] = {"channels": list(channels), "strides": list(strides)}

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from a2mim.losses.masked import FloatLoss, Focal, absolute
 from a2mim.masking import mean_colour
-from a2mim.registry import MODELS
+from a2mim.registry import MODELS, check_number
 
 CRITERIA: dict[str, Callable[[Tensor], Tensor]] = {"l1": absolute, "focal_l1": Focal(0.2, 1.0)}
 # what stands at visible pixels, as its difference from the target; `error` is recon - target, without gradient
@@ -55,11 +55,13 @@ class FourierLoss(FloatLoss):
         super().__init__()
         for key, value, allowed in (
             ("average", average, ("image", "batch")),
-            ("visible", visible, VISIBLE),
+            ("visible", visible, tuple(VISIBLE)),
             ("criterion", criterion, (None, *CRITERIA)),
         ):
             if value not in allowed:
                 raise ValueError(f"FourierLoss: {key}={value!r} is not one of {', '.join(map(repr, allowed))}")
+        check_number("FourierLoss", alpha=alpha)
+        check_number("FourierLoss", most=1, leak=leak)
         self.alpha, self.average, self.visible, self.leak, self.criterion = alpha, average, visible, leak, criterion
 
     def distance(self, recon: Tensor, target: Tensor, hidden: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from a2mim.registry import MODELS
+from a2mim.registry import MODELS, check_number
 
 
 def absolute(distance: Tensor) -> Tensor:
@@ -58,6 +58,7 @@ class MaskedL1(FloatLoss):
 
     def __init__(self, visible_weight: float = 0.0):
         super().__init__()
+        check_number(type(self).__name__, visible_weight=visible_weight)
         self.visible_weight = visible_weight
 
     def distance(self, recon: Tensor, target: Tensor, hidden: Tensor) -> Tensor:
@@ -79,6 +80,7 @@ class MaskedFocalL1(MaskedL1):
 
     def __init__(self, alpha: float = 0.2, gamma: float = 1.0, visible_weight: float = 0.0):
         super().__init__(visible_weight)
+        check_number("MaskedFocalL1", alpha=alpha, gamma=gamma)
         self.criterion = Focal(alpha, gamma)
 
 
@@ -101,7 +103,7 @@ class MaskedSmoothL1(MaskedL1):
     """d^2 / (2 beta) below `beta` and |d| - beta / 2 above, averaged over the batch's hidden cells and all channels.
 
     Args:
-        beta: difference at which the square ends, in units of the target, > 0.
+        beta: difference at which the square ends, in units of the target, > 0; near 0 the loss is `MaskedL1`.
         visible_weight: as in `MaskedL1`.
 
     Source: torch's smooth_l1_loss; data2vec uses beta 2, I-JEPA 1.
@@ -111,8 +113,7 @@ class MaskedSmoothL1(MaskedL1):
 
     def __init__(self, beta: float = 1.0, visible_weight: float = 0.0):
         super().__init__(visible_weight)
-        if not beta > 0:
-            raise ValueError(f"MaskedSmoothL1: beta={beta} must be above 0; at 0 it is MaskedL1")
+        check_number("MaskedSmoothL1", above=True, beta=beta)
         self.beta = beta
 
     def criterion(self, distance: Tensor) -> Tensor:
@@ -136,6 +137,7 @@ class MaskedCosine(FloatLoss):
 
     def __init__(self, visible_weight: float = 0.0):
         super().__init__()
+        check_number("MaskedCosine", visible_weight=visible_weight)
         self.visible_weight = visible_weight
 
     def distance(self, recon: Tensor, target: Tensor, hidden: Tensor) -> Tensor:

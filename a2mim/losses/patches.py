@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from a2mim.losses.masked import FloatLoss
-from a2mim.registry import MODELS
+from a2mim.registry import MODELS, check_number
 
 
 @MODELS.register_module()
@@ -29,8 +29,7 @@ class PatchDiscrimination(FloatLoss):
 
     def __init__(self, tau: float = 0.1):
         super().__init__()
-        if not tau > 0:
-            raise ValueError(f"PatchDiscrimination: tau={tau} must be above 0")
+        check_number("PatchDiscrimination", above=True, tau=tau)
         self.tau = tau
 
     def distance(self, recon: Tensor, target: Tensor, hidden: Tensor) -> Tensor:

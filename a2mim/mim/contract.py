@@ -6,11 +6,56 @@
 import inspect
 
 import torch
+from timm.layers import PatchDropout
 from torch import Tensor, nn
 
 from a2mim.decoders import EachMap, make_decoder
 from a2mim.decoders.each_map import tell
-from a2mim.masking import expand_mask
+from a2mim.masking import FILLS, expand_mask
+from a2mim.registry import takes
+from a2mim.targets import TARGETS
+
+# what a part is called with, beside the arguments that it may leave out
+CALLS = {
+    "mask": "batch_size, height, width, generator=None, device=None",
+    "fill": "images, hidden",
+    "target": "images",
+    "loss": "recon, target, hidden",
+}
+
+
+def check_call(what: str, part) -> None:
+    """Raises ValueError for a part that cannot be called as `CALLS` has it; nothing is called.
+
+    Args:
+        what: one of `CALLS`.
+    """
+    call = CALLS[what]
+    kind = getattr(part, "__name__", type(part).__name__)
+    if inspect.isclass(part) or not callable(part):
+        told = f"the class {kind}; give an object" if inspect.isclass(part) else repr(part)
+        known = {"fill": [*FILLS], "target": [*TARGETS]}.get(what)
+        names = f", or be one of {', '.join(map(repr, known))}" if known else ""
+        raise ValueError(f"the {what} is {told}; it must be called as {what}({call}){names}")
+    words = [word.split("=") for word in call.split(", ")]
+    given = [word[0] for word in words if len(word) == 1], {word[0]: None for word in words if len(word) > 1}
+    if what == "mask" and takes(part, "images"):
+        given[1]["images"] = None
+    try:
+        inspect.signature(part.forward if isinstance(part, nn.Module) else part).bind(*given[0], **given[1])
+    except TypeError as error:
+        raise ValueError(f"the {what} {kind} cannot be called as {what}({call}): {error}") from error
+
+
+def check_encoder(encoder) -> None:
+    """Raises ValueError for what is no encoder, and for one that leaves out random tokens of its own."""
+    if not isinstance(encoder, nn.Module) or not hasattr(encoder, "channels"):
+        raise ValueError(f"the encoder is {encoder!r}; give a MaskedEncoder, or dict(type='MaskedEncoder', name=…)")
+    if any(isinstance(module, PatchDropout) and module.prob for module in encoder.modules()):
+        raise ValueError(
+            "patch_drop_rate of timm leaves out patches that no mask knows of; leave it out of model_args: hide='drop'"
+            " leaves out the patches that the mask hides"
+        )
 
 
 def build_decoder(decoder, encoder, target, out_channels: int, out_stride: int) -> nn.Module:
@@ -67,6 +112,7 @@ def as_loss(loss) -> nn.Module:
             f"the loss {kind} must be called as loss(recon, target, hidden) and have an attribute name, such as"
             " name = 'mine': its values are logged as loss_mine"
         )
+    check_call("loss", loss)
     return loss if isinstance(loss, nn.Module) else PlainLoss(loss)
 
 
@@ -87,9 +133,10 @@ def check_parts(model) -> None:
         target = model.target(images.to(device))
         grid = height // model.target_stride, width // model.target_stride
         expected = 2, model.target_channels, *grid
-        if tuple(target.shape) != expected:
+        answer = tuple(target.shape) if isinstance(target, Tensor) else type(target).__name__
+        if answer != expected:
             raise ValueError(
-                f"the target {type(model.target).__name__} answers {tuple(target.shape)} for 2 images of"
+                f"the target {type(model.target).__name__} answers {answer} for 2 images of"
                 f" {height}x{width} px; it states {model.target_channels} channels and a stride of"
                 f" {model.target_stride} px, so {expected} is expected"
             )

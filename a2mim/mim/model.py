@@ -12,9 +12,17 @@ from a2mim.decoders.each_map import EachMap, check_answer, tell
 from a2mim.decoders.tokens import fit_grid
 from a2mim.encoder import MaskedEncoder
 from a2mim.masking import expand_mask, make_fill, mean_colour, median_colour
-from a2mim.mim.contract import as_loss, build_decoder, check_counts, check_parts, left_out
+from a2mim.mim.contract import (
+    as_loss,
+    build_decoder,
+    check_call,
+    check_counts,
+    check_encoder,
+    check_parts,
+    left_out,
+)
 from a2mim.pixels import IMAGENET_MEAN, IMAGENET_STD, normalize
-from a2mim.registry import MODELS, lookup, takes
+from a2mim.registry import MODELS, check_whole, lookup, takes
 from a2mim.targets import TARGETS
 
 
@@ -61,6 +69,9 @@ class MIM(BaseModel):
         self.encoder: MaskedEncoder = _part(encoder)
         self.target = _named(target, TARGETS, "target")
         self.fill = make_fill(fill, len(mean))
+        check_encoder(self.encoder)
+        for what, part in (("mask", self.masking), ("target", self.target), ("fill", self.fill)):
+            check_call(what, part)
         self.losses = nn.ModuleList()
         self.weights: list[float] = []
         self.loss_names: list[str] = []
@@ -76,6 +87,8 @@ class MIM(BaseModel):
             self.target.eval().requires_grad_(False)
         self.target_channels = getattr(self.target, "channels", len(self.pixels[0]))
         self.target_stride = getattr(self.target, "stride", 1)
+        stated = {"channels": self.target_channels, "stride": self.target_stride}
+        check_whole(f"the target {type(self.target).__name__}", **stated)
         self.decoders = build_decoder(decoder, self.encoder, self.target, self.target_channels, self.target_stride)
         self._mask_reads_images = takes(self.masking, "images")
         self._encoder_takes_cells = takes(self.encoder.forward, "hidden_cells")

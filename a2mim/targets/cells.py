@@ -1,12 +1,13 @@
 """A teacher's feature maps as one target on the student's cells."""
 
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from a2mim.registry import is_whole
+from a2mim.registry import check_size, is_whole
 
 NORMS = ("layer", "instance", "none")
 
@@ -43,15 +44,12 @@ def blend(maps: list[Tensor], grid: tuple[int, int], norm: str) -> Tensor:
     return normalise(mean, norm) if moved else mean
 
 
-def check_size(img_size: object) -> int | tuple[int, int] | None:
-    """A side, or (height, width), in pixels; None stays. Raises ValueError for anything else."""
+def plain_size(part: str, img_size: Any) -> int | tuple[int, int] | None:
+    """A side, or (height, width), in pixels, as plain numbers; None stays. Raises ValueError for anything else."""
+    check_size(part, img_size)
     if img_size is None:
         return None
-    if is_whole(img_size):
-        return int(img_size)  # type: ignore[call-overload]
-    if isinstance(img_size, list | tuple) and len(img_size) == 2 and all(map(is_whole, img_size)):
-        return int(img_size[0]), int(img_size[1])
-    raise ValueError(f"img_size={img_size!r} of a teacher must be a number of pixels, or (height, width)")
+    return int(img_size) if is_whole(img_size) else (int(img_size[0]), int(img_size[1]))
 
 
 def unsquashed(img_size: int | tuple[int, int], image: tuple[int, int]) -> tuple[int, int]:

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from a2mim.encoder import MaskedEncoder
 from a2mim.pixels import IMAGENET_MEAN, IMAGENET_STD
-from a2mim.registry import MODELS, check_whole
-from a2mim.targets.cells import NORMS, blend, check_size, target_grid, unsquashed
+from a2mim.registry import MODELS, check_names, check_whole
+from a2mim.targets.cells import NORMS, blend, plain_size, target_grid, unsquashed
 from a2mim.targets.held import Held
 from a2mim.targets.precision import run_teacher
 from a2mim.weights.loading import initialise
@@ -62,8 +62,9 @@ class FrozenFeatures(Held):
             raise ValueError(f"FrozenFeatures: norm={norm!r} is not one of {', '.join(map(repr, NORMS))}")
         if stride is not None:
             check_whole("FrozenFeatures", stride=stride)
+        check_names("FrozenFeatures", maps=maps)
         self.source, self.maps, self.norm, self.allow_partial = source, maps, norm, allow_partial
-        self.asked_stride, self.asked_size = stride, check_size(img_size)
+        self.asked_stride, self.asked_size = stride, plain_size("FrozenFeatures", img_size)
         self.found = read_source(source)
         pixels = self.found.preprocessing
         self.own_mean, self.own_std = (pixels.mean, pixels.std) if pixels else (IMAGENET_MEAN, IMAGENET_STD)

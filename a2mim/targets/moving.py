@@ -9,7 +9,7 @@ from torch import Tensor, distributed, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from a2mim.encoder import MaskedEncoder
-from a2mim.registry import MODELS, is_number
+from a2mim.registry import MODELS, check_names, is_number
 from a2mim.targets.cells import NORMS, blend
 from a2mim.targets.held import Held, spread_of
 from a2mim.targets.precision import run_teacher
@@ -54,6 +54,7 @@ class MovingAverage(Held):
         super().__init__()
         if norm not in NORMS:
             raise ValueError(f"MovingAverage: norm={norm!r} is not one of {', '.join(map(repr, NORMS))}")
+        check_names("MovingAverage", maps=maps)
         self.maps, self.norm, self.ends = maps, norm, _ends_of(momentum)
         self.step = 0  # updates so far
         self.spread: Tensor | None = None  # deviation of the last target over places and images

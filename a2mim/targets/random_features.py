@@ -41,6 +41,7 @@ class RandomFeatures(Held):
         if not is_whole(depth) or depth > 8:
             raise ValueError(f"RandomFeatures: depth={depth!r} must be a whole number from 1 to 8")
         check_whole("RandomFeatures", 2, channels=channels)
+        check_whole("RandomFeatures", 0, seed=seed)
         if stride is not None:
             check_whole("RandomFeatures", stride=stride)
         self.channels, self.depth, self.seed = channels, depth, seed

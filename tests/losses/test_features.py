@@ -6,7 +6,15 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from a2mim.losses import MaskedCosine, MaskedL2, MaskedSmoothL1, PatchDiscrimination
+from a2mim.losses import (
+    FourierLoss,
+    MaskedCosine,
+    MaskedFocalL1,
+    MaskedL1,
+    MaskedL2,
+    MaskedSmoothL1,
+    PatchDiscrimination,
+)
 
 
 def case(seed=0, channels=6, grid=(4, 5)):
@@ -85,7 +93,17 @@ def test_nothing_or_everything_hidden_is_finite(loss, share):
     assert loss(recon.bfloat16(), target, hidden).dtype == torch.float32
 
 
-@pytest.mark.parametrize("make", [lambda: MaskedSmoothL1(beta=0), lambda: PatchDiscrimination(tau=0)])
-def test_a_scale_of_0_is_refused(make):
-    with pytest.raises(ValueError, match="must be above 0"):
-        make()
+@pytest.mark.parametrize(
+    ("kind", "arguments"),
+    [
+        *((MaskedSmoothL1, {"beta": value}) for value in (0, "2", float("nan"))),
+        *((PatchDiscrimination, {"tau": value}) for value in (0, "0.1")),
+        *((kind, {"visible_weight": -1}) for kind in (MaskedL1, MaskedL2, MaskedFocalL1, MaskedCosine)),
+        *((MaskedFocalL1, {key: -1}) for key in ("alpha", "gamma")),
+        *((FourierLoss, given) for given in ({"alpha": -1}, {"leak": 2}, {"leak": "0.1"}, {"visible": ["mean"]})),
+    ],
+)
+def test_an_argument_that_is_no_number_of_its_range_is_one_sentence(kind, arguments):
+    (name,) = arguments
+    with pytest.raises(ValueError, match=f"{kind.__name__}: {name}=.* (must be a number|is not one of)"):
+        kind(**arguments)

@@ -240,6 +240,54 @@ def test_a_fill_or_a_loss_that_answers_otherwise_is_one_sentence_before_the_firs
         build(**change)
 
 
+class WholeBatch(nn.Module):
+    name = "whole"
+
+    def forward(self, recon, target):
+        return (recon - target).abs().mean()
+
+
+def seeing(batch_size, height, width, generator, device, images):
+    """A mask part that cannot do without its arguments."""
+    return torch.zeros(batch_size, 4, 4, dtype=torch.bool, device=device)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"fill": None}, r"the fill is None; it must be called as fill\(images, hidden\), or be one of 'mean', 'none'"),
+        ({"target": None}, "the target is None; .* or be one of 'pixels', 'hog'"),
+        ({"target": Wrong}, "the target is the class Wrong; give an object"),
+        ({"masking": None}, "the mask is None"),
+        ({"masking": "BlockMask"}, r"the mask is 'BlockMask'; it must be called as mask\(batch_size, height, width"),
+        ({"masking": lambda b, h, w, generator=None: None}, "the mask <lambda> cannot be called as .*'device'"),
+        ({"fill": lambda images: images}, r"the fill <lambda> cannot be called as fill\(images, hidden\): too many"),
+        ({"target": {"type": "BlockMask"}}, r"the target BlockMask cannot be called as target\(images\)"),
+        ({"losses": [WholeBatch()]}, r"the loss WholeBatch cannot be called as loss\(recon, target, hidden\)"),
+        ({"encoder": "test_vit"}, "the encoder is 'test_vit'; give a MaskedEncoder"),
+        ({"target": Wrong(stride=0)}, "the target Wrong: stride=0 must be a whole number of at least 1"),
+        ({"target": Wrong(channels="3")}, "the target Wrong: channels='3' must be a whole number"),
+        ({"target": lambda images: None}, r"answers NoneType for 2 images .* \(2, 3, 64, 64\) is expected"),
+        ({"decoder": {"type": "LinearDecoder", "out_channels": 4}}, "LinearDecoder: out_channels cannot be chosen"),
+        ({"decoder": {"type": "LightDecoder", "mask_token": True}}, "LightDecoder: mask_token cannot be chosen"),
+    ],
+)
+def test_a_part_that_is_none_or_is_called_otherwise_is_one_sentence(change, message):
+    with pytest.raises(ValueError, match=message):
+        build(**change)
+
+
+def test_a_mask_part_may_need_all_of_its_arguments():
+    assert build(masking=seeing).draw_mask(torch.zeros(1, 3, 64, 64)).shape == (1, 4, 4)
+
+
+@pytest.mark.parametrize("hide", ["token", "drop"])
+def test_patches_that_timm_would_leave_out_itself_are_refused(hide):
+    encoder = MaskedEncoder("test_vit", img_size=64, mask_patch_size=16, hide=hide, model_args={"patch_drop_rate": 0.5})
+    with pytest.raises(ValueError, match=r"patch_drop_rate .* leave it out of model_args"):
+        build(encoder=encoder)
+
+
 def test_a_function_with_a_name_is_a_loss():
     def error(recon, target, hidden):
         return (recon - target).abs().mean()

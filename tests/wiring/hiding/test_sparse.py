@@ -143,7 +143,10 @@ def test_groupnorm_and_global_context_leave_hidden_cells_out():
         *(layers.FilterResponseNormTlu2d, layers.FilterResponseNormAct2d),
         *(layers.SEModule, layers.EffectiveSEModule, layers.EcaModule, layers.CecaModule, SqueezeExcite),
         *(layers.GlobalContext, hgnet.EseModule, lambda width: senet.SEModule(width, 4)),
-        *(lambda width: layers.grn.GlobalResponseNorm(width, channels_last=False), lambda width: nn.AdaptiveAvgPool2d(1)),
+        *(
+            lambda width: layers.grn.GlobalResponseNorm(width, channels_last=False),
+            lambda width: nn.AdaptiveAvgPool2d(1),
+        ),
     ],
 )
 def test_what_takes_statistics_answers_as_for_the_visible_part_alone(make, training):
