@@ -3,25 +3,52 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from typing import Any
 
+import torch
 from timm.models.convnext import ConvNeXt
 from timm.models.resnet import ResNet
+from torch import nn
 
 from a2mim.wiring.model_type import TimmModel
 
 RESNET_BLOCKS = {(4, 6): (2, 3), (4, 23): (2, 3), (8, 36): (4, 4), (24, 36): (4, 4), (30, 48): (5, 6)}
 
 
-def published_layers(model: TimmModel) -> dict[str, int] | None:
+class WithClassifier:
+    """A network without a classifier, as if it had one: its layers are then counted as in fine-tuning.
+
+    Args:
+        model: timm's, or of the user's own.
+    """
+
+    def __init__(self, model: TimmModel):
+        self.model = model
+        prefix = getattr(model, "pretrained_cfg", {}).get("classifier") or "head"
+        self.name = f"{prefix if isinstance(prefix, str) else prefix[0]}.weight"
+
+    def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """Those of the network, and one for the classifier, which is not trained."""
+        yield from self.model.named_parameters()
+        yield self.name, nn.Parameter(torch.empty(1, 1), requires_grad=False)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.model, name)
+
+
+def published_layers(model: TimmModel, classifier: str | None = None) -> dict[str, int] | None:
     """{name of a parameter: its layer}: 0 for the stem, the greatest number for the classifier.
 
     None for a network whose authors publish no list: other families, and ResNets of other depths.
 
+    Args:
+        classifier: the name of a parameter of a classifier that the model lacks, to be counted too.
+
     Source: https://github.com/facebookresearch/ConvNeXt, optim_factory.py; ConvNeXt-T with 6 layers and the ResNets:
         https://github.com/keyu-tian/SparK, downstream_imagenet/models/__init__.py.
     """
-    names = [name for name, _ in model.named_parameters()]
+    names = [name for name, _ in model.named_parameters()] + ([classifier] if classifier else [])
     if isinstance(model, ConvNeXt):
         stage: Any = model.stages[2]
         layers = 12 if len(stage.blocks) > 9 else 6

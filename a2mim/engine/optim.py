@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from a2mim.checkpoints import first_line
 from a2mim.engine.finetune_settings import FinetuneOptimizer
 from a2mim.engine.guard import Guard, problem_of
-from a2mim.engine.layers import published_layers
+from a2mim.engine.layers import WithClassifier, published_layers
 from a2mim.engine.pretrain_settings import PretrainOptimizer
 from a2mim.engine.refine_settings import RefineOptimizer
 from a2mim.engine.setting_groups import Schedule
@@ -63,19 +63,23 @@ def build_optimizer(model: nn.Module, settings: PretrainOptimizer, global_batch_
     return create_optimizer(groups, lr, settings.type, settings.weight_decay, betas=settings.betas)
 
 
-def layer_groups(model: TimmModel, weight_decay: float, layer_decay: float) -> list[dict]:
-    """The trainable parameters of a timm classifier by layer and by decay, each group with its `lr_scale`.
+def layer_groups(model: TimmModel, weight_decay: float, layer_decay: float, classifier: bool = True) -> list[dict]:
+    """The trainable parameters of a timm model by layer and by decay, each group with its `lr_scale`.
 
     The stem is layer 0, then come L layers, then layer L + 1: the classifier and everything after the layers. The
     scale of layer i is layer_decay^(L + 1 - i), as in MAE and BEiT. ConvNeXt and the ResNets that SparK fine-tunes
     have the layers of their authors, see `a2mim.engine.layers`; other networks have timm's (`group_matcher`). What
     does not decay in pre-training does not decay here.
+
+    Args:
+        classifier: whether the model has one. Where it has none, layer L + 1 is counted all the same.
     """
     exempt = list(model.no_weight_decay()) if hasattr(model, "no_weight_decay") else []  # patterns, as timm reads them
     exempt += [name for name, _ in model.named_parameters() if name.rsplit(".", 1)[-1] in NO_DECAY]
-    layer_of = published_layers(model)
+    headed: Any = model if classifier else WithClassifier(model)
+    layer_of = published_layers(model, None if classifier else headed.name)
     if layer_of is None:
-        return param_groups_layer_decay(model, weight_decay, no_weight_decay_list=exempt, layer_decay=layer_decay)
+        return param_groups_layer_decay(headed, weight_decay, no_weight_decay_list=exempt, layer_decay=layer_decay)
     last = max(layer_of.values())
     groups: dict[tuple[float, float], dict[str, Any]] = {}
     for name, parameter in model.named_parameters():
@@ -135,7 +139,7 @@ def build_refining_optimizer(
         {"params": parameters, "weight_decay": decay, "lr_scale": 1.0, "part": "heads"}
         for decay, parameters in heads.items()
     ]
-    for group in layer_groups(model.encoder.model, settings.weight_decay, settings.layer_decay):
+    for group in layer_groups(model.encoder.model, settings.weight_decay, settings.layer_decay, classifier=False):
         groups.append({**group, "part": "encoder"})
     return create_optimizer(groups, lr, settings.type, settings.weight_decay, betas=settings.betas)
 

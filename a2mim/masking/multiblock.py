@@ -85,8 +85,10 @@ class MultiBlock(CellMask):
 
 
 def _sides(uniform: Tensor, scale, aspect, rows: int, cols: int) -> tuple[Tensor, Tensor]:
-    """Height and width in cells, 0-d; both shorter than the grid. Scale and aspect come from one draw."""
-    area = rows * cols * (scale[0] + uniform * (scale[1] - scale[0]))
+    """Height and width in cells, 0-d; both shorter than the grid. Scale and aspect come from one draw; the area is a
+    whole number of cells.
+    """
+    area = (rows * cols * (scale[0] + uniform * (scale[1] - scale[0]))).floor()
     ratio = aspect[0] + uniform * (aspect[1] - aspect[0])
     tall, wide = (area * ratio).sqrt().round(), (area / ratio).sqrt().round()
     return tall.clamp(1, rows - 1).long(), wide.clamp(1, cols - 1).long()

@@ -46,10 +46,19 @@ LAYERS = {
 }
 
 
-def scales(model, decay):
+def scales(model, decay, **more):
     names = {id(p): name for name, p in model.named_parameters()}
-    groups = layer_groups(model, 0.05, decay)
+    groups = layer_groups(model, 0.05, decay, **more)
     return {names[id(p)]: (group["lr_scale"], group["weight_decay"]) for group in groups for p in group["params"]}
+
+
+@pytest.mark.parametrize("name", [*LAYERS, "convnext_tiny", "swin_tiny_patch4_window7_224", "efficientnet_b0"])
+def test_an_encoder_without_a_classifier_has_the_rates_that_it_has_with_one(name):
+    with torch.device("meta"):
+        whole, encoder = (timm.create_model(name, num_classes=classes) for classes in (5, 0))
+    expected, found = scales(whole, 0.7), scales(encoder, 0.7, classifier=False)
+    assert found == {key: expected[key] for key in found} and len(found) == len(list(encoder.parameters()))
+    assert max(scale for scale, _ in expected.values()) == 1
 
 
 @pytest.mark.parametrize("name", LAYERS)

@@ -9,8 +9,10 @@ import torch.nn.functional as F
 from two_processes import start_two
 
 from a2mim.encoder import MaskedEncoder
+from a2mim.engine.optim import build_refining_optimizer
 from a2mim.engine.refine import Head, Queue, Refiner
 from a2mim.engine.refine.refiner import encoder_with_last_maps, noise_of
+from a2mim.engine.refine_settings import RefineOptimizer
 from a2mim.wiring.order import first_parameters, last_maps
 
 
@@ -171,3 +173,16 @@ def test_layers_are_counted_as_they_run():
     assert {"cls_token", "pos_embed", "patch_embed.proj.weight", "blocks.5.mlp.fc2.weight"} <= set(kept)
     assert not [key for key in kept if key.startswith(("blocks.6.mlp", "blocks.7", "norm."))]
     assert first_parameters(encoder.model, noise, 0.0) == []
+
+
+@pytest.mark.parametrize(("name", "last"), [("test_vit", "blocks.5."), ("resnet18", "layer4.1.")])
+def test_the_last_block_has_one_decay_and_the_heads_have_none(name, last):
+    encoder = encoder_with_last_maps(name, "last", img_size=64)
+    model = Refiner(encoder, [Head(encoder.channels[-1], 4, 8, 8, 6)], 0.5, (0.5,) * 3, (0.25,) * 3)
+    optimizer = build_refining_optimizer(model, RefineOptimizer(), 1e-5, 512)
+    names = {id(parameter): key for key, parameter in model.named_parameters()}
+    scale = {names[id(p)]: group["lr_scale"] for group in optimizer.param_groups for p in group["params"]}
+    assert {value for key, value in scale.items() if last in key} == {0.65}
+    assert {value for key, value in scale.items() if key.startswith("heads")} == {1.0}
+    assert {group["weight_decay"] for group in optimizer.param_groups if group["part"] == "heads"} == {0.0, 1e-5}
+    assert optimizer.param_groups[0]["lr"] == 2e-4

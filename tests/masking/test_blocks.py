@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from a2mim.masking import BEiTBlocks, InverseBlock, InverseSquares, MultiBlock, UniformGrid
+from a2mim.masking.multiblock import _sides
 
 PARTS = [BEiTBlocks(16, 78 / 196), BEiTBlocks(16, 120 / 196), InverseBlock(16, 0.65), UniformGrid(16), MultiBlock(16)]
 PARTS.append(InverseSquares(16))
@@ -106,7 +107,18 @@ def test_context_and_targets_are_disjoint_and_sizes_are_i_jepa_s():
         assert 0.13 < heights[0] * widths[0] / 196 < 0.22
         sizes.add((heights[0], widths[0]))
         assert context.any(2).sum(1).max() <= 13
-    assert 3 <= len(sizes) <= 6
+    assert sizes == {(5, 6), (6, 6), (6, 5), (7, 5), (8, 5)}  # those of the official code on this grid
+
+
+@pytest.mark.parametrize(("rows", "cols"), [(14, 14), (16, 16), (7, 10), (12, 30)])
+def test_sizes_of_target_blocks_are_those_of_i_jepa_s_code(rows, cols):
+    """Its area is a whole number of cells, and its sides are rounded as Python does."""
+    for step in range(200):
+        uniform = torch.tensor((step + 0.5) / 200, dtype=torch.float64)
+        area, aspect = int(rows * cols * (0.15 + float(uniform) * 0.05)), 0.75 + float(uniform) * 0.75
+        tall, wide = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
+        found = _sides(uniform, (0.15, 0.2), (0.75, 1.5), rows, cols)
+        assert (int(found[0]), int(found[1])) == (min(tall, rows - 1), min(wide, cols - 1))
 
 
 @pytest.mark.parametrize(

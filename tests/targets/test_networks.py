@@ -170,7 +170,7 @@ def test_a_teacher_sees_a_rectangle_unsquashed():
         ),
         (dict(img_size=0), None, "FrozenFeatures: img_size=0 must be a number of pixels"),
         (dict(img_size=True), None, "FrozenFeatures: img_size=True"),
-        (dict(img_size="64"), None, "img_size='64' of a teacher"),
+        (dict(img_size="64"), None, "FrozenFeatures: img_size='64'"),
         (dict(img_size=(64, 64, 64)), None, "or .height, width."),
         (dict(stride=0), None, "FrozenFeatures: stride=0 must be a whole number of at least 1"),
     ],
