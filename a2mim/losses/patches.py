@@ -9,6 +9,8 @@ from torch import Tensor
 from a2mim.losses.masked import FloatLoss
 from a2mim.registry import MODELS, check_number
 
+MOST = 10_000  # cells of an image; their products take 0.4 GB
+
 
 @MODELS.register_module()
 class PatchDiscrimination(FloatLoss):
@@ -16,10 +18,13 @@ class PatchDiscrimination(FloatLoss):
 
     Predictions and targets are normalised to unit length; the logits are their products over `tau`. A constant answer
     scores 2 tau log(hidden cells), so it cannot win on smooth or random targets, where a regression loss lets it.
-    Memory grows with the square of the number of cells of an image.
+    Memory grows with the square of the number of cells of an image, so there must be at most 10,000.
 
     Args:
         tau: temperature, > 0. The loss is multiplied by 2 tau, so that its gradient does not grow as tau falls.
+
+    Raises:
+        ValueError: from the call, when an image has more cells.
 
     Source: patch discrimination of OlmoEarth, https://arxiv.org/abs/2511.13655.
     """
@@ -33,6 +38,13 @@ class PatchDiscrimination(FloatLoss):
         self.tau = tau
 
     def distance(self, recon: Tensor, target: Tensor, hidden: Tensor) -> Tensor:
+        cells = recon.shape[2] * recon.shape[3]
+        if cells > MOST:
+            raise ValueError(
+                f"PatchDiscrimination compares every hidden cell with all others of its image, and the target has"
+                f" {cells} cells an image (at most {MOST}); choose a target with larger cells, such as 'hog' or a"
+                " teacher's features, or another loss"
+            )
         predicted, true = (F.normalize(cells.flatten(2), dim=1) for cells in (recon, target))
         shown = ~hidden.flatten(1)  # (B, N)
         logits = torch.einsum("bcn,bcm->bnm", predicted, true) / self.tau

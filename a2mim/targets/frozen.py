@@ -12,14 +12,14 @@ from a2mim.encoder import MaskedEncoder
 from a2mim.pixels import IMAGENET_MEAN, IMAGENET_STD
 from a2mim.registry import MODELS, check_names, check_whole
 from a2mim.targets.cells import NORMS, blend, plain_size, target_grid, unsquashed
-from a2mim.targets.held import Held
+from a2mim.targets.held import RandomTeacher
 from a2mim.targets.precision import run_teacher
 from a2mim.weights.loading import initialise
 from a2mim.weights.sources import read_source
 
 
 @MODELS.register_module()
-class FrozenFeatures(Held):
+class FrozenFeatures(RandomTeacher):
     """Feature maps of a frozen teacher, which sees the whole image.
 
     The teacher gets the image in its own normalisation and computes in float32, whatever the run's amp. Its map is
@@ -29,7 +29,7 @@ class FrozenFeatures(Held):
 
     Args:
         source: the teacher, as `a2mim.weights.loading.load_encoder` takes it: a run, an exported folder, NAME:FILE,
-            NAME:pretrained, or a name alone, which is a network with random weights.
+            NAME:pretrained, or a name alone, which is a network with random weights (see `RandomTeacher`).
         maps: modules whose outputs are averaged, see `MaskedEncoder`; "auto" is the last map.
         norm: "layer", "instance" or "none" (the raw features, for a cosine loss).
         stride: pixels of the student's image per target cell; None chooses.
@@ -39,7 +39,7 @@ class FrozenFeatures(Held):
 
     Raises:
         FileNotFoundError, OSError, ValueError: as `load_encoder`; or teacher and student have no common grid, or the
-            image would lose its shape.
+            image would lose its shape; or a teacher with random weights makes all cells of an image alike.
 
     Source: LayerNorm without parameters and smooth L1 need no tuning between teachers: MaskDistill,
         https://arxiv.org/abs/2205.09616.
@@ -111,6 +111,7 @@ class FrozenFeatures(Held):
         self._stride = stride
         self.normalise_as(mean, std)
         self.attached = student
+        self.look_again()
 
     def _fit(self, image: tuple[int, int], own: float, cell: float) -> tuple[tuple[int, int], int]:
         """(size (H, W) at which the teacher sees the image, pixels of the student's image per target cell).
@@ -170,7 +171,8 @@ class FrozenFeatures(Held):
         height, width = images.shape[-2:]
         maps = run_teacher(teacher, self._for_teacher(images, teacher.img_size))
         maps = [one for one in maps if one.shape[1] == self.channels]
-        return blend(maps, (height // self.stride, width // self.stride), self.norm)
+        target = blend(maps, (height // self.stride, width // self.stride), self.norm)
+        return self.look(target) if self.found.tensors is None else target
 
     def _for_teacher(self, images: Tensor, size: tuple[int, int]) -> Tensor:
         """In the teacher's normalisation and size."""

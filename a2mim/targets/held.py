@@ -2,7 +2,10 @@
 
 import copy
 
+import torch
 from torch import Tensor, nn
+
+LEAST_SPREAD = 0.1  # share of a random target's deviation that must lie within images
 
 
 class Held(nn.Module):
@@ -70,6 +73,49 @@ class Held(nn.Module):
         memo[id(self._held)] = self._held
         twin.__dict__.update({key: copy.deepcopy(value, memo) for key, value in self.__dict__.items()})
         return twin
+
+
+class RandomTeacher(Held):
+    """A held network with random weights. Such networks smooth: where the target hardly differs within images, the loss
+    falls and nothing is learned.
+
+    So every target before `after_step` is first called is looked at: of the noise by which `MIM` tries its parts, and
+    of the first images of training. At least a tenth of the target's deviation must lie within images.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.checked = False  # whether a step was taken on targets that differ within images
+        self.spread: tuple[Tensor, Tensor] | None = None  # of the last target in a compiled step
+
+    def look(self, target: Tensor) -> Tensor:
+        """Returns the target (B, C, h, w). Raises ValueError where it hardly differs between the cells of an image."""
+        if torch.compiler.is_compiling():  # a graph raises nothing: `after_step` looks
+            self.spread = spread_of(target)
+        elif not self.checked and not target.is_meta:
+            check_spread(spread_of(target), type(self).__name__)
+        return target
+
+    def look_again(self) -> None:
+        """The next batch is looked at."""
+        self.checked, self.spread = False, None
+
+    def after_step(self, encoder, step: int, steps: int) -> None:
+        """Looks at the target of a first step that was compiled; later ones are not looked at."""
+        if not self.checked and self.spread is not None:
+            check_spread(self.spread, type(self).__name__)
+        self.checked, self.spread = True, None
+
+
+def check_spread(spread: tuple[Tensor, Tensor], name: str) -> None:
+    """Raises ValueError for a target of this `spread_of` that hardly differs between the cells of an image."""
+    within, total = (float(value) for value in spread)
+    if not within > LEAST_SPREAD * total:
+        share = within / total if total else 0.0
+        raise ValueError(
+            f"{name}: only {share:.1%} of the target's deviation lies within images (at least {LEAST_SPREAD:.0%} is"
+            " needed): the loss would fall and nothing be learned; take fewer layers, finer cells or other images"
+        )
 
 
 def spread_of(target: Tensor) -> tuple[Tensor, Tensor]:

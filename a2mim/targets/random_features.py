@@ -7,20 +7,16 @@ from torch import Tensor, nn
 
 from a2mim.registry import MODELS, check_whole, is_whole
 from a2mim.targets.cells import normalise
-from a2mim.targets.held import Held, spread_of
+from a2mim.targets.held import RandomTeacher
 from a2mim.targets.precision import run_teacher
-
-LEAST_SPREAD = 0.1  # share of a target's deviation that must lie within images
 
 
 @MODELS.register_module()
-class RandomFeatures(Held):
+class RandomFeatures(RandomTeacher):
     """What a random CNN with ReLU makes of the whole image, each cell normalised over its channels.
 
     The first layer sees one cell each, further layers of 3 x 3 the neighbours. A single layer without ReLU would be the
-    pixels in another basis; a deep random network smooths until all cells of an image look alike. So every batch before
-    `after_step` is first called is looked at, the noise by which `MIM` tries its parts and the first images of
-    training: at least a tenth of the target's deviation must lie within images.
+    pixels in another basis; a deep random network smooths until all cells of an image look alike, see `RandomTeacher`.
 
     Args:
         channels: width of the target.
@@ -46,14 +42,12 @@ class RandomFeatures(Held):
             check_whole("RandomFeatures", stride=stride)
         self.channels, self.depth, self.seed = channels, depth, seed
         self.asked_stride, self.in_chans = stride, 3
-        self.checked = False  # whether a step was taken on targets that differ within images
-        self.spread: tuple[Tensor, Tensor] | None = None  # of the last target in a compiled step
         self.stride = stride or 16
         self._build()
 
     def attach(self, encoder, mean, std) -> None:
         """Takes the student's stride and number of channels; the next batch is looked at."""
-        self.checked, self.spread = False, None
+        self.look_again()
         stride = self.asked_stride or int(max(encoder.strides))
         if (stride, len(mean)) != (self.stride, self.in_chans):
             self.stride, self.in_chans = stride, len(mean)
@@ -79,26 +73,4 @@ class RandomFeatures(Held):
         """(B, C, H, W) normalised -> (B, channels, H / stride, W / stride) float32."""
         teacher = self.held("teacher")
         assert teacher is not None  # built with the target
-        target = normalise(run_teacher(teacher, images), "layer")
-        if torch.compiler.is_compiling():  # a graph raises nothing: `after_step` looks
-            self.spread = spread_of(target)
-        elif not self.checked and not target.is_meta:
-            check_spread(spread_of(target), type(self).__name__)
-        return target
-
-    def after_step(self, encoder, step: int, steps: int) -> None:
-        """Looks at the target of a first step that was compiled; later ones are not looked at."""
-        if not self.checked and self.spread is not None:
-            check_spread(self.spread, type(self).__name__)
-        self.checked, self.spread = True, None
-
-
-def check_spread(spread: tuple[Tensor, Tensor], name: str) -> None:
-    """Raises ValueError for a target of this `spread_of` that hardly differs between the cells of an image."""
-    within, total = (float(value) for value in spread)
-    if not within > LEAST_SPREAD * total:
-        share = within / total if total else 0.0
-        raise ValueError(
-            f"{name}: only {share:.1%} of the target's deviation lies within images (at least {LEAST_SPREAD:.0%} is"
-            " needed): the loss would fall and nothing be learned; take fewer layers, finer cells or other images"
-        )
+        return self.look(normalise(run_teacher(teacher, images), "layer"))

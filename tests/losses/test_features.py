@@ -107,3 +107,9 @@ def test_an_argument_that_is_no_number_of_its_range_is_one_sentence(kind, argume
     (name,) = arguments
     with pytest.raises(ValueError, match=f"{kind.__name__}: {name}=.* (must be a number|is not one of)"):
         kind(**arguments)
+
+
+def test_patches_are_not_told_apart_where_their_products_would_fill_the_memory():
+    recon = torch.zeros(1, 2, 101, 100)
+    with pytest.raises(ValueError, match=r"the target has 10100 cells an image .at most 10000.; choose a target"):
+        PatchDiscrimination()(recon, recon, torch.ones(1, 1, 101, 100, dtype=torch.bool))

@@ -15,7 +15,7 @@ from a2mim.losses import MaskedSmoothL1
 from a2mim.masking import BlockMask
 from a2mim.mim import MIM
 from a2mim.pixels import IMAGENET_MEAN, IMAGENET_STD
-from a2mim.targets import FrozenFeatures, MovingAverage, RandomFeatures
+from a2mim.targets import FrozenFeatures, MovingAverage, RandomFeatures, frozen
 from a2mim.targets.cells import blend, normalise, on_grid, target_grid
 
 VIT = "vit_tiny_patch16_224"
@@ -216,6 +216,18 @@ def test_a_smooth_target_is_refused_inside_a_model_at_the_first_batch_and_not_la
     model.attach_target()
     with pytest.raises(ValueError, match="lies within images"):
         model(smooth())
+
+
+def test_a_frozen_teacher_with_random_weights_is_looked_at_and_a_trained_one_is_not(monkeypatch, weights):
+    models = [mim(FrozenFeatures(source), name="test_vit") for source in ("resnet18", weights)]
+
+    def one_cell(maps, grid, norm):
+        return blend(maps, grid, norm).mean((2, 3), keepdim=True).expand(-1, -1, *grid)
+
+    monkeypatch.setattr(frozen, "blend", one_cell)
+    with pytest.raises(ValueError, match=r"FrozenFeatures: only 0\.0% of the target's deviation lies within images"):
+        models[0](batch())
+    models[1](batch())
 
 
 def test_a_compiled_step_on_a_smooth_target_is_refused_behind_it(monkeypatch):
