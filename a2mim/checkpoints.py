@@ -4,6 +4,7 @@ This module needs only torch, so that code that loads an encoder does not import
 """
 
 import os
+import pickle
 import re
 import warnings
 import zipfile
@@ -97,6 +98,8 @@ def read_checkpoint(path: Path, mapped: bool = False) -> dict:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except (OSError, MemoryError, ValueError):
         raise
+    except pickle.UnpicklingError as error:  # every checksum is right: it holds more than our files hold
+        raise NotOurs("it is not a checkpoint of a2mim") from error
     except Exception as error:  # damage in a zip archive or a pickle may raise anything
         raise ValueError(first_line(error)) from error
     found = checkpoint.get("format") if isinstance(checkpoint, dict) else None

@@ -172,6 +172,9 @@ class MaskedEncoder(nn.Module):
         check_number(kind, most=1, drop_path_rate=drop_path_rate)
         if not isinstance(name, str | nn.Module) or not isinstance(model_args, dict | None):
             raise ValueError(f"{kind}: name={name!r} must be a name or a network, and model_args={model_args!r} a dict")
+        for flag, value in (("pretrained", pretrained), ("visible_stats", visible_stats)):
+            if not isinstance(value, bool):
+                raise ValueError(f"{kind}: {flag}={value!r} must be True or False")
         if token != "none":
             check_mode(token)
         if hide not in HIDING:

@@ -5,7 +5,7 @@ import inspect
 import math
 from collections.abc import Callable
 from numbers import Integral
-from typing import Any
+from typing import Any, TypeGuard
 
 from mmengine import registry as roots
 from mmengine.registry import Registry
@@ -27,13 +27,16 @@ def build_part(cfg: dict, registry: Registry, default_args: dict | None = None):
     """
     arguments = {**(default_args or {}), **cfg}
     name = arguments.pop("type", None)
+    if name is None:
+        raise ValueError(f"a part needs the name of its kind under 'type', such as dict(type='BlockMask'); given {cfg}")
     part = find_part(name, registry)
     if part is None:
         raise ValueError(f"type={name!r} is not a part of a2mim{nearest(name, registry.module_dict)}")
     signature = inspect.signature(part)
     for key in arguments:
         if key not in signature.parameters:
-            raise ValueError(f"{name} has no argument {key!r}{nearest(key, signature.parameters)}")
+            known = nearest(key, signature.parameters) if signature.parameters else "; it takes none"
+            raise ValueError(f"{name} has no argument {key!r}{known}")
     try:
         signature.bind(**arguments)
     except TypeError as error:
@@ -48,7 +51,7 @@ def takes(function: Callable, name: str) -> bool:
     return name in inspect.signature(function).parameters
 
 
-def is_number(value: object) -> bool:
+def is_number(value: object) -> TypeGuard[float]:
     """Whether a value is a finite int or float; True and False are none."""
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
@@ -72,7 +75,7 @@ def check_number(part: str, least: float = 0, most: float = math.inf, above: boo
         above: whether `least` itself is refused.
     """
     for name, value in given.items():
-        if not is_number(value) or not least <= value <= most or (above and value == least):  # type: ignore[operator]
+        if not is_number(value) or not least <= value <= most or (above and value == least):
             bound = f"above {least:g}" if above else f"of at least {least:g}"
             limit = f" and at most {most:g}" if most < math.inf else ""
             raise ValueError(f"{part}: {name}={value!r} must be a number {bound}{limit}")

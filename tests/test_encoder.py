@@ -380,3 +380,18 @@ def test_a_pooled_mask_is_the_hidden_share_of_each_cells_pixels(img_size, cells,
     torch.testing.assert_close(pooled.float(), expected)
     aligned = all(size // n % stride == 0 and size % stride == 0 for size, n in zip(img_size, cells, strict=True))
     assert (pooled.dtype == torch.bool) == aligned
+
+
+@pytest.mark.parametrize("flag", ["visible_stats", "pretrained"])
+def test_a_flag_that_is_neither_true_nor_false_is_refused(flag):
+    with pytest.raises(ValueError, match=f"{flag}='no' must be True or False"):
+        MaskedEncoder("test_vit", **{"img_size": 64, flag: "no"})
+
+
+def test_published_weights_that_cannot_be_fetched_are_one_sentence(monkeypatch):
+    def fail(*_, **__):
+        raise FileNotFoundError("no network here")
+
+    monkeypatch.setattr("a2mim.wiring.timm_models.timm.create_model", fail)
+    with pytest.raises(OSError, match=r"weights for test_vit .* could not be fetched \(no network here\).* NAME:FILE"):
+        MaskedEncoder("test_vit", img_size=64, pretrained=True)

@@ -1,6 +1,7 @@
 """Decoders made from a name or a config, to fit maps and a target."""
 
-from collections.abc import Sequence
+import inspect
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from torch import nn
@@ -50,6 +51,9 @@ def make_decoder(
     config = {} if isinstance(decoder, str) else dict(decoder)
     kind = lookup(decoder, DECODERS, "decoder") if isinstance(decoder, str) else find_part(config.get("type"), MODELS)
 
+    if kind is not None:
+        check_kind(kind)
+
     def make(**extra: Any) -> nn.Module:
         twice = sorted(extra.keys() & config.keys())
         if twice:
@@ -65,3 +69,15 @@ def make_decoder(
     more: dict[str, Any] = {"mask_token": mask_token} if takes(kind, "mask_token") else {}
     more |= {"target_cells": target_cells} if takes(kind, "target_cells") else {}
     return make(**shapes, out_channels=out_channels, out_stride=out_stride, **more)
+
+
+def check_kind(kind: Callable) -> None:
+    """Raises ValueError for a class or function that cannot be a decoder, as it takes no channels."""
+    known = inspect.signature(kind).parameters
+    anything = any(one.kind is inspect.Parameter.VAR_KEYWORD for one in known.values())
+    if not anything and known.keys().isdisjoint(("channels", "in_channels")):
+        raise ValueError(
+            f"{getattr(kind, '__name__', kind)} is no decoder, which is made as Decoder(channels, strides,"
+            " out_channels, out_stride) or Decoder(in_channels, stride, out_channels); give a name"
+            f" ({', '.join(DECODERS)}) or a config such as dict(type='LightDecoder')"
+        )

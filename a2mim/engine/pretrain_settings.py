@@ -105,6 +105,7 @@ class PretrainSettings(Settings):
     @model_validator(mode="after")
     def _parts(self) -> Self:
         check_parts(self.model)
+        check_pixels(self.model["encoder"], self.data)
         check_cell(self.model.get("masking"), self.data.img_size)
         if self.log.bands and max(self.log.bands) >= self.data.in_chans:
             raise ValueError(
@@ -122,6 +123,15 @@ def check_parts(model: dict) -> None:
     losses = model.get("losses")
     if not isinstance(losses, list | tuple) or not losses or not all(isinstance(loss, dict) for loss in losses):
         raise ValueError(f"model.losses={losses!r} must be a list of at least one loss, e.g. [dict(type='MaskedL1')]")
+
+
+def check_pixels(encoder: dict, data: PretrainData) -> None:
+    """ValueError where the encoder states another image size or number of channels than the data."""
+    for key in {"img_size", "in_chans"} & encoder.keys():
+        given, known = encoder[key], getattr(data, key)
+        sides = tuple(given) if isinstance(given, list) else given
+        if sides != known and not (isinstance(known, int) and sides == (known, known)):
+            raise ValueError(f"model.encoder.{key}={given!r} is not data.{key}={known!r}: leave it out of the encoder")
 
 
 def check_cell(masking: Any, size: int | tuple[int, int]) -> None:

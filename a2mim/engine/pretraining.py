@@ -165,6 +165,8 @@ class Pretraining:
         lines = [f"  encoder  {encoder.name} at {size_in_words(size)} px, {total / 1e6:.2f} M parameters, {hidden}"]
         if self.start:
             lines.append(f"  start    {describe_report(self.start)}")
+        if hasattr(self.model.target, "describe"):
+            lines.append(f"  teacher  {self.model.target.describe()}")
         if frozen:
             share = f"{frozen / total:.1%} of the parameters ({len(encoder.frozen)} tensors)"
             lines.append(f"  frozen   {share}: no loss on the feature map reaches them; names in summary.json")

@@ -130,8 +130,13 @@ def check_parts(model) -> None:
     check_mask(mask, 2, height, width, model)
     with torch.random.fork_rng(devices=[]):
         device = model.mean.device
-        target = model.target(images.to(device))
         grid = height // model.target_stride, width // model.target_stride
+        if not all(grid):
+            raise ValueError(
+                f"the target {type(model.target).__name__} has cells of {model.target_stride} px, larger than the image"
+                f" of {height}x{width} px; choose a smaller stride"
+            )
+        target = model.target(images.to(device))
         expected = 2, model.target_channels, *grid
         answer = tuple(target.shape) if isinstance(target, Tensor) else type(target).__name__
         if answer != expected:

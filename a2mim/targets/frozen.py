@@ -14,7 +14,8 @@ from a2mim.registry import MODELS, check_names, check_whole
 from a2mim.targets.cells import NORMS, blend, plain_size, target_grid, unsquashed
 from a2mim.targets.held import RandomTeacher
 from a2mim.targets.precision import run_teacher
-from a2mim.weights.loading import initialise
+from a2mim.weights.loading import describe_report, initialise
+from a2mim.weights.records import LoadReport
 from a2mim.weights.sources import read_source
 
 
@@ -69,6 +70,7 @@ class FrozenFeatures(RandomTeacher):
         pixels = self.found.preprocessing
         self.own_mean, self.own_std = (pixels.mean, pixels.std) if pixels else (IMAGENET_MEAN, IMAGENET_STD)
         self.normalise_as(self.own_mean, self.own_std)
+        self.report: LoadReport | None = None  # of the weights; None: they are random, or not loaded yet
         self.attached: tuple | None = None  # image size, stride and normalisation of the student
         self._stride = stride
 
@@ -84,6 +86,12 @@ class FrozenFeatures(RandomTeacher):
     def channels(self) -> int:
         """Width of the teacher's maps."""
         return self.teacher.channels[-1]
+
+    def describe(self) -> str:
+        """The teacher in one line: its size, and where its weights come from."""
+        name, (height, width) = self.found.name, self.teacher.img_size
+        told = f"random weights, as a name alone has; {name}:FILE, or timm's {name}:pretrained, has trained ones"
+        return f"{self.source} at {height}x{width} px, {describe_report(self.report) if self.report else told}"
 
     @property
     def stride(self) -> int:
@@ -160,7 +168,7 @@ class FrozenFeatures(RandomTeacher):
                 f"FrozenFeatures: maps of {sorted(widths)} channels cannot be averaged; name maps of one width"
             )
         if self.found.tensors is not None:
-            initialise(encoder.model, encoder.model_args, self.source, self.allow_partial)
+            self.report = initialise(encoder.model, encoder.model_args, self.source, self.allow_partial)
         before = self.held("teacher")  # a teacher built anew lies where the one before did
         self.hold("teacher", encoder if before is None else encoder.to(next(before.parameters()).device))
 

@@ -4,6 +4,7 @@ names, or the weights of another toolkit, whose keys are renamed to timm's.
 Invariant: a source is recognised or refused; nothing is guessed.
 """
 
+import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -29,7 +30,7 @@ from a2mim.weights.trust import (
 )
 from a2mim.wiring.model_type import TimmModel
 from a2mim.wiring.networks import build_model, find_class
-from a2mim.wiring.timm_models import build_timm, is_registered, on_meta, unknown_model
+from a2mim.wiring.timm_models import build_timm, fetched, is_registered, on_meta, unknown_model
 
 PREFIX = "encoder.model."  # of the timm model's keys in a checkpoint
 PUBLISHED = "pretrained"  # NAME:pretrained
@@ -48,6 +49,11 @@ def read_source(source: str | Path, name: str | None = None, model_args: Mapping
         model_args: the recipe's arguments for `name`, for a file that does not contain them.
     """
     text = str(source)
+    if not text or (text.endswith(":") and not Path(text).exists()):
+        raise ValueError(
+            f"{text!r} names no encoder: give a run folder, an exported folder, a checkpoint, a timm name, or"
+            " NAME:FILE."
+        )
     path = Path(text.removeprefix("local-dir:"))
     if path.exists():
         return _read_path(path, name, model_args)
@@ -178,7 +184,7 @@ def _of_file(path: Path, name: str | None, model_args: dict[str, Any]) -> Source
     except NotOurs:
         content = None
     except ValueError:
-        if name is None:
+        if name is None and zipfile.is_zipfile(path):
             raise
         content = None  # torch.save's old format has no checksums; read_weights recognises it
     if content is None:
@@ -335,17 +341,7 @@ def _likely(recognised: Recognised) -> str:
 
 def _published(name: str) -> Source:
     """timm's own weights, or those at a hub's address; timm downloads them into its cache."""
-    try:
-        built = build_timm(name, pretrained=True)
-    except (RuntimeError, ValueError) as error:
-        raise ValueError(
-            f"timm has no weights for {name} ({first_line(error)}): give a file, or the name alone."
-        ) from None
-    except Exception as error:  # downloads fail with any error
-        raise OSError(
-            f"timm's weights for {name} are not in its cache and could not be fetched ({first_line(error)});"
-            " fetch them where there is a network, or give a file as NAME:FILE."
-        ) from None
+    built = fetched(name, lambda: build_timm(name, pretrained=True))
     cfg = built.model.pretrained_cfg
     return Source(
         name=built.name,

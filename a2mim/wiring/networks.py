@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from a2mim.wiring.layout import Layout, distinct, guess_all, leaves
 from a2mim.wiring.measure import observe, read_stripes
 from a2mim.wiring.sites import hook_target
-from a2mim.wiring.timm_models import BuiltModel, build_timm, is_timm, on_meta, shapes_of, unknown_model
+from a2mim.wiring.timm_models import BuiltModel, build_timm, fetched, is_timm, on_meta, shapes_of, unknown_model
 from a2mim.wiring.tracing import trace, trial_copy
 
 SIZE_ARGUMENTS = ("img_size", "image_size", "input_size")  # names that networks use
@@ -41,10 +41,12 @@ def build_model(
 
     Raises:
         ValueError: the network does not exist, or does not accept this size or number of channels.
+        OSError: the published weights could not be fetched.
     """
     if isinstance(name, str) and is_timm(name):
         channels = None if in_chans == 3 else in_chans
-        return build_timm(name, img_size, channels, 0, drop_path_rate, pretrained, model_args)
+        arguments = name, img_size, channels, 0, drop_path_rate, pretrained, model_args
+        return fetched(name, lambda: build_timm(*arguments)) if pretrained else build_timm(*arguments)
     if isinstance(name, str):
         find_class(name)  # reports a wrong name before other mistakes
     if drop_path_rate or pretrained:

@@ -190,7 +190,7 @@ class _Strides:
 
 
 def _names(names: str | Sequence[str], what: str) -> list[str]:
-    if not names:
+    if not names or not isinstance(names, str | list | tuple):
         raise ValueError(f'{what}={names!r} names no module; give one or several names, or "auto".')
     return [names] if isinstance(names, str) else list(dict.fromkeys(names))
 

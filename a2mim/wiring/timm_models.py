@@ -5,7 +5,7 @@ timm's default is not. An image size or a number of channels that is given twice
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -117,6 +117,28 @@ def build_timm(
     return BuiltModel(name, model, own if size is None else _pair(size), rest | stated, sized=size is None)
 
 
+def fetched(name: str, build: Callable[[], BuiltModel]) -> BuiltModel:
+    """What `build` makes with timm's published weights.
+
+    Raises:
+        ValueError: timm has none for this name.
+        OSError: they could not be downloaded.
+    """
+    try:
+        return build()
+    except ValueError:
+        raise
+    except RuntimeError as error:
+        raise ValueError(
+            f"timm has no weights for {name} ({_first_line(error)}): give a file, or the name alone."
+        ) from None
+    except Exception as error:  # downloads fail with any error
+        raise OSError(
+            f"timm's weights for {name} are not in its cache and could not be fetched ({_first_line(error)});"
+            " fetch them where there is a network, or give a file as NAME:FILE."
+        ) from None
+
+
 def on_meta(name: str, num_classes: int = 0, **model_args: Any) -> nn.Module:
     """The model on the meta device, where it takes no memory: for its keys and shapes."""
     with torch.device("meta"):
@@ -194,8 +216,11 @@ def _pair(size: Any) -> tuple[int, int]:
 
 def _unbuildable(name: str, arguments: dict[str, Any], error: Exception) -> ValueError:
     told = ", ".join(f"{key}={shorten(value)}" for key, value in arguments.items()) or "no arguments"
-    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-    return ValueError(f"{name} cannot be built with {told} ({reason}); change model_args.")
+    return ValueError(f"{name} cannot be built with {told} ({_first_line(error)}); change model_args.")
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
 
 
 def _read_address(address: str, arguments: dict[str, Any]) -> tuple[str, dict[str, Any]]:

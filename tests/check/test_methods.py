@@ -113,3 +113,15 @@ def test_the_command_says_a_verdict_a_method_or_one_sentence(capsys):
     assert "spark_convnext_small, spark_resnet50" in said and "64 px, cells of 16 px" in said
     assert main(["check-model", "resnet5O", "--methods"]) == 1
     assert "resnet50" in capsys.readouterr().err
+
+
+def test_the_command_answers_in_json_and_refuses_what_it_would_leave_out(capsys, monkeypatch):
+    one = Tried("test_vit", "mae", "refused", "it is a test", [64, 64], 16)
+    monkeypatch.setattr("a2mim.check.methods.group", lambda rows: [Method("mae", ["mae", "mae_too"], {})])
+    monkeypatch.setattr("a2mim.check.methods.try_methods", lambda *_: [one])
+    assert main(["check-model", "test_vit", "--methods", "--json"]) == 0
+    (told,) = json.loads(capsys.readouterr().out)
+    assert told["verdict"] == "refused" and told["reason"] == "it is a test" and told["rows"] == ["mae", "mae_too"]
+    for option in (["--site", "blocks.2"], ["--mask-patch-size", "16"]):
+        assert main(["check-model", "test_vit", "--methods", *option]) == 1
+        assert "--methods chooses site and cells" in capsys.readouterr().err

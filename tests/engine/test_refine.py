@@ -163,6 +163,12 @@ def test_a_view_that_could_not_be_read_is_replaced_by_the_other_one():
     assert ids.tolist() == [3, 4] and found.flatten().tolist() == [0, 1, 2, 2]
 
 
+def test_a_view_of_16_bits_is_replaced_too():
+    images = torch.tensor([0, 1, 2, 60000], dtype=torch.int32).to(torch.uint16).view(4, 1, 1, 1)
+    found, ids = pairs_of({"images": images, "ids": torch.tensor([3, 13, 4, 17])}, 10)
+    assert found.dtype == torch.uint16 and found.int().flatten().tolist() == [0, 1, 2, 2] and ids.tolist() == [3, 4]
+
+
 def test_a_pipeline_of_the_user_s_own_gives_two_crops_of_each_image(labelled):
     dataset = open_dataset(labelled, "train")
     stream = open_stream([dataset.read(i) for i in range(8)])
@@ -197,6 +203,7 @@ def test_k_follows_the_smallest_class_that_has_images(counts, k):
         ({"heads.alone_epochs": 3}, "heads.alone_epochs=3 must be less than schedule.epochs=3"),
         ({"export": ["onnx"]}, "a2mim export does the rest"),
         ({"accumulate": 8}, "global_batch_size=8 in accumulate=8 parts is one image at a time"),
+        ({"global_batch_size": 1}, "global_batch_size=1 in accumulate=1 parts is one image at a time"),
         ({"heads.maps": ["layer5"]}, "layer5"),
         ({"heads.temperature": 0}, "heads.temperature=0 must be a number above 0"),
         ({"data.in_chans": 2, "data.mean": (0.5,)}, "data.mean has 1 values, data.in_chans=2"),

@@ -409,3 +409,19 @@ def test_cells_smaller_than_those_of_a_map_are_refused_where_hidden_cells_are_le
     encoder = MaskedEncoder(network, img_size=64, hide=hide, mask_patch_size=32)
     with pytest.raises(ValueError, match=f"with hide='{hide}' a mask cell must hold whole cells of every map"):
         build(encoder=encoder, masking=BlockMask(cell, 0.5), decoder="light" if hide == "sparse" else "transformer")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"decoder": {"type": "MaskedL1"}}, "MaskedL1 is no decoder, which is made as Decoder"),
+        ({"losses": [{"weight": 1}]}, r"needs the name of its kind under 'type', .* given \{\}"),
+        ({"fill": {}}, "needs the name of its kind under 'type'"),
+        ({"target": {"type": "Pixels", "size": 3}}, "Pixels has no argument 'size'; it takes none"),
+        ({"target": {"type": "RandomFeatures", "stride": 128}}, "has cells of 128 px, larger than the image of 64x64"),
+        ({"target": {"type": "RandomFeatures", "seed": "a"}}, "seed='a' must be a whole number of at least 0"),
+    ],
+)
+def test_a_config_that_cannot_be_a_part_there_is_one_sentence(change, message):
+    with pytest.raises(ValueError, match=message):
+        build(**change)

@@ -1,6 +1,7 @@
 """Targets that hold a network: outside the model that is trained, inside its state, on a grid that fits."""
 
 import copy
+import re
 
 import pytest
 import timm
@@ -371,3 +372,15 @@ def test_a_target_that_states_a_network_of_the_user_s_is_left_in_evaluation_mode
     assert not model.target.net[1].training
     assert not any(p.requires_grad for p in model.target.parameters())
     assert not model.target(batch()).requires_grad
+
+
+def test_a_teacher_says_where_its_weights_come_from(tmp_path):
+    student = MaskedEncoder("test_vit", img_size=64, mask_patch_size=16)
+    save_file(timm.create_model("test_vit", num_classes=0).state_dict(), tmp_path / "t.safetensors")
+    for source, words in (
+        ("test_vit", r"test_vit at 64x64 px, random weights, .* test_vit:FILE, or timm's test_vit:pretrained"),
+        (f"test_vit:{tmp_path / 't.safetensors'}", r"t\.safetensors at 64x64 px, (\d+) of \1 tensors of test_vit"),
+    ):
+        target = FrozenFeatures(source)
+        target.attach(student, IMAGENET_MEAN, IMAGENET_STD)
+        assert re.search(words, target.describe())

@@ -1,5 +1,6 @@
 """Encoders from every source arrive whole, or not at all."""
 
+import argparse
 import json
 
 import pytest
@@ -204,7 +205,9 @@ def test_only_exported_folders_bring_statistics_of_whole_images(tmp_path):
 
 def test_pickled_code_is_never_run(tmp_path):
     torch.save({"format": FORMAT, "state_dict": {}, "meta": print}, tmp_path / "c.pth")
-    with pytest.raises(ValueError, match="cannot be read"):
+    with pytest.raises(
+        ValueError, match=r"holds more than tensors and plain values .*, and reading that could run code"
+    ):
         load_encoder(tmp_path / "c.pth")
 
 
@@ -267,3 +270,37 @@ def test_a_config_that_names_nothing_or_is_broken_is_one_sentence(tmp_path):
     (tmp_path / "config.json").write_text('{"vision": ')
     with pytest.raises(ValueError, match=r"config\.json cannot be read: it is incomplete or not JSON \("):
         load_encoder(tmp_path)
+
+
+class Code:
+    """What a pickle would run."""
+
+    def __reduce__(self):
+        return print, ("run",)
+
+
+def test_a_file_without_a_name_that_holds_code_is_refused_by_the_name_of_the_code(tmp_path, capsys):
+    torch.save({"state_dict": Code()}, tmp_path / "c.pth")
+    with pytest.raises(
+        ValueError, match=r"holds more than tensors and plain values \((__builtin__|builtins|)\.?print\)"
+    ):
+        load_encoder(tmp_path / "c.pth")
+    assert not capsys.readouterr().out
+
+
+@pytest.mark.parametrize("old", [False, True])
+def test_a_file_of_another_toolkit_without_a_name_says_which_name_it_needs(tmp_path, old):
+    tensors = timm.create_model("resnet18", num_classes=0).state_dict()
+    state = {f"backbone.{key}": value for key, value in tensors.items()}
+    content = state if old else {"teacher": state, "args": argparse.Namespace(epochs=1)}  # DINO's has its arguments
+    torch.save(content, tmp_path / "w.pth", _use_new_zipfile_serialization=not old)
+    with pytest.raises(
+        ValueError, match=r"weights of a ResNet .* write NAME:.*w\.pth, with timm's name of it, e\.g\. resnet18:"
+    ):
+        load_encoder(tmp_path / "w.pth")
+
+
+@pytest.mark.parametrize("source", ["", "resnet18:"])
+def test_an_empty_source_is_named_as_it_was_given(source):
+    with pytest.raises(ValueError, match=f"'{source}' names no encoder: give a run folder"):
+        load_encoder(source)

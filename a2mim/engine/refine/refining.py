@@ -243,9 +243,9 @@ def pairs_of(batch: dict, number: int | None) -> tuple[torch.Tensor, torch.Tenso
     ids = batch["ids"] if number is None else batch["ids"] % number
     ids = ids.unflatten(0, (-1, VIEWS))
     strange = ids[:, 0] != ids[:, 1]
-    if strange.any():
-        images = images.clone()
-        images[strange, 1] = images[strange, 0]
+    if strange.any():  # torch cannot assign to chosen rows of uint16
+        first, second = images.unbind(1)
+        images = torch.stack([first, torch.where(strange.view(-1, 1, 1, 1), first, second)], dim=1)
     return images, ids[:, 0]
 
 

@@ -85,7 +85,8 @@ class Dropping:
         if any(ratio != int(ratio) for ratio in ratios):
             raise ValueError(
                 f"{self.name} leaves out whole units of {self.grid[0]}x{self.grid[1]} an image, and the mask has"
-                f" {mask.shape[1]}x{mask.shape[2]} cells; choose a mask_patch_size that is a multiple of a unit's side"
+                f" {mask.shape[1]}x{mask.shape[2]} cells, which do not hold whole units; choose a mask_patch_size that"
+                " is a multiple of a unit's side (the patch_size of a ViT)"
             )
         repeated = mask.repeat_interleave(int(ratios[0]), dim=1).repeat_interleave(int(ratios[1]), dim=2)
         return ~repeated.flatten(1)
