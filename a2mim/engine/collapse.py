@@ -17,6 +17,8 @@ from a2mim.mim import MIM
 from a2mim.targets import Held, MovingAverage
 from a2mim.targets.moving import LEAST
 
+CLEAR = 3 * LEAST  # deviation of predictions that are no constant
+
 
 class Deviations:
     """Watches what the losses of a method are given in training: target and prediction in hidden cells.
@@ -72,8 +74,8 @@ def deviation(features: Tensor, hidden: Tensor, scale_free: bool = False) -> Ten
 class CollapseHook(Hook):
     """Stops a run whose target follows the encoder when the predictions have become a constant.
 
-    Predictions may begin as one. So the run stops when they fall below `LEAST` after they were above, or when they are
-    still below `PLATEAU` steps after the warm-up.
+    Predictions may begin as one, and those of a single image nearly so. So the run stops when they fall below `LEAST`
+    after they were above `CLEAR`, or when they are still below `LEAST` `PLATEAU` steps after the warm-up.
 
     Raises:
         FloatingPointError: from a step with a line of the log, on every process alike.
@@ -96,9 +98,8 @@ class CollapseHook(Hook):
 
     def see(self, step: int, value: float) -> None:
         """Looks at one number of the log."""
-        if value >= LEAST:
-            self.above = True
-        elif self.above or step > self.latest:
+        self.above = self.above or value >= CLEAR
+        if value < LEAST and (self.above or step > self.latest):
             raise FloatingPointError(
                 f"step {step}: the predictions differ by {value:.2g} over the hidden cells of a batch (below {LEAST}):"
                 " they have collapsed to a constant; try a slower teacher (momentum), a lower optimizer.base_lr, or a"

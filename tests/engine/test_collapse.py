@@ -94,10 +94,11 @@ def test_predictions_that_become_a_constant_stop_the_run(trained, monkeypatch):
 def test_predictions_that_begin_as_a_constant_have_time():
     hook = CollapseHook()
     hook.latest = 600
-    hook.see(1, 0.001)
-    hook.see(600, 0.001)
+    for step, value in ((1, 0.001), (2, 0.015), (3, 0.009), (600, 0.001)):  # of one image they go up and down
+        hook.see(step, value)
     with pytest.raises(FloatingPointError):
         hook.see(601, 0.001)
-    hook.see(601, 0.02)
+    hook.latest = 1000
+    hook.see(601, 0.03)
     with pytest.raises(FloatingPointError, match="step 602"):
         hook.see(602, 0.009)
