@@ -219,7 +219,7 @@ def pooled(model: MIM, images: Tensor) -> Tensor:
 
 
 def leak_losses(model: MIM, images: Tensor, generator: torch.Generator) -> dict:
-    """Losses under one mask.
+    """Losses under one mask; of several masks of an image, the first.
 
     Returns:
         "seen" and "own": of the images; "swapped": when every visible cell comes from another image; "simple": of two
@@ -228,6 +228,7 @@ def leak_losses(model: MIM, images: Tensor, generator: torch.Generator) -> dict:
     """
     images = normalize(images, model.mean, model.std)
     mask = model.draw_mask(images, generator)
+    mask = mask[:, 0] if mask.ndim == 4 else mask
     shown = model(images, mode="predict", mask=mask)
     target, hidden = shown["target"], shown["hidden"]
     own = total(model.compare(shown["recon"], target, hidden))

@@ -221,6 +221,8 @@ class PictureHook(Hook):
         with torch.no_grad():
             shown = model(runner.context.to_device(self.images), mode="predict", generator=generator)
         model.train()
+        masks = len(shown["images"]) // len(self.images)
+        shown = {name: value[::masks] for name, value in shown.items()}  # of several masks of an image, the first
         folder = runner.run.folder / "reconstructions"
         caption = (
             f"step {runner.iter:,} of {runner.max_iters:,}, epoch {runner.run.loader.epochs_done(runner.iter):.2f}"

@@ -4,6 +4,7 @@ import json
 import random
 import time
 
+import mmcv
 import pytest
 import torch
 from small_recipe import ENCODER
@@ -15,7 +16,7 @@ from a2mim.engine import health, health_hook
 from a2mim.engine.health_hook import leak_losses, total
 from a2mim.engine.optim import StepWrapper
 from a2mim.losses import MaskedL1
-from a2mim.masking import BlockMask
+from a2mim.masking import BlockMask, InverseSquares
 from a2mim.mim import MIM
 
 
@@ -137,6 +138,21 @@ def test_an_architecture_that_lets_hidden_pixels_through_is_a_leak(mim, monkeypa
     with torch.no_grad():
         found = leak_losses(mim, IMAGES, torch.Generator().manual_seed(0))
     assert "lets hidden pixels through" in health.leak(found["own"], found["swapped"], found["simple"])
+
+
+def test_several_masks_of_an_image_hide_no_leak_and_repeat_no_picture(mim, run):
+    mim.masking = InverseSquares(8, mask_ratio=0.5, side=1, masks=3)
+    with torch.no_grad():
+        found = leak_losses(mim, IMAGES, torch.Generator().manual_seed(0))
+    assert {"own", "swapped", "simple"} <= set(found)
+    sizes = []
+    for masks in (1, 3):
+        masking = {"type": "InverseSquares", "mask_patch_size": 8, "side": 1, "masks": masks}
+        folder, _ = run(
+            f"masks-{masks}", **{"model.masking": masking, "schedule.epochs": 1, "schedule.warmup_epochs": 0}
+        )
+        sizes.append(mmcv.imread(str(min((folder / "reconstructions").glob("*.png")))).shape)
+    assert sizes[0] == sizes[1]
 
 
 @pytest.mark.parametrize("answer", ["colour of the visible", "untrained"])
