@@ -21,7 +21,10 @@ CALLS = {
     "fill": "images, hidden",
     "target": "images",
     "loss": "recon, target, hidden",
+    "decoder": "maps, mask",
 }
+# what a part is given where it has an argument of that name
+OFFERED = {"mask": ("images",), "decoder": ("prefix", "grid", "hidden_cells")}
 
 
 def check_call(what: str, part) -> None:
@@ -39,10 +42,13 @@ def check_call(what: str, part) -> None:
         raise ValueError(f"the {what} is {told}; it must be called as {what}({call}){names}")
     words = [word.split("=") for word in call.split(", ")]
     given = [word[0] for word in words if len(word) == 1], {word[0]: None for word in words if len(word) > 1}
-    if what == "mask" and takes(part, "images"):
-        given[1]["images"] = None
+    given[1].update({name: None for name in OFFERED.get(what, ()) if takes(part, name)})
     try:
-        inspect.signature(part.forward if isinstance(part, nn.Module) else part).bind(*given[0], **given[1])
+        signature = inspect.signature(part.forward if isinstance(part, nn.Module) else part)
+    except ValueError:  # a function in C tells none
+        return
+    try:
+        signature.bind(*given[0], **given[1])
     except TypeError as error:
         raise ValueError(f"the {what} {kind} cannot be called as {what}({call}): {error}") from error
 
@@ -72,8 +78,12 @@ def build_decoder(decoder, encoder, target, out_channels: int, out_stride: int) 
         made = make_decoder(decoder, *shapes, mask_token=token, target_cells=getattr(target, "cells", None))
         if not isinstance(made, nn.Module):
             raise ValueError(f"the decoder {type(made).__name__} is no torch.nn.Module; let its class inherit from it")
+        if not isinstance(made, EachMap):
+            check_call("decoder", made)
         return made
     many = len(inspect.signature(decoder.forward).parameters) > 1
+    if many:
+        check_call("decoder", decoder)
     return decoder if many else EachMap(lambda **_: decoder, *shapes, mask_token=token)
 
 

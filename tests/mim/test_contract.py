@@ -247,6 +247,11 @@ class WholeBatch(nn.Module):
         return (recon - target).abs().mean()
 
 
+class Demanding(nn.Module):
+    def forward(self, maps, mask, prefix, width):
+        return maps[0]
+
+
 def seeing(batch_size, height, width, generator, device, images):
     """A mask part that cannot do without its arguments."""
     return torch.zeros(batch_size, 4, 4, dtype=torch.bool, device=device)
@@ -265,6 +270,7 @@ def seeing(batch_size, height, width, generator, device, images):
         ({"target": {"type": "BlockMask"}}, r"the target BlockMask cannot be called as target\(images\)"),
         ({"losses": [WholeBatch()]}, r"the loss WholeBatch cannot be called as loss\(recon, target, hidden\)"),
         ({"encoder": "test_vit"}, "the encoder is 'test_vit'; give a MaskedEncoder"),
+        ({"decoder": Demanding()}, r"the decoder Demanding cannot be called as decoder\(maps, mask\): .*'width'"),
         ({"target": Wrong(stride=0)}, "the target Wrong: stride=0 must be a whole number of at least 1"),
         ({"target": Wrong(channels="3")}, "the target Wrong: channels='3' must be a whole number"),
         ({"target": lambda images: None}, r"answers NoneType for 2 images .* \(2, 3, 64, 64\) is expected"),
