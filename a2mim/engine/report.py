@@ -105,7 +105,17 @@ def report(summary: dict, runner, page: Path | None) -> None:
         say(*stopped_lines(summary, runner.run.task.command, folder, page))
     else:
         taken = f"finished {summary['steps']} steps in {summary['seconds']:.0f} s"
-        say(taken, *page_line(page), *runner.run.task.closing(summary, folder))
+        say(taken, *damage_lines(summary["data"]), *page_line(page), *runner.run.task.closing(summary, folder))
+
+
+def damage_lines(data: dict) -> list[str]:
+    """A line on images that could not be read, by what summary.json says of the data; no line if all could."""
+    lost = sum(data["unreadable"].values())
+    if not lost:
+        return []
+    return [
+        f"  warning  {lost:,} reads of unreadable images were replaced by other images; the first: {'; '.join(data['first_unreadable'])}"
+    ]
 
 
 def page_line(page: Path | None) -> list[str]:

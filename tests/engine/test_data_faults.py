@@ -43,12 +43,16 @@ def test_faults_are_in_the_log_and_the_summary_by_reason_with_names(recipe, dama
     assert "d-1.tar: byte" in capsys.readouterr().err and not (tmp_path / "run").exists()
     with pytest.warns(UserWarning, match="1 bad shards are left out"):
         assert main([*arguments, "--skip-bad-shards"]) == 0
-    assert "1 bad shards skipped" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "1 bad shards skipped" in said
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())["data"]
     assert summary["unreadable"].keys() == {"empty", "not an image"} and len(summary["first_unreadable"]) == 3
     assert "d-0.tar/02" in summary["first_unreadable"][0] and "d-1.tar: byte" in summary["skipped_shards"][0]
     log = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
     assert log[-1]["faults"] == summary["unreadable"]
+    lost = sum(summary["unreadable"].values())
+    assert f"{lost} reads of unreadable images were replaced by other images; the first: " in said
+    assert summary["first_unreadable"][0] in said
 
 
 def test_images_that_lost_bits_are_not_counted_as_damaged(run, images, tmp_path):
