@@ -113,9 +113,8 @@ def damage_lines(data: dict) -> list[str]:
     lost = sum(data["unreadable"].values())
     if not lost:
         return []
-    return [
-        f"  warning  {lost:,} reads of unreadable images were replaced by other images; the first: {'; '.join(data['first_unreadable'])}"
-    ]
+    first = "; ".join(data["first_unreadable"])
+    return [f"  warning  {lost:,} reads of unreadable images were replaced by other images; the first: {first}"]
 
 
 def page_line(page: Path | None) -> list[str]:
