@@ -32,7 +32,8 @@ class BEiTBlocks(CellMask):
     Args:
         mask_patch_size: side of a cell, pixels; must divide the image's height and width.
         mask_ratio: fraction hidden, in (0, 1).
-        min_cells: least area of a proposal, cells.
+        min_cells: least area of a proposal, cells. Where fewer are to be hidden, few proposals fit and most hidden
+            cells are single ones: choose a smaller number for small images.
         min_aspect: least height / width of a proposal, in (0, 1]; the greatest is its inverse.
 
     Attributes:
