@@ -33,10 +33,10 @@ from a2mim.commands.training import join_resume
 from a2mim.commands.version import version_text
 from a2mim.commands.worth_it import add_worth_it
 from a2mim.data.remote.addresses import public_name
-from a2mim.engine.memory import OutOfMemory, first_line, is_out_of_memory
+from a2mim.engine.memory import OutOfMemory, is_out_of_memory
 from a2mim.files import DiskFull, is_full_disk
 from a2mim.processes.errors import is_shared, refuse_several, started_as
-from a2mim.text import PrintableStream, one_line
+from a2mim.text import PrintableStream, first_line, one_line
 
 # OpenMP's threads spin while they wait for one another. Long spinning is fastest on an idle machine and ruinous beside
 # any other busy process, sleeping at once is slow on both; this short spin is near the best of each

@@ -30,6 +30,12 @@ _PLAIN = re.compile(r"[A-Za-z][A-Za-z0-9.+-]*")
 _YAML_WORDS = {"null", "true", "false", "yes", "no", "on", "off", "y", "n"}
 
 
+def first_line(error: BaseException) -> str:
+    """What an error says, on one line of at most 200 characters."""
+    lines = str(error).strip().splitlines()
+    return lines[0][:200] if lines else type(error).__name__
+
+
 def one_line(text: object) -> str:
     r"""Printable, on one line: control characters, line breaks and bidi marks become \n, \x1b, \u202e."""
     text = str(text)

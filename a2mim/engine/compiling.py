@@ -9,9 +9,9 @@ from torch import nn
 from torch._dynamo.exc import FailOnRecompileLimitHit, TorchDynamoException
 
 from a2mim.data.crops import height_and_width
-from a2mim.engine.memory import first_line
 from a2mim.engine.task import RecipeSettings, Task
 from a2mim.mim import MIM
+from a2mim.text import first_line
 
 LOOKS = 8  # draws of a mask, to see whether all hide equally many cells
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from a2mim.engine.assembly import Run
-from a2mim.engine.memory import OutOfMemory, first_line, is_out_of_memory
+from a2mim.engine.memory import OutOfMemory, is_out_of_memory
 from a2mim.engine.report import again
 from a2mim.processes.group import is_lost_peer
+from a2mim.text import first_line
 
 UNGATHERED = ("DTensor", "its data is not allocated yet")  # torch, of a divided weight that was not gathered
 

@@ -14,12 +14,6 @@ class OutOfMemory(MemoryError):
     """There is too little memory; the message is one sentence that says what to change."""
 
 
-def first_line(error: BaseException) -> str:
-    """What an error says, on one line of at most 200 characters."""
-    lines = str(error).strip().splitlines()
-    return lines[0][:200] if lines else type(error).__name__
-
-
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error means that a GPU or the machine has no memory left. torch raises a RuntimeError for both."""
     if isinstance(error, MemoryError):

@@ -25,7 +25,7 @@ from a2mim.engine.finetuning import Finetuning
 from a2mim.engine.fsdp import check_divided, is_divided
 from a2mim.engine.hooks import SignalHook
 from a2mim.engine.loggers import options_of
-from a2mim.engine.memory import OutOfMemory, first_line, is_out_of_memory
+from a2mim.engine.memory import OutOfMemory, is_out_of_memory
 from a2mim.engine.optim import check_optimizer
 from a2mim.engine.pretraining import Pretraining
 from a2mim.engine.records import Launch, Request, ResumePoint
@@ -42,6 +42,7 @@ from a2mim.files import telling_full_disk, write_json
 from a2mim.processes.group import leave_together, set_timeout, start_processes, stop_processes
 from a2mim.processes.leading import lead
 from a2mim.report import brief
+from a2mim.text import first_line
 
 TaskClass: TypeAlias = type[Pretraining] | type[Finetuning] | type[Refining]
 

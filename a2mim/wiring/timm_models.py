@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from a2mim.files import read_object
-from a2mim.text import close_names
+from a2mim.text import close_names, first_line
 from a2mim.wiring.model_type import TimmModel
 from a2mim.wiring.plain_arguments import fault_of_argument, shorten
 
@@ -130,11 +130,11 @@ def fetched(name: str, build: Callable[[], BuiltModel]) -> BuiltModel:
         raise
     except RuntimeError as error:
         raise ValueError(
-            f"timm has no weights for {name} ({_first_line(error)}): give a file, or the name alone."
+            f"timm has no weights for {name} ({first_line(error)}): give a file, or the name alone."
         ) from None
     except Exception as error:  # downloads fail with any error
         raise OSError(
-            f"timm's weights for {name} are not in its cache and could not be fetched ({_first_line(error)});"
+            f"timm's weights for {name} are not in its cache and could not be fetched ({first_line(error)});"
             " fetch them where there is a network, or give a file as NAME:FILE."
         ) from None
 
@@ -216,11 +216,7 @@ def _pair(size: Any) -> tuple[int, int]:
 
 def _unbuildable(name: str, arguments: dict[str, Any], error: Exception) -> ValueError:
     told = ", ".join(f"{key}={shorten(value)}" for key, value in arguments.items()) or "no arguments"
-    return ValueError(f"{name} cannot be built with {told} ({_first_line(error)}); change model_args.")
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    return ValueError(f"{name} cannot be built with {told} ({first_line(error)}); change model_args.")
 
 
 def _read_address(address: str, arguments: dict[str, Any]) -> tuple[str, dict[str, Any]]:
