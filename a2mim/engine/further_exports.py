@@ -34,7 +34,7 @@ def write_further(encoder: Any, settings: PretrainSettings, receipt: dict, folde
     """
     told = encoder.arguments() | {"source": str(folder), "batchnorm": receipt["batchnorm"]}
     names = further_targets(settings)
-    return prove_further(encoder.model, told, _preprocessing(encoder, settings), names, folder / FOLDER)
+    return prove_further(encoder.model, told, _preprocessing(encoder, settings), names, folder / FOLDER, folder)
 
 
 def further_lines(summary: dict) -> list[str]:

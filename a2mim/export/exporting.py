@@ -125,7 +125,7 @@ def check_possible(model: nn.Module, arguments: dict, preprocessing: Preprocessi
 
 
 def prove_further(
-    model: nn.Module, arguments: dict, preprocessing: Preprocessing, names: list[str], out_dir: Path
+    model: nn.Module, arguments: dict, preprocessing: Preprocessing, names: list[str], out_dir: Path, place: Path
 ) -> list[dict]:
     """Writes a model for each target, as it is, into folders below `out_dir`; returns their receipts, or {"target",
     "problem"} for one that failed.
@@ -133,6 +133,7 @@ def prove_further(
     Args:
         arguments: as in `export_timm_folder`, with its "source" and what its receipt says of "batchnorm".
         names: of targets; "all" for every one but timm's that can take the model.
+        place: as in `prove`.
     """
     if not names:
         return []
@@ -143,21 +144,32 @@ def prove_further(
     done: list[dict] = []
     for name in [name for name in possible(subject, names) if name not in ("timm", "network")]:
         try:
-            done.append(prove(TARGETS[name], subject, out_dir / name, arguments["batchnorm"]))
+            done.append(prove(TARGETS[name], subject, out_dir / name, arguments["batchnorm"], place=place))
         except (ExportError, ValueError, ImportError) as error:
             done.append({"target": name, "problem": str(error)})
     return done
 
 
-def prove(target: Target, subject: Subject, out_dir: Path, batchnorm: dict, python: str = sys.executable) -> dict:
+def prove(
+    target: Target,
+    subject: Subject,
+    out_dir: Path,
+    batchnorm: dict,
+    python: str = sys.executable,
+    place: Path | None = None,
+) -> dict:
     """One folder, written under another name, checked in a fresh process, then moved; returns its receipt, without what
     only `verify` needs.
+
+    Args:
+        place: folder where it is written first, on the disk of `out_dir`; None: beside it. A run's own folder is
+            cleaned of what a killed process left there when the run goes on.
     """
     refuse_linked_folders(out_dir)
     with telling_full_disk(out_dir, "nothing was exported to it; make room, and export again"):
         out_dir.parent.mkdir(parents=True, exist_ok=True)
         delete_staging(out_dir.parent, _SLOWEST)
-        staging = Path(tempfile.mkdtemp(prefix=STAGING, dir=out_dir.parent))
+        staging = Path(tempfile.mkdtemp(prefix=STAGING, dir=place or out_dir.parent))
         try:
             staging.chmod(0o777 & ~_umask())  # mkdtemp keeps it to its owner
             return _proven(target, subject, staging, out_dir, batchnorm, python)
