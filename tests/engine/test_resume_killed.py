@@ -55,7 +55,7 @@ STATEFUL = {
         "model.losses": [{"type": "MaskedSmoothL1"}],
     },
     "frozen teacher, averaged weights": {
-        "model.target": {"type": "FrozenFeatures", "source": "resnet18"},
+        "model.target": {"type": "FrozenFeatures", "source": "test_vit"},
         "model.losses": [{"type": "MaskedCosine"}],
         "ema": 0.1,
     },
