@@ -17,8 +17,8 @@ from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 from torch.nn import functional
 
-from a2mim.engine.memory import first_line
 from a2mim.pixels import IMAGENET_MEAN, IMAGENET_STD
+from a2mim.text import first_line
 
 from .isolation import Findings
 from .scale import Scale

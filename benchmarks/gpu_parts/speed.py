@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 import torch
 
-from a2mim.engine.memory import first_line, is_out_of_memory
+from a2mim.engine.memory import is_out_of_memory
+from a2mim.text import first_line
 
 from .isolation import Findings
 from .scale import Network, Scale, card_of, peak_of
