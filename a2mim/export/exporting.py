@@ -110,9 +110,8 @@ def export_timm_folder(
         ExportError: timm does not load it, or computes something else; `out_dir` is then left as it was.
     """
     batchnorm = _calibrate(model, batches, calibrated)
-    frozen, trained = list(arguments.get("frozen", [])), tell_training(source)
-    preprocessing = Preprocessing.of(preprocessing)
-    subject = Subject(model, arguments["model_args"], preprocessing, frozen, source, trained, license)
+    told = {"source": source, "trained": tell_training(source), "license": license}
+    subject = _subject(model, arguments, Preprocessing.of(preprocessing), **told)
     target = TARGETS["network" if isinstance(model, OwnNetwork) else "timm"]
     return prove(target, subject, Path(out_dir), batchnorm)
 
@@ -121,7 +120,7 @@ def check_possible(model: nn.Module, arguments: dict, preprocessing: Preprocessi
     """Raises ValueError, with every reason, where one of the targets cannot take this model. Arguments as in
     `export_timm_folder`.
     """
-    possible(Subject(model, arguments["model_args"], preprocessing, list(arguments.get("frozen", []))), names)
+    possible(_subject(model, arguments, preprocessing), names)
 
 
 def prove_further(
@@ -138,9 +137,8 @@ def prove_further(
     if not names:
         return []
     source = arguments["source"]
-    frozen, trained = list(arguments.get("frozen", [])), tell_training(source)
     still = copy.deepcopy(model).cpu().eval()  # a target may run it, and running statistics must stay
-    subject = Subject(still, arguments["model_args"], preprocessing, frozen, source, trained)
+    subject = _subject(still, arguments, preprocessing, source=source, trained=tell_training(source))
     done: list[dict] = []
     for name in [name for name in possible(subject, names) if name not in ("timm", "network")]:
         try:
@@ -148,6 +146,11 @@ def prove_further(
         except (ExportError, ValueError, ImportError) as error:
             done.append({"target": name, "problem": str(error)})
     return done
+
+
+def _subject(model: nn.Module, arguments: dict, preprocessing: Preprocessing, **told: str) -> Subject:
+    """A model as targets get it. Arguments as in `export_timm_folder`; told: source, trained and license."""
+    return Subject(model, arguments["model_args"], preprocessing, list(arguments.get("frozen", [])), **told)
 
 
 def prove(
