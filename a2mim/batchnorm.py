@@ -1,4 +1,4 @@
-"""Recomputes BatchNorm's running statistics from given images.
+"""Recomputes BatchNorm's running statistics from given images, and shares them between processes.
 
 Pre-training normalises masked images, whose statistics differ (the first variance of a ResNet is 0.41 of that of whole
 images). Frozen features need statistics of whole images.
@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 
 import torch
 from timm.layers import BatchNormAct2d, convert_sync_batchnorm
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 _TOO_FEW = "Expected more than 1 value per channel"  # torch, for one image at a layer whose map is 1 x 1
@@ -109,6 +109,20 @@ def batchnorm_statistics(model: nn.Module) -> dict[str, Tensor]:
 def load_statistics(model: nn.Module, statistics: Mapping[str, Tensor]) -> None:
     """Sets the running statistics to those of another process, see `batchnorm_statistics`; other tensors stay."""
     model.load_state_dict(statistics, strict=False)
+
+
+@torch.no_grad()
+def share_statistics(model: nn.Module) -> None:
+    """Gives the running statistics of the first process to all of them, where there are several."""
+    if not distributed.is_initialized() or distributed.get_world_size() == 1:
+        return
+    found = [b for layer in _layers(model) for b in (layer.running_mean, layer.running_var) if b is not None]
+    if not found:
+        return
+    joined = torch.cat([buffer.float() for buffer in found])
+    distributed.broadcast(joined, 0)
+    for buffer, value in zip(found, joined.split([len(buffer) for buffer in found]), strict=True):
+        buffer.copy_(value)
 
 
 @torch.no_grad()

@@ -23,7 +23,7 @@ ALLOWED = {
     "masking": {"registry"},
     "losses": {"masking", "registry"},
     "decoders": {"masking", "registry"},
-    "targets": {"encoder", "pixels", "registry", "weights", "wiring"},
+    "targets": {"batchnorm", "encoder", "pixels", "registry", "weights", "wiring"},
     "wiring": {"backbones", "files", "text"},
     "encoder": {"masking", "registry", "wiring"},
     "mim": {"decoders", "encoder", "losses", "masking", "pixels", "registry", "targets", "text"},

@@ -5,9 +5,9 @@ from collections.abc import Sequence
 from typing import cast
 
 import torch
-from torch import Tensor, distributed, nn
-from torch.nn.modules.batchnorm import _BatchNorm
+from torch import Tensor
 
+from a2mim.batchnorm import share_statistics
 from a2mim.encoder import MaskedEncoder
 from a2mim.registry import MODELS, check_names, is_number
 from a2mim.targets.cells import NORMS, blend
@@ -166,21 +166,6 @@ class MovingAverage(Held):
     def remember(self, memory: dict) -> None:
         """The inverse of `memory`."""
         self.step = memory["step"]
-
-
-@torch.no_grad()
-def share_statistics(model: nn.Module) -> None:
-    """Gives the running statistics of the first process to all of them, where there are several."""
-    if not distributed.is_initialized() or distributed.get_world_size() == 1:
-        return
-    layers = [layer for layer in model.modules() if isinstance(layer, _BatchNorm)]
-    found = [b for layer in layers for b in (layer.running_mean, layer.running_var) if b is not None]
-    if not found:
-        return
-    joined = torch.cat([buffer.float() for buffer in found])
-    distributed.broadcast(joined, 0)
-    for buffer, value in zip(found, joined.split([len(buffer) for buffer in found]), strict=True):
-        buffer.copy_(value)
 
 
 def _ends_of(momentum: object) -> list[float]:
