@@ -12,7 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from a2mim.masking import expand_mask
+from a2mim.masking.cells import expand_mask, pool_mask
+from a2mim.masking.token import check_mode, insert_token, mix_token
 from a2mim.registry import MODELS, check_names, check_number, check_size, check_whole
 from a2mim.wiring.final_norm import NAME, lack_norm, normed
 from a2mim.wiring.hiding import HIDING, Dropping, Sparse, check_cells, check_counts, check_shape, hiding_faults
@@ -21,46 +22,7 @@ from a2mim.wiring.networks import build_model, can_rebuild
 from a2mim.wiring.sites import FeatureMaps, study
 from a2mim.wiring.visible_stats import sum_over_visible
 
-TOKEN_MODES = ("add", "replace", "scaled")
-
-
-def insert_token(
-    features: Tensor, token: Tensor, mask: Tensor, mode: str = "add", gamma: Tensor | None = None
-) -> Tensor:
-    """Inserts the mask token at the hidden cells of a feature map.
-
-    Args:
-        features: (B, D, h, w).
-        token: (D,) or (1, D, 1, 1).
-        mask: (B, h, w) bool, True = hidden; or float, the hidden fraction of each cell in [0, 1], which blends the two.
-        mode: "add": z + token; "replace": token (SimMIM); "scaled": gamma * z + token (A²MIM's CNNs).
-        gamma: as `token`; "scaled" only.
-
-    Source: A²MIM, https://arxiv.org/abs/2205.13943.
-    """
-    check_mode(mode)
-    if mode == "scaled" and gamma is None:
-        raise ValueError('token mode "scaled" needs gamma, one factor per channel (A²MIM starts it at 1e-6).')
-    factor = None if gamma is None else gamma.reshape(1, -1, 1, 1)
-    return _mix(features, token.reshape(1, -1, 1, 1), mask[:, None], mode, factor)
-
-
-def _mix(features: Tensor, token: Tensor, hidden: Tensor, mode: str, gamma: Tensor | None) -> Tensor:
-    """`insert_token` in any layout. token, hidden and gamma broadcast over `features`; the result has its dtype."""
-    inside = token.to(features.dtype)
-    if mode == "add":
-        inside = features + inside
-    elif mode == "scaled":
-        assert gamma is not None
-        inside = features * gamma.to(features.dtype) + inside
-    if hidden.dtype == torch.bool:
-        return torch.where(hidden, inside, features)
-    return torch.lerp(features, inside.expand_as(features), hidden.to(features.dtype))
-
-
-def check_mode(mode: str) -> None:
-    if mode not in TOKEN_MODES:
-        raise ValueError(f"token {mode!r} is not a mode of the mask token; choose one of {', '.join(TOKEN_MODES)}.")
+__all__ = ["MapTensor", "MaskedEncoder", "insert_token"]
 
 
 @dataclass(frozen=True)
@@ -358,7 +320,7 @@ class MaskedEncoder(nn.Module):
             hidden = layout.spread(pool_mask(mask, layout.grid, site.strides, self.img_size))
             token = layout.write_channels(self.tokens[i])
             gamma = layout.write_channels(self.gammas[i]) if self.token_mode == "scaled" else None
-            new[site.path] = _mix(features[site.path], token, hidden, self.token_mode, gamma)
+            new[site.path] = mix_token(features[site.path], token, hidden, self.token_mode, gamma)
         return replace_leaves(output, new, (number,))
 
     def _tap(self, number: int, module, inputs, output):
@@ -374,34 +336,6 @@ class MaskedEncoder(nn.Module):
         size = resized.shape[-2:]
         hidden = F.interpolate(self._mask[:, None].to(resized.dtype), size, mode="nearest-exact") > 0
         return torch.where(hidden, F.interpolate(self._images, size, mode="nearest-exact"), resized), *others
-
-
-def pool_mask(mask: Tensor, grid: tuple[int, int], strides: tuple[float, float], img_size: tuple[int, int]) -> Tensor:
-    """(B, rows, cols) bool mask -> (B, h, w): bool if cells and grid align, else the hidden share of each cell.
-
-    Args:
-        strides: pixels per feature cell (vertical, horizontal); the last cell may extend beyond the image.
-        img_size: (H, W) in pixels; the cells of the mask tile it.
-    """
-    sides = [size / cells for size, cells in zip(img_size, mask.shape[1:], strict=True)]
-    repeats = [side / stride for side, stride in zip(sides, strides, strict=True)]
-    exact = [r == int(r) and r * n == g for r, n, g in zip(repeats, mask.shape[1:], grid, strict=True)]
-    if all(exact):
-        return mask.repeat_interleave(int(repeats[0]), dim=1).repeat_interleave(int(repeats[1]), dim=2)
-    rows, cols = (
-        _overlap(size, stride, cells, side, number, mask.device)
-        for size, stride, cells, side, number in zip(img_size, strides, grid, sides, mask.shape[1:], strict=True)
-    )
-    return torch.einsum("hr,brc,wc->bhw", rows, mask.float(), cols)
-
-
-def _overlap(size: int, stride: float, cells: int, side: float, number: int, device) -> Tensor:
-    """(cells, number): the fraction of each feature cell that each mask cell covers, along one axis."""
-    start = torch.arange(cells, device=device)[:, None] * stride
-    end = (start + stride).clamp(max=size)
-    left = torch.arange(number, device=device)[None] * side
-    shared = torch.minimum(end, left + side) - torch.maximum(start, left)
-    return shared.clamp(min=0) / (end - start)
 
 
 def _study(model: nn.Module, img_size: tuple[int, int], in_chans: int, site, mask_patch_size: int, maps):

@@ -7,7 +7,7 @@ import timm
 import torch
 from torch import Tensor
 
-from a2mim.encoder import MaskedEncoder, insert_token, pool_mask
+from a2mim.encoder import MaskedEncoder
 
 # name, image side, then what the rule must find: site, its stride, output channels, output stride.
 FAMILIES = [
@@ -317,69 +317,6 @@ def test_an_argument_of_the_wrong_kind_is_one_sentence(arguments, message):
 def test_images_of_another_size_are_refused():
     with pytest.raises(ValueError, match=r"32 x 32 px .* 64 x 64 px"):
         built("resnet18")(some_images(side=32))
-
-
-def slow_insert(features, token, mask, mode, gamma):
-    """Reference: one number at a time, from the definitions in A²MIM, section 3."""
-    result = features.clone()
-    for b, d, h, w in torch.cartesian_prod(*map(torch.arange, features.shape)).tolist():
-        z, m = features[b, d, h, w], float(mask[b, h, w])
-        hidden = {"add": z + token[d], "replace": token[d], "scaled": gamma[d] * z + token[d]}[mode]
-        result[b, d, h, w] = m * hidden + (1 - m) * z
-    return result
-
-
-@pytest.mark.parametrize("mode", ["add", "replace", "scaled"])
-@pytest.mark.parametrize("fractional", [False, True])
-def test_insert_token_equals_the_slow_loop(mode, fractional):
-    torch.manual_seed(0)
-    features, token, gamma = torch.randn(2, 3, 4, 5), torch.randn(3), torch.randn(3)
-    mask = torch.rand(2, 4, 5) if fractional else torch.rand(2, 4, 5) < 0.5
-    expected = slow_insert(features, token, mask, mode, gamma)
-    torch.testing.assert_close(insert_token(features, token, mask, mode, gamma), expected)
-    shaped = insert_token(features, token.view(1, 3, 1, 1), mask, mode, gamma.view(1, 3, 1, 1))
-    torch.testing.assert_close(shaped, expected)
-
-
-def test_replacing_selects_so_that_hidden_nans_are_gone():
-    features, mask = torch.ones(1, 2, 2, 2), torch.tensor([[[True, False], [False, False]]])
-    features[0, :, 0, 0] = float("nan")
-    assert insert_token(features, torch.zeros(2), mask, "replace").isfinite().all()
-
-
-def test_features_keep_their_dtype():
-    features, mask = torch.ones(1, 2, 2, 2, dtype=torch.bfloat16), torch.ones(1, 2, 2, dtype=torch.bool)
-    for kind in (mask, mask.float()):
-        assert insert_token(features, torch.ones(2), kind, "scaled", torch.ones(2)).dtype == torch.bfloat16
-
-
-def test_scaling_without_gamma_is_refused():
-    with pytest.raises(ValueError, match="gamma"):
-        insert_token(torch.ones(1, 2, 2, 2), torch.ones(2), torch.ones(1, 2, 2, dtype=torch.bool), "scaled")
-
-
-@pytest.mark.parametrize(
-    ("img_size", "cells", "grid", "stride"),
-    [
-        ((64, 64), (2, 2), (4, 4), 16),
-        ((64, 96), (4, 6), (2, 3), 32),
-        ((72, 72), (3, 3), (5, 5), 16),
-        ((60, 60), (5, 5), (20, 20), 3),
-        ((72, 72), (3, 3), (4, 4), 16),
-    ],
-)
-def test_a_pooled_mask_is_the_hidden_share_of_each_cells_pixels(img_size, cells, grid, stride):
-    mask = torch.rand(2, *cells, generator=torch.Generator().manual_seed(0)) < 0.5
-    pixels = mask.repeat_interleave(img_size[0] // cells[0], 1).repeat_interleave(img_size[1] // cells[1], 2).float()
-    expected = torch.empty(2, *grid)
-    for i in range(grid[0]):
-        for j in range(grid[1]):
-            inside = pixels[:, i * stride : (i + 1) * stride, j * stride : (j + 1) * stride]
-            expected[:, i, j] = inside.mean((1, 2))
-    pooled = pool_mask(mask, grid, (stride, stride), img_size)
-    torch.testing.assert_close(pooled.float(), expected)
-    aligned = all(size // n % stride == 0 and size % stride == 0 for size, n in zip(img_size, cells, strict=True))
-    assert (pooled.dtype == torch.bool) == aligned
 
 
 @pytest.mark.parametrize("flag", ["visible_stats", "pretrained"])

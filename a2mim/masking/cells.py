@@ -62,6 +62,34 @@ def expand_mask(mask: Tensor, height: int, width: int) -> Tensor:
     return repeat(mask, "b rows cols -> b 1 (rows p) (cols q)", p=height // rows, q=width // cols)
 
 
+def pool_mask(mask: Tensor, grid: tuple[int, int], strides: tuple[float, float], img_size: tuple[int, int]) -> Tensor:
+    """(B, rows, cols) bool mask -> (B, h, w): bool if cells and grid align, else the hidden share of each cell.
+
+    Args:
+        strides: pixels per feature cell (vertical, horizontal); the last cell may extend beyond the image.
+        img_size: (H, W) in pixels; the cells of the mask tile it.
+    """
+    sides = [size / cells for size, cells in zip(img_size, mask.shape[1:], strict=True)]
+    repeats = [side / stride for side, stride in zip(sides, strides, strict=True)]
+    exact = [r == int(r) and r * n == g for r, n, g in zip(repeats, mask.shape[1:], grid, strict=True)]
+    if all(exact):
+        return mask.repeat_interleave(int(repeats[0]), dim=1).repeat_interleave(int(repeats[1]), dim=2)
+    rows, cols = (
+        _overlap(size, stride, cells, side, number, mask.device)
+        for size, stride, cells, side, number in zip(img_size, strides, grid, sides, mask.shape[1:], strict=True)
+    )
+    return torch.einsum("hr,brc,wc->bhw", rows, mask.float(), cols)
+
+
+def _overlap(size: int, stride: float, cells: int, side: float, number: int, device) -> Tensor:
+    """(cells, number): the fraction of each feature cell that each mask cell covers, along one axis."""
+    start = torch.arange(cells, device=device)[:, None] * stride
+    end = (start + stride).clamp(max=size)
+    left = torch.arange(number, device=device)[None] * side
+    shared = torch.minimum(end, left + side) - torch.maximum(start, left)
+    return shared.clamp(min=0) / (end - start)
+
+
 def rectangle(top: Tensor, left: Tensor, tall: Tensor, wide: Tensor, rows: int, cols: int) -> Tensor:
     """The cells of one rectangle an image: (B,) or 0-d integer tensors -> (B, rows, cols) bool."""
     y = torch.arange(rows, device=top.device)[:, None]

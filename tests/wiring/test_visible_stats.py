@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from a2mim.encoder import MaskedEncoder, pool_mask
+from a2mim.encoder import MaskedEncoder
+from a2mim.masking.cells import pool_mask
 
 TINY = {  # name -> what makes it small
     "xcit_nano_12_p16_224": dict(depth=2, embed_dim=32),
