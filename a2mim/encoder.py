@@ -211,11 +211,11 @@ class MaskedEncoder(nn.Module):
         self,
         images: Tensor,
         mask: Tensor | None = None,
-        with_prefix: bool = False,
+        with_prefixes: bool = False,
         hidden_cells: int | None = None,
-    ) -> list[Tensor] | tuple[list[Tensor], Tensor | None]:
+    ) -> list[Tensor] | tuple[list[Tensor], list[Tensor | None]]:
         """images: (B, C, H, W) float; mask: (B, rows, cols) bool, True = hidden. Returns maps, each (B, D, h, w);
-        with_prefix also the class and register tokens (B, P, D) in front of the last map's, or None.
+        with_prefixes also the class and register tokens in front of each map's, (B, P, D) or None.
 
         hidden_cells: how many cells of `mask` are True; with hide="drop" and "sparse" the host need not wait for the
         device to learn it.
@@ -249,8 +249,9 @@ class MaskedEncoder(nn.Module):
             outputs = {i: self._norm(i, one) for i, one in outputs.items()}
         tensors = {path: tensor for i, one in outputs.items() for path, tensor in leaves(one, (i,))}
         maps = [self._to_map(tensors[output_map.path], output_map.layout, mask) for output_map in self.outputs]
-        last = self.outputs[-1]
-        return (maps, last.layout.prefix(tensors[last.path])) if with_prefix else maps
+        if not with_prefixes:
+            return maps
+        return maps, [output_map.layout.prefix(tensors[output_map.path]) for output_map in self.outputs]
 
     def _norm(self, number: int, output):
         """The output of a module that is decoded, normed where it lacks the norm that the network has."""

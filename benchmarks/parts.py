@@ -45,8 +45,8 @@ def take_step(model: Any, wrapper: StepWrapper, images: torch.Tensor, clock: Clo
     pixels, target, mask = clock("normalising", lambda: model.prepare(images, mask))
     hidden = expand_mask(mask, height, width)
     masked = clock("fill", lambda: model.fill(pixels, hidden))
-    maps, prefix = clock("encoder, forward", lambda: model.encode(masked, mask))
-    recon = clock("decoder, forward", lambda: model.decode((maps, prefix), height, width, mask))
+    maps, prefixes = clock("encoder, forward", lambda: model.encode(masked, mask))
+    recon = clock("decoder, forward", lambda: model.decode((maps, prefixes), height, width, mask))
     losses = [
         clock(f"{name}, forward", lambda loss=loss: loss(recon, target, hidden))
         for name, loss in zip(model.loss_names, model.losses, strict=True)

@@ -5,7 +5,7 @@ Laptop scale: about 3 minutes.
 
 Blocks 1, 3, 9 and 11 predict histograms of gradients of 4, 8, 16 and 32 px, each through a norm and a decoder of its
 own. Published (https://arxiv.org/abs/2303.05251): 84.0 % top-1 after fine-tuning. Differs: a decoder ends in a linear
-map where the paper has two transposed convolutions for 4 px; the class token takes part in the last decoder only.
+map where the paper has two transposed convolutions for 4 px.
 """
 
 _base_ = "_base_/method.py"

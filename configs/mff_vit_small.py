@@ -5,8 +5,7 @@ Laptop scale: about 2 minutes.
 
 The decoder reads a weighted sum of six blocks, so that the last ones need not keep the pixels. Published
 (https://arxiv.org/abs/2308.00261): ViT-S +1.2 points of fine-tuning and +2.8 of linear probe over MAE; ViT-B linear
-68.3 (MAE 65.1). Differs: crops are MAE's, not resize and pad; the decoder is that of mae_vit_small; the class token is
-that of the last block, normalised, where the paper fuses the class tokens of all six.
+68.3 (MAE 65.1). Differs: crops are MAE's, not resize and pad; the decoder is that of mae_vit_small.
 """
 
 _base_ = "_base_/method.py"

@@ -25,8 +25,9 @@ class EachScale(nn.Module):
     Raises:
         ValueError: maps, scales and channels do not go together.
 
-    Source: LocalMIM, https://arxiv.org/abs/2303.05251. There a map's own class token takes part in its decoder; here
-        the last map's does, in that map's decoder.
+    A map's own class and register tokens take part in its decoder.
+
+    Source: LocalMIM, https://arxiv.org/abs/2303.05251.
     """
 
     def __init__(
@@ -69,20 +70,23 @@ class EachScale(nn.Module):
         prefix: Tensor | None = None,
         grid: tuple[int, int] | None = None,
         hidden_cells: int | None = None,
+        prefixes: list[Tensor | None] | None = None,
     ) -> Tensor:
-        """maps: each (B, D, h, w); mask: (B, rows, cols) bool; prefix: (B, P, D) or None; grid: (h, w) of the target,
-        by default as many cells as the first map covers; hidden_cells: how many cells of `mask` are True, so that a
-        decoder inside need not count them. Returns (B, out_channels, h, w).
+        """maps: each (B, D, h, w); mask: (B, rows, cols) bool; prefix: (B, P, D) or None, of the last map; grid: (h, w)
+        of the target, by default as many cells as the first map covers; hidden_cells: how many cells of `mask` are
+        True, so that a decoder inside need not count them; prefixes: those of each map.
+
+        Returns (B, out_channels, h, w).
         """
         if grid is None:
             grid = int(maps[0].shape[2] * self.ratio), int(maps[0].shape[3] * self.ratio)
-        tokens: list[Tensor | None] = [None] * len(maps)
-        if prefix is not None:
-            tokens[-1] = self.norms[-1](prefix.mT[..., None])[..., 0].mT
+        prefixes = prefixes or [*[None] * (len(maps) - 1), prefix]
         answers = []
         for i, (norm, decoder) in enumerate(zip(self.norms, self.decoders, strict=True)):
             known = {"hidden_cells": hidden_cells} if self.take_cells[i] else {}
-            answer = decoder([norm(maps[i])], mask, prefix=tokens[i], **known)
+            own = prefixes[i]
+            tokens = None if own is None else norm(own.mT[..., None])[..., 0].mT
+            answer = decoder([norm(maps[i])], mask, prefix=tokens, **known)
             times = self.repeats[i]
             answer = fit_grid(answer, (grid[0] // times, grid[1] // times), self.shares[i])
             answers.append(answer.repeat_interleave(times, dim=2).repeat_interleave(times, dim=3))

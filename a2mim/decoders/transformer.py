@@ -19,8 +19,8 @@ class TransformerDecoder(nn.Module):
     """Embeds each cell, puts a learned token on hidden ones, adds fixed positions and runs transformer blocks.
 
     The encoder's class and register tokens take part and their outputs are dropped; they have position 0. Several maps
-    are fused first (`FuseMaps`), and a LayerNorm follows. Of the class and register tokens only those of the last map
-    are known, so they are not fused; they pass the same LayerNorm.
+    are fused first (`FuseMaps`), and a LayerNorm follows. Their class and register tokens are fused in the same way;
+    where a map lacks them, those of the last map alone pass the LayerNorm.
 
     Args:
         channels, strides, out_channels, out_stride, mask_token: see `a2mim.decoders`.
@@ -68,10 +68,16 @@ class TransformerDecoder(nn.Module):
             nn.init.normal_(self.mask_token, std=0.02)
 
     def forward(
-        self, maps: list[Tensor], mask: Tensor, prefix: Tensor | None = None, hidden_cells: int | None = None
+        self,
+        maps: list[Tensor],
+        mask: Tensor,
+        prefix: Tensor | None = None,
+        hidden_cells: int | None = None,
+        prefixes: list[Tensor | None] | None = None,
     ) -> Tensor:
-        """maps: each (B, D, h, w); mask: (B, rows, cols) bool; prefix: (B, P, D) or None; hidden_cells: how many cells
-        of `mask` are True, so that the host need not count them.
+        """maps: each (B, D, h, w); mask: (B, rows, cols) bool; prefix: (B, P, D) or None, of the last map;
+        hidden_cells: how many cells of `mask` are True, so that the host need not count them; prefixes: those of each
+        map.
 
         Returns (B, out_channels, H / s, W / s).
         """
@@ -84,7 +90,8 @@ class TransformerDecoder(nn.Module):
         number = 0
         if prefix is not None:
             number = prefix.shape[1]
-            tokens = torch.cat([self.embed(self.fuse_norm(prefix.to(maps[-1].dtype))).to(tokens.dtype), tokens], dim=1)
+            prefix = self.fuse_prefixes(prefix, prefixes or []).to(maps[-1].dtype)
+            tokens = torch.cat([self.embed(self.fuse_norm(prefix)).to(tokens.dtype), tokens], dim=1)
         answer = self.pred(self.norm(self.blocks(tokens)))[:, number:]
         return self.shuffle(rearrange(answer, "b (h w) c -> b c h w", h=grid[0]))
 
@@ -103,6 +110,13 @@ class TransformerDecoder(nn.Module):
         tokens = self.embed(self.fuse_norm(self.fuse(shown)[0, ..., 0].T))
         full = tokens.new_zeros(len(last) * last[0, 0].numel(), tokens.shape[-1]).index_copy(0, places, tokens)
         return full.unflatten(0, (len(last), -1))
+
+    def fuse_prefixes(self, last: Tensor, prefixes: list[Tensor | None]) -> Tensor:
+        """Class and register tokens (B, P, D_i) of every map -> (B, P, D); the last's where another map has others."""
+        alike = [one for one in prefixes if one is not None and one.shape[1] == last.shape[1]]
+        if self.fuse is None or len(alike) < len(self.fuse.logits):
+            return last
+        return self.fuse([one.mT[..., None] for one in alike])[..., 0].mT
 
     def positions(self, grid: tuple[int, int], like: Tensor) -> Tensor:
         """(h * w, embed_dim), made once for each grid, device and type."""

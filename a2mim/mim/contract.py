@@ -24,7 +24,7 @@ CALLS = {
     "decoder": "maps, mask",
 }
 # what a part is given where it has an argument of that name
-OFFERED = {"mask": ("images",), "decoder": ("prefix", "grid", "hidden_cells")}
+OFFERED = {"mask": ("images",), "decoder": ("prefix", "prefixes", "grid", "hidden_cells")}
 
 
 def check_call(what: str, part) -> None:

@@ -93,8 +93,9 @@ class MIM(BaseModel):
         self._mask_reads_images = takes(self.masking, "images")
         self._encoder_takes_cells = takes(self.encoder.forward, "hidden_cells")
         self._decoder_takes_cells = takes(self.decoders.forward, "hidden_cells")
-        self._encoder_gives_prefix = takes(self.encoder.forward, "with_prefix")
+        self._encoder_gives_prefixes = takes(self.encoder.forward, "with_prefixes")
         self._decoder_takes_prefix = takes(self.decoders.forward, "prefix")
+        self._decoder_takes_prefixes = takes(self.decoders.forward, "prefixes")
         self._decoder_takes_grid = takes(self.decoders.forward, "grid")
         if hasattr(self.encoder, "img_size"):  # parts that do not fit are refused now, not at the first batch
             check_parts(self)
@@ -223,12 +224,15 @@ class MIM(BaseModel):
 
     def encode(
         self, images: Tensor, mask: Tensor, hidden_cells: int | None = None
-    ) -> tuple[list[Tensor], Tensor | None]:
-        """Filled images (B, C, H, W), mask (B, rows, cols) -> (maps, class and register tokens (B, P, D) or None)."""
+    ) -> tuple[list[Tensor], list[Tensor | None]]:
+        """Filled images (B, C, H, W), mask (B, rows, cols) -> (maps, class and register tokens (B, P, D) or None of
+        each map).
+        """
         more = {"hidden_cells": hidden_cells} if self._encoder_takes_cells else {}
-        if self._encoder_gives_prefix:
-            return self.encoder(images, mask, with_prefix=True, **more)
-        return self.encoder(images, mask, **more), None
+        if self._encoder_gives_prefixes:
+            return self.encoder(images, mask, with_prefixes=True, **more)
+        maps = self.encoder(images, mask, **more)
+        return maps, [None] * len(maps)
 
     def decode(
         self,
@@ -238,19 +242,20 @@ class MIM(BaseModel):
         mask: Tensor | None = None,
         hidden_cells: int | None = None,
     ) -> Tensor:
-        """Maps (B, D, h, w), or (maps, prefix), -> (B, C_t, height / s_t, width / s_t).
+        """Maps (B, D, h, w), or what `encode` returns, -> (B, C_t, height / s_t, width / s_t).
 
         Where the decoder's cells do not divide the image, what overhangs is cropped and cells that no feature reaches
         are answered by 0; see `a2mim.decoders.tokens.fit_grid`.
         """
-        maps, prefix = features if isinstance(features, tuple) else (features, None)
+        maps, prefixes = features if isinstance(features, tuple) else (features, [None] * len(features))
         grid = height // self.target_stride, width // self.target_stride
         if mask is None:
             mask = torch.zeros(len(maps[0]), 1, 1, dtype=torch.bool, device=maps[0].device)
         if isinstance(self.decoders, EachMap):
-            return self.decoders(maps, mask, prefix, grid)
+            return self.decoders(maps, mask, grid=grid)
         more: dict = {"grid": grid} if self._decoder_takes_grid else {}
-        more |= {"prefix": prefix} if self._decoder_takes_prefix else {}
+        more |= {"prefix": prefixes[-1]} if self._decoder_takes_prefix else {}
+        more |= {"prefixes": prefixes} if self._decoder_takes_prefixes else {}
         more |= {"hidden_cells": hidden_cells} if self._decoder_takes_cells else {}
         recon = self.decoders(maps, mask, **more)
         ratios = [stride / self.target_stride for stride in self.encoder.strides]

@@ -123,6 +123,30 @@ def test_class_tokens_pass_the_norm_behind_the_fusion():
     assert torch.allclose(decoder(maps, MASK, prefix=3 * prefix), answer, atol=1e-4)
 
 
+def test_class_tokens_of_all_maps_are_fused_as_the_cells_are():
+    decoder = TransformerDecoder([8, 8, 8], [16] * 3, embed_dim=32, depth=1, num_heads=4).eval()
+    maps, seen = maps_of([16] * 3, [8] * 3), []
+    prefixes = [torch.randn(2, 2, 8) for _ in maps]
+    torch.nn.init.normal_(decoder.fuse.logits)
+    decoder.embed.register_forward_hook(lambda module, inputs, output: seen.append(inputs[0]))
+    decoder(maps, MASK, prefix=prefixes[-1], prefixes=prefixes)
+    weights = decoder.fuse.logits.softmax(0)
+    expected = weights[2] * prefixes[2]
+    for weight, project, one in zip(weights, decoder.fuse.projections, prefixes, strict=False):
+        expected = expected + weight * F.linear(one, project.weight[:, :, 0, 0], project.bias)
+    tokens = next(one for one in seen if one.shape == expected.shape)
+    assert torch.allclose(tokens, F.layer_norm(expected, (8,), eps=1e-6), atol=1e-5)
+
+
+@pytest.mark.parametrize("other", [None, torch.ones(2, 3, 8)], ids=["none", "more"])
+def test_class_tokens_that_not_every_map_has_are_those_of_the_last(other):
+    decoder = TransformerDecoder([8, 8], [16, 16], embed_dim=32, depth=1, num_heads=4).eval()
+    maps, prefix = maps_of([16, 16], [8, 8]), torch.randn(2, 2, 8)
+    alone = decoder(maps, MASK, prefix=prefix)
+    assert torch.equal(decoder(maps, MASK, prefix=prefix, prefixes=[other, prefix]), alone)
+    assert not torch.equal(decoder(maps, MASK, prefix=prefix, prefixes=[prefix, prefix]), alone)
+
+
 def test_positions_are_mae_s_x_first():
     width, rows, cols = 16, 3, 5
     found = sincos_positions(width, rows, cols)
@@ -289,6 +313,16 @@ def test_the_class_token_takes_part_in_the_last_scale_through_the_last_norm():
     without, with_it = model(maps, MASK), model(maps, MASK, prefix=prefix)
     assert torch.equal(with_it[:, :9], without[:, :9]) and not torch.equal(with_it[:, 9:], without[:, 9:])
     assert torch.allclose(model(maps, MASK, prefix=3 * prefix + 1), with_it, atol=1e-4)  # LayerNorm takes that back
+
+
+def test_each_map_s_class_token_takes_part_in_its_own_scale():
+    model, maps = scales(transformer()).eval(), maps_of((16,) * 4, (8,) * 4)
+    prefixes = [torch.randn(2, 1, 8) for _ in maps]
+    answer = model(maps, MASK, prefix=prefixes[-1], prefixes=prefixes)
+    for i in range(4):
+        changed = [torch.randn(2, 1, 8) if i == j else one for j, one in enumerate(prefixes)]
+        differs = (model(maps, MASK, prefix=changed[-1], prefixes=changed) != answer).flatten(2).any(-1).any(0)
+        assert differs.tolist() == [c // 3 == i for c in range(12)]
 
 
 def test_a_coarse_scale_is_the_mean_of_the_cells_of_a_finer_map():

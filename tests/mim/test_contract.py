@@ -96,6 +96,29 @@ def test_parts_with_something_to_do_after_a_step_are_told_the_step():
     assert model.masking.told == (model.encoder, 3, 10)
 
 
+class ReadsTokens(nn.Module):
+    """Keeps the class tokens that it was given."""
+
+    def forward(self, maps, mask, prefix=None, prefixes=None):
+        self.seen = prefix, prefixes
+        return maps[-1].new_zeros(len(mask), 3, 64, 64)
+
+
+@pytest.mark.parametrize("hide", ["token", "drop"])
+def test_a_decoder_that_takes_prefixes_is_given_the_class_tokens_of_each_map(hide):
+    encoder = MaskedEncoder("test_vit", img_size=64, hide=hide, maps=["blocks.0", "blocks.3"])
+    outputs = []
+    for name in ("blocks.0", "blocks.3"):
+        encoder.model.get_submodule(name).register_forward_hook(lambda module, inputs, output: outputs.append(output))
+    model = build(encoder=encoder, decoder=ReadsTokens())
+    outputs.clear()
+    model(images(), mask=BlockMask(16, 0.5)(2, 64, 64))
+    prefix, prefixes = model.decoders.seen
+    assert [one.shape for one in prefixes] == [(2, 1, 64)] * 2
+    assert all(torch.equal(one, output[:, :1]) for one, output in zip(prefixes, outputs, strict=True))
+    assert prefix is prefixes[1]
+
+
 def test_a_decoder_of_the_contract_sees_all_maps_and_the_mask():
     class Own(nn.Module):
         def __init__(self, channels, strides, out_channels, out_stride):

@@ -47,7 +47,7 @@ def test_tokens_of_a_masked_image_class_tokens_included_pass_through_the_norm():
     encoder = build("vit_little_patch16_reg4_gap_256", "drop").eval()
     model, images = encoder.model, torch.randn(2, 3, 64, 64)
     torch.nn.init.normal_(model.fc_norm.weight), torch.nn.init.normal_(model.fc_norm.bias)
-    (features,), prefix = encoder(images, torch.zeros(2, 2, 2, dtype=torch.bool), with_prefix=True)
+    (features,), (prefix,) = encoder(images, torch.zeros(2, 2, 2, dtype=torch.bool), with_prefixes=True)
     tokens = model.fc_norm(model.forward_features(images))
     assert torch.allclose(prefix, tokens[:, : model.num_prefix_tokens], atol=1e-5)
     assert torch.allclose(features.flatten(2).mT, tokens[:, model.num_prefix_tokens :], atol=1e-5)

@@ -40,7 +40,7 @@ def test_hidden_pixels_change_nothing_and_hidden_cells_are_0(name, prefix):
     images, mask = draw(encoder)
     assert leak_of(encoder, images, mask) == 0
     with torch.no_grad():
-        (features,), tokens = encoder(images, mask, with_prefix=True)
+        (features,), (tokens,) = encoder(images, mask, with_prefixes=True)
         plain = encoder.model.forward_features(images)
         whole = timm.create_model(name, num_classes=0, **encoder.model_args).eval()
         whole.load_state_dict(encoder.model.state_dict())  # strict: the keys are timm's
@@ -69,7 +69,7 @@ def test_the_visible_tokens_are_those_of_mae():
     images, mask = draw(encoder)
     model = encoder.model
     with torch.no_grad():
-        maps, prefix = encoder(images, mask, with_prefix=True)
+        maps, (prefix,) = encoder(images, mask, with_prefixes=True)
         tokens = model.patch_embed(images) + model.pos_embed[:, 1:]
         for b in range(2):
             shown = ~mask[b].repeat_interleave(2, 0).repeat_interleave(2, 1).flatten()
