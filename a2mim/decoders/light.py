@@ -24,10 +24,11 @@ def norm_visible(norm: nn.Module, features: Tensor, mask: Tensor, hidden_cells: 
         return norm(features)
     grid = features.shape[2], features.shape[3]
     known = hidden_cells if len(mask) == len(features) else None
-    visible, places = shown_cells(mask.expand(len(features), -1, -1), grid, known)
+    _, places = shown_cells(mask.expand(len(features), -1, -1), grid, known)
     cells = features.movedim(1, -1)
     normal = norm(cells.flatten(0, 2)[places][:, :, None, None])[:, :, 0, 0]
-    return torch.zeros_like(cells, dtype=normal.dtype).masked_scatter_(visible[..., None], normal).movedim(-1, 1)
+    full = normal.new_zeros(cells[..., 0].numel(), cells.shape[-1]).index_copy_(0, places, normal)
+    return full.view(cells.shape).movedim(-1, 1)
 
 
 class Densify(nn.Module):

@@ -62,7 +62,9 @@ class Sparse:
         self.mask, self.hidden_cells = mask, hidden_cells
         # by grid, for the mask of the last forward
         self._index: dict[tuple, Tensor] = {}
+        self._places: dict[tuple, Tensor] = {}
         self._visible: dict[tuple, Tensor | None] = {}
+        self._equal: bool | None = None
         self._known: Tensor | None = None
         self._shapes: dict[int, torch.Size] = {}  # of what a norm was given, between its two hooks
 
@@ -121,7 +123,7 @@ class Sparse:
 
     def forget(self) -> None:
         """Drops what was worked out for the last mask."""
-        self._known, self._index, self._visible = None, {}, {}
+        self._known, self._equal, self._index, self._places, self._visible = None, None, {}, {}, {}
 
     def _on_grid(self, shape: tuple[int, int], mask: Tensor) -> Tensor | None:
         ratios = [cells / number for cells, number in zip(shape, mask.shape[1:], strict=True)]
@@ -140,6 +142,27 @@ class Sparse:
                 number = (mask.numel() - hidden) * flat.numel() // mask.numel()
                 self._index[key] = torch.nonzero_static(flat, size=number)[:, 0]
         return self._index[key]
+
+    def places(self, visible: Tensor, channels: int) -> Tensor:
+        """(B, channels, N) places of the visible cells in their own image, where all images have as many."""
+        key = tuple(visible.shape)
+        if key not in self._places:
+            starts = torch.arange(len(visible), device=visible.device)[:, None] * visible[0].numel()
+            self._places[key] = self.index(visible).view(len(visible), 1, -1) - starts[:, None]
+        return self._places[key].expand(-1, channels, -1)
+
+    def _counts_are_equal(self) -> bool:
+        """Whether all images of the current mask are known to show as many cells. A mask on a GPU is not looked at: the
+        host would wait.
+        """
+        mask = self.mask()
+        if mask is None or torch.compiler.is_compiling() or mask.device.type != "cpu":
+            return False
+        self._forget_others(mask)
+        if self._equal is None:
+            counts = mask.flatten(1).numpy().sum(1)  # the host's own numbers, as in `mask_check`
+            self._equal = bool((counts == counts[0]).all())
+        return self._equal
 
     def of_output(self, module: nn.Module, output: Tensor) -> Tensor | None:
         """The visible cells of a layer's output, broadcastable to it; None where it is no feature map."""
@@ -164,19 +187,18 @@ class Sparse:
         return None if visible is None else output.masked_fill(~visible, torch.finfo(output.dtype).min)
 
     def _gather(self, module: nn.Module, inputs: tuple):
-        """Forward pre-hook of a norm: the visible cells, as (cells, C, 1, 1) for BatchNorm and as (B, C, cells, 1) for
-        norms of one image, which need as many of each image.
+        """Forward pre-hook of a norm: the visible cells, as (B, C, cells, 1) where all images are known to have as many
+        (norms of one image need that), else as (cells, C, 1, 1).
         """
         features, *others = inputs
         visible = self.visible((features.shape[2], features.shape[3])) if features.ndim == 4 else None
         if visible is None or len(visible) != len(features):
             return None
-        cells = features.movedim(1, -1).flatten(0, 2)[self.index(visible)]
-        if isinstance(module, BY_IMAGE):
-            cells = cells.view(len(features), -1, features.shape[1]).transpose(1, 2)[..., None]
-        else:
-            cells = cells[:, :, None, None]
         self._shapes[id(module)] = features.shape
+        if isinstance(module, BY_IMAGE) or self._counts_are_equal():
+            cells = features.flatten(2).gather(2, self.places(visible, features.shape[1]))[..., None]
+        else:
+            cells = features.movedim(1, -1).flatten(0, 2)[self.index(visible)][:, :, None, None]
         return cells, *others
 
     def _scatter(self, module: nn.Module, inputs: tuple, output: Tensor) -> Tensor | None:
@@ -184,13 +206,15 @@ class Sparse:
         shape = self._shapes.pop(id(module), None)
         if shape is None:
             return None
-        by_image = isinstance(module, BY_IMAGE)
-        cells = output.squeeze(-1).transpose(1, 2).flatten(0, 1) if by_image else output.flatten(1)
         visible = self.visible((shape[2], shape[3]))
         assert visible is not None  # the cells were gathered on this grid
-        full = cells.new_zeros(shape[0] * shape[2] * shape[3], cells.shape[1])
-        full = full.index_copy(0, self.index(visible), cells)
-        return full.view(shape[0], shape[2], shape[3], -1).movedim(-1, 1)
+        batch, channels, height, width = shape
+        if isinstance(module, BY_IMAGE) or self._counts_are_equal():
+            full = output.new_zeros(batch, channels, height * width)
+            return full.scatter_(2, self.places(visible, channels), output[..., 0]).view(shape)
+        full = output.new_zeros(batch * height * width, channels)
+        full = full.index_copy_(0, self.index(visible), output.flatten(1))
+        return full.view(batch, height, width, channels).movedim(-1, 1)
 
     def _raise_mean(self, module: nn.Module, inputs: tuple):
         """Forward pre-hook of channel attention: times cells / visible cells, so its mean is that of visible ones."""

@@ -54,9 +54,13 @@ def test_without_a_mask_it_is_timm_s_network_bit_for_bit(name):
     assert torch.equal(encoder(images)[0], plain.forward_features(images))
 
 
-def test_a_batchnorm_sees_visible_cells_alone_and_so_do_its_running_statistics():
+@pytest.mark.parametrize("more_hidden", [False, True])
+def test_a_batchnorm_sees_visible_cells_alone_and_so_do_its_running_statistics(more_hidden):
     encoder = build().train()
     images, mask = draw()
+    if more_hidden:  # in the first image than in the second
+        mask[0, :2] = True
+    assert (mask[0].sum() > mask[1].sum()) == more_hidden
     norm, seen = encoder.model.bn1, {}
     before = encoder.model.conv1.register_forward_hook(lambda m, a, out: seen.update(given=out.detach()))
     after = norm.register_forward_hook(lambda m, a, out: seen.update(made=out.detach()))
@@ -70,6 +74,20 @@ def test_a_batchnorm_sees_visible_cells_alone_and_so_do_its_running_statistics()
     assert torch.allclose(made.double(), expected, atol=1e-5)
     assert torch.allclose(norm.running_mean.double(), 0.1 * mean, atol=1e-6)
     assert torch.allclose(norm.running_var.double(), 0.9 + 0.1 * cells.var(0), atol=1e-5)
+
+
+def test_masks_whose_counts_nobody_may_look_at_give_the_same_numbers(monkeypatch):
+    images, mask = draw()
+    found = []
+    for _ in range(2):
+        encoder = build(maps=["layer2", "layer4"]).train()
+        maps = encoder(images, mask, hidden_cells=int(mask.sum()))
+        sum(one.sin().sum() for one in maps).backward()
+        gradients = [parameter.grad for parameter in encoder.model.parameters()]
+        found.append([*maps, *encoder.model.buffers(), *gradients])
+        monkeypatch.setattr(Sparse, "_counts_are_equal", lambda self: False)  # as on a GPU
+    for one, other in zip(*found, strict=True):
+        assert (one.double() - other.double()).norm() <= 1e-5 * other.double().norm()
 
 
 def test_each_layer_is_that_of_spark():
