@@ -2,6 +2,7 @@
 
 python benchmarks/methods.py [--rows mae_vit_small spark_resnet50 …] [--over-pixels] [--batch-size 4] [--rounds 5]
 python benchmarks/methods.py --rows a2mim_xcit_128 --over a2mim_xcit
+python benchmarks/methods.py --rows spark_resnet50 --cfg-options model.decoder.width=768
 
 Bare: forward, mean of the feature map, backward, on whole images. Row: the recipe as written: mask, target, encoder,
 decoder, losses, backward. `--over-pixels`: the same recipe with pixels as its target, instead of the bare
@@ -24,7 +25,7 @@ from torch import Tensor
 
 from a2mim.data.crops import height_and_width
 from a2mim.engine.assembly import build_mim
-from a2mim.engine.config import load_config
+from a2mim.engine.config import load_config, parse_options
 from a2mim.engine.pretrain_settings import PretrainSettings
 
 ROWS = ["mae_vit_small", "mff_vit_small", "a2mim_vit_small", "spark_resnet50", "a2mim_resnet50"]
@@ -68,14 +69,14 @@ def stored_images(settings: PretrainSettings, number: int) -> Tensor:
     return torch.randint(0, 256, (number, data.in_chans, *height_and_width(data.img_size)), dtype=torch.uint8)
 
 
-def compare(row: str, over_pixels: bool, over: str | None, batch_size: int, rounds: int) -> str:
-    settings = load_config(row)
+def compare(row: str, options: dict, over_pixels: bool, over: str | None, batch_size: int, rounds: int) -> str:
+    settings = load_config(row, options)
     images = stored_images(settings, batch_size)
     if over:
         larger = load_config(over)
         other = row_step(larger, stored_images(larger, batch_size))
     elif over_pixels:
-        other = row_step(load_config(row, {"model.target": "pixels"}), images)
+        other = row_step(load_config(row, options | {"model.target": "pixels"}), images)
     else:
         other = bare_step(settings, images)
     pair = row_step(settings, images), other
@@ -91,6 +92,9 @@ def compare(row: str, over_pixels: bool, over: str | None, batch_size: int, roun
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", nargs="+", default=ROWS, help="recipes")
+    parser.add_argument(
+        "--cfg-options", nargs="+", default=[], metavar="KEY=VALUE", help="settings of the rows"
+    )
     parser.add_argument("--over-pixels", action="store_true")
     parser.add_argument("--over", help="a recipe to compare with, instead of the bare backbone")
     parser.add_argument("--batch-size", type=int, default=4)
@@ -98,7 +102,8 @@ def main() -> None:
     chosen = parser.parse_args()
     torch.set_num_threads(1)
     for row in chosen.rows:
-        print(compare(row, chosen.over_pixels, chosen.over, chosen.batch_size, chosen.rounds), flush=True)
+        asked = chosen.over_pixels, chosen.over, chosen.batch_size, chosen.rounds
+        print(compare(row, parse_options(chosen.cfg_options), *asked), flush=True)
 
 
 if __name__ == "__main__":
