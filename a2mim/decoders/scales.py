@@ -15,8 +15,8 @@ class EachScale(nn.Module):
     """Map i alone answers scale i of the target, through a LayerNorm and a decoder of its own.
 
     A target of several scales, such as `HOG(cells=[4, 8, 16, 32])`, has the channels of every scale behind each other
-    on the grid of the finest. So early blocks can be made to predict fine cells, and late ones coarse cells. The class and
-    register tokens of a map take part in its decoder.
+    on the grid of the finest. So early blocks can be made to predict fine cells, and late ones coarse cells. The class
+    and register tokens of a map take part in its decoder.
 
     Args:
         channels, strides, out_channels, out_stride, mask_token: see `a2mim.decoders`. As many maps as scales.
