@@ -92,9 +92,7 @@ def compare(row: str, options: dict, over_pixels: bool, over: str | None, batch_
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", nargs="+", default=ROWS, help="recipes")
-    parser.add_argument(
-        "--cfg-options", nargs="+", default=[], metavar="KEY=VALUE", help="settings of the rows"
-    )
+    parser.add_argument("--cfg-options", nargs="+", default=[], metavar="KEY=VALUE", help="settings of the rows")
     parser.add_argument("--over-pixels", action="store_true")
     parser.add_argument("--over", help="a recipe to compare with, instead of the bare backbone")
     parser.add_argument("--batch-size", type=int, default=4)
