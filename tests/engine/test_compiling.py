@@ -12,6 +12,7 @@ from a2mim.engine.assembly import build_mim
 from a2mim.engine.compiling import check_masks, compile_parts, compile_step
 from a2mim.engine.config import load_config
 from a2mim.mim import MIM
+from a2mim.wiring.hiding import Sparse
 
 QUIET = {"schedule.warmup_epochs": 0, "judge.every_epochs": None, "log.report": False, "checkpoint.every_steps": 100}
 VIT = {"name": "vit_tiny_patch16_224", "model_args": {"depth": 2, "embed_dim": 64, "num_heads": 2}}
@@ -88,7 +89,8 @@ def settings_of(changes):
 
 
 @pytest.mark.parametrize("changes", ROWS.values(), ids=list(ROWS))
-def test_each_way_of_hiding_and_each_teacher_is_one_graph_also_after_a_picture(changes, counting):
+def test_each_way_of_hiding_and_each_teacher_is_one_graph_also_after_a_picture(changes, counting, monkeypatch):
+    monkeypatch.setattr(Sparse, "_counts_are_equal", lambda self: False)  # a graph cannot look; so they add in one order
     model = build_mim(settings_of(changes)).train()
     check_masks(model, settings_of(changes))
     compile_step(model)
