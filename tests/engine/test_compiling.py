@@ -90,7 +90,7 @@ def settings_of(changes):
 
 @pytest.mark.parametrize("changes", ROWS.values(), ids=list(ROWS))
 def test_each_way_of_hiding_and_each_teacher_is_one_graph_also_after_a_picture(changes, counting, monkeypatch):
-    monkeypatch.setattr(Sparse, "_counts_are_equal", lambda self: False)  # a graph cannot look; so they add in one order
+    monkeypatch.setattr(Sparse, "_counts_are_equal", lambda self: False)  # a graph cannot look; both add in one order
     model = build_mim(settings_of(changes)).train()
     check_masks(model, settings_of(changes))
     compile_step(model)
