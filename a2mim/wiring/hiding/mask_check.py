@@ -6,6 +6,7 @@ counted where they are drawn, see `a2mim.mim.MIM.draw`.
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -43,6 +44,11 @@ def check_cells(name: str, mask: Tensor, img_size: tuple[int, int], grids: Seque
             )
 
 
+def counts_of(mask: Tensor) -> np.ndarray | None:
+    """(B,) hidden cells of each image, by no operation of a device; None for a mask that is not on the CPU."""
+    return mask.flatten(1).numpy().sum(1) if mask.device.type == "cpu" else None
+
+
 def check_counts(name: str, hide: str, mask: Tensor, hidden_cells: int | None, equal: bool) -> None:
     """Raises ValueError where a mask on the CPU hides unequal counts, all that could be kept, or other than
     `hidden_cells`.
@@ -53,9 +59,9 @@ def check_counts(name: str, hide: str, mask: Tensor, hidden_cells: int | None, e
         hidden_cells: what the caller says is hidden in the whole batch; None: nothing is said.
         equal: whether every image must hide as many cells as the others.
     """
-    if mask.device.type != "cpu":
+    counts = counts_of(mask)
+    if counts is None:
         return
-    counts = mask.flatten(1).numpy().sum(1)  # the host's own numbers: no operation that a device would run
     least, most = int(counts.min()), int(counts.max())
     if equal and least != most:
         why = "" if hide == "drop" else ", because norms of this network take their statistics image by image"

@@ -15,6 +15,7 @@ from timm.models.hgnet import EseModule
 from timm.models.senet import SEModule
 from torch import Tensor, nn
 
+from a2mim.wiring.hiding.mask_check import counts_of
 from a2mim.wiring.layout import leaves
 from a2mim.wiring.model_type import TimmModel
 
@@ -64,9 +65,9 @@ class Sparse:
         self._index: dict[tuple, Tensor] = {}
         self._places: dict[tuple, Tensor] = {}
         self._visible: dict[tuple, Tensor | None] = {}
-        self._equal: bool | None = None
         self._known: Tensor | None = None
-        self._shapes: dict[int, torch.Size] = {}  # of what a norm was given, between its two hooks
+        # between the two hooks of a norm: the shape of what it was given, and the places, where the channels stay first
+        self._given: dict[int, tuple[torch.Size, Tensor | None]] = {}
 
     def install(self, model: nn.Module) -> None:
         """Hooks every layer that has no hooks yet: also those that replace others later (SyncBatchNorm).
@@ -123,7 +124,7 @@ class Sparse:
 
     def forget(self) -> None:
         """Drops what was worked out for the last mask."""
-        self._known, self._equal, self._index, self._places, self._visible = None, None, {}, {}, {}
+        self._known, self._index, self._places, self._visible = None, {}, {}, {}
 
     def _on_grid(self, shape: tuple[int, int], mask: Tensor) -> Tensor | None:
         ratios = [cells / number for cells, number in zip(shape, mask.shape[1:], strict=True)]
@@ -152,17 +153,12 @@ class Sparse:
         return self._places[key].expand(-1, channels, -1)
 
     def _counts_are_equal(self) -> bool:
-        """Whether all images of the current mask are known to show as many cells. A mask on a GPU is not looked at: the
-        host would wait.
+        """Whether all images of the current mask are known to show as many cells: not in a compiled step, nor where the
+        host would wait to learn it.
         """
         mask = self.mask()
-        if mask is None or torch.compiler.is_compiling() or mask.device.type != "cpu":
-            return False
-        self._forget_others(mask)
-        if self._equal is None:
-            counts = mask.flatten(1).numpy().sum(1)  # the host's own numbers, as in `mask_check`
-            self._equal = bool((counts == counts[0]).all())
-        return self._equal
+        counts = None if mask is None or torch.compiler.is_compiling() else counts_of(mask)
+        return counts is not None and bool((counts == counts[0]).all())
 
     def of_output(self, module: nn.Module, output: Tensor) -> Tensor | None:
         """The visible cells of a layer's output, broadcastable to it; None where it is no feature map."""
@@ -194,24 +190,24 @@ class Sparse:
         visible = self.visible((features.shape[2], features.shape[3])) if features.ndim == 4 else None
         if visible is None or len(visible) != len(features):
             return None
-        self._shapes[id(module)] = features.shape
-        if isinstance(module, BY_IMAGE) or self._counts_are_equal():
-            cells = features.flatten(2).gather(2, self.places(visible, features.shape[1]))[..., None]
-        else:
-            cells = features.movedim(1, -1).flatten(0, 2)[self.index(visible)][:, :, None, None]
-        return cells, *others
+        alike = isinstance(module, BY_IMAGE) or self._counts_are_equal()
+        places = self.places(visible, features.shape[1]) if alike else None
+        self._given[id(module)] = features.shape, places
+        if places is not None:
+            return features.flatten(2).gather(2, places)[..., None], *others
+        return features.movedim(1, -1).flatten(0, 2)[self.index(visible)][:, :, None, None], *others
 
     def _scatter(self, module: nn.Module, inputs: tuple, output: Tensor) -> Tensor | None:
         """Forward hook of a norm: the cells back on their grid, 0 elsewhere."""
-        shape = self._shapes.pop(id(module), None)
-        if shape is None:
+        if id(module) not in self._given:
             return None
-        visible = self.visible((shape[2], shape[3]))
-        assert visible is not None  # the cells were gathered on this grid
+        shape, places = self._given.pop(id(module))
         batch, channels, height, width = shape
-        if isinstance(module, BY_IMAGE) or self._counts_are_equal():
+        if places is not None:
             full = output.new_zeros(batch, channels, height * width)
-            return full.scatter_(2, self.places(visible, channels), output[..., 0]).view(shape)
+            return full.scatter_(2, places, output[..., 0]).view(shape)
+        visible = self.visible((height, width))
+        assert visible is not None  # the cells were gathered on this grid
         full = output.new_zeros(batch * height * width, channels)
         full = full.index_copy_(0, self.index(visible), output.flatten(1))
         return full.view(batch, height, width, channels).movedim(-1, 1)
