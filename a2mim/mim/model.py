@@ -13,6 +13,7 @@ from a2mim.decoders.tokens import fit_grid
 from a2mim.encoder import MaskedEncoder
 from a2mim.masking import expand_mask, make_fill, mean_colour, median_colour
 from a2mim.mim.contract import (
+    OFFERED,
     as_loss,
     build_decoder,
     check_call,
@@ -92,11 +93,8 @@ class MIM(BaseModel):
         self.decoders = build_decoder(decoder, self.encoder, self.target, self.target_channels, self.target_stride)
         self._mask_reads_images = takes(self.masking, "images")
         self._encoder_takes_cells = takes(self.encoder.forward, "hidden_cells")
-        self._decoder_takes_cells = takes(self.decoders.forward, "hidden_cells")
         self._encoder_gives_prefixes = takes(self.encoder.forward, "with_prefixes")
-        self._decoder_takes_prefix = takes(self.decoders.forward, "prefix")
-        self._decoder_takes_prefixes = takes(self.decoders.forward, "prefixes")
-        self._decoder_takes_grid = takes(self.decoders.forward, "grid")
+        self._decoder_takes = [name for name in OFFERED["decoder"] if takes(self.decoders.forward, name)]
         if hasattr(self.encoder, "img_size"):  # parts that do not fit are refused now, not at the first batch
             check_parts(self)
 
@@ -253,11 +251,8 @@ class MIM(BaseModel):
             mask = torch.zeros(len(maps[0]), 1, 1, dtype=torch.bool, device=maps[0].device)
         if isinstance(self.decoders, EachMap):
             return self.decoders(maps, mask, grid=grid)
-        more: dict = {"grid": grid} if self._decoder_takes_grid else {}
-        more |= {"prefix": prefixes[-1]} if self._decoder_takes_prefix else {}
-        more |= {"prefixes": prefixes} if self._decoder_takes_prefixes else {}
-        more |= {"hidden_cells": hidden_cells} if self._decoder_takes_cells else {}
-        recon = self.decoders(maps, mask, **more)
+        offered = {"prefix": prefixes[-1], "prefixes": prefixes, "grid": grid, "hidden_cells": hidden_cells}
+        recon = self.decoders(maps, mask, **{name: offered[name] for name in self._decoder_takes})
         ratios = [stride / self.target_stride for stride in self.encoder.strides]
         check_answer(self.decoders, recon, maps, ratios, self.target_channels, grid)
         return fit_grid(recon, grid, ratio=1)
