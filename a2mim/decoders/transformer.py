@@ -108,7 +108,7 @@ class TransformerDecoder(nn.Module):
         _, places = shown_cells(mask, (last.shape[2], last.shape[3]), hidden_cells)
         shown = [rearrange(one, "b d h w -> (b h w) d")[places].T[None, ..., None] for one in maps]  # (1, D, N, 1)
         tokens = self.embed(self.fuse_norm(self.fuse(shown)[0, ..., 0].T))
-        full = tokens.new_zeros(len(last) * last[0, 0].numel(), tokens.shape[-1]).index_copy(0, places, tokens)
+        full = tokens.new_zeros(len(last) * last[0, 0].numel(), tokens.shape[-1]).index_copy_(0, places, tokens)
         return full.unflatten(0, (len(last), -1))
 
     def fuse_prefixes(self, last: Tensor, prefixes: list[Tensor | None]) -> Tensor:

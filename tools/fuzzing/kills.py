@@ -140,7 +140,7 @@ def kill_runs(kills: int, seed: int, place: Path) -> Counter:
         assert all(torch.equal(found[key], whole[key]) for key in whole), f"other weights after {killed} kills"
         left = [*run.rglob("*.partial"), *run.rglob(".staging-*")]
         assert not left, f"left behind: {left}"
-        assert all((run / place / "receipt.json").is_file() for place in ("encoder", "export/safetensors"))
+        assert all((run / folder / "receipt.json").is_file() for folder in ("encoder", "export/safetensors"))
         shutil.rmtree(run)
         if counts["kills"] >= kills:
             return counts

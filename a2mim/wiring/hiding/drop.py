@@ -160,7 +160,7 @@ class Dropping:
         kept = indices(flat, self.number(flat, mask))
         prefix = tokens.shape[1] - kept.shape[1]
         full = tokens.new_zeros(len(tokens), flat.shape[1], tokens.shape[2])
-        full = full.scatter(1, kept[..., None].expand(-1, -1, tokens.shape[2]), tokens[:, prefix:])
+        full = full.scatter_(1, kept[..., None].expand(-1, -1, tokens.shape[2]), tokens[:, prefix:])
         return torch.cat([tokens[:, :prefix], full[:, prefix:]], dim=1) if prefix else full
 
 
